@@ -1,0 +1,90 @@
+"""Personalised pictures from reference images, without fine-tuning: a runtime for BootPIG pairs.
+
+Public names are loaded on first use, so `import bootpig_rt` stays quick and needs neither torch
+nor any other optional package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bootpig_rt.errors import (
+        BackendUnavailable,
+        BootPIGError,
+        Cancelled,
+        CheckpointError,
+        ConfigError,
+        ImageError,
+        InputError,
+        NumericalError,
+        ParameterError,
+        PromptError,
+        StorageError,
+        SubjectMismatch,
+    )
+    from bootpig_rt.generation import GenerationResult, Request
+    from bootpig_rt.pipeline import Pipeline
+    from bootpig_rt.reference_kv import ReferenceSchedule
+    from bootpig_rt.sampler import StepEvent
+    from bootpig_rt.subject import Subject
+
+__version__ = "0.1.0"
+
+_MODULE_OF_NAME = {
+    "BackendUnavailable": "bootpig_rt.errors",
+    "BootPIGError": "bootpig_rt.errors",
+    "Cancelled": "bootpig_rt.errors",
+    "CheckpointError": "bootpig_rt.errors",
+    "ConfigError": "bootpig_rt.errors",
+    "GenerationResult": "bootpig_rt.generation",
+    "ImageError": "bootpig_rt.errors",
+    "InputError": "bootpig_rt.errors",
+    "NumericalError": "bootpig_rt.errors",
+    "ParameterError": "bootpig_rt.errors",
+    "Pipeline": "bootpig_rt.pipeline",
+    "PromptError": "bootpig_rt.errors",
+    "ReferenceSchedule": "bootpig_rt.reference_kv",
+    "Request": "bootpig_rt.generation",
+    "StepEvent": "bootpig_rt.sampler",
+    "StorageError": "bootpig_rt.errors",
+    "Subject": "bootpig_rt.subject",
+    "SubjectMismatch": "bootpig_rt.errors",
+}
+
+__all__ = [  # noqa: RUF022  the main path first, then the errors
+    "Pipeline",
+    "Subject",
+    "Request",
+    "GenerationResult",
+    "StepEvent",
+    "ReferenceSchedule",
+    "BootPIGError",
+    "InputError",
+    "PromptError",
+    "ImageError",
+    "ParameterError",
+    "ConfigError",
+    "CheckpointError",
+    "BackendUnavailable",
+    "SubjectMismatch",
+    "StorageError",
+    "NumericalError",
+    "Cancelled",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    module = _MODULE_OF_NAME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

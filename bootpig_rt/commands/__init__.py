@@ -1,0 +1,1 @@
+"""The commands of `bootpig-rt`: one module each, light to import."""

@@ -1,0 +1,120 @@
+"""Every error that bootpig_rt raises on purpose.
+
+    BootPIGError
+     ├ InputError (ValueError)             what the user passed in
+     │  ├ PromptError
+     │  ├ ImageError
+     │  ├ ParameterError
+     │  └ ConfigError
+     ├ CheckpointError                     a model folder or one of its files
+     ├ BackendUnavailable (ImportError)    a missing package or device
+     ├ SubjectMismatch                     a Subject made for something else
+     ├ StorageError (OSError)              a file that cannot be written or read
+     ├ NumericalError                      NaN or Inf where numbers are expected
+     └ Cancelled                           a callback stopped the run
+
+A message is one line and says what was wrong, what was got, what was expected and what to do.
+`exit_code` is what the command line returns for the error. This file knows nothing about what
+raises them and imports nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class BootPIGError(Exception):
+    """Base of all errors of this package: catch it to catch them all."""
+
+    exit_code: ClassVar[int] = EXIT_FAILURE
+
+
+class InputError(BootPIGError, ValueError):
+    """The caller passed something that cannot be used."""
+
+    exit_code: ClassVar[int] = EXIT_BAD_INPUT
+
+
+class PromptError(InputError):
+    """A prompt is missing, empty or not text."""
+
+
+class ImageError(InputError):
+    """A picture cannot be opened, is out of limits or shows no subject."""
+
+
+class ParameterError(InputError):
+    """A number or a name is outside what the call accepts."""
+
+
+class ConfigError(InputError):
+    """A configuration file or field is wrong."""
+
+
+class CheckpointError(BootPIGError):
+    """A model folder, or a file in it, is missing, unsafe, damaged or of the wrong shape.
+
+    Attributes:
+        path: The folder or file at fault, or None when there is no single one.
+    """
+
+    exit_code: ClassVar[int] = EXIT_BAD_INPUT
+
+    def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
+        """Keep the one-line message and the path at fault."""
+        super().__init__(message)
+        self.path = path
+
+
+class BackendUnavailable(BootPIGError, ImportError):
+    """A package or a device that the chosen backend needs is not there.
+
+    The message holds the pip line that installs the package.
+    """
+
+    exit_code: ClassVar[int] = EXIT_BAD_INPUT
+
+
+class SubjectMismatch(BootPIGError):
+    """A Subject was made with other weights, another size or other settings than those in use."""
+
+    exit_code: ClassVar[int] = EXIT_BAD_INPUT
+
+
+class StorageError(BootPIGError, OSError):
+    """A file could not be written or read: disk full, read-only folder, no permission."""
+
+
+class NumericalError(BootPIGError):
+    """The model produced NaN or Inf; no picture was made from it."""
+
+
+class Cancelled(BootPIGError):
+    """A callback asked the run to stop. Ctrl-C stays KeyboardInterrupt."""
+
+    exit_code: ClassVar[int] = EXIT_INTERRUPTED
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for an operating system error, with the fix when there is an obvious one."""
+    reason = error.strerror or str(error) or type(error).__name__
+    where = f" ({error.filename})" if error.filename else ""
+    fixes = {
+        errno.ENOSPC: "free some space or write to another disk",
+        errno.EDQUOT: "free some space or write to another disk",
+        errno.EROFS: "write to a folder that is not read-only",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EPERM: "choose a folder that you may write to",
+        errno.ENOENT: "check the path",
+        errno.EISDIR: "give a file name, not a folder",
+        errno.ENOTDIR: "check the path: one of its parts is a file",
+    }
+    fix = fixes.get(error.errno) if error.errno is not None else None
+    return f"{reason[:1].lower()}{reason[1:]}{where}" + (f"; {fix}" if fix else "")

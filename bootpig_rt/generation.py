@@ -1,0 +1,176 @@
+"""What goes into a call of the pipeline and what comes out of it: plain, frozen, checked."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from PIL import Image
+
+from bootpig_rt.config import (
+    MAX_IMAGES,
+    check_guidance,
+    check_int,
+    check_prompt,
+    check_seed,
+    wrap_seed,
+)
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.subject import Subject
+
+_RANDOM_SEEDS = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Pictures of one prompt and one subject. What a batch shares is in `SamplingParams`.
+
+    Attributes:
+        prompt: What to draw.
+        subject: Whom to draw; None draws from the prompt alone.
+        negative_prompt: What to stay away from; may be empty.
+        image_guidance_scale: s_image, 0 to 100; None takes the pair's default.
+        text_guidance_scale: s_text, 0 to 100; None takes the pair's default.
+        num_images: 1 to 64; picture i has seed `seed + i`.
+        seed: 0 to 2**63 - 1; None draws one, and the result tells which.
+
+    Raises:
+        InputError: A value is of the wrong type or out of range.
+    """
+
+    prompt: str
+    subject: Subject | None
+    negative_prompt: str = ""
+    image_guidance_scale: float | None = None
+    text_guidance_scale: float | None = None
+    num_images: int = 1
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field, and fix the seed if there is none."""
+        put = object.__setattr__
+        put(self, "prompt", check_prompt(self.prompt))
+        negative = check_prompt(self.negative_prompt, "negative_prompt", allow_empty=True)
+        put(self, "negative_prompt", negative)
+        if self.subject is not None and not isinstance(self.subject, Subject):
+            raise ParameterError(
+                f"subject is of type {type(self.subject).__name__}, expected a Subject; make one "
+                "with encode_subject(images, reference_prompt)"
+            )
+        for name in ("image_guidance_scale", "text_guidance_scale"):
+            scale = getattr(self, name)
+            put(self, name, None if scale is None else check_guidance(name, scale))
+        count = check_int("num_images", self.num_images, 1, MAX_IMAGES, "call again for more")
+        put(self, "num_images", count)
+        seed = secrets.randbelow(_RANDOM_SEEDS) if self.seed is None else check_seed(self.seed)
+        put(self, "seed", seed)
+
+    def split(self) -> Iterator[Request]:
+        """One request for each picture, each with its own seed."""
+        first = self.seed or 0
+        for index in range(self.num_images):
+            yield replace(self, num_images=1, seed=wrap_seed(first + index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureParameters:
+    """All that one picture was made from: the same values give the same picture again."""
+
+    prompt: str
+    negative_prompt: str
+    reference_prompt: str | None
+    num_references: int
+    subject_fingerprint: str | None
+    seed: int
+    num_inference_steps: int
+    solver: str
+    image_guidance_scale: float
+    text_guidance_scale: float
+    merge: str
+    reference_schedule: str
+    reference_noise_seed: int | None
+    width: int
+    height: int
+    model: str
+    model_fingerprint: str
+    backend: str
+    device: str
+    version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and for the text chunk of a PNG."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock time of one call by stage, in milliseconds."""
+
+    encode_ms: float
+    """Preparing reference images and encoding them to latents."""
+    text_ms: float
+    """Tokens and text states."""
+    reference_ms: float
+    """The Reference U-Net; near 0 when the subject's table was there already."""
+    denoise_ms: float
+    decode_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """Sum of the stages."""
+        stages: dict[str, float] = asdict(self)
+        return sum(stages.values())
+
+    def to_dict(self) -> dict[str, float]:
+        """Stages and their sum, rounded to a microsecond."""
+        times = {**asdict(self), "total_ms": self.total_ms}
+        return {name: round(value, 3) for name, value in times.items()}
+
+
+@dataclass
+class Clock:
+    """Milliseconds by stage of one call. On a GPU stages overlap and only their sum is exact."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = self.ms.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+
+    def timings(self) -> Timings:
+        """What was measured so far; a stage that did not run took 0."""
+        get = self.ms.get
+        return Timings(
+            encode_ms=get("encode", 0.0),
+            text_ms=get("text", 0.0),
+            reference_ms=get("reference", 0.0),
+            denoise_ms=get("denoise", 0.0),
+            decode_ms=get("decode", 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Pictures of one call, in the order of the prompts.
+
+    Attributes:
+        images: RGB pictures.
+        parameters: One entry for each picture.
+        timings: Of the whole call.
+        reference_passes: How many (entry, reference) pairs the Reference U-Net was run on; 0 when
+            every table was in the cache.
+    """
+
+    images: list[Image.Image]
+    parameters: list[PictureParameters]
+    timings: Timings
+    reference_passes: int

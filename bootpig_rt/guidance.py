@@ -1,0 +1,100 @@
+"""Guidance rows: which U-Net rows a batch of pictures needs, each computed once.
+
+A picture is `uncond + s_image (image - uncond) + s_text (text_image - image)`, where
+
+- `uncond` has the negative prompt and no reference,
+- `image` has the negative prompt and the references,
+- `text_image` has the prompt and the references.
+
+Scales decide which of the three matter: with `s_image = 1` the uncond row cancels, with equal
+scales the image row, with `s_text = 0` the text_image row. A row that cancels is not computed and
+its place is taken by one that makes the formula give the same; nothing is approximated. Rows of one
+picture with the same text and references are one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bootpig_rt.backends.base import IntArray
+
+_UNCOND, _IMAGE, _TEXT_IMAGE = range(3)
+
+
+@dataclass(frozen=True)
+class PictureBranches:
+    """What the branches of one picture read.
+
+    Attributes:
+        prompt: Index of the prompt's text states.
+        negative_prompt: Index of the negative prompt's text states.
+        references: Indices of its references; empty for a picture without a subject.
+        image_guidance_scale: s_image.
+        text_guidance_scale: s_text.
+    """
+
+    prompt: int
+    negative_prompt: int
+    references: tuple[int, ...]
+    image_guidance_scale: float
+    text_guidance_scale: float
+
+
+@dataclass(frozen=True)
+class GuidanceRows:
+    """Rows of a batch of B pictures; the fields are those of `DenoiseBatch`.
+
+    Attributes:
+        text_of_row: int64 [N].
+        picture_of_row: int64 [N].
+        ref_of_row: int64 [N, R], -1 for none.
+        rows_of_picture: int64 [3, B].
+    """
+
+    text_of_row: IntArray
+    picture_of_row: IntArray
+    ref_of_row: IntArray
+    rows_of_picture: IntArray
+
+
+def plan_guidance(pictures: Sequence[PictureBranches]) -> GuidanceRows:
+    """Lay out the rows of a batch, those with the fewest references first."""
+    rows: list[tuple[int, int, tuple[int, ...]]] = []  # picture, text, references
+    branches: list[list[tuple[int, int, tuple[int, ...]]]] = []
+    for number, picture in enumerate(pictures):
+        found = (
+            (number, picture.negative_prompt, ()),
+            (number, picture.negative_prompt, picture.references),
+            (number, picture.prompt, picture.references),
+        )
+        chosen = [found[branch] for branch in _stand_ins(picture)]
+        branches.append(chosen)
+        rows.extend(row for row in dict.fromkeys(chosen))
+    rows.sort(key=lambda row: len(row[2]))
+    position = {row: index for index, row in enumerate(rows)}
+    width = max(1, *(len(references) for _, _, references in rows))
+    ref_of_row = np.full((len(rows), width), -1, dtype=np.int64)
+    for index, (_, _, references) in enumerate(rows):
+        ref_of_row[index, : len(references)] = references
+    return GuidanceRows(
+        text_of_row=np.array([text for _, text, _ in rows], dtype=np.int64),
+        picture_of_row=np.array([number for number, _, _ in rows], dtype=np.int64),
+        ref_of_row=ref_of_row,
+        rows_of_picture=np.array(
+            [[position[chosen[branch]] for chosen in branches] for branch in range(3)],
+            dtype=np.int64,
+        ),
+    )
+
+
+def _stand_ins(picture: PictureBranches) -> tuple[int, int, int]:
+    """For each branch, the branch that is computed in its place: itself where it matters."""
+    s_image, s_text = picture.image_guidance_scale, picture.text_guidance_scale
+    needs_uncond, needs_image, needs_text = s_image != 1.0, s_image != s_text, s_text != 0.0
+    image = _IMAGE if needs_image else _UNCOND if needs_uncond else _TEXT_IMAGE
+    uncond = _UNCOND if needs_uncond else image
+    text_image = _TEXT_IMAGE if needs_text else image
+    return uncond, image, text_image

@@ -1,0 +1,142 @@
+"""Reference self-attention (RSA) of the Base U-Net, with `scaled_dot_product_attention`.
+
+`bootpig_rt.kernels.eager` holds the same arithmetic in its plainest form; tests compare the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bootpig_rt.models.rows import RowGroup, RowPlan
+from bootpig_rt.pair_config import Merge
+
+__all__ = ["KV", "Merge", "attention", "join_heads", "reference_self_attention", "split_heads"]
+
+KV: TypeAlias = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each [N, H, M, D]."""
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[B, N, H * D] -> [B, H, N, D], a view."""
+    split: Tensor = tokens.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
+
+
+def join_heads(attended: Tensor) -> Tensor:
+    """[B, H, N, D] -> [B, N, H * D]."""
+    return attended.transpose(1, 2).flatten(-2)
+
+
+def attention(attn: Any, tokens: Tensor, context: Tensor) -> Tensor:
+    """A diffusers `Attention` module without masks: self- or cross-attention.
+
+    Args:
+        attn: The module; its projections, heads and output dropout are used.
+        tokens: [B, N, C], queries.
+        context: [B, S, E], keys and values; `tokens` itself for self-attention.
+
+    Returns:
+        [B, N, C].
+    """
+    q = split_heads(attn.to_q(tokens), attn.heads)
+    k = split_heads(attn.to_k(context), attn.heads)
+    v = split_heads(attn.to_v(context), attn.heads)
+    return _project_out(attn, join_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+def reference_self_attention(
+    attn: Any, tokens: Tensor, reference: KV, plan: RowPlan, *, merge: Merge
+) -> Tensor:
+    """Self-attention in which each row also reads its references.
+
+    Args:
+        attn: The self-attention module of the Base U-Net.
+        tokens: [B, N, C], after the block's first norm, in the order of the plan.
+        reference: Keys and values of all references, each [N_ref, H, M, D]; keys already scaled.
+        plan: Which rows read which references.
+        merge: How several references of a row are combined.
+
+    Returns:
+        [B, N, C], after the output projection, in the order of the plan.
+    """
+    q = split_heads(attn.to_q(tokens), attn.heads)
+    k = split_heads(attn.to_k(tokens), attn.heads)
+    v = split_heads(attn.to_v(tokens), attn.heads)
+    attended: list[Tensor] = []
+    deltas: list[tuple[slice, Tensor]] = []
+    for group in plan.groups:
+        rows = group.rows
+        if group.num_references == 0:
+            attended.append(join_heads(F.scaled_dot_product_attention(q[rows], k[rows], v[rows])))
+        elif group.num_references == 1 or merge == "concat":
+            attended.append(join_heads(_one_softmax(q[rows], k[rows], v[rows], reference, group)))
+        else:
+            per_reference = _each_reference(q[rows], k[rows], v[rows], reference, group)
+            if merge == "mean":
+                # The output projection is linear: the mean may be taken ahead of it.
+                attended.append(per_reference.mean(dim=1))
+                continue
+            plain = join_heads(F.scaled_dot_product_attention(q[rows], k[rows], v[rows]))
+            attended.append(plain)
+            change = F.linear(per_reference - plain.unsqueeze(1), attn.to_out[0].weight)
+            deltas.append((rows, _merge(change, merge)))
+    joined = attended[0] if len(attended) == 1 else torch.cat(attended)
+    projected = attn.to_out[0](joined)
+    if deltas:
+        # Groups are sorted by their number of references, so these are the last ones.
+        pieces = [projected[rows] + change.to(projected.dtype) for rows, change in deltas]
+        projected = torch.cat([projected[: deltas[0][0].start], *pieces])
+    dropped: Tensor = attn.to_out[1](projected)
+    return dropped
+
+
+def _project_out(attn: Any, joined: Tensor) -> Tensor:
+    projected: Tensor = attn.to_out[1](attn.to_out[0](joined))
+    return projected
+
+
+def _one_softmax(q: Tensor, k: Tensor, v: Tensor, reference: KV, group: RowGroup) -> Tensor:
+    """One softmax over own tokens and those of all references: [b, H, N, D]."""
+    ref_k, ref_v = (group.select(table) for table in reference)
+    if group.num_references == 1:
+        ref_k, ref_v = ref_k.squeeze(1), ref_v.squeeze(1)
+    else:
+        ref_k, ref_v = (ref.transpose(1, 2).flatten(2, 3) for ref in (ref_k, ref_v))
+    k = torch.cat([k, ref_k.to(k.dtype)], dim=2)
+    v = torch.cat([v, ref_v.to(v.dtype)], dim=2)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _each_reference(q: Tensor, k: Tensor, v: Tensor, reference: KV, group: RowGroup) -> Tensor:
+    """Attention with one reference at a time: [b, R, N, H * D]."""
+    num = group.num_references
+    ref_k, ref_v = (group.select(table) for table in reference)
+    own_k, own_v = (own.unsqueeze(1).expand(-1, num, -1, -1, -1) for own in (k, v))
+    keys = torch.cat([own_k, ref_k.to(k.dtype)], dim=3).flatten(0, 1)
+    values = torch.cat([own_v, ref_v.to(v.dtype)], dim=3).flatten(0, 1)
+    queries = q.unsqueeze(1).expand(-1, num, -1, -1, -1).flatten(0, 1)
+    attended = F.scaled_dot_product_attention(queries, keys, values)
+    by_reference: Tensor = join_heads(attended).unflatten(0, (-1, num))
+    return by_reference
+
+
+def _merge(change: Tensor, merge: Merge) -> Tensor:
+    """Weighted sum over references of what each one changes, [b, R, N, C] -> [b, N, C].
+
+    Computed in float32 or wider, whatever type the attention ran in.
+    """
+    change = change.to(torch.promote_types(change.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(change, dim=-1)
+    if merge == "softmax":
+        weighted: Tensor = norms.softmax(dim=1).unsqueeze(-1) * change
+        return weighted.sum(dim=1)
+    # torch.argmax promises nothing about ties of floats: the lowest index is chosen explicitly.
+    best = norms.max(dim=1, keepdim=True).values
+    first = (norms == best).int().argmax(dim=1, keepdim=True)
+    index = first.unsqueeze(-1).expand(-1, -1, -1, change.shape[-1])
+    chosen: Tensor = change.gather(1, index).squeeze(1)
+    return chosen

@@ -1,0 +1,149 @@
+"""Which reference each row of a batch reads: sorted once per forward, so that layers only slice.
+
+Rows that read the same number of references form one group, and groups are contiguous slices of
+the sorted batch. No row pays for a mask, and a row without a reference runs plain self-attention.
+This file knows nothing about attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bootpig_rt.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Neighbouring rows of the sorted batch that read the same number of references.
+
+    Attributes:
+        rows: Slice of the sorted batch.
+        num_references: R, references that each of these rows reads; 0 is plain self-attention.
+        index: Where the references lie in the table, a slice or int64 indices: `R` entries that
+            all rows share (`shared`), or `rows * R` entries in row order.
+        shared: All rows read the same R references.
+    """
+
+    rows: slice
+    num_references: int
+    index: slice | Tensor | None = None
+    shared: bool = False
+
+    def select(self, table: Tensor) -> Tensor:
+        """Reference keys or values of these rows.
+
+        Args:
+            table: [N, H, M, D].
+
+        Returns:
+            [rows, R, H, M, D], a view of the table where the references are neighbours in it.
+        """
+        if self.index is None:
+            raise ParameterError("this group of rows reads no reference")
+        if isinstance(self.index, slice):
+            picked = table[self.index]
+        else:
+            picked = table.index_select(0, self.index)
+        if self.shared:
+            num_rows = self.rows.stop - self.rows.start
+            return picked.unsqueeze(0).expand(num_rows, -1, -1, -1, -1)
+        by_row: Tensor = picked.unflatten(0, (-1, self.num_references))
+        return by_row
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How one batch is sorted and grouped by its references. Build it with `plan_rows`.
+
+    Attributes:
+        groups: Groups in the order of the sorted batch, by rising number of references.
+        order: int64 [B], sorted position -> row of the caller; None where the rows are in order.
+        inverse: int64 [B], row of the caller -> sorted position; None likewise.
+    """
+
+    groups: tuple[RowGroup, ...]
+    order: Tensor | None = None
+    inverse: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """B, rows of the batch."""
+        return int(self.groups[-1].rows.stop)
+
+    @property
+    def uses_references(self) -> bool:
+        """At least one row reads a reference."""
+        return any(group.num_references for group in self.groups)
+
+    def sort(self, tensor: Tensor) -> Tensor:
+        """Rows of the caller [B, ...] in the order of the groups."""
+        return tensor if self.order is None else tensor.index_select(0, self.order)
+
+    def restore(self, tensor: Tensor) -> Tensor:
+        """Rows in the order of the groups [B, ...] back in the caller's."""
+        return tensor if self.inverse is None else tensor.index_select(0, self.inverse)
+
+
+def plan_rows(ref_of_row: Tensor, num_references: int) -> RowPlan:
+    """Sort and group the rows of a batch by what they read.
+
+    Reads the values of `ref_of_row` on the host. Where that matters (a loop over steps on a GPU,
+    tracing for export) build the plan once and pass it in place of the tensor.
+
+    Args:
+        ref_of_row: int64 [B, R], indices into the reference table, -1 for none.
+        num_references: N, references in the table.
+
+    Raises:
+        ParameterError: Wrong shape or type, or an index outside -1..N-1.
+    """
+    if ref_of_row.dim() != 2 or ref_of_row.dtype != torch.int64 or ref_of_row.shape[0] == 0:
+        raise ParameterError(
+            f"ref_of_row is {ref_of_row.dtype} of shape {list(ref_of_row.shape)}, expected int64 "
+            "[B, R] with at least one row; use -1 where a row has no reference"
+        )
+    rows: list[list[int]] = [[ref for ref in row if ref != -1] for row in ref_of_row.tolist()]
+    low = min((ref for row in rows for ref in row), default=0)
+    high = max((ref for row in rows for ref in row), default=0)
+    if low < 0 or (high >= num_references and any(rows)):
+        raise ParameterError(
+            f"ref_of_row names reference {low if low < 0 else high}, expected -1 (none) or "
+            f"0..{num_references - 1}: the table holds {num_references}"
+        )
+    device = ref_of_row.device
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    groups: list[RowGroup] = []
+    start = 0
+    for stop in range(1, len(order) + 1):
+        if stop < len(order) and len(rows[order[stop]]) == len(rows[order[start]]):
+            continue
+        refs = [rows[row] for row in order[start:stop]]
+        groups.append(_group(slice(start, stop), refs, device))
+        start = stop
+    if order == list(range(len(rows))):
+        return RowPlan(tuple(groups))
+    inverse = [0] * len(order)
+    for position, row in enumerate(order):
+        inverse[row] = position
+    return RowPlan(
+        tuple(groups), torch.tensor(order, device=device), torch.tensor(inverse, device=device)
+    )
+
+
+def plain_rows(num_rows: int) -> RowPlan:
+    """The plan of a batch in which no row reads a reference."""
+    return RowPlan((RowGroup(slice(0, num_rows), 0),))
+
+
+def _group(rows: slice, refs: list[list[int]], device: torch.device) -> RowGroup:
+    num_references = len(refs[0])
+    if num_references == 0:
+        return RowGroup(rows, 0)
+    shared = all(row == refs[0] for row in refs)
+    flat = refs[0] if shared else [ref for row in refs for ref in row]
+    neighbours = flat == list(range(flat[0], flat[0] + len(flat)))
+    index = slice(flat[0], flat[-1] + 1) if neighbours else torch.tensor(flat, device=device)
+    return RowGroup(rows, num_references, index, shared)

@@ -1,0 +1,139 @@
+"""Write a pair as one folder, all of it or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from bootpig_rt.errors import (
+    BootPIGError,
+    NumericalError,
+    ParameterError,
+    StorageError,
+    describe_os_error,
+)
+from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM, Pair
+from bootpig_rt.models.weights import is_finite
+
+
+def save_pair(
+    pair: Pair,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
+) -> Path:
+    """Save a pair in the single-folder layout.
+
+    Everything goes to a hidden folder beside the target, which takes its name at the end: a full
+    disk or an interrupt leaves what was there before.
+
+    Args:
+        pair: What to save; `pair.fingerprint` is not used.
+        folder: The folder to make. Its parent must exist.
+        dtype: Type of the weights on disk: float16 or float32.
+        overwrite: Replace a folder that is already a pair.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ParameterError: Another type, or the folder exists and may not be replaced.
+        NumericalError: A weight is NaN or Inf, or too large for float16.
+        StorageError: The disk is full, read-only or otherwise refuses.
+    """
+    target = Path(folder)
+    if dtype not in (torch.float16, torch.float32):
+        raise ParameterError(f"dtype is {dtype}, expected torch.float16 or torch.float32")
+    replaceable = overwrite and (target / "pair.json").is_file()
+    if target.exists() and not replaceable:
+        what = "and is no pair; choose another folder"
+        if not overwrite:
+            what = "already; choose another folder or pass overwrite=True"
+        raise ParameterError(f"{target} exists {what}")
+    hidden = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        try:
+            hidden.mkdir()
+            _write(pair, hidden, dtype)
+            if replaceable:
+                old = hidden.with_name(f"{hidden.name}.old")
+                target.rename(old)
+                hidden.rename(target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                hidden.rename(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(hidden)
+            raise
+    except BootPIGError:
+        raise
+    except OSError as error:
+        reason = describe_os_error(OSError(error.errno, error.strerror or str(error)))
+        raise StorageError(f"cannot save the pair to {str(target)!r}: {reason}") from error
+    return target
+
+
+def _write(pair: Pair, folder: Path, dtype: torch.dtype) -> None:
+    unets: dict[str, Any] = {"base_unet": pair.base.unet}
+    if not pair.config.shared_unet:
+        unets["ref_unet"] = pair.reference.unet
+    for name, module in {**unets, "vae": pair.vae}.items():
+        config = json.loads(module.to_json_string())
+        tensors = module.state_dict()
+        _write_module(folder / name, config, tensors, UNET_STEM, dtype)
+    # The prefix is what published checkpoints have, whichever version of transformers reads them.
+    states = {
+        name if name.startswith("text_model.") else f"text_model.{name}": tensor
+        for name, tensor in pair.text_encoder.state_dict().items()
+    }
+    config = pair.text_encoder.config.to_dict()
+    _write_module(folder / "text_encoder", config, states, TEXT_STEM, dtype)
+    (folder / "tokenizer").mkdir()
+    for name in TOKENIZER_FILES:
+        source = pair.tokenizer_folder / name
+        if source.is_file():
+            _write_bytes(folder / "tokenizer" / name, source.read_bytes())
+    (folder / "scheduler").mkdir()
+    _write_bytes(folder / "scheduler" / "scheduler_config.json", _json_bytes(pair.scheduler))
+    _write_bytes(folder / "pair.json", pair.config.to_json().encode())
+
+
+def _write_module(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], stem: str, dtype: torch.dtype
+) -> None:
+    converted: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        if not is_finite(stored):
+            raise NumericalError(
+                f"{folder.name}: tensor {name!r} is NaN, Inf or too large for {dtype}; "
+                "save an earlier checkpoint, or save with dtype=torch.float32"
+            )
+        converted[name] = stored
+    folder.mkdir()
+    # "_name_or_path" would put a path of this machine into the file.
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    _write_bytes(folder / "config.json", _json_bytes(kept))
+    _write_bytes(folder / f"{stem}.safetensors", save(converted, metadata={"format": "pt"}))
+
+
+def _json_bytes(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

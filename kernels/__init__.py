@@ -1,0 +1,1 @@
+"""Reference self-attention in eager torch: the oracle of every faster version."""

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bootpig_rt.backends import BACKENDS, available_backends, create_backend
+from bootpig_rt.backends.base import Backend, DenoiseBatch
+from bootpig_rt.errors import BackendUnavailable, CheckpointError, ParameterError
+from bootpig_rt.solver import SolverTable, solver_table
+
+ROWS = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_pair_folder: Path) -> Backend:
+    return create_backend("torch", tiny_pair_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def text(backend: Backend) -> Any:
+    return backend.encode_text(np.arange(4 * 24, dtype=np.int64).reshape(4, 24))
+
+
+def latents(*shape: int) -> np.ndarray:
+    return ROWS.standard_normal(shape, dtype=np.float32)
+
+
+def batch_of(backend: Backend, text: Any, solver: SolverTable, **changes: Any) -> DenoiseBatch:
+    """One picture with a subject of one reference and all three rows."""
+    clean = latents(1, 1, 4, 8, 8)
+    table = backend.reference_kv(clean, np.array([0], dtype=np.int64), text[:1])
+    fields: dict[str, Any] = {
+        "latents": latents(1, 4, 8, 8),
+        "prompt_embeds": text,
+        "text_of_row": np.array([1, 1, 2]),
+        "picture_of_row": np.array([0, 0, 0]),
+        "ref_of_row": np.array([[-1], [0], [0]]),
+        "rows_of_picture": np.array([[0], [1], [2]]),
+        "image_guidance_scale": np.array([4.0], dtype=np.float32),
+        "text_guidance_scale": np.array([6.5], dtype=np.float32),
+        "tables": (table.data,),
+        "num_references": (1,),
+        "solver": solver,
+        "merge": "argmax",
+    }
+    return DenoiseBatch(**{**fields, **changes})
+
+
+def test_an_unknown_backend_is_refused_by_name(tiny_pair_folder: Path) -> None:
+    with pytest.raises(ParameterError, match=r"backend is 'jax', expected one of: auto, torch"):
+        create_backend("jax", tiny_pair_folder)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", "", None])
+def test_an_unknown_device_is_refused_by_name(tiny_pair_folder: Path, device: Any) -> None:
+    with pytest.raises(ParameterError, match="expected auto, cpu, cuda or cuda:N"):
+        create_backend("torch", tiny_pair_folder, device=device)
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(tiny_pair_folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"device is cuda:99, but torch .* sees \d+ CUDA"):
+        create_backend("torch", tiny_pair_folder, device="cuda:99")
+
+
+def test_auto_says_which_backend_it_took(
+    tiny_pair_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        create_backend("auto", tiny_pair_folder, device="cpu")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"backend torch on cpu, pair {tiny_pair_folder}"
+    ]
+
+
+def test_a_backend_by_name_is_taken_without_a_word(
+    tiny_pair_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        create_backend("torch", tiny_pair_folder, device="cpu")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", ["torch", "auto"])
+def test_a_missing_package_is_an_error_with_its_pip_line(
+    tiny_pair_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    assert available_backends() == ()
+    with pytest.raises(BackendUnavailable, match=r'pip install "bootpig-rt\[torch\]"'):
+        create_backend(name, tiny_pair_folder)
+
+
+def test_a_folder_that_is_no_pair_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no base_unet folder"):
+        create_backend("torch", tmp_path, device="cpu")
+
+
+def test_every_backend_names_a_module_that_exists() -> None:
+    for entry in BACKENDS.values():
+        assert importlib.util.find_spec(entry.module) is not None
+
+
+def test_the_spec_describes_the_pair(backend: Backend, tiny_pair_folder: Path) -> None:
+    assert backend.spec.config.name == "tiny"
+    assert backend.spec.latent_channels == 4
+    assert backend.spec.vae_scale_factor == 4
+    assert backend.spec.size_multiple_px == 8
+    assert backend.spec.tokenizer_folder == tiny_pair_folder / "tokenizer"
+    assert len(backend.spec.fingerprint) == 64
+
+
+def test_pictures_go_to_latents_and_back_in_shape(backend: Backend) -> None:
+    encoded = backend.encode_image(np.zeros((3, 3, 32, 40), dtype=np.float32))
+    assert encoded.shape == (3, 4, 8, 10)
+    assert encoded.dtype == np.float32
+    decoded = backend.decode(encoded)
+    assert decoded.shape == (3, 3, 32, 40)
+    assert decoded.dtype == np.float32
+
+
+def test_encoding_a_picture_draws_no_random_numbers(backend: Backend) -> None:
+    picture = latents(1, 3, 32, 32)
+    np.testing.assert_array_equal(backend.encode_image(picture), backend.encode_image(picture))
+
+
+def test_a_table_in_batches_equals_one_pass_for_each_entry(backend: Backend, text: Any) -> None:
+    noised = latents(9, 2, 4, 8, 8)  # 18 rows: more than go through at once
+    timesteps = np.arange(900, 0, -100, dtype=np.int64)
+    table = backend.reference_kv(noised, timesteps, text[:2])
+    assert table.num_passes == 18
+    assert table.size_bytes == sum(k.nbytes + v.nbytes for k, v in table.data)
+    for entry in (0, 8):
+        alone = backend.reference_kv(noised[entry, None], timesteps[entry, None], text[:2])
+        for (k, v), (one_k, one_v) in zip(table.data, alone.data, strict=True):
+            np.testing.assert_allclose(k[entry], one_k[0], atol=1e-5)
+            np.testing.assert_allclose(v[entry], one_v[0], atol=1e-5)
+
+
+def test_a_step_is_guidance_and_solver_over_the_rows(backend: Backend, text: Any) -> None:
+    """The step against its parts: each row alone, combined in numpy by the solver's own table."""
+    solver = solver_table("unipc", backend.spec.noise_schedule, 5)
+    batch = batch_of(backend, text, solver)
+    no_guidance = {"image_guidance_scale": np.ones(1, np.float32)}
+    no_guidance["text_guidance_scale"] = np.ones(1, np.float32)
+    output_only = _table_that_returns_the_output(solver)
+    sample, history = batch.latents, solver.initial_history(batch.latents)
+    run = backend.start(batch)
+    for index in range(5):
+        rows = []
+        for row in range(3):
+            single = DenoiseBatch(
+                **{
+                    **vars(batch),
+                    **no_guidance,
+                    "latents": sample,
+                    "text_of_row": batch.text_of_row[row, None],
+                    "picture_of_row": np.array([0]),
+                    "ref_of_row": batch.ref_of_row[row, None],
+                    "rows_of_picture": np.zeros((3, 1), np.int64),
+                    "solver": output_only,
+                }
+            )
+            one = backend.start(single)
+            one.step(index)
+            rows.append(one.latents())
+        uncond, image, text_image = rows
+        guided = uncond + 4.0 * (image - uncond) + 6.5 * (text_image - image)
+        expected_estimate = solver.preview(index, sample, output=guided)
+        sample, history = solver.step(index, sample, output=guided, history=history)
+        run.step(index)
+        np.testing.assert_allclose(run.latents(), sample, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(run.estimate(), expected_estimate, rtol=1e-4, atol=1e-3)
+
+
+def _table_that_returns_the_output(solver: SolverTable) -> SolverTable:
+    matrices = np.zeros((solver.num_steps, 1, 2))
+    matrices[:, 0, 1] = 1.0
+    return SolverTable(
+        name=solver.name,
+        timesteps=solver.timesteps,
+        matrices=matrices,
+        x0=solver.x0,
+        clip_sample_range=None,
+        clip_weight=solver.clip_weight,
+    )
+
+
+def test_a_step_clamps_where_the_solver_does(backend: Backend, text: Any) -> None:
+    solver = solver_table("ddim", backend.spec.noise_schedule, 3)
+    clamped = SolverTable(
+        name="ddim",
+        timesteps=solver.timesteps,
+        matrices=solver.matrices,
+        x0=solver.x0,
+        clip_sample_range=0.5,
+        clip_weight=np.full(3, 0.25),
+    )
+    batch = batch_of(backend, text, solver)
+    free, held = (
+        backend.start(DenoiseBatch(**{**vars(batch), "solver": s})) for s in (solver, clamped)
+    )
+    free.step(0)
+    held.step(0)
+    change = np.clip(free.estimate(), -0.5, 0.5) - free.estimate()
+    assert np.abs(change).max() > 0.1
+    np.testing.assert_allclose(held.estimate(), free.estimate() + change, atol=1e-5)
+    np.testing.assert_allclose(held.latents(), free.latents() + 0.25 * change, atol=1e-5)
+
+
+def test_a_batch_without_a_subject_runs_without_a_table(backend: Backend, text: Any) -> None:
+    solver = solver_table("ddim", backend.spec.noise_schedule, 2)
+    batch = batch_of(backend, text, solver)
+    free = {"ref_of_row": np.full((3, 1), -1), "latents": batch.latents}
+    with_table = backend.start(DenoiseBatch(**{**vars(batch), **free}))
+    without = backend.start(
+        DenoiseBatch(**{**vars(batch), **free, "tables": (), "num_references": ()})
+    )
+    for run in (with_table, without):
+        run.step(0)
+    np.testing.assert_array_equal(with_table.latents(), without.latents())
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_what_the_cpu_draws(backend: Backend, tiny_pair_folder: Path) -> None:
+    solver = solver_table("dpmpp_2m", backend.spec.noise_schedule, 6)
+    gpu = create_backend("torch", tiny_pair_folder, device="cuda")
+    ids = np.arange(4 * 24, dtype=np.int64).reshape(4, 24)
+    start, clean = latents(1, 4, 8, 8), latents(1, 1, 4, 8, 8)
+    finished = []
+    for one in (backend, gpu):
+        states = one.encode_text(ids)
+        table = one.reference_kv(clean, np.array([0], dtype=np.int64), states[:1])
+        run = one.start(batch_of(one, states, solver, latents=start, tables=(table.data,)))
+        for index in range(6):
+            run.step(index)
+        finished.append(run.latents())
+    np.testing.assert_allclose(finished[1], finished[0], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,89 @@
+"""The names that users import, and the tree of errors."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+import bootpig_rt
+from bootpig_rt import errors
+
+
+@pytest.mark.parametrize("name", bootpig_rt.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    assert getattr(bootpig_rt, name) is not None
+    assert name in dir(bootpig_rt)
+
+
+def test_the_lazy_table_and_the_public_names_agree() -> None:
+    assert set(bootpig_rt._MODULE_OF_NAME) | {"__version__"} == set(bootpig_rt.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Pipelin'"):
+        bootpig_rt.Pipelin  # noqa: B018
+
+
+def test_public_callables_are_documented() -> None:
+    named = {name: getattr(bootpig_rt, name) for name in bootpig_rt.__all__ if name[0] != "_"}
+    assert [name for name, value in named.items() if not value.__doc__] == []
+
+
+def error_types() -> list[type[errors.BootPIGError]]:
+    found: list[type[errors.BootPIGError]] = []
+    todo = [errors.BootPIGError]
+    while todo:
+        todo += todo[0].__subclasses__()
+        found.append(todo.pop(0))
+    return [kind for kind in found if kind.__module__ == "bootpig_rt.errors"]
+
+
+def test_every_error_is_public_and_in_the_drawing_of_the_tree() -> None:
+    names = {kind.__name__ for kind in error_types()}
+    assert names <= set(bootpig_rt.__all__)
+    assert names == set(re.findall(r"^[ │├└─]*([A-Z]\w+)", errors.__doc__ or "", re.M)) & names
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin", "code"),
+    [
+        ("InputError", ValueError, 2),
+        ("PromptError", ValueError, 2),
+        ("ImageError", ValueError, 2),
+        ("ParameterError", ValueError, 2),
+        ("ConfigError", ValueError, 2),
+        ("CheckpointError", Exception, 2),
+        ("BackendUnavailable", ImportError, 2),
+        ("SubjectMismatch", Exception, 2),
+        ("StorageError", OSError, 1),
+        ("NumericalError", Exception, 1),
+        ("Cancelled", Exception, 130),
+    ],
+)
+def test_errors_are_caught_as_their_builtin_kind(
+    kind: str, builtin: type[Exception], code: int
+) -> None:
+    error = getattr(errors, kind)("what was wrong")
+    assert isinstance(error, errors.BootPIGError)
+    assert isinstance(error, builtin)
+    assert str(error) == "what was wrong"
+    assert error.exit_code == code
+
+
+def test_a_checkpoint_error_names_its_file() -> None:
+    assert errors.CheckpointError("truncated", Path("vae/config.json")).path == Path(
+        "vae/config.json"
+    )
+    assert errors.CheckpointError("truncated").path is None
+
+
+def test_a_full_disk_is_described_with_a_fix() -> None:
+    text = errors.describe_os_error(OSError(errno.ENOSPC, "No space left on device", "out.png"))
+    assert text == "no space left on device (out.png); free some space or write to another disk"
+
+
+def test_an_unknown_os_error_is_described_by_what_it_says() -> None:
+    assert errors.describe_os_error(OSError("odd")) == "odd"

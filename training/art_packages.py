@@ -1,0 +1,185 @@
+"""Fetches the pinned packages of drawings, checks them, and unpacks what is needed.
+
+A package is fetched by its name and version with the `npm` client, as a plain archive: nothing of
+it is installed or run. Its sha256 must equal the pinned one before it is opened. This file knows
+nothing about what the drawings show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from bootpig_rt.atomic import atomic_write_bytes
+from bootpig_rt.errors import BackendUnavailable, InputError, StorageError, describe_os_error
+from bootpig_rt.training.emoji import ArtSource
+
+logger = logging.getLogger(__name__)
+
+WANTED = ("icons.json", "metadata.json", "chars.json", "info.json")
+NEEDED = ("icons.json", "metadata.json")
+MAX_UNPACKED_BYTES = 256 * 2**20
+NPM_TIMEOUT_S = 600
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch_archive(source: ArtSource, folder: Path, *, from_folder: Path | None = None) -> Path:
+    """Have a package's archive, whole and checked, in a folder.
+
+    An archive that is already there with the right checksum is kept, so a second run fetches only
+    what is missing.
+
+    Args:
+        source: The pinned package.
+        folder: Where the archive is kept.
+        from_folder: Take the archive from this folder; without it, `npm` fetches it.
+
+    Returns:
+        The archive.
+
+    Raises:
+        InputError: `from_folder` lacks the archive.
+        BackendUnavailable: `npm` is not installed.
+        StorageError: The fetch failed, the checksum differs, or the folder cannot be written.
+    """
+    path = folder / source.archive
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and sha256_of(path) == source.sha256:
+            return path
+        if from_folder is not None:
+            _take_archive(source, from_folder / source.archive, path)
+        else:
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+                _take_archive(source, _npm_pack(source, Path(scratch)), path)
+    except StorageError:
+        raise
+    except OSError as error:
+        if isinstance(error, BackendUnavailable):
+            raise
+        raise StorageError(f"cannot fetch into {folder}: {describe_os_error(error)}") from error
+    return path
+
+
+def _take_archive(source: ArtSource, found: Path, path: Path) -> None:
+    """Copy an archive to its place once its checksum is known to be right."""
+    if not found.is_file():
+        raise InputError(
+            f"{found.parent} has no file {source.archive}; put {source.package} {source.version} "
+            "there under that name, or leave out --from-folder to fetch it with npm"
+        )
+    data = found.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != source.sha256:
+        raise StorageError(
+            f"{source.archive} is not the pinned package: sha256 is {digest}, expected "
+            f"{source.sha256}; delete the file and fetch it again"
+        )
+    atomic_write_bytes(path, data)
+
+
+def _npm_pack(source: ArtSource, scratch: Path) -> Path:
+    """Let npm fetch the archive of one version, without installing or running anything of it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise BackendUnavailable(
+            "fetching the drawings needs npm, which was not found; install it (Debian and Ubuntu: "
+            "`sudo apt-get install npm`), or download the archives that training/art_sources.json "
+            "names and pass --from-folder DIR"
+        )
+    spec = f"{source.package}@{source.version}"
+    logger.info("fetching %s", spec)
+    command = [npm, "pack", spec, "--ignore-scripts", "--pack-destination", str(scratch)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=NPM_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StorageError(
+            f"npm did not fetch {spec} within {NPM_TIMEOUT_S} s; check the network and run again, "
+            "what is fetched already is kept"
+        ) from error
+    archives = sorted(scratch.glob("*.tgz"))
+    if done.returncode != 0 or len(archives) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[0].strip() if lines else f"exit code {done.returncode}"
+        raise StorageError(
+            f"npm could not fetch {spec}: {reason}; check the network and run again, or pass "
+            "--from-folder DIR with archives fetched elsewhere"
+        )
+    return archives[0]
+
+
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack the wanted files of an archive into a folder, which appears whole or not at all.
+
+    Args:
+        archive: A gzip-compressed tar file whose members lie in one top folder.
+        folder: Made or replaced.
+
+    Raises:
+        StorageError: The archive is damaged, holds a member that would leave the folder or is not
+            a plain file, lacks a needed file, or is larger than it may be; nothing is left then.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
+            _unpack_members(archive, whole)
+            if folder.exists():
+                shutil.rmtree(folder)
+            whole.rename(folder)
+    except (tarfile.TarError, EOFError) as error:
+        raise StorageError(
+            f"{archive} is damaged ({error}); delete it and run `bootpig-rt fetch-data` again"
+        ) from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot unpack {archive}: {describe_os_error(error)}") from error
+
+
+def _unpack_members(archive: Path, folder: Path) -> None:
+    total = 0
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            parts = PurePosixPath(member.name).parts
+            if member.name.startswith("/") or "\\" in member.name or ".." in parts:
+                raise StorageError(
+                    f"{archive} holds {member.name!r}, which lies outside its folder; it was not "
+                    "unpacked, fetch the pinned package instead"
+                )
+            if not (member.isfile() or member.isdir()):
+                raise StorageError(
+                    f"{archive} holds {member.name!r}, which is a link or a device; it was not "
+                    "unpacked, fetch the pinned package instead"
+                )
+            total += member.size
+            if total > MAX_UNPACKED_BYTES:
+                raise StorageError(
+                    f"{archive} unpacks to more than {MAX_UNPACKED_BYTES} bytes; it was not "
+                    "unpacked, fetch the pinned package instead"
+                )
+            if len(parts) == 2 and parts[1] in WANTED and member.isfile():
+                stream = tar.extractfile(member)
+                if stream is not None:
+                    (folder / parts[1]).write_bytes(stream.read())
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise StorageError(
+            f"{archive} lacks {', '.join(missing)}; fetch the pinned package instead"
+        )

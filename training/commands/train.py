@@ -1,0 +1,44 @@
+"""`bootpig-rt train`: run one stage of training from its config file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+NAME = "train"
+HELP = "train one stage (vae, base or pair) from a config file; runs again to resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("config", type=Path, help="TOML file, like training/configs/vae.toml")
+    parser.add_argument(
+        "overrides", nargs="*", help="changes to it: key=value, like steps=200 optimizer.beta2=0.95"
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, help="stop with a checkpoint after this long; run again to go on"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print parameters and settings, train nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; exit code 0 when the stage is finished or stopped with a checkpoint."""
+    from bootpig_rt.training.config import load_config
+    from bootpig_rt.training.run import describe, train
+
+    config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        print(json.dumps(describe(config), indent=None if args.json else 1))
+        return 0
+    outcome = train(config, max_minutes=args.max_minutes)
+    if args.json:
+        print(json.dumps(outcome))
+    elif outcome["is_finished"]:
+        print(f"stage {config.stage} is finished: {outcome['result']}")
+    else:
+        print(f"stopped at step {outcome['step']} of {config.steps}; run the same command to go on")
+    return 0

@@ -1,0 +1,61 @@
+"""Noise, targets and weights of the diffusion loss, for epsilon, v and x0 prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bootpig_rt.training.config import PredictionType, TimestepSampling
+
+# Where shapes and palettes are decided; coarser and finer noise levels teach little per sample.
+MIDDLE = (0.25, 0.9)
+MIDDLE_SHARE = 0.6
+
+
+def draw_timesteps(
+    count: int, num_train_timesteps: int, sampling: TimestepSampling, generator: torch.Generator
+) -> Tensor:
+    """Draw timesteps, int64 [count]: uniformly, or most of them from the middle of the schedule."""
+    share = torch.rand(count, generator=generator)
+    if sampling == "middle":
+        low, high = MIDDLE
+        is_middle = torch.rand(count, generator=generator) < MIDDLE_SHARE
+        share = torch.where(is_middle, low + (high - low) * share, share)
+    return (share * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
+
+
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Noise latents [N, C, h, w] to the levels `alphas_cumprod` [N]."""
+    alpha = alphas_cumprod.view(-1, 1, 1, 1)
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+
+def target_of(
+    prediction_type: PredictionType, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor
+) -> Tensor:
+    """What the U-Net should say; v as in Salimans and Ho (2022), section 4."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return latents
+    alpha = alphas_cumprod.view(-1, 1, 1, 1)
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+
+
+def loss_weight(
+    prediction_type: PredictionType, alphas_cumprod: Tensor, gamma: float, floor: float
+) -> Tensor:
+    """Min-SNR weight of each sample, [N] (Hang et al. 2023, section 3.4), kept above a floor.
+
+    In terms of x0 the weight is clamp(SNR, floor, gamma); the other predictions divide by what turns
+    their error into an error of x0. `gamma` 0 gives the plain mean squared error.
+    """
+    if gamma == 0:
+        return torch.ones_like(alphas_cumprod)
+    snr = alphas_cumprod / (1 - alphas_cumprod).clamp(min=1e-8)
+    weight = snr.clamp(min=floor, max=gamma)
+    if prediction_type == "epsilon":
+        return weight / snr.clamp(min=1e-4)
+    if prediction_type == "v_prediction":
+        return weight / (snr + 1)
+    return weight

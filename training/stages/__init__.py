@@ -1,0 +1,1 @@
+"""The three stages of training: VAE, base (text to image, with reference rows), pair (BootPIG)."""
