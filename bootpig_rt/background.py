@@ -73,11 +73,11 @@ def load_remover(name_or_path: str) -> BackgroundRemover:
 
 
 class GrabCutRemover:
-    """Cuts out by colour, without a model. The subject must be in the middle.
+    """Cuts out by colour, without a model. The subject must be in the middle, clear of the border.
 
-    Works best where the subject's colours differ from those at the border of the picture; takes
-    about a third of a second on one CPU core. The result is the same on every call. Holes in a
-    subject, as in a bicycle, are often filled.
+    Works best where the subject's colours differ from those at the border of the picture; a subject
+    that runs out of the picture loses what has its colours there. Holes, as in a bicycle, are often
+    filled. Takes about a third of a second on one CPU core, and gives the same on every call.
 
     Source: Rother, Kolmogorov, Blake: "GrabCut", SIGGRAPH 2004, as implemented by OpenCV.
 

@@ -182,7 +182,7 @@ def _on_square(
         )
     scale = size_px * share / longest
     new_size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resized = on_white.resize(new_size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    resized = on_white.crop(box).resize(new_size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     square = Image.new("RGB", (size_px, size_px), "white")
     square.paste(resized, ((size_px - new_size[0]) // 2, (size_px - new_size[1]) // 2))
     pixels = np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1.0

@@ -113,7 +113,8 @@ def label_sheet(
         raise ParameterError(f"tile_px is {tile}, expected at least {MIN_TILE_PX}")
     gap = tile // 16
     font_px = max(13, tile // 12)
-    font, bold_px = ImageFont.load_default(font_px), font_px + font_px // 4
+    font = ImageFont.load_default(font_px)
+    caption_font = ImageFont.load_default(max(12, font_px * 15 // 16))
     headers = [_wrap(text, font, tile, MAX_HEADER_LINES) for text in prompts]
     line_px = round(font_px * 1.35)
     header_px = line_px * max([1, *(len(lines) for lines in headers)]) + gap
@@ -123,7 +124,7 @@ def label_sheet(
     first_px = gap + tile + 2 * gap
     sheet = Image.new(
         "RGB",
-        (first_px + len(prompts) * (tile + gap), gap + header_px + len(rows) * row_px),
+        (first_px + len(prompts) * (tile + gap), gap + header_px + len(rows) * row_px + gap // 2),
         _PAPER,
     )
     draw = ImageDraw.Draw(sheet)
@@ -134,7 +135,6 @@ def label_sheet(
     for column, lines in enumerate(headers):
         left = first_px + column * (tile + gap)
         _draw_lines(draw, lines, (left, bottom), font, line_px, fill=_INK)
-    caption_font = ImageFont.load_default(max(12, bold_px * 3 // 4))
     for index, row in enumerate(rows):
         top = gap + header_px + index * row_px
         sheet.paste(_mosaic(row.references, tile, resample), (gap, top))
@@ -172,10 +172,11 @@ def _mosaic(images: Sequence[Image.Image], tile: int, resample: Resample) -> Ima
     """One tile of one picture, or of several at equal size."""
     per_row = math.ceil(math.sqrt(len(images)))
     side = tile // per_row
+    top = (tile - math.ceil(len(images) / per_row) * side) // 2
     result = Image.new("RGB", (tile, tile), _PAPER)
     for index, image in enumerate(images):
         row, column = divmod(index, per_row)
-        result.paste(_fit(image, side, resample), (column * side, row * side))
+        result.paste(_fit(image, side, resample), (column * side, top + row * side))
     return result
 
 

@@ -180,26 +180,22 @@ def _read_special_tokens(folder: Path) -> SpecialTokens:
     """Merge what the folder's configuration files say, in the order that transformers does."""
     settings = _read_json(folder / "tokenizer_config.json", default={})
     listed = settings.get("added_tokens_decoder")
-    if listed is None:  # newer folders list all tokens in one file
+    if not isinstance(listed, dict):  # newer folders list their tokens there; in older ones:
         settings = {**settings, **_read_json(folder / "special_tokens_map.json", default={})}
-        listed = {}
-    contents = _read_json(folder / "tokenizer.json", default={})
-    candidates = [
-        *(listed.values() if isinstance(listed, dict) else ()),
-        *(settings.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad")),
-        *contents.get("added_tokens", ()),
-    ]
-    added: dict[str, AddedToken] = {}
-    for candidate in candidates:
-        if isinstance(candidate, dict) and isinstance(candidate.get("content"), str):
-            added[candidate["content"]] = AddedToken(
-                candidate["content"],
-                single_word=bool(candidate.get("single_word")),
-                lstrip=bool(candidate.get("lstrip")),
-                rstrip=bool(candidate.get("rstrip")),
-                normalized=bool(candidate.get("normalized")),
-                special=True,
-            )
+        tokens = _read_json(folder / "tokenizer.json", default={}).get("added_tokens") or []
+        listed = dict(enumerate(tokens))
+    added = {
+        token["content"]: _added_token(token)
+        for token in listed.values()
+        if isinstance(token, dict) and isinstance(token.get("content"), str)
+    }
+    # What is listed counts; else the last of these that names a token says how it is found.
+    known = frozenset(added)
+    for name in ("bos", "eos", "unk", "pad"):
+        token = settings.get(f"{name}_token")
+        token = {"content": token} if isinstance(token, str) else token
+        if isinstance(token, dict) and token.get("content") not in known:
+            added[str(token.get("content"))] = _added_token(token)
 
     def name_of(key: str, default: str) -> str:
         value = settings.get(f"{key}_token")
@@ -207,7 +203,7 @@ def _read_special_tokens(folder: Path) -> SpecialTokens:
         return value if isinstance(value, str) else default
 
     length = settings.get("model_max_length", _MAX_LENGTH)
-    if not isinstance(length, (int, float)) or length < 2:
+    if not isinstance(length, (int, float)) or not length >= 2:  # NaN too
         raise CheckpointError(
             f"model_max_length in {str(folder / 'tokenizer_config.json')!r} is {length!r}, "
             f"expected a number of at least 2 such as {_MAX_LENGTH}; {_COPY_AGAIN}",
@@ -221,6 +217,14 @@ def _read_special_tokens(folder: Path) -> SpecialTokens:
         max_length=int(length) if length <= _MAX_SENSIBLE_LENGTH else _MAX_LENGTH,
         added=added,
     )
+
+
+def _added_token(token: dict[str, Any]) -> AddedToken:
+    """A special token from what a JSON file says of it."""
+    flags = {
+        name: bool(token.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized")
+    }
+    return AddedToken(str(token.get("content")), special=True, **flags)
 
 
 def _read_vocabulary(folder: Path) -> tuple[dict[str, Any], list[Any]]:

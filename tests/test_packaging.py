@@ -14,7 +14,19 @@ from hatchling.builders.wheel import WheelBuilder
 from bootpig_rt import __version__
 
 LINKS = ["kernels", "export", "training"]
-EXTRAS = {"background", "cpu", "gpu", "torch", "export", "tensorrt", "kernels", "train", "eval", "bench", "dev"}
+EXTRAS = {
+    "background",
+    "cpu",
+    "gpu",
+    "torch",
+    "export",
+    "tensorrt",
+    "kernels",
+    "train",
+    "eval",
+    "bench",
+    "dev",
+}
 
 
 @pytest.fixture(scope="module")

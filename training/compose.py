@@ -19,6 +19,7 @@ from bootpig_rt.training.captions import Caption, Position, draw_caption
 from bootpig_rt.training.scenes import draw_scene
 
 Rng = np.random.Generator
+Edge = Literal["left", "right", "top", "bottom"]
 RejectReason = Literal["held_out_combination", "touches_border", "area", "low_contrast"]
 
 CENTRE_X: dict[Position, float] = {"left": 0.33, "centre": 0.5, "right": 0.67}
@@ -36,7 +37,7 @@ class View:
     is_flipped: bool = False
     squash: float = 1.0
     light: float = 1.0
-    crop_edge: Literal["none", "left", "right", "top", "bottom"] = "none"
+    crop_edge: Literal["none"] | Edge = "none"
     crop_share: float = 0.0
 
 
@@ -125,7 +126,7 @@ def place(
 def _cut_edge(pixels: NDArray[np.float32], view: View) -> NDArray[np.float32]:
     cut = pixels.copy()
     side = pixels.shape[0]
-    near = int(round((1.0 - SPRITE_FILL) / 2 * side + view.crop_share * SPRITE_FILL * side))
+    near = round((1.0 - SPRITE_FILL) / 2 * side + view.crop_share * SPRITE_FILL * side)
     far = side - near
     if view.crop_edge == "left":
         cut[:, :near, 3] = 0
@@ -156,7 +157,7 @@ def reference_view(rng: Rng, target: View, *, is_same_view: bool) -> View:
     centre = (0.5 + rng.uniform(-0.03, 0.03), 0.5 + rng.uniform(-0.03, 0.03))
     if is_same_view:
         return replace(target, length=length, centre=centre)
-    edges: tuple[Literal["left", "right", "top", "bottom"], ...] = ("left", "right", "top", "bottom")
+    edges: tuple[Edge, ...] = ("left", "right", "top", "bottom")
     is_cropped = rng.random() < 0.12
     return View(
         length=length,

@@ -1,14 +1,15 @@
-"""Configuration of a training stage: one TOML file, checked, with overrides from the command line."""
+"""Configuration of a training stage: one TOML file, checked, with command-line overrides."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from bootpig_rt.errors import ConfigError
+from bootpig_rt.errors import ConfigError, describe_os_error
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +23,9 @@ TimestepSampling = Literal["uniform", "middle"]
 Augmentation = Literal["none", "paper", "light"]
 Merge = Literal["argmax", "softmax", "mean", "concat"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
+
+# Every byte alone and at the end of a word, and the two tokens around a prompt.
+LEAST_VOCABULARY = 514
 
 
 @dataclass(frozen=True)
@@ -113,22 +117,96 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded."""
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+        counts = ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every")
+        for name in (*counts, "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("prompt_dropout", "reference_dropout", "both_dropout"):
-            value = getattr(self.diffusion, name)
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"diffusion.{name} is {value}, expected a share from 0 to 1")
-        if self.optimizer.learning_rate <= 0 or not 0 <= self.optimizer.ema_decay < 1:
-            raise ConfigError(
-                f"optimizer.learning_rate {self.optimizer.learning_rate} must be above 0 and "
-                f"optimizer.ema_decay {self.optimizer.ema_decay} in [0, 1)"
-            )
+        for name in ("seed", "max_samples", "validate_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        _check_optimizer(self.optimizer)
+        _check_vae(self.vae)
+        _check_unet(self.unet)
+        _check_diffusion(self.diffusion)
         if self.stage != "vae" and not self.start_from:
             raise ConfigError(
                 f"stage {self.stage!r} needs start_from: the folder that the stage before it made"
             )
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    for name in ("learning_rate", "rsa_learning_rate", "clip_norm"):
+        value = getattr(optimizer, name)
+        if not 0 < value < math.inf:
+            raise ConfigError(f"optimizer.{name} is {value}, expected a number above 0")
+    for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
+        value = getattr(optimizer, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"optimizer.{name} is {value}, expected 0 or more")
+    for name in ("beta1", "beta2", "ema_decay"):
+        value = getattr(optimizer, name)
+        if not 0 <= value < 1:
+            raise ConfigError(f"optimizer.{name} is {value}, expected at least 0 and below 1")
+
+
+def _check_channels(table: str, channels: tuple[int, ...], name: str, divisor: int) -> None:
+    if divisor < 1:
+        raise ConfigError(f"{table}.{name} is {divisor}, expected at least 1")
+    if not channels or any(c < 1 or c % divisor for c in channels):
+        raise ConfigError(
+            f"{table}.block_channels is {list(channels)}, expected multiples of "
+            f"{table}.{name} {divisor}"
+        )
+
+
+def _check_vae(vae: VaeConfig) -> None:
+    for name in ("layers_per_block", "latent_channels"):
+        if getattr(vae, name) < 1:
+            raise ConfigError(f"vae.{name} is {getattr(vae, name)}, expected at least 1")
+    _check_channels("vae", vae.block_channels, "norm_groups", vae.norm_groups)
+    for name in ("kl_weight", "gradient_weight"):
+        value = getattr(vae, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"vae.{name} is {value}, expected 0 or more")
+
+
+def _check_unet(unet: UNetConfig) -> None:
+    for name, least in (
+        ("layers_per_block", 1),
+        ("text_layers", 1),
+        ("text_heads", 1),
+        ("max_tokens", 3),
+        ("vocabulary", LEAST_VOCABULARY),
+    ):
+        if getattr(unet, name) < least:
+            raise ConfigError(f"unet.{name} is {getattr(unet, name)}, expected at least {least}")
+    _check_channels("unet", unet.block_channels, "norm_groups", unet.norm_groups)
+    _check_channels("unet", unet.block_channels, "head_dim", unet.head_dim)
+    if unet.text_width < 1 or unet.text_width % unet.text_heads:
+        raise ConfigError(
+            f"unet.text_width is {unet.text_width}, expected a multiple of unet.text_heads "
+            f"{unet.text_heads}"
+        )
+
+
+def _check_diffusion(diffusion: DiffusionConfig) -> None:
+    for name in ("prompt_dropout", "reference_dropout", "both_dropout"):
+        value = getattr(diffusion, name)
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"diffusion.{name} is {value}, expected a share from 0 to 1")
+    for name in ("snr_gamma", "snr_floor", "foreground_weight", "ref_scale"):
+        value = getattr(diffusion, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"diffusion.{name} is {value}, expected 0 or more")
+    if diffusion.snr_gamma and diffusion.snr_floor > diffusion.snr_gamma:
+        raise ConfigError(
+            f"diffusion.snr_floor is {diffusion.snr_floor}, expected at most diffusion.snr_gamma "
+            f"{diffusion.snr_gamma}"
+        )
+    if diffusion.max_references < 1:
+        raise ConfigError(
+            f"diffusion.max_references is {diffusion.max_references}, expected at least 1"
+        )
 
 
 T = TypeVar("T")
@@ -138,22 +216,34 @@ def load_config(path: Path, overrides: list[str]) -> TrainConfig:
     """Read a stage's TOML file and apply `key=value` overrides such as `optimizer.beta2=0.95`.
 
     Raises:
-        ConfigError: The file is missing or is no TOML, a key is unknown, or a value is of the wrong type.
+        ConfigError: The file is missing or is no TOML, a key is unknown or missing, or a value is
+            of the wrong type or out of range.
     """
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text())
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no config file {path}; the repository's are in training/configs") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        raise ConfigError(
+            f"no config file {path}; the repository's are in training/configs"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the config: {describe_os_error(error)}") from error
+    except ValueError as error:  # bad TOML and bad UTF-8 are ValueErrors
+        raise ConfigError(f"{path} is not valid TOML: {error}; correct the file") from error
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError(f"override {override!r} has no '='; expected key=value, like steps=200")
+            raise ConfigError(
+                f"override {override!r} has no '='; expected key=value, like steps=200"
+            )
         table = values
         *parents, leaf = key.strip().split(".")
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(
+                    f"override {override!r}: {parent} is no table; expected key=value or "
+                    "table.key=value, like optimizer.beta2=0.95"
+                )
         table[leaf] = _parse(text.strip())
     return build(TrainConfig, values, where=str(path))
 
@@ -172,11 +262,12 @@ def build(cls: type[T], values: dict[str, Any], *, where: str) -> T:
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}, expected one of {sorted(known)}")
+    for needed in dataclasses.fields(cls):  # type: ignore[arg-type]
+        defaults = (needed.default, needed.default_factory)
+        if needed.name not in values and all(d is dataclasses.MISSING for d in defaults):
+            raise ConfigError(f"{where}: {needed.name} is missing; add it")
     ready = {key: _check(hints[key], key, value, where) for key, value in values.items()}
-    try:
-        return cls(**ready)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    return cls(**ready)
 
 
 def _check(hint: Any, key: str, value: Any, where: str) -> Any:

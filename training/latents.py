@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from bootpig_rt.errors import StorageError, describe_os_error
 from bootpig_rt.training.augment import augment
 from bootpig_rt.training.config import Augmentation
 from bootpig_rt.training.pictures import load_pictures, to_tensor
@@ -52,7 +53,12 @@ def load_latents(
 ) -> Latents:
     """Read the cache of a data set, or make it.
 
-    The cache is keyed by the manifest of the shards, the weights of the VAE, and the augmentation.
+    The cache is keyed by the manifest of the shards, the weights of the VAE, the augmentation and
+    the number of samples.
+
+    Raises:
+        InputError: `data` has no manifest.
+        StorageError: The cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps(read_manifest(data), sort_keys=True).encode())
     for file in sorted(vae_folder.iterdir()):
@@ -63,7 +69,7 @@ def load_latents(
     if not path.exists():
         _write(path, data, vae, augmentation, max_samples, device)
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
         texts = file.metadata()
     return Latents(
         tensors["targets"],
@@ -99,20 +105,24 @@ def _write(
     reduced = torch.nn.functional.avg_pool2d(masks, scale)[:, 0].round().to(torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(
-        {
-            "targets": encode(vae, pictures.targets, device),
-            "references": encode(vae, references, device),
-            "masks": reduced,
-            "first_reference": torch.from_numpy(pictures.first_reference),
-        },
-        temporary,
-        metadata={
-            "captions": json.dumps(pictures.captions),
-            "reference_prompts": json.dumps(pictures.reference_prompts),
-        },
-    )
-    os.replace(temporary, path)
+    tensors = {
+        "targets": encode(vae, pictures.targets, device),
+        "references": encode(vae, references, device),
+        "masks": reduced,
+        "first_reference": torch.from_numpy(pictures.first_reference),
+    }
+    metadata = {
+        "captions": json.dumps(pictures.captions),
+        "reference_prompts": json.dumps(pictures.reference_prompts),
+    }
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        raise StorageError(f"cannot write the latents {path}: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -131,7 +131,9 @@ def _city(rng: Rng, size: int) -> Image.Image:
         x += width + rng.uniform(0.0, 0.02) * size
     draw.rectangle((0, 0.76 * size, size, size), fill=_vary(rng, (48, 48, 58), 8))
     for x in np.arange(rng.uniform(0, 0.15), 1.0, 0.22):
-        draw.rectangle((x * size, 0.87 * size, (x + 0.11) * size, 0.89 * size), fill=(200, 200, 205))
+        draw.rectangle(
+            (x * size, 0.87 * size, (x + 0.11) * size, 0.89 * size), fill=(200, 200, 205)
+        )
     return image
 
 
@@ -245,7 +247,9 @@ def _mountains(rng: Rng, size: int) -> Image.Image:
         draw.polygon([(x, top), (x - half, 0.7 * size), (x + half, 0.7 * size)], fill=grey)
         cap = 0.3 * half
         low = top + 0.3 * (0.7 * size - top)
-        draw.polygon([(x, top), (x - cap, low), (x, low * 0.94), (x + cap, low)], fill=(248, 250, 255))
+        draw.polygon(
+            [(x, top), (x - cap, low), (x, low * 0.94), (x + cap, low)], fill=(248, 250, 255)
+        )
     _hills(rng, draw, size, rng.uniform(0.64, 0.70), (92, 140, 96), 0.02)
     return image
 

@@ -1,8 +1,8 @@
 """Shards of samples: tar files of PNG and JSON with a manifest, deterministic and resumable.
 
-A sample is a function of (seed, index), whatever the number of workers and however often the command
-was interrupted. A shard is written under a temporary name and renamed; its record (counts, sha256)
-stands beside it; the manifest is written last and names every shard.
+A sample is a function of (seed, index), whatever the number of workers and however often the
+command was interrupted. A shard is written under a temporary name and renamed; its record (counts,
+sha256) stands beside it; the manifest is written last and names every shard.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
 
 FORMAT = 1
 MAX_TRIES = 64
+MIN_SIZE_PX, MAX_SIZE_PX = 8, 1024
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SynthesisConfig:
     num_samples: int
     seed: int = 0
     shard_size: int = 2000
-    world: WorldConfig = WorldConfig()
+    world: WorldConfig = field(default_factory=WorldConfig)
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,8 @@ def synthesize(
 ) -> dict[str, Any]:
     """Write all shards of a configuration into a folder and return the manifest.
 
-    A second call with the same settings goes on where the first stopped; other settings in the same
-    folder are refused.
+    A second call with the same settings goes on where the first stopped; other settings in the
+    same folder are refused.
 
     Raises:
         ConfigError: A number is out of range, or the folder holds samples of other settings.
@@ -216,12 +218,19 @@ def synthesize(
             f"num_samples, shard_size and num_workers must be at least 1, got "
             f"{config.num_samples}, {config.shard_size}, {num_workers}"
         )
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}, expected 0 or more")
+    if not MIN_SIZE_PX <= config.world.size_px <= MAX_SIZE_PX:
+        raise ConfigError(
+            f"size_px is {config.world.size_px}, expected {MIN_SIZE_PX} to {MAX_SIZE_PX}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(asdict(config))) | {"subjects": _subjects_digest(subjects)}
     settings_path = folder / "settings.json"
     if settings_path.exists() and json.loads(settings_path.read_text()) != settings:
         raise ConfigError(
-            f"{folder} holds samples of other settings; choose another folder, or delete it to start anew"
+            f"{folder} holds samples of other settings; choose another folder, or delete it to "
+            "start anew"
         )
     _write_json(settings_path, settings)
     numbers = range(-(-config.num_samples // config.shard_size))
@@ -232,8 +241,10 @@ def synthesize(
             if on_shard:
                 on_shard(records[-1])
     else:
+        # Fresh processes: a fork would copy the locks of whatever threads the caller has running.
+        context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(
-            num_workers, initializer=_start_worker, initargs=(subjects, config)
+            num_workers, context, initializer=_start_worker, initargs=(subjects, config)
         ) as pool:
             for record in pool.map(_work, [folder] * len(numbers), numbers):
                 records.append(record)
@@ -275,29 +286,45 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = json.loads(path.read_text())
     if manifest.get("format") != FORMAT:
-        raise InputError(f"{path}: format {manifest.get('format')}, expected {FORMAT}; make it again")
+        raise InputError(
+            f"{path}: format {manifest.get('format')}, expected {FORMAT}; make it again"
+        )
     return manifest
 
 
 def read_samples(folder: Path) -> Iterator[StoredSample]:
-    """Yield every sample of a folder in order of its index."""
+    """Yield every sample of a folder in order of its index.
+
+    Raises:
+        InputError: The folder has no manifest, or a shard is missing or damaged.
+    """
     for shard in read_manifest(folder)["shards"]:
         yield from read_shard(folder / shard["file"])
 
 
 def read_shard(path: Path) -> Iterator[StoredSample]:
-    """Yield the samples of one shard."""
-    with tarfile.open(path, "r:") as tar:
-        parts: dict[str, bytes] = {}
-        for member in tar:
-            key, _, part = member.name.partition(".")
-            stream = tar.extractfile(member)
-            if stream is None:
-                raise InputError(f"{path}: {member.name} is not a file; make the shard again")
-            parts[part] = stream.read()
-            if part == "json":  # the last part of a sample
-                yield _stored(int(key), parts)
-                parts = {}
+    """Yield the samples of one shard.
+
+    Raises:
+        InputError: The shard is missing or damaged.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            parts: dict[str, bytes] = {}
+            for member in tar:
+                key, _, part = member.name.partition(".")
+                stream = tar.extractfile(member)
+                if stream is None:
+                    raise InputError(f"{path}: {member.name} is not a file; make the shard again")
+                parts[part] = stream.read()
+                if part == "json":  # the last part of a sample
+                    yield _stored(int(key), parts)
+                    parts = {}
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"cannot read the shard {path} ({error}); delete it and run `bootpig-rt synthesize` "
+            "again with the same settings"
+        ) from error
 
 
 def _stored(index: int, parts: dict[str, bytes]) -> StoredSample:

@@ -13,7 +13,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def train_tokenizer(captions: Iterable[str], folder: Path, *, vocabulary: int, max_tokens: int) -> None:
+def train_tokenizer(
+    captions: Iterable[str], folder: Path, *, vocabulary: int, max_tokens: int
+) -> None:
     """Write `vocab.json`, `merges.txt` and `tokenizer_config.json` into a folder.
 
     Every byte is in the vocabulary, alone and at the end of a word, so any text has tokens.

@@ -1,8 +1,8 @@
 """The loop that every stage shares: optimise, average, log, validate, checkpoint, resume.
 
-All randomness of a step comes from a generator seeded with (seed, step, process), and the samples of
-a step are a function of the step. Nothing about randomness has to be stored, so a resumed run is
-bit-identical to one that was never interrupted, and validation cannot disturb training.
+All randomness of a step comes from a generator seeded with (seed, step, process), and the samples
+of a step are a function of the step. Nothing about randomness has to be stored, so a resumed run
+is bit-identical to one that was never interrupted, and validation cannot disturb training.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from bootpig_rt.errors import CheckpointError, NumericalError
+from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.errors import CheckpointError, NumericalError, StorageError, describe_os_error
 from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.state import Averaged, Ema, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +76,13 @@ def step_indices(step: int, batch_size: int, num_samples: int, seed: int) -> Ten
         int64 [batch_size].
     """
     first = step * batch_size
-    parts = []
-    while len(parts) == 0 or sum(map(len, parts)) < batch_size:
-        done = sum(map(len, parts))
+    parts: list[Tensor] = []
+    done = 0
+    while done < batch_size:
         epoch, offset = divmod(first + done, num_samples)
         order = torch.randperm(num_samples, generator=step_generator(seed, epoch, 4_098))
         parts.append(order[offset : offset + batch_size - done])
+        done += len(parts[-1])
     return torch.cat(parts)
 
 
@@ -91,35 +94,11 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: f
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class Ema:
-    """Running average of trainable parameters, with a decay that ramps up from the start."""
-
-    def __init__(self, named: dict[str, nn.Parameter], decay: float) -> None:
-        """Start from the parameters as they are."""
-        self.named, self.decay = named, decay
-        self.average = {name: p.detach().clone() for name, p in named.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the parameters."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.data for p in self.named.values()], 1 - decay
-        )
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange parameters and average: call it twice to come back."""
-        for name, parameter in self.named.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(self.average[name])
-            self.average[name].copy_(kept)
-
-
 class Trainer:
     """Runs one stage in one folder.
 
-    Layout: `config.json`, `log.jsonl`, `tensorboard/`, `validation/`, `checkpoints/step-N/`, `result/`.
+    Layout of the folder: `config.json`, `log.jsonl`, `tensorboard/`, `validation/`,
+    `checkpoints/step-N/`, and at the end `result/`.
     """
 
     def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator) -> None:
@@ -150,7 +129,9 @@ class Trainer:
             Whether the stage is finished; if not, the same command goes on from here.
 
         Raises:
+            CheckpointError: The folder holds a run with other settings, or a damaged checkpoint.
             NumericalError: The loss is NaN or infinite; the last checkpoint is kept.
+            StorageError: A checkpoint cannot be written; the one before it is kept.
         """
         config, is_main = self.config, self.accelerator.is_main_process
         self._resume()
@@ -160,43 +141,55 @@ class Trainer:
         if max_minutes is not None:
             deadline = started + 60 * max_minutes
         first = self.step
-        writer = SummaryWriter(str(self.folder / "tensorboard")) if is_main else None
-        bar = tqdm(total=config.steps, initial=first, unit="step", disable=None if is_main else True)
+        writer = None
+        if is_main:
+            # Steps after the checkpoint are written again.
+            writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first + 1)
+        disable = None if is_main else True
+        bar = tqdm(total=config.steps, initial=first, unit="step", disable=disable)
         sums: dict[str, Tensor] = {}
+        num_summed = 0  # below log_every in the first row after a resume between two rows
         with self._stop_on_signals(), bar:
             while self.step < config.steps and not self._must_stop(deadline):
                 figures = self._train_step()
                 for name, value in figures.items():
                     sums[name] = sums.get(name, torch.zeros(())) + value
+                num_summed += 1
                 self.step += 1
                 bar.update()
                 if self.step % config.log_every == 0:
-                    means = {k: float(v) / config.log_every for k, v in sums.items()}
+                    means = {k: float(v) / num_summed for k, v in sums.items()}
                     self._check_finite(means)
-                    rate = (self.step - first) * config.batch_size * config.accumulate
-                    means["samples_per_s"] = rate / (time.monotonic() - started)
+                    seen = (self.step - first) * self._samples_per_step
+                    means["samples_per_s"] = seen / (time.monotonic() - started)
                     means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
                     bar.set_postfix(loss=f"{means['loss']:.4f}")
                     self._log(writer, means)
-                    sums = {}
+                    sums, num_summed = {}, 0
                 if config.validate_every and self.step % config.validate_every == 0:
                     self._validate(writer)
                 if self.step % config.checkpoint_every == 0:
                     self.save_checkpoint()
         if writer is not None:
             writer.close()
-        if self.step % config.checkpoint_every:
+        if self.step % config.checkpoint_every and self.step > first:
             self.save_checkpoint()
         if self.step < config.steps:
             return False
         self._export()
         return True
 
+    @property
+    def _samples_per_step(self) -> int:
+        config = self.config
+        return config.batch_size * config.accumulate * int(self.accelerator.num_processes)
+
     def _train_step(self) -> dict[str, Tensor]:
         config, accelerator = self.config, self.accelerator
         processes, process = accelerator.num_processes, accelerator.process_index
-        total = config.batch_size * config.accumulate * processes
-        indices = step_indices(self.step, total, self.stage.num_samples, config.seed)
+        indices = step_indices(
+            self.step, self._samples_per_step, self.stage.num_samples, config.seed
+        )
         mine = indices[process::processes]
         generator = step_generator(config.seed, self.step, process)
         settings = config.optimizer
@@ -221,21 +214,21 @@ class Trainer:
         accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip_norm)
         figures["gradient_norm"] = norm.detach().float().cpu()
-        # A step with a gradient that is not finite would spoil every weight: it is left out, and logged.
-        if torch.isfinite(norm):
-            self._optimizer_step()
+        # A gradient that is not finite would spoil every weight: the step is left out, and logged.
+        self._optimizer_step(is_finite=bool(torch.isfinite(norm)))
         figures["skipped"] = (~torch.isfinite(norm)).float().cpu()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.step)
         return figures
 
-    def _optimizer_step(self) -> None:
+    def _optimizer_step(self, *, is_finite: bool) -> None:
         scaler = self.accelerator.scaler
-        if scaler is None:
+        if is_finite and scaler is None:
             self.optimizer.step()
-        else:
+        elif is_finite:
             scaler.step(self.optimizer)
-            scaler.update()
+        if scaler is not None:
+            scaler.update()  # after a step left out too: that is how the scale of float16 falls
 
     def _average_gradients(self) -> None:
         if self.accelerator.num_processes == 1:
@@ -248,9 +241,9 @@ class Trainer:
     def _check_finite(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
             raise NumericalError(
-                f"the loss is {figures['loss']} at step {self.step}; the last checkpoint is kept in "
-                f"{self.folder / 'checkpoints'}: lower optimizer.learning_rate or use mixed_precision=no, "
-                "then run the same command again"
+                f"the loss is {figures['loss']} at step {self.step}, expected a finite number; the "
+                f"last checkpoint is kept in {self.folder / 'checkpoints'}; start anew in another "
+                "output folder with a lower optimizer.learning_rate or with mixed_precision=no"
             )
 
     def _log(self, writer: SummaryWriter | None, figures: dict[str, float]) -> None:
@@ -281,29 +274,36 @@ class Trainer:
                 os.replace(temporary, self.folder / "result")
         self.accelerator.wait_for_everyone()
 
-    def _averaged(self) -> _Swapped:
-        return _Swapped(self.ema, list(self.modules.values()))
+    def _averaged(self) -> Averaged:
+        return Averaged(self.ema, list(self.modules.values()))
+
+    def _state(self) -> TrainingState:
+        return TrainingState(self.parameters, self.ema, self.optimizer, self.accelerator.scaler)
 
     # Checkpoints --------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        """Write weights, average and optimiser state; the folder appears whole or not at all."""
+        """Write weights, average and optimiser state; the folder appears whole or not at all.
+
+        Raises:
+            StorageError: The disk is full or refuses; older checkpoints are kept.
+        """
         if self.accelerator.is_main_process:
             folder = self.folder / "checkpoints"
             temporary, final = folder / ".tmp", folder / f"step-{self.step:07d}"
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            tensors = {f"weight/{k}": p.detach().cpu().contiguous() for k, p in self.parameters.items()}
-            tensors |= {f"average/{k}": v.cpu().contiguous() for k, v in self.ema.average.items()}
-            for name, parameter in self.parameters.items():
-                for key, value in self.optimizer.state.get(parameter, {}).items():
-                    tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().contiguous()
-            save_file(tensors, temporary / "state.safetensors")
-            scaler = self.accelerator.scaler
-            state = {"step": self.step, "scaler": scaler.state_dict() if scaler else None}
-            (temporary / "state.json").write_text(json.dumps(state))
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
+            try:
+                temporary.mkdir(parents=True)
+                self._state().write(temporary, self.step)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+                raise StorageError(
+                    f"cannot write the checkpoint {final}: {reason}; older checkpoints are kept, "
+                    "run the same command again to go on from the last one"
+                ) from error
             for old in self._checkpoints()[: -self.config.keep_checkpoints]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
@@ -318,42 +318,38 @@ class Trainer:
         now = json.loads(json.dumps(asdict(self.config)))
         checkpoints = self._checkpoints()
         if checkpoints:
-            before = json.loads(path.read_text())
+            try:
+                before = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.folder} has checkpoints but no readable config.json ({error}); "
+                    "use another output folder to start anew",
+                    path,
+                ) from error
             changed = sorted(k for k in now if now[k] != before.get(k))
             if changed:
                 raise CheckpointError(
                     f"{self.folder} holds a run with other {', '.join(changed)}; "
-                    "use its settings to go on, or another output folder to start anew"
+                    "use its settings to go on, or another output folder to start anew",
+                    path,
                 )
         elif self.accelerator.is_main_process:
             path.write_text(json.dumps(now, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
-        if not checkpoints:
-            return
-        tensors = load_file(checkpoints[-1] / "state.safetensors")
-        state = json.loads((checkpoints[-1] / "state.json").read_text())
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight/{name}"])
-                self.ema.average[name].copy_(tensors[f"average/{name}"])
-                keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimizer/{k}/{name}" in tensors]
-                for key in keys:
-                    value = tensors[f"optimizer/{key}/{name}"]
-                    device = "cpu" if key == "step" else parameter.device
-                    self.optimizer.state[parameter][key] = value.to(device)
-        if state["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        if checkpoints:
+            self.step = self._state().read(checkpoints[-1])
+            logger.info("going on from step %d of %s", self.step, checkpoints[-1])
         self._cut_log()
-        logger.info("going on from step %d of %s", self.step, checkpoints[-1])
 
     def _cut_log(self) -> None:
         """Drop log lines of steps after the checkpoint: they will be written again."""
         path = self.folder / "log.jsonl"
         if not path.exists() or not self.accelerator.is_main_process:
             return
-        lines = [x for x in path.read_text().splitlines() if json.loads(x)["step"] <= self.step]
-        path.write_text("".join(f"{line}\n" for line in lines))
+        # A process that was killed while it wrote leaves a line without its end.
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+        atomic_write_text(path, "".join(kept))
 
     # Stopping -----------------------------------------------------------------------------------
 
@@ -382,32 +378,13 @@ class _SignalGuard:
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                self.previous[number] = signal.signal(
-                    number, lambda *_: self.trainer.ask_to_stop()
-                )
+                self.previous[number] = signal.signal(number, lambda *_: self.trainer.ask_to_stop())
             except ValueError:  # not the main thread: the caller handles signals
                 return
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-class _Swapped:
-    """The averaged weights and evaluation mode, for the time of a `with` block."""
-
-    def __init__(self, ema: Ema, modules: list[nn.Module]) -> None:
-        self.ema, self.modules = ema, modules
-
-    def __enter__(self) -> None:
-        self.ema.swap()
-        for module in self.modules:
-            module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.ema.swap()
-        for module in self.modules:
-            module.train()
 
 
 def log_rows(path: Path) -> Iterator[dict[str, float]]:

@@ -20,7 +20,9 @@ def load_subjects(data: Path, split: str) -> Subjects:
     """
     sprites = [sprite for sprite in load_sprites(data) if sprite.split == split]
     if not sprites:
-        raise InputError(f"{data} has no drawings of split {split!r}; make them with `bootpig-rt fetch-data`")
+        raise InputError(
+            f"{data} has no drawings of split {split!r}; make them with `bootpig-rt fetch-data`"
+        )
     return Subjects(
         sprites=np.stack([sprite.rgba for sprite in sprites]),
         nouns=[sprite.drawing.noun for sprite in sprites],

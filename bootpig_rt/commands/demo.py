@@ -26,7 +26,6 @@ SCENES = (
     "in the middle of a sandy beach",
     "in the middle of a snowy field",
     "in the middle of a city street at night",
-    "in the middle of a green meadow",
     "in the middle of the bottom of the sea",
 )
 """Ends of the prompts: "a photo of a dog, in the middle of a sandy beach"."""
@@ -104,9 +103,10 @@ def run(args: argparse.Namespace) -> int:
             json.dumps({"output": str(output), "pictures": pictures, "timings": timings}, indent=2)
         )
     elif not args.quiet:
+        claim = ", never seen in training," if args.subjects is None and args.model is None else ""
         print(
-            f"{output.resolve()}: {len(rows)} subjects never seen in training in {len(SCENES)} "
-            f"scenes, {seconds:.1f} s"
+            f"{output.resolve()}: {len(rows)} subjects{claim} in {len(SCENES)} scenes, "
+            f"{seconds:.1f} s"
         )
     return 0
 

@@ -67,9 +67,14 @@ def test_error_in_the_block_leaves_the_old_file_and_no_other(
 ) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(exception), atomic_write(path) as stream:
-        stream.write(b"half")
-        raise exception
+
+    def write_half() -> None:
+        with atomic_write(path) as stream:
+            stream.write(b"half")
+            raise exception
+
+    with pytest.raises(exception):
+        write_half()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 

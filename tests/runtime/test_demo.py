@@ -58,7 +58,7 @@ def test_the_sheet_has_a_row_for_each_subject_and_at_least_four_prompts(
     with Image.open("demo.png") as sheet:
         assert sheet.width > (len(SCENES) + 1) * 160
         assert 2 * 160 < sheet.height < 3 * 160 + 100
-    assert f"{Path.cwd() / 'demo.png'}: 2 subjects never seen" in capsys.readouterr().out
+    assert f"{Path.cwd() / 'demo.png'}: 2 subjects in 4 scenes" in capsys.readouterr().out
 
 
 def test_rows_and_json_are_as_asked(

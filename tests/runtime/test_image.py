@@ -12,7 +12,9 @@ from bootpig_rt.image import SUBJECT_SHARE, load_image, prepare_reference, to_pi
 
 
 def cut_out(
-    size: tuple[int, int], box: tuple[int, int, int, int], colour: tuple[int, int, int] = (200, 0, 0)
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    colour: tuple[int, int, int] = (200, 0, 0),
 ) -> Image.Image:
     """A filled rectangle, corners inclusive, on transparent black."""
     image = Image.new("RGBA", size, (0, 0, 0, 0))
@@ -32,7 +34,7 @@ def subject_box(pixels: np.ndarray[Any, Any]) -> tuple[int, int, int, int]:
     [
         ((300, 200), (10, 20, 109, 69)),
         ((40, 40), (3, 3, 22, 32)),
-        ((64, 64), (0, 0, 63, 63)),
+        ((64, 64), (0, 0, 63, 62)),
         ((500, 30), (0, 10, 499, 19)),
         ((20, 900), (4, 0, 15, 899)),
     ],
@@ -52,7 +54,8 @@ def test_subject_is_large_and_in_the_middle_of_a_white_square(
     got = (right - left) / (bottom - top)
     assert got == pytest.approx(wide / high, rel=0.15, abs=1.5 / min(right - left, bottom - top))
     assert np.all(pixels[:, 0, :] == 1.0)
-    assert pixels[:, size_px // 2, size_px // 2] == pytest.approx([200 / 127.5 - 1, -1, -1], abs=0.01)
+    middle = pixels[:, (top + bottom) // 2, (left + right) // 2]
+    assert middle == pytest.approx([200 / 127.5 - 1, -1, -1], abs=0.01)
 
 
 def test_pixels_are_between_minus_one_and_one() -> None:
@@ -104,7 +107,7 @@ def test_subject_that_touches_one_edge_of_white_paper_is_still_cropped() -> None
 def test_almost_white_jpeg_paper_counts_as_white() -> None:
     paper = np.random.default_rng(0).integers(248, 256, (100, 100, 3), np.uint8)
     paper[40:60, 30:70] = (10, 20, 30)
-    left, top, right, bottom = subject_box(prepare_reference(paper, 64))
+    left, _, right, _ = subject_box(prepare_reference(paper, 64))
     assert right - left == pytest.approx(SUBJECT_SHARE * 64, abs=1)
 
 

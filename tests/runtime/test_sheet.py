@@ -75,7 +75,10 @@ def test_references_come_first_and_pictures_stand_in_order_of_the_prompts() -> N
     ]
     assert [box[0] for box in boxes] == sorted(box[0] for box in boxes)
     for left, top, right, bottom in boxes[1:]:
-        assert (right - left, bottom - top) == (192, 192)  # 64 px enlarged to a multiple of at least 160
+        assert (right - left, bottom - top) == (
+            192,
+            192,
+        )  # 64 px enlarged to a multiple of at least 160
     assert {box[1] for box in boxes[1:]} == {boxes[1][1]}
 
 

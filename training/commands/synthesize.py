@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards")
     parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="folder that `fetch-data` made (default: data)"
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder that `fetch-data` made (default: data)",
     )
     parser.add_argument(
         "--split",
@@ -25,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, default=20_000, help="how many (default: 20000)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same samples (default: 0)")
-    parser.add_argument("--shard-size", type=int, default=2000, help="samples a file (default: 2000)")
+    parser.add_argument(
+        "--shard-size", type=int, default=2000, help="samples a file (default: 2000)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--size-px", type=int, default=64, help="side of a picture (default: 64)")
     parser.add_argument("--json", action="store_true", help="print the manifest's summary as JSON")

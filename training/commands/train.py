@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", help="changes to it: key=value, like steps=200 optimizer.beta2=0.95"
     )
     parser.add_argument(
-        "--max-minutes", type=float, help="stop with a checkpoint after this long; run again to go on"
+        "--max-minutes",
+        type=float,
+        help="stop with a checkpoint after this long; run again to go on",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print parameters and settings, train nothing"

@@ -212,7 +212,9 @@ def caption_of(subject: EvalSubject, prompt: Prompt) -> Caption:
     return Caption(subject.noun, prompt.position, prompt.scene, prompt.scene_phrase)
 
 
-def reference_pictures(subject: EvalSubject, which: int, count: int, seed: int) -> list[Image.Image]:
+def reference_pictures(
+    subject: EvalSubject, which: int, count: int, seed: int
+) -> list[Image.Image]:
     """Views of one style on nothing, as a user would give them: RGBA, never cut off.
 
     Args:

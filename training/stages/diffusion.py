@@ -64,7 +64,9 @@ def load_vae(folder: Path, device: torch.device) -> Any:
         CheckpointError: The folder has no VAE.
     """
     if not (folder / "vae" / "config.json").exists():
-        raise CheckpointError(f"{folder} has no vae/; finish that stage first, start_from is its result")
+        raise CheckpointError(
+            f"{folder} has no vae/; finish that stage first, start_from is its result"
+        )
     vae: Any = AutoencoderKL.from_pretrained(folder / "vae").to(device)
     return vae.eval().requires_grad_(False)
 
@@ -136,9 +138,7 @@ def make_batch(data: DiffusionData, indices: Tensor, generator: torch.Generator)
     kept = int((~drop_reference).sum())
     ids = data.caption_ids[indices].clone()
     ids[drop_prompt] = data.empty_ids
-    rows, ref_of_row = _choose_references(
-        train, indices[:kept], settings.max_references, generator
-    )
+    rows, ref_of_row = _choose_references(train, indices[:kept], settings.max_references, generator)
     owner = indices[:kept].repeat_interleave((ref_of_row >= 0).sum(1))
     device = data.device
     return Batch(
@@ -191,7 +191,9 @@ def diffusion_loss(
         level = torch.where(
             reference_t > 0, data.alphas_cumprod[reference_t], torch.ones(len(reference_t))
         )
-        references = add_noise(batch.reference_latents, reference_noise.to(device), level.to(device))
+        references = add_noise(
+            batch.reference_latents, reference_noise.to(device), level.to(device)
+        )
         features = models.reference(references, reference_t.to(device), states[count:])
         table = models.base.project_reference(features, ref_scale=settings.ref_scale)
         ref_of_row = torch.full((count, batch.ref_of_row.shape[1]), -1, dtype=torch.long)
@@ -203,9 +205,7 @@ def diffusion_loss(
     error = (predicted - target).pow(2)
     emphasis = 1.0 + settings.foreground_weight * batch.masks[:, None]
     per_sample = (error * emphasis).mean(dim=(1, 2, 3)) / emphasis.mean(dim=(1, 2, 3))
-    weight = loss_weight(
-        settings.prediction_type, alphas, settings.snr_gamma, settings.snr_floor
-    )
+    weight = loss_weight(settings.prediction_type, alphas, settings.snr_gamma, settings.snr_floor)
     inside = (error * batch.masks[:, None]).sum() / (batch.masks.sum() * error.shape[1] + 1e-6)
     return (weight * per_sample).mean(), {"error": error.mean(), "error_subject": inside}
 

@@ -1,0 +1,256 @@
+"""Time from reference images and prompt to a picture: ours, and the published way, in one run.
+
+No test here fails because something is slow. The first test checks that both ways draw the same;
+only then do their times mean anything.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from bootpig_rt.backends.torch_backend import TorchBackend, load
+from bootpig_rt.batch import picture_noise
+from bootpig_rt.image import prepare_reference
+from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
+from bootpig_rt.solver import solver_table
+from bootpig_rt.text import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings(  # inside diffusers' schedulers, with numpy 2
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+PROMPT = "a photo of a dog, in the middle of a sandy beach"
+REFERENCE_PROMPT = "a photo of a dog"
+SEED = 7
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+class PublishedWay:
+    """The published pipeline on the same pair, from its description, in torch and diffusers.
+
+    - The Reference U-Net runs at every step, to its end, on the reference noised to that step.
+    - Keys and values are projected from base and reference features together, at every step.
+    - Attention of the guided rows runs twice, without and with the reference, and the difference
+      decides which of several references a token follows. The uncond row is spared the second
+      pass here, which favours the published way.
+    - One picture at a time: its code cannot batch.
+    """
+
+    def __init__(self, backend: TorchBackend, *, steps: int, solver: str) -> None:
+        self.backend = backend
+        self.tokenizer = Tokenizer.from_folder(backend.spec.tokenizer_folder)
+        self.steps, self.solver = steps, solver
+        self.base: Any = backend.pair.base.unet
+        self.reference: Any = backend.pair.reference.unet
+        self.features: list[Tensor] = []
+        self.ref_scale = backend.spec.config.ref_scale
+
+    def install(self) -> None:
+        """Give both U-Nets their attention processors, as the published code binds methods."""
+        for unet, processor in (
+            (self.base, self._attend_to_reference),
+            (self.reference, self._record),
+        ):
+            for name, module in unet.named_modules():
+                if name.endswith("attn1"):
+                    module.set_processor(_Processor(processor))
+
+    def picture(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one picture; returns its latents and its pixels."""
+        config = self.backend.spec.config
+        latents_ref = self.backend.encode_image(
+            prepare_reference(image, config.sample_size_px)[None]
+        )
+        with torch.inference_mode():
+            embeds = self.backend.encode_text(self.tokenizer(["", PROMPT, REFERENCE_PROMPT]))
+            rows, ref_embeds = embeds[[0, 0, 1]], embeds[[2]]
+            scheduler: Any = SCHEDULERS[self.solver].from_config(self.backend.pair.scheduler)
+            scheduler.set_timesteps(self.steps)
+            timesteps = scheduler.timesteps.numpy()
+            noised = reference_latents(
+                latents_ref,
+                ReferenceSchedule("exact"),
+                timesteps,
+                noise_seed=0,
+                noise_schedule=self.backend.spec.noise_schedule,
+            )
+            x = torch.from_numpy(picture_noise(SEED, latents_ref.shape[1:]))[None]
+            for index, t in enumerate(scheduler.timesteps):
+                self.features = []
+                self.reference(torch.from_numpy(noised[index]), t, ref_embeds)
+                output = self.base(x.repeat(3, 1, 1, 1), t, rows).sample
+                uncond, with_image, with_both = output.chunk(3)
+                guided = (
+                    uncond
+                    + config.image_guidance_scale * (with_image - uncond)
+                    + config.text_guidance_scale * (with_both - with_image)
+                )
+                x = scheduler.step(guided, t, x).prev_sample
+            latents = x.numpy()
+        return latents, self.backend.decode(latents)
+
+    def _record(self, attn: Any, tokens: Tensor) -> Tensor:
+        self.features.append(tokens)
+        plain: Tensor = PLAIN(attn, tokens)
+        return plain
+
+    def _attend_to_reference(self, attn: Any, tokens: Tensor) -> Tensor:
+        feature = self.features.pop(0)
+        plain = PLAIN(attn, tokens)
+        guided = tokens[1:]
+        feature = feature.repeat(len(guided), 1, 1)
+        q = attn.to_q(guided)
+        k = attn.to_k(torch.cat([guided, feature * self.ref_scale], dim=1))
+        v = attn.to_v(torch.cat([guided, feature], dim=1))
+        q, k, v = (z.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for z in (q, k, v))
+        seen = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        seen = attn.to_out[0](seen.transpose(1, 2).flatten(-2))
+        change = (seen - plain[1:]).unsqueeze(0)  # [references, rows, tokens, channels]
+        best = (
+            change.norm(dim=-1).argmax(dim=0)[None, ..., None].expand(-1, -1, -1, change.shape[-1])
+        )
+        return torch.cat([plain[:1], plain[1:] + change.gather(0, best)[0]])
+
+
+PLAIN: Any = AttnProcessor2_0()
+
+
+class _Processor:
+    """A function as diffusers calls its attention processors."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.function(attn, hidden_states)
+
+
+@pytest.fixture(scope="module")
+def drawing() -> Image.Image:
+    """A reference image."""
+    image = Image.new("RGBA", (128, 128))
+    ImageDraw.Draw(image).ellipse((20, 30, 110, 100), fill=(220, 60, 30))
+    return image
+
+
+@pytest.fixture(scope="module")
+def pipeline(pair_folder: Path) -> Pipeline:
+    """Ours."""
+    return Pipeline(pair_folder, backend="torch", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def published(pair_folder: Path, pipeline: Pipeline) -> PublishedWay:
+    """Theirs, on modules of its own: it changes their attention."""
+    config = pipeline.spec.config
+    way = PublishedWay(
+        load(pair_folder, "cpu", None), steps=config.default_steps, solver=config.default_solver
+    )
+    way.install()
+    return way
+
+
+def test_both_ways_draw_the_same(
+    published: PublishedWay, pipeline: Pipeline, drawing: Image.Image
+) -> None:
+    """The same noise, solver and weights give the same picture, to rounding."""
+    table = solver_table(published.solver, pipeline.spec.noise_schedule, published.steps)  # type: ignore[arg-type]
+    scheduler: Any = SCHEDULERS[published.solver].from_config(published.backend.pair.scheduler)
+    scheduler.set_timesteps(published.steps)
+    assert scheduler.timesteps.tolist() == table.timesteps.tolist()
+    result = pipeline(
+        PROMPT,
+        reference_images=drawing,
+        reference_prompt=REFERENCE_PROMPT,
+        reference_schedule="exact",
+        seed=SEED,
+    )
+    _, pixels = published.picture(drawing)
+    theirs = np.clip(np.rint((pixels[0].transpose(1, 2, 0) + 1) * 127.5), 0, 255)
+    difference = np.abs(np.asarray(result.images[0], dtype=np.float32) - theirs)
+    assert difference.mean() < 0.5
+    assert np.quantile(difference, 0.99) <= 2
+
+
+def test_time_of_a_picture(
+    published: PublishedWay,
+    pair_folder: Path,
+    pipeline: Pipeline,
+    drawing: Image.Image,
+    benchmark: Any,
+    request: pytest.FixtureRequest,
+    table: list[str],
+) -> None:
+    """All ways in turn, round by round, so that a slow moment of the machine hits all of them."""
+    no_cache = Pipeline(pair_folder, backend="torch", device="cpu", reference_cache_bytes=0)
+    subject = pipeline.encode_subject(drawing, REFERENCE_PROMPT)
+
+    def cold(schedule: str) -> None:
+        no_cache(
+            PROMPT,
+            reference_images=drawing,
+            reference_prompt=REFERENCE_PROMPT,
+            reference_schedule=schedule,
+            seed=SEED,
+        )
+
+    def warm(schedule: str, num_images: int = 1) -> None:
+        pipeline(
+            PROMPT, subject=subject, reference_schedule=schedule, num_images=num_images, seed=SEED
+        )
+
+    ways: dict[str, tuple[Callable[[], object], int]] = {
+        "published way": (lambda: published.picture(drawing), 1),
+        "exact, new subject": (lambda: cold("exact"), 1),
+        "exact, known subject": (lambda: warm("exact"), 1),
+        "exact, four pictures of a known subject": (lambda: warm("exact", 4), 4),
+        "clean, new subject": (lambda: cold("clean"), 1),
+        "clean, known subject": (lambda: warm("clean"), 1),
+        "clean, four pictures of a known subject": (lambda: warm("clean", 4), 4),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+
+    def one_round() -> None:
+        for name, (draw, pictures) in ways.items():
+            start = time.perf_counter()
+            draw()
+            times[name].append(1e3 * (time.perf_counter() - start) / pictures)
+
+    benchmark.pedantic(
+        one_round, rounds=request.config.getoption("--picture-rounds"), warmup_rounds=1
+    )
+    config = pipeline.spec.config
+    medians = {name: statistics.median(each[1:]) for name, each in times.items()}
+    ratios = {name: medians["published way"] / value for name, value in medians.items()}
+    benchmark.extra_info.update(
+        pair=config.name,
+        steps=published.steps,
+        solver=published.solver,
+        median_ms=medians,
+        min_ms={name: min(each[1:]) for name, each in times.items()},
+        faster_than_published=ratios,
+    )
+    table.append(
+        f"{config.name}: {published.steps} steps of {published.solver}, one reference, "
+        f"{config.sample_size_px} px, {len(times['published way']) - 1} rounds, ms a picture"
+    )
+    table.append(f"{'':42}{'median':>9}{'min':>9}{'faster':>9}")
+    for name, each in times.items():
+        table.append(f"{name:42}{medians[name]:9.0f}{min(each[1:]):9.0f}{ratios[name]:8.2f}x")
