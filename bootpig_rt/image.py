@@ -39,7 +39,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 SUBJECT_SHARE = 0.86
-"""Longest side of the subject over the side of the square; training draws it from 0.70..0.92."""
+"""Longest side of the subject over the side of the square, where the pair says nothing else."""
 
 _ALPHA_THRESHOLD = 8  # of 255: fainter pixels are leftovers of cutting out, not subject
 _WHITE_THRESHOLD = 245  # of 255: JPEG leaves a white paper a little below 255
@@ -52,6 +52,7 @@ def prepare_reference(
     remover: BackgroundRemover | None = None,
     *,
     what: str = "reference image",
+    subject_share: float = SUBJECT_SHARE,
 ) -> FloatArray:
     """Crop a picture to its subject and put that on a white square.
 
@@ -64,6 +65,8 @@ def prepare_reference(
         size_px: Side of the square, the size the pair works at.
         remover: Finds the subject in pictures without transparency.
         what: How messages call the picture.
+        subject_share: Longest side of the subject over the side of the square, in (0, 1], as the
+            pair was trained (`PairConfig.subject_share`).
 
     Returns:
         float32 [3, size_px, size_px] in [-1, 1]; white is 1.
@@ -83,10 +86,10 @@ def prepare_reference(
             raise ImageError(f"{what} {no_subject}, expected a subject; {_NO_SUBJECT}")
         on_white = Image.new("RGB", picture.size, "white")
         on_white.paste(colour, mask=alpha)
-        share = SUBJECT_SHARE
+        share = subject_share
     else:
         on_white = colour
-        box, share = _box_by_white(colour, what), SUBJECT_SHARE
+        box, share = _box_by_white(colour, what), subject_share
         if box is None:
             box, share = (0, 0, *colour.size), 1.0
             logger.warning(

@@ -36,6 +36,7 @@ class PairConfig:
         name: Shown to users.
         sample_size_px: Side of the pictures that the pair was trained on.
         reference_timestep: `same`, `clean` or `mixed`, see `ReferenceTimestep`.
+        subject_share: Longest side of the subject over the side of a prepared reference image.
         ref_scale: Multiplies reference features for the keys only.
         merge: Default way to combine several references.
         max_references: Most references of one subject that were trained or tried.
@@ -52,6 +53,7 @@ class PairConfig:
     name: str
     sample_size_px: int
     reference_timestep: ReferenceTimestep = "same"
+    subject_share: float = 0.86
     ref_scale: float = 1.0
     merge: Merge = "argmax"
     max_references: int = 4
@@ -80,11 +82,13 @@ class PairConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}, expected a whole number {low}..{high}")
-        for name in ("ref_scale", "image_guidance_scale", "text_guidance_scale"):
+        for name in ("subject_share", "ref_scale", "image_guidance_scale", "text_guidance_scale"):
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not math.isfinite(value) or not 0 <= value <= 100:
                 raise ConfigError(f"{name} is {value!r}, expected a number 0..100")
+        if not 0.1 <= self.subject_share <= 1.0:
+            raise ConfigError(f"subject_share is {self.subject_share!r}, expected a share 0.1..1")
         for name, choices in (
             ("reference_timestep", get_args(ReferenceTimestep)),
             ("merge", get_args(Merge)),

@@ -305,6 +305,7 @@ class Pipeline:
                     side,
                     self._background_remover,
                     what="reference image" if len(sources) == 1 else f"reference image {index}",
+                    subject_share=self.spec.config.subject_share,
                 )
                 for index, source in enumerate(sources)
             ]

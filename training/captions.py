@@ -22,6 +22,9 @@ POSITIONS: dict[Position, str] = {
     "right": "on the right of",
 }
 
+# Share of captions that put the subject on the left, and as many on the right.
+SIDE_SHARE = 0.14
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -50,11 +53,14 @@ def class_prompt(noun: str) -> str:
 
 
 def draw_caption(rng: np.random.Generator, noun: str) -> Caption:
-    """Draw a position and a scene for a class, uniformly."""
-    positions: tuple[Position, ...] = ("left", "centre", "right")
+    """Draw a position, mostly the centre, and a scene for a class."""
+    draw = rng.random()
+    position: Position = "centre"
+    if draw < 2 * SIDE_SHARE:
+        position = "left" if draw < SIDE_SHARE else "right"
     scene = SCENES[list(SCENES)[int(rng.integers(len(SCENES)))]]
     phrase = scene.phrases[int(rng.integers(len(scene.phrases)))]
-    return Caption(noun, positions[int(rng.integers(3))], scene.key, phrase)
+    return Caption(noun, position, scene.key, phrase)
 
 
 def corpus(nouns: list[str]) -> list[str]:

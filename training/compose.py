@@ -25,6 +25,9 @@ RejectReason = Literal["held_out_combination", "touches_border", "area", "low_co
 CENTRE_X: dict[Position, float] = {"left": 0.33, "centre": 0.5, "right": 0.67}
 # Longest side of the subject in a sprite, as a share of the sprite's side.
 SPRITE_FILL = 88 / 96
+# References show the subject about as large as pictures do: then attention has to learn where the
+# subject stands, not also how much larger the reference is. See LOG.md.
+REFERENCE_LENGTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class WorldConfig:
 
     size_px: int = 64
     hue_probability: float = 0.8
-    near_view_probability: float = 0.35
-    reference_counts: tuple[float, ...] = (0.7, 0.14, 0.08, 0.08)
+    near_view_probability: float = 0.45
+    reference_counts: tuple[float, ...] = (0.82, 0.08, 0.05, 0.05)
 
 
 @dataclass(frozen=True)
@@ -142,19 +145,19 @@ def _cut_edge(pixels: NDArray[np.float32], view: View) -> NDArray[np.float32]:
 def target_view(rng: Rng, position: Position) -> View:
     """Draw the subject's view in the target picture."""
     return View(
-        length=rng.uniform(0.54, 0.68),
-        centre=(CENTRE_X[position] + rng.uniform(-0.03, 0.03), 0.57 + rng.uniform(-0.03, 0.03)),
-        turn_deg=rng.uniform(-12, 12),
-        is_flipped=bool(rng.random() < 0.25),
-        squash=rng.uniform(0.94, 1.06),
+        length=rng.uniform(0.56, 0.64),
+        centre=(CENTRE_X[position] + rng.uniform(-0.015, 0.015), rng.uniform(0.51, 0.54)),
+        turn_deg=rng.uniform(-8, 8),
+        is_flipped=bool(rng.random() < 0.1),
+        squash=rng.uniform(0.95, 1.05),
         light=rng.uniform(0.92, 1.0),
     )
 
 
 def reference_view(rng: Rng, target: View, *, is_same_view: bool) -> View:
     """Draw a reference's view: the target's own with another scale and place, or a new one."""
-    length = rng.uniform(0.72, 0.9)
-    centre = (0.5 + rng.uniform(-0.03, 0.03), 0.5 + rng.uniform(-0.03, 0.03))
+    length = REFERENCE_LENGTH * rng.uniform(0.95, 1.05)
+    centre = (0.5 + rng.uniform(-0.015, 0.015), 0.5 + rng.uniform(-0.015, 0.015))
     if is_same_view:
         return replace(target, length=length, centre=centre)
     edges: tuple[Edge, ...] = ("left", "right", "top", "bottom")
@@ -162,9 +165,9 @@ def reference_view(rng: Rng, target: View, *, is_same_view: bool) -> View:
     return View(
         length=length,
         centre=centre,
-        turn_deg=rng.uniform(-15, 15),
-        is_flipped=bool(rng.random() < 0.25),
-        squash=rng.uniform(0.9, 1.1),
+        turn_deg=rng.uniform(-10, 10),
+        is_flipped=bool(rng.random() < 0.1),
+        squash=rng.uniform(0.93, 1.07),
         light=rng.uniform(0.9, 1.0),
         crop_edge=edges[int(rng.integers(4))] if is_cropped else "none",
         crop_share=rng.uniform(0.08, 0.2),

@@ -47,8 +47,8 @@ def loss_weight(
 ) -> Tensor:
     """Min-SNR weight of each sample, [N] (Hang et al. 2023, section 3.4), kept above a floor.
 
-    In terms of x0 the weight is clamp(SNR, floor, gamma); the other predictions divide by what turns
-    their error into an error of x0. `gamma` 0 gives the plain mean squared error.
+    In terms of x0 the weight is clamp(SNR, floor, gamma); the other predictions divide by what
+    turns their error into an error of x0. `gamma` 0 gives the plain mean squared error.
     """
     if gamma == 0:
         return torch.ones_like(alphas_cumprod)

@@ -1,8 +1,8 @@
 """Drawn backgrounds of the small world: sixteen scenes, each with endless variations.
 
-A scene is a function of a random generator that draws a picture with plain shapes. Colours, horizons,
-counts and places vary, so that a scene is a kind of place, not one picture. Nothing here knows
-about subjects or prompts beyond the phrases that name a scene.
+A scene is a function of a random generator that draws a picture with plain shapes. Colours,
+horizons, counts and places vary, so that a scene is a kind of place, not one picture. Nothing here
+knows about subjects or prompts beyond the phrases that name a scene.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def _library(rng: Rng, size: int) -> Image.Image:
             width, height = rng.uniform(0.03, 0.06) * size, rng.uniform(0.14, 0.2) * size
             book = ((150, 40, 40), (40, 80, 140), (50, 110, 70), (190, 150, 70), (110, 60, 120))
             colour = _vary(rng, book[rng.integers(5)], 18)
-            draw.rectangle((x, base - height, x + width - 2, base), fill=colour)
+            draw.rectangle((x, base - height, x + max(width - 2, 0), base), fill=colour)
             x += width
         draw.rectangle((0, base, size, base + 0.035 * size), fill=(62, 40, 24))
     return image
@@ -262,7 +262,8 @@ def _bricks(rng: Rng, size: int) -> Image.Image:
         offset = (row % 2) * width / 2 + rng.uniform(-0.01, 0.01) * size
         for column in range(-1, 7):
             x, y = column * width + offset, row * height
-            box = (x + 2, y + 2, x + width - 2, y + height - 2)
+            right, bottom = x + max(width - 2, 2), y + max(height - 2, 2)
+            box = (x + 2, y + 2, right, bottom)
             draw.rectangle(box, fill=_vary(rng, base, 10))
     draw.rectangle((0, 0.8 * size, size, size), fill=_vary(rng, (136, 134, 132), 8))
     return image

@@ -281,8 +281,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.exists():
         raise InputError(
-            f"{folder} has no manifest.json; make samples with `bootpig-rt synthesize -o {folder}`, "
-            "or run it again if it was interrupted"
+            f"{folder} has no manifest.json; make samples with "
+            f"`bootpig-rt synthesize -o {folder}`, or run it again if it was interrupted"
         )
     manifest: dict[str, Any] = json.loads(path.read_text())
     if manifest.get("format") != FORMAT:

@@ -1,16 +1,30 @@
-"""A small byte-pair vocabulary in the layout of CLIP's tokenizer, trained on the captions."""
+"""A small byte-pair vocabulary in the layout of CLIP's tokenizer, learned from the captions.
+
+The same captions always give the same files. The trainer of the `tokenizers` package does not: it
+meets words in the order of a hash that differs from process to process, so its ties fall otherwise
+each time, and a run could not be repeated.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+from bootpig_rt.atomic import atomic_write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+END_OF_WORD = "</w>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+MIN_PAIRS = 2
+"""A pair of tokens that is seen less often is not merged."""
+
+Pair = tuple[str, str]
 
 
 def train_tokenizer(
@@ -23,41 +37,20 @@ def train_tokenizer(
     Args:
         captions: Texts to learn merges from.
         folder: Made if missing.
-        vocabulary: Largest number of tokens, above 514.
+        vocabulary: Largest number of tokens, at least 514.
         max_tokens: Length of a tokenised prompt.
+
+    Raises:
+        StorageError: A file cannot be written.
     """
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 2,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    learned = json.loads(tokenizer.to_str())["model"]["merges"]
-    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in learned]
-    tokens = alphabet + [f"{letter}</w>" for letter in alphabet]
-    merges = []
-    for left, right in pairs:
-        if len(tokens) >= vocabulary - 2:
-            break
-        merges.append(f"{left} {right}")
-        if left + right not in tokens:
-            tokens.append(left + right)
+    tokens = alphabet + [f"{letter}{END_OF_WORD}" for letter in alphabet]
+    merges = learn_merges(_count_words(captions), vocabulary - len(tokens) - 2)
+    tokens += [left + right for left, right in merges]
     tokens += [START, END]
     folder.mkdir(parents=True, exist_ok=True)
     ids = {token: i for i, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     settings: dict[str, Any] = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": max_tokens,
@@ -67,4 +60,71 @@ def train_tokenizer(
         "unk_token": END,
         "do_lower_case": True,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    atomic_write_text(folder / "vocab.json", json.dumps(ids, ensure_ascii=False))
+    atomic_write_text(folder / "merges.txt", "\n".join(lines) + "\n")
+    # The last file: a folder that has it is whole.
+    atomic_write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
+
+
+def learn_merges(words: dict[tuple[str, ...], int], most: int) -> list[Pair]:
+    """Learn byte-pair merges: each time the most frequent pair of neighbours, ties by name.
+
+    Args:
+        words: Words as tuples of tokens, with how often each is seen.
+        most: Largest number of merges.
+
+    Returns:
+        Merges in the order in which they apply; no two make the same token.
+    """
+    spelled = list(words)
+    weights = [words[word] for word in spelled]
+    counts: Counter[Pair] = Counter()
+    users: defaultdict[Pair, set[int]] = defaultdict(set)
+    for place, word in enumerate(spelled):
+        for pair in pairwise(word):
+            counts[pair] += weights[place]
+            users[pair].add(place)
+    merges: list[Pair] = []
+    made: set[str] = set()
+    while len(merges) < most:
+        allowed = (p for p in counts if counts[p] >= MIN_PAIRS and p[0] + p[1] not in made)
+        best = min(allowed, key=lambda p: (-counts[p], p), default=None)
+        if best is None:
+            break
+        merges.append(best)
+        made.add(best[0] + best[1])
+        for place in sorted(users[best]):
+            for pair in pairwise(spelled[place]):
+                counts[pair] -= weights[place]
+                users[pair].discard(place)
+            spelled[place] = _join(spelled[place], best)
+            for pair in pairwise(spelled[place]):
+                counts[pair] += weights[place]
+                users[pair].add(place)
+    return merges
+
+
+def _join(word: tuple[str, ...], pair: Pair) -> tuple[str, ...]:
+    joined: list[str] = []
+    for token in word:
+        # A token just made never joins again in the same pass: "aaa" becomes "aa a".
+        if joined and (joined[-1], token) == pair:
+            joined[-1] += token
+        else:
+            joined.append(token)
+    return tuple(joined)
+
+
+def _count_words(captions: Iterable[str]) -> dict[tuple[str, ...], int]:
+    normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    words: Counter[str] = Counter()
+    for caption, count in Counter(captions).items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)):
+            words[word] += count
+    return {(*word[:-1], word[-1] + END_OF_WORD): count for word, count in sorted(words.items())}

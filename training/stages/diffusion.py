@@ -29,8 +29,8 @@ VALIDATION_STEPS = 12
 def scheduler_config(prediction_type: str) -> dict[str, Any]:
     """Return the noise schedule of the small world, in diffusers' form.
 
-    Stable Diffusion's betas, rescaled to end in pure noise and used with trailing spacing, as Lin et
-    al. (2023) advise: scenes at night and on snow need means far from grey.
+    Stable Diffusion's betas, rescaled to end in pure noise and used with trailing spacing, as Lin
+    et al. (2023) advise: scenes at night and on snow need means far from grey.
     """
     return {
         "_class_name": "DDIMScheduler",
@@ -172,8 +172,8 @@ def diffusion_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of the base's prediction with references (paper, section 3.3 and algorithm 1).
 
-    The references are clean (t = 0), noised to the target's timestep with noise of their own, or one
-    of the two per sample, as `reference_timestep` says.
+    The references are clean (t = 0), noised to the target's timestep with noise of their own, or
+    one of the two at random, as `reference_timestep` says.
     """
     settings, device = data.config.diffusion, data.device
     batch = make_batch(data, indices, generator)

@@ -1,8 +1,8 @@
 """Stage `pair`: BootPIG as published (paper, sections 3.2 and 4.1), on a finished base.
 
-The base's weights are copied into a Reference U-Net of its own. All of it is trained, and of the Base
-U-Net the self-attentions alone, which have become reference self-attentions. Everything else, the
-VAE and the text encoder too, is frozen.
+The base's weights are copied into a Reference U-Net of its own. All of it is trained, and of the
+Base U-Net the self-attentions alone, which have become reference self-attentions. Everything else,
+the VAE and the text encoder too, is frozen.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bootpig_rt.models.load import Pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 from bootpig_rt.pair_config import PairConfig
+from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.stages.diffusion import (
     DiffusionData,
@@ -86,6 +87,7 @@ class PairStage:
             name=Path(self.config.output).name,
             sample_size_px=self.sample_size_px,
             reference_timestep=settings.reference_timestep,
+            subject_share=REFERENCE_LENGTH,
             ref_scale=settings.ref_scale,
             merge=settings.merge,
             image_guidance_scale=2.0,

@@ -1,8 +1,8 @@
 """Stage `vae`: an AutoencoderKL for pictures of the small world.
 
-Loss: L1 on pixels, L1 on differences of neighbours (edges stay sharp without an adversary), and a small
-KL term. Afterwards `scaling_factor` is set so that latents have unit variance (Rombach et al. 2022,
-section G).
+Loss: L1 on pixels, L1 on differences of neighbours (edges stay sharp without an adversary), and a
+small KL term. Afterwards `scaling_factor` is set so that latents have unit variance (Rombach et al.
+2022, section G).
 """
 
 from __future__ import annotations

@@ -1,0 +1,238 @@
+"""A world of six things at 16 px, and stages of a few thousand weights that train in a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from bootpig_rt.training.compose import WorldConfig
+from bootpig_rt.training.config import (
+    DiffusionConfig,
+    OptimizerConfig,
+    TrainConfig,
+    UNetConfig,
+    VaeConfig,
+)
+from bootpig_rt.training.raster import SPRITE_PX, Pixels
+from bootpig_rt.training.shards import Subjects, SynthesisConfig, synthesize
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from bootpig_rt.training.trainer import Trainer
+
+SIZE_PX = 16
+NOUNS = ("dog", "apple", "school bus", "owl", "crown", "ice cream")
+STYLES = ("noto", "twemoji")
+
+
+def draw_subject(number: int, style: int) -> Pixels:
+    """A two-coloured drawing that fills the sprite as real ones do."""
+    image = Image.new("RGBA", (SPRITE_PX, SPRITE_PX))
+    draw = ImageDraw.Draw(image)
+    body = [(220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 200, 40), (180, 60, 200), (30, 30, 30)]
+    if style == 0:
+        draw.ellipse((4, 4, 91, 91), fill=(*body[number], 255))
+    else:
+        draw.rectangle((4, 14, 91, 81), fill=(*body[number], 255))
+    draw.ellipse((20, 30, 40, 50), fill=(*body[(number + 2) % 6], 255))
+    return np.array(image)
+
+
+@pytest.fixture(scope="session")
+def subjects() -> Subjects:
+    """Six things in two styles; a dog is never on a beach or in snow."""
+    rows = [(number, style) for number in range(len(NOUNS)) for style in range(len(STYLES))]
+    return Subjects(
+        sprites=np.stack([draw_subject(*row) for row in rows]),
+        nouns=[NOUNS[number] for number, _ in rows],
+        concepts=[NOUNS[number].replace(" ", "-") for number, _ in rows],
+        styles=[STYLES[style] for _, style in rows],
+        held_out_scenes={"dog": frozenset({"beach", "snow"})},
+    )
+
+
+@pytest.fixture(scope="session")
+def samples(subjects: Subjects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 samples in three shards."""
+    folder = tmp_path_factory.mktemp("samples")
+    world = WorldConfig(size_px=SIZE_PX, reference_counts=(0.5, 0.3, 0.2))
+    synthesize(folder, subjects, SynthesisConfig(24, seed=3, shard_size=10, world=world))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawings(subjects: Subjects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder as `fetch-data` leaves it: the first ten drawings are for training."""
+    folder = tmp_path_factory.mktemp("drawings")
+    splits = ["train"] * 10 + ["held_out_identity", "held_out_concept"]
+    entries = [
+        {
+            "concept": subjects.concepts[row],
+            "style": subjects.styles[row],
+            "icon": subjects.concepts[row],
+            "noun": subjects.nouns[row],
+            "category": "Objects",
+            "split": split,
+        }
+        for row, split in enumerate(splits)
+    ]
+    (folder / "sprites.json").write_text(json.dumps(entries))
+    np.savez(folder / "sprites.npz", rgba=subjects.sprites)
+    return folder
+
+
+class MakeConfig(Protocol):
+    """`make_config(stage, output, ...)`, see the fixture."""
+
+    def __call__(self, stage: Any, output: Path, **changes: Any) -> TrainConfig:
+        """A tiny configuration; a table's fields are given as `diffusion={...}`."""
+
+
+@pytest.fixture(scope="session")
+def make_config(samples: Path) -> MakeConfig:
+    """A function that makes the configuration of a tiny stage: 20 steps of 2 samples."""
+
+    def make(stage: Any, output: Path, **changes: Any) -> TrainConfig:
+        tables: dict[str, Any] = {
+            "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=3, ema_decay=0.9),
+            "vae": VaeConfig(block_channels=(16, 32), norm_groups=8),
+            "unet": UNetConfig(
+                block_channels=(16, 32),
+                head_dim=8,
+                norm_groups=8,
+                text_width=16,
+                text_layers=1,
+                text_heads=2,
+                vocabulary=560,
+            ),
+            "diffusion": DiffusionConfig(),
+        }
+        for name in tables:
+            tables[name] = dataclasses.replace(tables[name], **changes.pop(name, {}))
+        settings: dict[str, Any] = {
+            "data": str(samples),
+            "steps": 20,
+            "batch_size": 2,
+            "seed": 5,
+            "log_every": 5,
+            "validate_every": 0,
+            "checkpoint_every": 1000,
+            **tables,
+            **changes,
+        }
+        return TrainConfig(stage=stage, output=str(output), **settings)
+
+    return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch: tiny tensors gain nothing from more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    """An accelerator on the CPU; its state, which is global, is forgotten afterwards."""
+    yield new_accelerator()
+    forget_accelerator()
+
+
+@pytest.fixture
+def _fresh_accelerator() -> Iterator[None]:
+    """For tests of code that makes an accelerator itself."""
+    forget_accelerator()
+    yield
+    forget_accelerator()
+
+
+def new_accelerator(mixed_precision: str = "no") -> Accelerator:
+    from accelerate import Accelerator
+
+    forget_accelerator()
+    return Accelerator(cpu=True, mixed_precision=mixed_precision)
+
+
+def forget_accelerator() -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+class Train(Protocol):
+    """`train(config, ...)`, see the fixture."""
+
+    def __call__(
+        self, config: TrainConfig, *, stop_after: int = 0, max_minutes: float | None = None
+    ) -> Trainer:
+        """Build the stage anew and run it; with `stop_after`, ask it to stop in that step."""
+
+
+@pytest.fixture(scope="session")
+def train() -> Train:
+    """A function that trains a stage as a new process would, and returns its trainer."""
+    import torch
+
+    from bootpig_rt.training.run import build_stage
+    from bootpig_rt.training.trainer import Trainer
+
+    def run(
+        config: TrainConfig, *, stop_after: int = 0, max_minutes: float | None = None
+    ) -> Trainer:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        stage: Any = build_stage(config, torch.device("cpu"))
+        trainer = Trainer(config, stage, new_accelerator(config.mixed_precision))
+        loss = stage.loss
+
+        def stopping_loss(*args: Any) -> Any:
+            if trainer.step + 1 == stop_after:
+                trainer.ask_to_stop()
+            return loss(*args)
+
+        stage.loss = stopping_loss
+        try:
+            trainer.run(max_minutes=max_minutes)
+        finally:
+            forget_accelerator()
+            torch.set_num_threads(before)
+        return trainer
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def vae_result(
+    make_config: MakeConfig, train: Train, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished stage `vae`, hardly trained: latents are [4, 8, 8]."""
+    folder = tmp_path_factory.mktemp("vae")
+    train(make_config("vae", folder, steps=4))
+    return folder / "result"
+
+
+@pytest.fixture(scope="session")
+def base_result(
+    make_config: MakeConfig,
+    train: Train,
+    vae_result: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished stage `base`, hardly trained."""
+    folder = tmp_path_factory.mktemp("runs") / "base"
+    train(make_config("base", folder, steps=2, start_from=str(vae_result)))
+    return folder / "result"

@@ -1,0 +1,66 @@
+"""The copy-paste score: how well the reference, pasted into a picture, would explain it.
+
+The reference's subject is cut out, scaled and shifted over the picture; the score is the largest
+normalised cross-correlation inside its outline, all colours together. A picture that shows the
+subject in another view scores lower than one that pastes it, so the renderer's own pictures (which
+always show another view) tell what is usual.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bootpig_rt.training.evaluation.identity import Floats
+
+LENGTHS = (0.46, 0.52, 0.58, 0.64, 0.70)
+
+
+def paste_score(picture: NDArray[np.uint8], reference: Image.Image) -> float:
+    """Largest correlation of a reference with a picture over scales and shifts.
+
+    Args:
+        picture: uint8 [S, S, 3].
+        reference: RGBA, the subject on nothing.
+
+    Returns:
+        -1 to 1; 1 for an exact paste.
+    """
+    size = picture.shape[0]
+    box = reference.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
+    if box is None:
+        return 0.0
+    subject = reference.crop(box)
+    spectrum = np.fft.rfft2(picture.astype(np.float64) / 255.0, axes=(0, 1))
+    squares = np.fft.rfft2((picture.astype(np.float64) / 255.0) ** 2, axes=(0, 1))
+    best = -1.0
+    for length in LENGTHS:
+        scale = length * size / max(subject.size)
+        width, height = (max(2, round(side * scale)) for side in subject.size)
+        small = np.asarray(subject.resize((width, height), Image.Resampling.BOX), np.float64)
+        mask = (small[..., 3] > 200).astype(np.float64)
+        if mask.sum() < 16:
+            continue
+        template = small[..., :3] / 255.0
+        # One mean for all colours: the hues of the subject count, not only its shading.
+        centred = (template - template[mask > 0].mean()) * mask[..., None]
+        energy = float((centred**2).sum())
+        if energy < 1e-6:
+            continue
+        product = _correlate(spectrum, centred, size)
+        total = _correlate(spectrum, np.repeat(mask[..., None], 3, -1), size)
+        power = _correlate(squares, np.repeat(mask[..., None], 3, -1), size)
+        spread = np.maximum(power - total**2 / (3 * mask.sum()), 1e-6)
+        score = product / np.sqrt(energy * spread)
+        best = max(best, float(score[: size - height + 1, : size - width + 1].max()))
+    return best
+
+
+def _correlate(spectrum: NDArray[np.complex128], kernel: NDArray[np.float64], size: int) -> Floats:
+    """Sum over colours of the cross-correlation at each shift, [S, S]."""
+    padded = np.zeros((size, size, 3))
+    padded[: kernel.shape[0], : kernel.shape[1]] = kernel
+    product = spectrum * np.conj(np.fft.rfft2(padded, axes=(0, 1)))
+    result: Floats = np.fft.irfft2(product.sum(axis=-1), s=(size, size), axes=(0, 1))
+    return result

@@ -1,0 +1,163 @@
+"""Who draws the pictures of a suite, and a folder that keeps them between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bootpig_rt.atomic import atomic_write_bytes
+from bootpig_rt.generation import Request
+from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.subject import Subject
+from bootpig_rt.training.evaluation.suite import (
+    EvalSubject,
+    Shot,
+    SuiteConfig,
+    caption_of,
+    reference_pictures,
+    stream,
+)
+
+CHUNK = 96
+
+
+class Generator(Protocol):
+    """Draws shots."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the pictures depend on, besides the shots."""
+
+    def __call__(self, shots: Sequence[Shot]) -> NDArray[np.uint8]:
+        """Pictures of the shots, uint8 [N, S, S, 3]."""
+
+
+class PipelineGenerator:
+    """Draws shots with a pair, in large batches.
+
+    Args:
+        pipeline: Of the pair.
+        subjects: Of the suite.
+        config: Of the suite.
+        steps: Sampling steps; the pair's default if None.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        subjects: Sequence[EvalSubject],
+        config: SuiteConfig,
+        *,
+        steps: int | None = None,
+    ) -> None:
+        self.pipeline, self.subjects, self.config = pipeline, subjects, config
+        self.params = pipeline.sampling_params(num_inference_steps=steps)
+        self._encoded: dict[tuple[int, int, int], Subject] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """The pair, the settings and the device."""
+        backend = self.pipeline.spec.fingerprint
+        return f"{backend} {self.params}"
+
+    def __call__(self, shots: Sequence[Shot]) -> NDArray[np.uint8]:
+        """Pictures of the shots, uint8 [N, S, S, 3]."""
+        result = self.pipeline.generate([self._request(shot) for shot in shots], self.params)
+        return np.stack([np.asarray(image, dtype=np.uint8) for image in result.images])
+
+    def _request(self, shot: Shot) -> Request:
+        subject = self.subjects[shot.subject]
+        caption = caption_of(subject, subject.prompts[shot.prompt])
+        # The start noise does not depend on the arm: controls differ by the reference alone.
+        rng = stream(self.config.seed, "noise", subject.key, shot.prompt, shot.seed)
+        return Request(
+            prompt=caption.text,
+            subject=self._encode(shot, caption.reference_prompt),
+            seed=int(rng.integers(2**32)),
+        )
+
+    def _encode(self, shot: Shot, reference_prompt: str) -> Subject | None:
+        if shot.arm == "none":
+            return None
+        subject = self.subjects[shot.subject]
+        which = subject.own if shot.arm == "own" else subject.wrong
+        key = (shot.subject, which, shot.num_references)
+        if key not in self._encoded:
+            pictures = reference_pictures(subject, which, shot.num_references, self.config.seed)
+            self._encoded[key] = self.pipeline.encode_subject(pictures, reference_prompt)
+        return self._encoded[key]
+
+
+def draw_shots(
+    generator: Generator,
+    shots: Sequence[Shot],
+    *,
+    suite_digest: str,
+    folder: Path,
+    resume: bool,
+    on_progress: Callable[[int], None] | None = None,
+) -> NDArray[np.uint8]:
+    """Draw shots in chunks that are kept on disk.
+
+    Args:
+        generator: Who draws.
+        shots: At least one.
+        suite_digest: Of subjects and prompts, see `suite_digest`.
+        folder: Where chunks are kept.
+        resume: Take chunks that are there; otherwise all are drawn anew.
+        on_progress: Called with the number of pictures just finished.
+
+    Returns:
+        uint8 [N, S, S, 3].
+
+    Raises:
+        StorageError: A chunk cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for start in range(0, len(shots), CHUNK):
+        part = shots[start : start + CHUNK]
+        digest = hashlib.sha256(f"{generator.fingerprint}\0{suite_digest}".encode())
+        digest.update("\0".join(shot.tag for shot in part).encode())
+        path = folder / f"{digest.hexdigest()[:24]}.npz"
+        pictures = read_array(path) if resume else None
+        if pictures is None or len(pictures) != len(part):
+            pictures = generator(part)
+            write_array(path, pictures)
+        found.append(pictures)
+        if on_progress is not None:
+            on_progress(len(part))
+    return np.concatenate(found)
+
+
+def suite_digest(subjects: Sequence[EvalSubject], config: SuiteConfig) -> str:
+    """sha256 of all that fixes what the shots of a suite mean."""
+    digest = hashlib.sha256(f"{config.seed}".encode())
+    for subject in subjects:
+        digest.update(f"{subject.key} {subject.styles} {subject.prompts}".encode())
+        digest.update(subject.sprites.tobytes())
+    return digest.hexdigest()
+
+
+def read_array(path: Path) -> NDArray[np.uint8] | None:
+    """The array of a file that `write_array` wrote, or None if it is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            array: NDArray[np.uint8] = stored["array"]
+            return array
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_array(path: Path, array: NDArray[np.uint8]) -> None:
+    """Write one array, all at once."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, array=array)
+    atomic_write_bytes(path, buffer.getvalue())

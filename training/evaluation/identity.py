@@ -1,0 +1,201 @@
+"""Judges of identity: which style of its concept a picture's subject is nearest to.
+
+Every judge knows what the styles of a concept look like in the scene and at the place that the
+prompt names, and cuts the same box out of the picture and out of those candidates; what they share
+(the scene, the class) cancels out. None has seen the pair or the reference pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bootpig_rt.atomic import atomic_write
+from bootpig_rt.training.evaluation.efficientnet import EfficientNetLite0, embed
+from bootpig_rt.training.evaluation.render import blur, crop, render_style
+from bootpig_rt.training.evaluation.suite import EvalSubject, Prompt, Shot, SuiteConfig, stream
+
+Floats = NDArray[np.float32]
+Embedder = Callable[[NDArray[np.uint8]], Floats]
+"""Crops, uint8 [N, h, w, 3] -> features, float32 [N, F]."""
+
+DRAWS = 4
+SIDES_PX = (64, 96)
+BLUR_PX = 1.0
+
+
+class IdentityJudge(Protocol):
+    """Says how near a picture's subject is to each style."""
+
+    @property
+    def name(self) -> str:
+        """Key in reports."""
+
+    @property
+    def about(self) -> str:
+        """One line for reports."""
+
+    def scores(self, shots: Sequence[Shot], pictures: NDArray[np.uint8]) -> list[Floats]:
+        """Larger is nearer; float32 [K] for each picture, K the styles of its concept."""
+
+
+def candidates(
+    subject: EvalSubject, prompt: Prompt, *, seed: int, size_px: int
+) -> NDArray[np.uint8]:
+    """Every style in the scene and at the place of a prompt, uint8 [K, DRAWS, S, S, 3].
+
+    Scenes are drawn anew and views jittered as in training pictures; no draw is that of a shot.
+    """
+    rng = stream(seed, "candidates", subject.key, prompt)
+    return np.stack(
+        [
+            [
+                render_style(rng, subject, which, prompt.scene, prompt.position, size_px)
+                for _ in range(DRAWS)
+            ]
+            for which in range(len(subject.styles))
+        ]
+    )
+
+
+def network_features(net: EfficientNetLite0) -> Embedder:
+    """Features of blurred crops at two sizes, side by side.
+
+    The blur makes sharp candidates and soft pictures alike; two sizes are steadier than one.
+    """
+
+    def features(crops: NDArray[np.uint8]) -> Floats:
+        soft = np.stack([blur(picture, BLUR_PX) for picture in crops])
+        return np.concatenate([embed(net, soft, side_px=side) for side in SIDES_PX], axis=1)
+
+    return features
+
+
+def colour_histogram(crops: NDArray[np.uint8]) -> Floats:
+    """Square roots of the shares of 216 colours, the middle of the crop counting most."""
+    side = crops.shape[1]
+    axis = np.abs(np.linspace(-1, 1, side))
+    weight = np.clip(1.2 - np.hypot(axis[:, None], axis[None, :]), 0.0, 1.0).ravel()
+    bins = np.minimum(crops // 43, 5).astype(np.int64) @ np.array([36, 6, 1])
+    found = [np.bincount(row.ravel(), weight, 216) / weight.sum() for row in bins]
+    return np.sqrt(np.stack(found)).astype(np.float32)
+
+
+class FeatureJudge:
+    """Cosine to the candidates' mean features, centred and scaled by their spread within a style.
+
+    Args:
+        name: Of the judge.
+        about: One line for reports.
+        embedder: Crops to features.
+        parts: The features are so many parts of equal length, each with a cosine of its own.
+        subjects: Of the suite.
+        config: Of the suite.
+        size_px: Side of the pictures.
+        cache: File that keeps the candidates' features; None keeps nothing.
+        key: Of all that they depend on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        embedder: Embedder,
+        *,
+        parts: int,
+        subjects: Sequence[EvalSubject],
+        config: SuiteConfig,
+        size_px: int,
+        cache: Path | None = None,
+        key: str = "",
+    ) -> None:
+        self.name, self.about, self.embedder, self.parts = name, about, embedder, parts
+        self.subjects = subjects
+        self._bank = _load_bank(cache, key)
+        if self._bank is None:
+            self._bank = {
+                f"{s}.{p}": self._candidate_features(subject, prompt, config.seed, size_px)
+                for s, subject in enumerate(subjects)
+                for p, prompt in enumerate(subject.prompts)
+            }
+            _save_bank(cache, key, self._bank)
+
+    def _candidate_features(
+        self, subject: EvalSubject, prompt: Prompt, seed: int, size_px: int
+    ) -> Floats:
+        drawn = crop(candidates(subject, prompt, seed=seed, size_px=size_px), prompt.position)
+        flat = drawn.reshape(-1, *drawn.shape[2:])
+        return self.embedder(flat).reshape(*drawn.shape[:2], -1)
+
+    def scores(self, shots: Sequence[Shot], pictures: NDArray[np.uint8]) -> list[Floats]:
+        """Larger is nearer; see `IdentityJudge`."""
+        assert self._bank is not None  # for the type checker: __init__ fills it
+        positions = [self.subjects[s.subject].prompts[s.prompt].position for s in shots]
+        crops = [crop(picture, at) for picture, at in zip(pictures, positions, strict=True)]
+        features = self.embedder(np.stack(crops))
+        found = []
+        for shot, query in zip(shots, features, strict=True):
+            bank = self._bank[f"{shot.subject}.{shot.prompt}"].astype(np.float32)
+            parts = zip(
+                np.split(bank, self.parts, axis=-1), np.split(query, self.parts), strict=True
+            )
+            found.append(np.sum([_similarity(own, seen) for own, seen in parts], axis=0))
+        return found
+
+
+def _similarity(bank: Floats, query: Floats) -> Floats:
+    """Cosine of a query [F] to each style of a bank [K, D, F] -> [K]."""
+    means = bank.mean(axis=1)
+    centre = means.mean(axis=0)
+    variance = (bank - means[:, None]).var(axis=(0, 1))
+    # A share of the mean variance keeps features that hardly vary from taking over.
+    scale = 1.0 / np.sqrt(variance + 0.5 * variance.mean() + 1e-8)
+    return _unit((means - centre) * scale) @ _unit((query - centre) * scale)
+
+
+def _unit(x: Floats) -> Floats:
+    unit: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+    return unit
+
+
+def _load_bank(cache: Path | None, key: str) -> dict[str, Floats] | None:
+    if cache is None:
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            if str(stored["key"]) != _bank_key(key):
+                return None
+            return {name: stored[name] for name in stored.files if name != "key"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _save_bank(cache: Path | None, key: str, bank: dict[str, Floats]) -> None:
+    if cache is None:
+        return
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    # Half precision: a thousandth of a feature changes no verdict, and the file halves.
+    small = {name: features.astype(np.float16) for name, features in bank.items()}
+    with atomic_write(cache) as target:
+        np.savez(target, key=np.array(_bank_key(key)), **small)  # type: ignore[arg-type]
+    for name, features in small.items():  # the same numbers with and without the file
+        bank[name] = features.astype(np.float32)
+
+
+def _bank_key(key: str) -> str:
+    return hashlib.sha256(f"1 {key} {DRAWS} {SIDES_PX} {BLUR_PX}".encode()).hexdigest()
+
+
+def by_prompt(shots: Sequence[Shot]) -> dict[tuple[int, int], list[int]]:
+    """Numbers of the shots of each (subject, prompt)."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, shot in enumerate(shots):
+        groups[shot.subject, shot.prompt].append(number)
+    return groups
