@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import pytest
 
-# Before numpy or torch start their thread pools: two threads each, so that results and memory do
-# not depend on the machine, and nothing is looked up on a hub.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before numpy or torch start their thread pools. One thread: the models here are too small to gain
+# from more, and on a busy machine threads that wait for each other are many times slower. Nothing
+# is looked up on a hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]

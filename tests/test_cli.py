@@ -199,12 +199,20 @@ def test_python_m_runs_the_same_command(root: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"bootpig-rt {__version__}\n")
 
 
-def test_a_reader_that_leaves_early_causes_no_noise(root: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_reader_that_leaves_early_causes_no_noise(root: Path, buffering: str) -> None:
+    code = (
+        "import sys, types; from bootpig_rt import cli;"
+        "stand = types.ModuleType('stand'); stand.NAME = stand.HELP = 'stand';"
+        "stand.add_arguments = repr; stand.run = lambda args: print('word ' * 9) or 0;"
+        "sys.modules['stand'] = stand; cli.MODULE_OF_COMMAND['stand'] = 'stand';"
+        "sys.exit(cli.main(['stand']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONUNBUFFERED": buffering}
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "bootpig_rt", "--help"],
+        [sys.executable, "-c", code],
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,

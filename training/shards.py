@@ -299,7 +299,11 @@ def read_samples(folder: Path) -> Iterator[StoredSample]:
         InputError: The folder has no manifest, or a shard is missing or damaged.
     """
     for shard in read_manifest(folder)["shards"]:
-        yield from read_shard(folder / shard["file"])
+        path = folder / shard["file"]
+        # A tar that was cut between two members reads like a shorter one.
+        if path.exists() and path.stat().st_size != shard["bytes"]:
+            raise _damaged(path, f"{path.stat().st_size} bytes, expected {shard['bytes']}")
+        yield from read_shard(path)
 
 
 def read_shard(path: Path) -> Iterator[StoredSample]:
@@ -320,11 +324,17 @@ def read_shard(path: Path) -> Iterator[StoredSample]:
                 if part == "json":  # the last part of a sample
                     yield _stored(int(key), parts)
                     parts = {}
+            if parts:
+                raise _damaged(path, "it ends within a sample")
     except (OSError, tarfile.TarError) as error:
-        raise InputError(
-            f"cannot read the shard {path} ({error}); delete it and run `bootpig-rt synthesize` "
-            "again with the same settings"
-        ) from error
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot read the shard {path} ({reason}); delete it and run `bootpig-rt synthesize` "
+        "again with the same settings"
+    )
 
 
 def _stored(index: int, parts: dict[str, bytes]) -> StoredSample:

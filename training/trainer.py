@@ -7,6 +7,7 @@ is bit-identical to one that was never interrupted, and validation cannot distur
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -149,7 +150,8 @@ class Trainer:
         bar = tqdm(total=config.steps, initial=first, unit="step", disable=disable)
         sums: dict[str, Tensor] = {}
         num_summed = 0  # below log_every in the first row after a resume between two rows
-        with self._stop_on_signals(), bar:
+        closing = contextlib.closing(writer) if writer else contextlib.nullcontext()
+        with self._stop_on_signals(), bar, closing:
             while self.step < config.steps and not self._must_stop(deadline):
                 figures = self._train_step()
                 for name, value in figures.items():
@@ -170,8 +172,6 @@ class Trainer:
                     self._validate(writer)
                 if self.step % config.checkpoint_every == 0:
                     self.save_checkpoint()
-        if writer is not None:
-            writer.close()
         if self.step % config.checkpoint_every and self.step > first:
             self.save_checkpoint()
         if self.step < config.steps:

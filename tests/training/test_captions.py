@@ -42,13 +42,15 @@ def test_a_phrase_names_one_scene_only() -> None:
     assert len(set(phrases)) == len(phrases)
 
 
-def test_every_position_and_scene_is_drawn_about_equally_often() -> None:
+def test_scenes_are_drawn_equally_often_and_both_sides_too() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_caption(rng, "dog") for _ in range(1600)]
     scenes = [sum(c.scene == key for c in drawn) for key in SCENES]
-    positions = [sum(c.position == key for c in drawn) for key in POSITIONS]
-    assert min(scenes) > 60 and max(scenes) < 150
-    assert min(positions) > 450
+    positions = {key: sum(c.position == key for c in drawn) for key in POSITIONS}
+    assert min(scenes) > 60
+    assert max(scenes) < 150
+    assert min(positions.values()) > 100
+    assert abs(positions["left"] - positions["right"]) < 100
     assert {c.scene_phrase for c in drawn} == {p for s in SCENES.values() for p in s.phrases}
 
 

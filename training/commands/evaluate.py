@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bootpig_rt.atomic import atomic_write_text
     from bootpig_rt.config import check_int
-    from bootpig_rt.training.evaluation.evaluate import build_judges, evaluate
+    from bootpig_rt.training.evaluation.evaluate import build_judges, evaluate, planned_shots
     from bootpig_rt.training.evaluation.generators import Generator, PipelineGenerator
     from bootpig_rt.training.evaluation.render import RendererGenerator
     from bootpig_rt.training.evaluation.suite import SUITES, choose_subjects
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     sprites = load_sprites(args.data)
     subjects = choose_subjects(sprites, load_splits(), config)
     about: dict[str, object] = {"name": "renderer"}
-    size_px, generator = 64, None
+    size_px = 64
+    generator: Generator | None = None
     if args.renderer:
         generator = RendererGenerator(subjects, config, size_px=size_px, blur_px=0.8, noise=6.0)
     elif not args.prepare:
@@ -99,23 +100,19 @@ def run(args: argparse.Namespace) -> int:
             "text_guidance_scale": pipeline.spec.config.text_guidance_scale,
         }
     training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
-    judges = build_judges(
-        subjects, config, training, size_px=size_px, cache=args.output / "judges"
-    )
+    judges = build_judges(subjects, config, training, size_px=size_px, cache=args.output / "judges")
     if generator is None:
         print(f"judges are ready in {args.output / 'judges'}")
         return 0
-    drawn: Generator = generator
-    with tqdm(unit="picture", disable=True if args.json else None) as bar:
+    total_pictures = sum(map(len, planned_shots(subjects, config).values()))
+    with tqdm(total=total_pictures, unit="picture", disable=True if args.json else None) as bar:
 
-        def on_progress(stage: str, done: int, total: int) -> None:
-            if bar.desc != f"{stage}: ":
-                bar.set_description(stage)
-                bar.reset(total)
+        def on_progress(stage: str, done: int) -> None:
+            bar.set_description(stage)
             bar.update(done)
 
         evaluation = evaluate(
-            drawn,
+            generator,
             judges,
             subjects,
             config,

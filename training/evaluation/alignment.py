@@ -1,15 +1,14 @@
 """A judge in pixels: the likelihood of a picture under each style, at its best alignment.
 
 For each style the drawing is laid over the scene's mean picture at many scales, turns, shifts and
-both ways round. Pixels of the drawing may differ from it by a little, pixels beside it by as much as
-the scene varies there, so that outline and colours both count. The best alignment of a style speaks
-for it. No network takes part.
+both ways round. Pixels of the drawing may differ from it by a little, pixels beside it by as much
+as the scene varies there, so that outline and colours both count. The best alignment of a style
+speaks for it. No network takes part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from bootpig_rt.training.compose import CENTRE_X, View, place
 from bootpig_rt.training.evaluation.identity import Floats, by_prompt
 from bootpig_rt.training.evaluation.render import CROP_Y, subject_box
 from bootpig_rt.training.evaluation.suite import EvalSubject, Shot, SuiteConfig, stream
-from bootpig_rt.training.scenes import SCENES, draw_scene
+from bootpig_rt.training.scenes import draw_scene
 
 SIDE_PX = 32
 SCENE_PX = 64
@@ -50,21 +49,20 @@ class AlignmentJudge:
             "likelihood of the pixels under each style's drawing at its best alignment"
             + ", in grey: outline and brightness without hue" * is_grey
         )
+        self._scenes: dict[str, tuple[Floats, Floats]] = {}
         self._layers: dict[int, tuple[Floats, NDArray[np.int64]]] = {}
 
-    @cached_property
-    def _scenes(self) -> dict[str, tuple[Floats, Floats]]:
-        """Mean picture [P, P, C] and variance [P, P] of each scene."""
-        found = {}
-        for key in SCENES:
+    def _scene(self, key: str) -> tuple[Floats, Floats]:
+        """Mean picture [P, P, C] of a scene, and its variance [P, P]."""
+        if key not in self._scenes:
             rng = stream(self.config.seed, "mean scene", key)
             drawn = np.stack([_reduce(draw_scene(key, rng, SCENE_PX)) for _ in range(SCENE_DRAWS)])
             drawn = _grey(drawn) if self.is_grey else drawn
-            found[key] = drawn.mean(axis=0), drawn.var(axis=0).mean(axis=-1)
-        return found
+            self._scenes[key] = drawn.mean(axis=0), drawn.var(axis=0).mean(axis=-1)
+        return self._scenes[key]
 
     def _layers_of(self, number: int) -> tuple[Floats, NDArray[np.int64]]:
-        """Layers [V, P, P, C + 1] (colour times alpha, alpha) at the centre, and the style of each."""
+        """Layers [V, P, P, C + 1], colour times alpha and alpha, and the style of each."""
         if number not in self._layers:
             layers, styles = [], []
             black = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
@@ -98,7 +96,7 @@ class AlignmentJudge:
         """Pictures [N, P, P, C] -> [N, K]."""
         layers, styles = self._layers_of(subject)
         left, top, right, bottom = subject_box(position, SIDE_PX)
-        mean, variance = self._scenes[scene]
+        mean, variance = self._scene(scene)
         area = (slice(top, bottom), slice(left, right))
         channels = mean.shape[-1]
         behind, spread = mean[area], variance[area]

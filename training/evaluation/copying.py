@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bootpig_rt.training.evaluation.identity import Floats
-
+Doubles = NDArray[np.float64]
 LENGTHS = (0.46, 0.52, 0.58, 0.64, 0.70)
 
 
@@ -57,10 +56,10 @@ def paste_score(picture: NDArray[np.uint8], reference: Image.Image) -> float:
     return best
 
 
-def _correlate(spectrum: NDArray[np.complex128], kernel: NDArray[np.float64], size: int) -> Floats:
+def _correlate(spectrum: NDArray[np.complex128], kernel: Doubles, size: int) -> Doubles:
     """Sum over colours of the cross-correlation at each shift, [S, S]."""
     padded = np.zeros((size, size, 3))
     padded[: kernel.shape[0], : kernel.shape[1]] = kernel
     product = spectrum * np.conj(np.fft.rfft2(padded, axes=(0, 1)))
-    result: Floats = np.fft.irfft2(product.sum(axis=-1), s=(size, size), axes=(0, 1))
+    result: Doubles = np.fft.irfft2(product.sum(axis=-1), s=(size, size), axes=(0, 1))
     return result

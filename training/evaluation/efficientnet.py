@@ -43,7 +43,7 @@ _BLOCKS = (
 
 
 def _same_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convolve with TensorFlow's padding: output side is ceil(side / stride), odd rest at the end."""
+    """Convolve with TensorFlow's padding: side ceil(side / stride), the odd rest at the end."""
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     pads = []
     for side in (x.shape[-1], x.shape[-2]):
@@ -73,7 +73,8 @@ class _Block(nn.Module):
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.is_expanded else x
         y = F.relu6(self._bn1(_same_conv(y, self._depthwise_conv)))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.is_residual else y
+        out: Tensor = x + y if self.is_residual else y
+        return out
 
 
 class EfficientNetLite0(nn.Module):

@@ -7,13 +7,12 @@ is the same rate on the renderer's pictures of the same subjects and prompts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from bootpig_rt.training.evaluation.copying import paste_score
 from bootpig_rt.training.evaluation.efficientnet import load_efficientnet
 from bootpig_rt.training.evaluation.generators import Generator, draw_shots, suite_digest
 from bootpig_rt.training.evaluation.identity import (
+    Candidates,
     FeatureJudge,
     IdentityJudge,
     colour_histogram,
@@ -31,7 +31,7 @@ from bootpig_rt.training.evaluation.identity import (
 )
 from bootpig_rt.training.evaluation.render import RendererGenerator
 from bootpig_rt.training.evaluation.scene_judge import scene_accuracy, scene_net, scenes_of
-from bootpig_rt.training.evaluation.statistics import Rate, rate
+from bootpig_rt.training.evaluation.statistics import rate
 from bootpig_rt.training.evaluation.suite import (
     GROUPS,
     EvalSubject,
@@ -47,6 +47,8 @@ from bootpig_rt.training.scenes import draw_scene
 
 MAIN_JUDGE = "pixels"
 SceneJudge = Callable[[NDArray[np.uint8]], list[str]]
+OnProgress = Callable[[str, int], None]
+"""Told the arm and the number of its pictures just finished."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,6 @@ class Verdicts:
     pictures: NDArray[np.uint8]
     chosen: dict[str, list[int]]
     scenes: list[str]
-
-
-class OnProgress(Protocol):
-    """Told what is being done, and how many pictures were just finished."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` more of `total`."""
 
 
 @dataclass
@@ -115,7 +110,7 @@ def build_judges(
         StorageError: The cache cannot be written.
     """
     network = load_efficientnet()
-    shared: dict[str, Any] = {"subjects": subjects, "config": config, "size_px": size_px}
+    candidates = Candidates(subjects, config, size_px=size_px)
     digest = f"{suite_digest(subjects, config)} {size_px}"
     net = scene_net(training_sprites, seed=config.seed, size_px=size_px, cache=cache)
     unseen = np.concatenate([subject.sprites[subject.own][None] for subject in subjects])
@@ -130,7 +125,7 @@ def build_judges(
                 parts=2,
                 cache=cache / f"network-{config.name}.npz",
                 key=digest,
-                **shared,
+                candidates=candidates,
             ),
             FeatureJudge(
                 "colours",
@@ -139,7 +134,7 @@ def build_judges(
                 parts=1,
                 cache=cache / f"colours-{config.name}.npz",
                 key=digest,
-                **shared,
+                candidates=candidates,
             ),
         ),
         scene=partial(scenes_of, net),
@@ -183,33 +178,23 @@ def evaluate(
         InputError: The pair cannot draw the suite.
     """
     clock, digest = _Clock(), suite_digest(subjects, config)
-    plan: dict[str, tuple[Generator, list[Shot]]] = {
-        "main": (generator, main_shots(subjects, config)),
-        "wrong_reference": (generator, control_shots(subjects, config, "wrong")),
-        "no_reference": (generator, control_shots(subjects, config, "none")),
-    }
-    for count in config.counts:
-        if count > 1:
-            plan[f"references_{count}"] = (generator, count_shots(subjects, config, count))
-    ceiling = control_shots(subjects, config, "own")
+    plan = planned_shots(subjects, config)
     renderer = partial(RendererGenerator, subjects, config, size_px=size_px)
-    plan["renderer"] = (renderer(), ceiling)
-    plan["renderer_blurred"] = (renderer(blur_px=1.0), ceiling)
+    drawers = {"renderer": renderer(), "renderer_blurred": renderer(blur_px=1.0)}
 
     pictures: dict[str, NDArray[np.uint8]] = {}
-    for arm, (drawer, shots) in plan.items():
-        tell = None if on_progress is None else partial(_tell, on_progress, arm, len(shots))
+    for arm, shots in plan.items():
         with clock.stage(f"draw {arm}"):
             pictures[arm] = draw_shots(
-                drawer,
+                drawers.get(arm, generator),
                 shots,
                 suite_digest=digest,
                 folder=output / "pictures",
                 resume=resume,
-                on_progress=tell,
+                on_progress=None if on_progress is None else partial(on_progress, arm),
             )
     with clock.stage("judge"):
-        arms = _judge({arm: shots for arm, (_, shots) in plan.items()}, pictures, judges)
+        arms = _judge(plan, pictures, judges)
     with clock.stage("copying"):
         copying = _copying(arms, subjects, config, size_px)
     report = {
@@ -224,7 +209,7 @@ def evaluate(
             "wrong_reference": _wrong_reference(arms["wrong_reference"], subjects),
             "no_reference": _summary(arms["no_reference"], subjects),
             "same_prompts_own_reference": _summary(
-                _subset(arms["main"], {_place(s) for s in ceiling}), subjects
+                _subset(arms["main"], {_place(s) for s in plan["renderer"]}), subjects
             ),
             "copy_paste": copying,
         },
@@ -234,8 +219,19 @@ def evaluate(
     return Evaluation(report, arms)
 
 
-def _tell(on_progress: OnProgress, stage: str, total: int, done: int) -> None:
-    on_progress(stage, done, total)
+def planned_shots(subjects: Sequence[EvalSubject], config: SuiteConfig) -> dict[str, list[Shot]]:
+    """All shots of an evaluation, by arm; the renderer draws the arms that bear its name."""
+    plan = {
+        "main": main_shots(subjects, config),
+        "wrong_reference": control_shots(subjects, config, "wrong"),
+        "no_reference": control_shots(subjects, config, "none"),
+    }
+    for count in config.counts:
+        if count > 1:
+            plan[f"references_{count}"] = count_shots(subjects, config, count)
+    for arm in ("renderer", "renderer_blurred"):
+        plan[arm] = control_shots(subjects, config, "own")
+    return plan
 
 
 def _judge(
@@ -378,7 +374,9 @@ def _judge_accuracy(
     for judge in judges.identity:
         report[judge.name] = {
             "about": judge.about,
-            "renderer": _rate(identity_hits(arms["renderer"], subjects, judge.name), arms["renderer"]),
+            "renderer": _rate(
+                identity_hits(arms["renderer"], subjects, judge.name), arms["renderer"]
+            ),
             "renderer_blurred": _rate(
                 identity_hits(arms["renderer_blurred"], subjects, judge.name),
                 arms["renderer_blurred"],
@@ -398,34 +396,30 @@ def _judge_accuracy(
 def _copying(
     arms: dict[str, Verdicts], subjects: Sequence[EvalSubject], config: SuiteConfig, size_px: int
 ) -> dict[str, Any]:
-    """Paste scores of the pair, of the renderer, and of real pastes."""
-    references = [reference_pictures(s, s.own, 1, config.seed)[0] for s in subjects]
-    places = {_place(shot) for shot in arms["renderer"].shots}
-    own = _subset(arms["main"], places)
-    scores = {
-        "pair": [
-            paste_score(picture, references[shot.subject])
-            for shot, picture in zip(own.shots, own.pictures, strict=True)
-        ],
-        "renderer": [
-            paste_score(picture, references[shot.subject])
-            for shot, picture in zip(arms["renderer"].shots, arms["renderer"].pictures, strict=True)
-        ],
-        "paste": [
-            paste_score(_paste(subject, reference, config, size_px), reference)
-            for subject, reference in zip(subjects, references, strict=True)
-        ],
+    """Paste scores of the pair, of the renderer, and of real pastes.
+
+    The gap is the score of the view that was given less that of another view of the same drawing,
+    which was not: 0 where the view has no say, above 0 where the given view is copied.
+    """
+    views = [reference_pictures(subject, subject.own, 2, config.seed) for subject in subjects]
+    own = _subset(arms["main"], {_place(shot) for shot in arms["renderer"].shots})
+    pasted = [_paste(s, views[n][0], config, size_px) for n, s in enumerate(subjects)]
+    drawn = {
+        "pair": ([shot.subject for shot in own.shots], own.pictures),
+        "renderer": ([s.subject for s in arms["renderer"].shots], arms["renderer"].pictures),
+        "paste": (list(range(len(subjects))), np.stack(pasted)),
     }
-    usual = float(np.percentile(scores["renderer"], 95))
-    above = [float(score > usual) for score in scores["pair"]]
-    means: dict[str, Any] = {
-        name: round(float(np.mean(found)), 4) for name, found in scores.items()
-    }
-    return means | {
-        "renderer_95th_percentile": round(usual, 4),
-        "pair_above_it": _rate(above, own),
-        "paste_above_it": round(float(np.mean(np.array(scores["paste"]) > usual)), 4),
-    }
+    report: dict[str, Any] = {}
+    for name, (numbers, pictures) in drawn.items():
+        given = [paste_score(p, views[n][0]) for n, p in zip(numbers, pictures, strict=True)]
+        other = [paste_score(p, views[n][1]) for n, p in zip(numbers, pictures, strict=True)]
+        gaps = [a - b for a, b in zip(given, other, strict=True)]
+        score, gap = rate(given, numbers), rate(gaps, numbers)
+        report[name] = {
+            "score": None if score is None else score.to_dict(),
+            "gap": None if gap is None else gap.to_dict(),
+        }
+    return report
 
 
 def _paste(
@@ -438,6 +432,3 @@ def _paste(
     small = reference.resize((side, side), Image.Resampling.LANCZOS)
     picture.paste(small, (size_px // 2 - side // 2, round(0.57 * size_px) - side // 2), small)
     return np.asarray(picture, dtype=np.uint8)
-
-
-__all__ = ["Evaluation", "Judges", "Rate", "Verdicts", "build_judges", "evaluate"]

@@ -63,9 +63,8 @@ class PipelineGenerator:
 
     @property
     def fingerprint(self) -> str:
-        """The pair, the settings and the device."""
-        backend = self.pipeline.spec.fingerprint
-        return f"{backend} {self.params}"
+        """The pair and the settings."""
+        return f"{self.pipeline.spec.fingerprint} {self.params}"
 
     def __call__(self, shots: Sequence[Shot]) -> NDArray[np.uint8]:
         """Pictures of the shots, uint8 [N, S, S, 3]."""
@@ -149,7 +148,7 @@ def suite_digest(subjects: Sequence[EvalSubject], config: SuiteConfig) -> str:
 def read_array(path: Path) -> NDArray[np.uint8] | None:
     """The array of a file that `write_array` wrote, or None if it is not there or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             array: NDArray[np.uint8] = stored["array"]
             return array
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bootpig_rt.atomic import atomic_write
 from bootpig_rt.training.evaluation.efficientnet import EfficientNetLite0, embed
 from bootpig_rt.training.evaluation.render import blur, crop, render_style
-from bootpig_rt.training.evaluation.suite import EvalSubject, Prompt, Shot, SuiteConfig, stream
+from bootpig_rt.training.evaluation.suite import EvalSubject, Shot, SuiteConfig, stream
 
 Floats = NDArray[np.float32]
 Embedder = Callable[[NDArray[np.uint8]], Floats]
@@ -46,23 +46,38 @@ class IdentityJudge(Protocol):
         """Larger is nearer; float32 [K] for each picture, K the styles of its concept."""
 
 
-def candidates(
-    subject: EvalSubject, prompt: Prompt, *, seed: int, size_px: int
-) -> NDArray[np.uint8]:
-    """Every style in the scene and at the place of a prompt, uint8 [K, DRAWS, S, S, 3].
+class Candidates:
+    """Every style in the scene and at the place of each prompt, drawn once for all judges.
 
     Scenes are drawn anew and views jittered as in training pictures; no draw is that of a shot.
+
+    Args:
+        subjects: Of the suite.
+        config: Of the suite.
+        size_px: Side of the pictures.
     """
-    rng = stream(seed, "candidates", subject.key, prompt)
-    return np.stack(
-        [
-            [
-                render_style(rng, subject, which, prompt.scene, prompt.position, size_px)
-                for _ in range(DRAWS)
+
+    def __init__(
+        self, subjects: Sequence[EvalSubject], config: SuiteConfig, *, size_px: int = 64
+    ) -> None:
+        self.subjects, self.config, self.size_px = subjects, config, size_px
+        self._crops: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def crops(self, subject: int, prompt: int) -> NDArray[np.uint8]:
+        """The subject's box of each candidate, uint8 [K, DRAWS, h, w, 3]."""
+        if (subject, prompt) not in self._crops:
+            whose = self.subjects[subject]
+            asked = whose.prompts[prompt]
+            rng = stream(self.config.seed, "candidates", whose.key, asked)
+            drawn = [
+                [
+                    render_style(rng, whose, which, asked.scene, asked.position, self.size_px)
+                    for _ in range(DRAWS)
+                ]
+                for which in range(len(whose.styles))
             ]
-            for which in range(len(subject.styles))
-        ]
-    )
+            self._crops[subject, prompt] = crop(np.array(drawn), asked.position).copy()
+        return self._crops[subject, prompt]
 
 
 def network_features(net: EfficientNetLite0) -> Embedder:
@@ -85,7 +100,8 @@ def colour_histogram(crops: NDArray[np.uint8]) -> Floats:
     weight = np.clip(1.2 - np.hypot(axis[:, None], axis[None, :]), 0.0, 1.0).ravel()
     bins = np.minimum(crops // 43, 5).astype(np.int64) @ np.array([36, 6, 1])
     found = [np.bincount(row.ravel(), weight, 216) / weight.sum() for row in bins]
-    return np.sqrt(np.stack(found)).astype(np.float32)
+    roots: Floats = np.sqrt(np.stack(found)).astype(np.float32)
+    return roots
 
 
 class FeatureJudge:
@@ -96,9 +112,7 @@ class FeatureJudge:
         about: One line for reports.
         embedder: Crops to features.
         parts: The features are so many parts of equal length, each with a cosine of its own.
-        subjects: Of the suite.
-        config: Of the suite.
-        size_px: Side of the pictures.
+        candidates: Of the suite.
         cache: File that keeps the candidates' features; None keeps nothing.
         key: Of all that they depend on.
     """
@@ -110,33 +124,28 @@ class FeatureJudge:
         embedder: Embedder,
         *,
         parts: int,
-        subjects: Sequence[EvalSubject],
-        config: SuiteConfig,
-        size_px: int,
+        candidates: Candidates,
         cache: Path | None = None,
         key: str = "",
     ) -> None:
         self.name, self.about, self.embedder, self.parts = name, about, embedder, parts
-        self.subjects = subjects
-        self._bank = _load_bank(cache, key)
-        if self._bank is None:
-            self._bank = {
-                f"{s}.{p}": self._candidate_features(subject, prompt, config.seed, size_px)
-                for s, subject in enumerate(subjects)
-                for p, prompt in enumerate(subject.prompts)
+        self.subjects = candidates.subjects
+        bank = _load_bank(cache, key)
+        if bank is None:
+            bank = {
+                f"{s}.{p}": self._features(candidates.crops(s, p))
+                for s, subject in enumerate(self.subjects)
+                for p in range(len(subject.prompts))
             }
-            _save_bank(cache, key, self._bank)
+            _save_bank(cache, key, bank)
+        self._bank = bank
 
-    def _candidate_features(
-        self, subject: EvalSubject, prompt: Prompt, seed: int, size_px: int
-    ) -> Floats:
-        drawn = crop(candidates(subject, prompt, seed=seed, size_px=size_px), prompt.position)
-        flat = drawn.reshape(-1, *drawn.shape[2:])
-        return self.embedder(flat).reshape(*drawn.shape[:2], -1)
+    def _features(self, crops: NDArray[np.uint8]) -> Floats:
+        """Crops [K, D, h, w, 3] -> features [K, D, F]."""
+        return self.embedder(crops.reshape(-1, *crops.shape[2:])).reshape(*crops.shape[:2], -1)
 
     def scores(self, shots: Sequence[Shot], pictures: NDArray[np.uint8]) -> list[Floats]:
         """Larger is nearer; see `IdentityJudge`."""
-        assert self._bank is not None  # for the type checker: __init__ fills it
         positions = [self.subjects[s.subject].prompts[s.prompt].position for s in shots]
         crops = [crop(picture, at) for picture, at in zip(pictures, positions, strict=True)]
         features = self.embedder(np.stack(crops))
@@ -169,7 +178,7 @@ def _load_bank(cache: Path | None, key: str) -> dict[str, Floats] | None:
     if cache is None:
         return None
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        with cache.open("rb") as stream_in, np.load(stream_in, allow_pickle=False) as stored:
             if str(stored["key"]) != _bank_key(key):
                 return None
             return {name: stored[name] for name in stored.files if name != "key"}

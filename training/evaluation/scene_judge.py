@@ -7,6 +7,7 @@ file. The subject covers the middle, so that it has to look at what is around.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,7 @@ class SceneNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 24, 48, 64, 64)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, 2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths))
         self.out = nn.Linear(64 * 4, len(SCENE_KEYS))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ def train_scene_net(
             noise = 0.06 * torch.randn(pixels.shape, generator=generator)
             loss = F.cross_entropy(net(pixels * light + noise), answers[part])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return net.eval().requires_grad_(False)

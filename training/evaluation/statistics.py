@@ -1,4 +1,4 @@
-"""Rates over subjects with bootstrap intervals: pictures of one subject are no independent draws."""
+"""Rates over subjects with bootstrap intervals: pictures of one subject go together."""
 
 from __future__ import annotations
 

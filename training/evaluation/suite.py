@@ -1,9 +1,9 @@
 """What an evaluation draws: subjects, prompts, references and seeds, all fixed by one seed.
 
-Two groups of subjects: held-out identities (other styles of their concept were trained on) and held-
-out concepts (no style was). Each subject gets its own eight prompts, so that all scenes come up
-about equally often; where a combination of its concept and a scene was held out, that scene is one
-of them.
+Two groups of subjects: held-out identities (other styles of their concept were trained on) and
+held-out concepts (no style was). Each subject gets its own eight prompts, so that all scenes come
+up about equally often; where a combination of its concept and a scene was held out, that scene is
+one of them.
 """
 
 from __future__ import annotations

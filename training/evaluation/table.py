@@ -21,7 +21,7 @@ ROWS_PER_SHEET = 10
 
 
 def text_table(report: dict[str, Any]) -> str:
-    """The report as lines of text, under 100 characters each."""
+    """The report as lines of text."""
     judges = [name for name in report["judges"] if name != "scene"]
     widths = [32, 8, *([22] * len(judges)), 22]
 
@@ -76,12 +76,11 @@ def text_table(report: dict[str, Any]) -> str:
             f"held-out {group}: {part['times_chance']} times chance; identity and scene both right "
             f"{_cell(part['identity_and_scene'])}"
         )
-    lines += [
-        f"copy-paste score: pair {copying['pair']:.3f}, renderer {copying['renderer']:.3f}, real "
-        f"pastes {copying['paste']:.3f}; above the renderer's 95th percentile: pair "
-        f"{_cell(copying['pair_above_it'])}, real pastes {copying['paste_above_it']:.3f}",
-        f"scene judge on {'fresh renders'}: {report['judges']['scene']['fresh_renders']:.3f}",
-    ]
+    lines += ["", "copy-paste: score of the given view; gap to a view that was not given"]
+    for name, about in (("pair", "pair"), ("renderer", "renderer"), ("paste", "real pastes")):
+        part = copying[name]
+        lines.append(line(f"  {about}", "", _cell(part["score"]), _cell(part["gap"])))
+    lines.append(f"scene judge on fresh renders: {report['judges']['scene']['fresh_renders']:.3f}")
     return "\n".join(lines)
 
 

@@ -105,7 +105,7 @@ class DiffusionData:
         self.reference_ids = self.ids(self.train.reference_prompts)
         self.empty_ids = self.ids([""])
         schedule = NoiseSchedule.from_config(scheduler_config(config.diffusion.prediction_type))
-        self.alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
+        self.alphas_cumprod = torch.tensor(schedule.alphas_cumprod, dtype=torch.float32)
 
     def ids(self, texts: list[str]) -> Tensor:
         """Tokenise texts to int64 [N, S]."""

@@ -1,0 +1,538 @@
+"""The real stages, tiny: what they train, what they feed to the U-Nets, and bit-identical resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from bootpig_rt.errors import CheckpointError, InputError
+from bootpig_rt.models.load import load_pair
+from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.pictures import load_pictures, to_tensor
+from bootpig_rt.training.run import build_stage
+from bootpig_rt.training.stages.base import BaseStage
+from bootpig_rt.training.stages.diffusion import make_batch
+from bootpig_rt.training.stages.pair import PairStage
+from bootpig_rt.training.stages.vae import VaeStage
+from bootpig_rt.training.trainer import Trainer, log_rows, step_generator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+STAGES = ("vae", "base", "pair")
+ConfigOf = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs stand side by side here, so that the stages share their cached latents."""
+    return tmp_path_factory.mktemp("workshop")
+
+
+@pytest.fixture
+def config_of(
+    make_config: Any, vae_result: Path, base_result: Path, workshop: Path, tmp_path: Path
+) -> ConfigOf:
+    """`config_of(stage, name, ...)`: a config that starts from the finished stage before."""
+    start = {"vae": "", "base": str(vae_result), "pair": str(base_result)}
+
+    def make(stage: str, name: str = "run", **changes: Any) -> TrainConfig:
+        output = workshop / f"{tmp_path.name}-{name}"
+        made: TrainConfig = make_config(stage, output, start_from=start[stage], **changes)
+        return made
+
+    return make
+
+
+def build(config: TrainConfig) -> Any:
+    return build_stage(config, CPU)
+
+
+def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
+    found = {f"weight/{k}": p.detach() for k, p in trainer.parameters.items()}
+    found |= {f"average/{k}": v for k, v in trainer.ema.average.items()}
+    for name, parameter in trainer.parameters.items():
+        for key, value in trainer.optimizer.state[parameter].items():
+            found[f"{key}/{name}"] = value
+    return found
+
+
+def assert_equal(first: Trainer, second: Trainer) -> None:
+    one, other = tensors_of(first), tensors_of(second)
+    assert one.keys() == other.keys()
+    assert len(one) > 4 * len(first.parameters) - 60  # weights, averages and both moments
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def losses(trainer: Trainer) -> list[dict[str, float]]:
+    rows = log_rows(trainer.folder / "log.jsonl")
+    return [{k: v for k, v in r.items() if k != "samples_per_s"} for r in rows if "loss" in r]
+
+
+# Resume, for every stage --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_twenty_steps_are_ten_and_a_resume_and_ten(
+    stage: str, config_of: ConfigOf, train: Any
+) -> None:
+    whole = train(config_of(stage, "whole"))
+    part = train(config_of(stage, "part"), stop_after=10)
+    assert part.step == 10
+    rest = train(config_of(stage, "part"))
+    assert rest.step == 20
+    assert_equal(whole, rest)
+    assert losses(whole) == losses(rest)
+    assert len(losses(rest)) == 4
+
+
+def test_a_resume_is_bit_identical_in_bfloat16_with_everything_on(
+    config_of: ConfigOf, train: Any
+) -> None:
+    settings: dict[str, Any] = {
+        "steps": 8,
+        "log_every": 2,
+        "accumulate": 2,
+        "mixed_precision": "bf16",
+        "diffusion": {
+            "reference_timestep": "mixed",
+            "prediction_type": "v_prediction",
+            "reference_augmentation": "paper",
+            "max_references": 3,
+            "reference_dropout": 0.4,
+        },
+    }
+    whole = train(config_of("pair", "whole", **settings))
+    train(config_of("pair", "part", **settings), stop_after=4)
+    rest = train(config_of("pair", "part", **settings))
+    assert_equal(whole, rest)
+    assert losses(whole) == losses(rest)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_validation_leaves_the_weights_bit_identical(
+    stage: str, config_of: ConfigOf, train: Any, samples: Path
+) -> None:
+    settings: dict[str, Any] = {"steps": 6, "log_every": 3, "validation_data": str(samples)}
+    plain = train(config_of(stage, "plain", **settings))
+    often = train(config_of(stage, "often", **settings, validate_every=2))
+    assert_equal(plain, often)
+    assert losses(plain) == losses(often)
+    sheets = sorted(p.name for p in (often.folder / "validation").iterdir())
+    assert sheets == [f"step-{step:07d}.png" for step in (2, 4, 6)]
+    assert not (plain.folder / "validation").exists()
+
+
+# VAE ----------------------------------------------------------------------------------------------
+
+
+def test_latents_of_the_exported_vae_have_unit_variance(vae_result: Path, samples: Path) -> None:
+    vae: Any = AutoencoderKL.from_pretrained(vae_result / "vae")
+    pixels = to_tensor(load_pictures(samples).targets)
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    assert float(latents.std()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_vae_learns(config_of: ConfigOf, train: Any) -> None:
+    trainer = train(config_of("vae", steps=40, batch_size=8, log_every=10))
+    rows = losses(trainer)
+    assert rows[-1]["l1"] < 0.7 * rows[0]["l1"]
+    assert rows[-1]["psnr_db"] > rows[0]["psnr_db"] + 2
+
+
+def test_a_quarter_of_the_vaes_pictures_are_references(config_of: ConfigOf) -> None:
+    stage: VaeStage = build(config_of("vae"))
+    batch = stage._batch(torch.arange(8))
+    expected = to_tensor(stage.targets[:8])
+    for row in (0, 4):
+        expected[row] = to_tensor(stage.references[row : row + 1])[0]
+    assert torch.equal(batch, expected)
+
+
+def test_the_vaes_loss_is_its_formula(config_of: ConfigOf) -> None:
+    stage: VaeStage = build(config_of("vae", vae={"gradient_weight": 0.25, "kl_weight": 0.01}))
+    indices = torch.tensor([1, 2, 3])
+    loss, figures = stage.loss(indices, step_generator(0, 0, 0))
+    pixels = to_tensor(stage.targets[1:4])
+    with torch.no_grad():
+        posterior = stage.vae.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=step_generator(0, 0, 0))
+        decoded = stage.vae.decode(posterior.mean + posterior.std * noise).sample
+    error = (decoded - pixels).double()
+    mean, logvar = posterior.mean.double(), posterior.logvar.double()
+    kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).sum() / pixels.numel()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    expected = error.abs().mean() + 0.25 * edges + 0.01 * kl
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
+    psnr = -10 * math.log10(float(error.pow(2).mean()) / 4)
+    assert float(figures["psnr_db"]) == pytest.approx(psnr, rel=1e-4)
+
+
+def test_accumulation_of_the_vae_equals_the_big_batch(config_of: ConfigOf, train: Any) -> None:
+    big = train(config_of("vae", "big", steps=2, log_every=1, batch_size=4))
+    small = train(config_of("vae", "small", steps=2, log_every=1, batch_size=2, accumulate=2))
+    for one, other in zip(losses(big), losses(small), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=2e-2)
+
+
+# What the U-Nets get ------------------------------------------------------------------------------
+
+
+class Spy:
+    """Records what goes into both U-Nets of a stage; both compute as always."""
+
+    def __init__(self, stage: BaseStage | PairStage) -> None:
+        self.reference: list[tuple[Tensor, ...]] = []
+        self.base: list[tuple[Any, ...]] = []
+        stage.models.reference.register_forward_pre_hook(
+            lambda _, args: self.reference.append(args)
+        )
+        stage.models.base.register_forward_pre_hook(lambda _, args: self.base.append(args))
+
+    def timesteps(self, call: int) -> tuple[Tensor, Tensor]:
+        """Timesteps of the references of one call, and of the rows that read them."""
+        table = self.base[call][4]
+        owner = [row for row, slots in enumerate(table.tolist()) for slot in slots if slot >= 0]
+        return self.reference[call][1], self.base[call][1][owner]
+
+
+def observed(config: TrainConfig, *, calls: int = 6) -> tuple[Any, Spy]:
+    stage = build(config)
+    spy = Spy(stage)
+    for step in range(calls):
+        with torch.no_grad():
+            loss, _ = stage.loss(torch.arange(8), step_generator(1, step, 0))
+        assert torch.isfinite(loss)
+    return stage, spy
+
+
+NO_DROPOUT = {"prompt_dropout": 0.0, "reference_dropout": 0.0, "both_dropout": 0.0}
+
+
+def test_same_noises_each_reference_to_the_timestep_of_its_picture(config_of: ConfigOf) -> None:
+    diffusion = {**NO_DROPOUT, "reference_timestep": "same", "max_references": 2}
+    stage, spy = observed(config_of("base", diffusion=diffusion))
+    for call in range(6):
+        references, pictures = spy.timesteps(call)
+        assert torch.equal(references, pictures)
+    assert len({int(t) for call in range(6) for t in spy.timesteps(call)[0]}) > 10
+    latents, t, _ = spy.reference[0]
+    clean = stage.data.train.references.float()
+    distance = (latents[:, None] - clean[None]).flatten(2).abs().amax(-1).amin(1)
+    assert (distance[t > 0] > 0.01).all()
+
+
+def test_clean_gives_every_reference_as_it_is_at_timestep_zero(config_of: ConfigOf) -> None:
+    diffusion = {**NO_DROPOUT, "reference_timestep": "clean", "max_references": 2}
+    stage, spy = observed(config_of("base", diffusion=diffusion))
+    for latents, t, _ in spy.reference:
+        assert (t == 0).all()
+        clean = stage.data.train.references.float()
+        distance = (latents[:, None] - clean[None]).flatten(2).abs().amax(-1).amin(1)
+        assert (distance == 0).all()
+    assert any((t > 0).any() for _, t, *_ in spy.base)
+
+
+def test_mixed_gives_some_references_clean_and_some_at_the_pictures_timestep(
+    config_of: ConfigOf,
+) -> None:
+    stage, spy = observed(
+        config_of("pair", diffusion={**NO_DROPOUT, "reference_timestep": "mixed"}), calls=12
+    )
+    references, pictures = (torch.cat(p) for p in zip(*map(spy.timesteps, range(12)), strict=True))
+    is_clean, is_same = references == 0, references == pictures
+    assert (is_clean | is_same).all()
+    assert 0.3 < is_clean.float().mean() < 0.7
+    latents = torch.cat([call[0] for call in spy.reference])
+    clean = stage.data.train.references.float()
+    distance = (latents[:, None] - clean[None]).flatten(2).abs().amax(-1).amin(1)
+    assert (distance[is_clean] == 0).all()
+    assert (distance[~is_clean] > 0.01).all()
+
+
+def test_references_have_noise_of_their_own(config_of: ConfigOf) -> None:
+    diffusion = {**NO_DROPOUT, "reference_timestep": "same", "timestep_sampling": "uniform"}
+    stage, spy = observed(config_of("base", diffusion=diffusion), calls=1)
+    level = stage.data.alphas_cumprod[spy.base[0][1]].view(-1, 1, 1, 1)
+    order = stage.data.train.first_reference[:8].tolist()
+    noise = {
+        "picture": spy.base[0][0] - level.sqrt() * stage.data.train.targets[:8].float(),
+        "reference": spy.reference[0][0]
+        - level.sqrt() * torch.stack([stage.data.train.references[k] for k in order]).float(),
+    }
+    together = torch.stack([n.flatten() for n in noise.values()])
+    assert abs(float(torch.corrcoef(together)[0, 1])) < 0.6
+
+
+def test_references_dropped_everywhere_leave_the_reference_unet_idle(config_of: ConfigOf) -> None:
+    stage, spy = observed(config_of("base", diffusion={"reference_dropout": 1.0}), calls=2)
+    assert spy.reference == []
+    assert spy.base[0][3] is None
+    del stage
+
+
+def test_more_references_than_allowed_are_not_read(config_of: ConfigOf) -> None:
+    for most in (1, 2, 3):
+        diffusion = {**NO_DROPOUT, "max_references": most}
+        stage, spy = observed(config_of("base", diffusion=diffusion), calls=1)
+        counts = (spy.base[0][4] >= 0).sum(1)
+        have = stage.data.train.first_reference.diff()[:8]
+        assert sorted(counts.tolist()) == sorted(have.clamp(max=most).tolist())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_loss_is_weighted_by_snr_and_by_the_subjects_mask(
+    prediction_type: str, config_of: ConfigOf
+) -> None:
+    diffusion = {
+        **NO_DROPOUT,
+        "prediction_type": prediction_type,
+        "foreground_weight": 3.0,
+        "snr_gamma": 4.0,
+        "snr_floor": 0.5,
+    }
+    stage: BaseStage = build(config_of("base", diffusion=diffusion))
+    spy, outputs = Spy(stage), []
+    stage.models.base.register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.no_grad():
+        loss, figures = stage.loss(torch.arange(6), step_generator(0, 3, 0))
+    noisy, t = (v.double() for v in spy.base[0][:2])
+    alpha = stage.data.alphas_cumprod[t.long()].double()
+    snr = alpha / (1 - alpha)
+    x = stage.data.train.targets[:6].double()
+    root, sigma = alpha.sqrt().view(-1, 1, 1, 1), (1 - alpha).sqrt().view(-1, 1, 1, 1)
+    noise = (noisy - root * x) / sigma
+    wanted = {"epsilon": noise, "sample": x, "v_prediction": root * noise - sigma * x}
+    error = (outputs[0].double() - wanted[prediction_type]).pow(2)
+    mask = stage.data.train.masks[:6].double()[:, None] / 255
+    emphasis = 1 + 3.0 * mask
+    share = {"epsilon": 1 / snr, "sample": torch.ones(6), "v_prediction": 1 / (snr + 1)}
+    weight = snr.clamp(0.5, 4.0) * share[prediction_type]
+    per_sample = (error * emphasis).sum((1, 2, 3)) / (4 * emphasis.sum((1, 2, 3)))
+    assert float(loss) == pytest.approx(float((weight * per_sample).mean()), rel=1e-3)
+    assert float(figures["error"]) == pytest.approx(float(error.mean()), rel=1e-3)
+    inside = (error * mask).sum() / (4 * mask.sum())
+    assert float(figures["error_subject"]) == pytest.approx(float(inside), rel=1e-3)
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_a_batch_has_its_own_caption_mask_and_references(config_of: ConfigOf) -> None:
+    diffusion = {"reference_dropout": 0.4, "prompt_dropout": 0.3, "max_references": 3}
+    stage: BaseStage = build(config_of("base", diffusion=diffusion))
+    data = stage.data
+    empty = data.empty_ids[0]
+    for step in range(4):
+        batch = make_batch(data, torch.arange(24), step_generator(0, step, 0))
+        same = (batch.latents[:, None] == data.train.targets.float()[None]).flatten(2).all(-1)
+        index = same.int().argmax(1)
+        assert sorted(index.tolist()) == list(range(24))
+        for row, n in enumerate(index.tolist()):
+            ids = batch.ids[row]
+            assert torch.equal(ids, data.caption_ids[n]) or torch.equal(ids, empty)
+            assert torch.equal(batch.masks[row], data.train.masks[n] / 255.0)
+            if row >= batch.kept:
+                continue
+            first, last = data.train.first_reference[n : n + 2].tolist()
+            own = data.train.references[first:last].float()
+            slots = [k for k in batch.ref_of_row[row].tolist() if k >= 0]
+            assert len(slots) == last - first
+            for k in slots:
+                assert (batch.reference_latents[k] == own).flatten(1).all(1).any()
+                assert torch.equal(batch.reference_ids[k], data.reference_ids[n])
+        assert len(batch.ref_of_row) == batch.kept < 24
+
+
+def test_prompts_and_references_are_dropped_as_often_as_asked(config_of: ConfigOf) -> None:
+    diffusion = {"prompt_dropout": 0.2, "reference_dropout": 0.1, "both_dropout": 0.1}
+    stage: BaseStage = build(config_of("base", diffusion=diffusion))
+    no_prompt = no_reference = both = 0
+    count = 4000
+    batch = make_batch(stage.data, torch.arange(count) % 24, step_generator(0, 0, 0))
+    is_empty = (batch.ids == stage.data.empty_ids).all(1)
+    no_prompt, no_reference = int(is_empty.sum()), count - batch.kept
+    both = int(is_empty[batch.kept :].sum())
+    assert no_prompt / count == pytest.approx(0.1 + 0.9 * 0.2, abs=0.025)
+    assert no_reference / count == pytest.approx(0.1 + 0.9 * 0.1, abs=0.025)
+    assert both / count == pytest.approx(0.1 + 0.9 * 0.2 * 0.1, abs=0.02)
+
+
+# Base ---------------------------------------------------------------------------------------------
+
+
+def test_the_base_trains_one_unet_in_both_roles_and_its_text_encoder(config_of: ConfigOf) -> None:
+    stage: BaseStage = build(config_of("base", diffusion=NO_DROPOUT))
+    assert stage.models.base.unet is stage.models.reference.unet is stage.unet
+    loss, _ = stage.loss(torch.arange(4), step_generator(0, 0, 0))
+    loss.backward()  # type: ignore[no-untyped-call]
+    idle = [n for n, p in stage.unet.named_parameters() if p.grad is None]
+    assert idle == []
+    assert all(p.grad is not None for p in stage.models.text_encoder.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in stage.models.vae.parameters())
+
+
+def test_the_path_from_the_reference_is_trained_in_the_base(config_of: ConfigOf) -> None:
+    stage: BaseStage = build(config_of("base", diffusion=NO_DROPOUT))
+    features: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> None:
+        for feature in output:
+            feature.retain_grad()
+        features.extend(output)
+
+    stage.models.reference.register_forward_hook(keep)
+    loss, _ = stage.loss(torch.arange(4), step_generator(0, 0, 0))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert features
+    assert all(f.grad is not None and f.grad.abs().sum() > 0 for f in features)
+
+
+def test_the_exported_base_is_a_diffusers_folder_with_averaged_weights(
+    config_of: ConfigOf, train: Any
+) -> None:
+    trainer = train(config_of("base", steps=3))
+    result = trainer.folder / "result"
+    loaded: Any = UNet2DConditionModel.from_pretrained(result / "unet")
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, trainer.ema.average[f"unet.{name}"])
+    text: Any = CLIPTextModel.from_pretrained(result / "text_encoder")
+    for name, parameter in text.named_parameters():
+        assert torch.equal(parameter, trainer.ema.average[f"text_encoder.{name}"])
+    scheduler = json.loads((result / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "sample"
+    assert scheduler["rescale_betas_zero_snr"] is True
+    assert {p.name for p in (result / "tokenizer").iterdir()} == {
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_tokenizer_of_a_run_is_kept_when_it_resumes(config_of: ConfigOf) -> None:
+    config = config_of("base")
+    stage: BaseStage = build(config)
+    path = Path(config.output) / "tokenizer" / "merges.txt"
+    kept = path.stat().st_mtime_ns
+    again: BaseStage = build(config)
+    assert path.stat().st_mtime_ns == kept
+    assert torch.equal(stage.data.caption_ids, again.data.caption_ids)
+
+
+# Pair ---------------------------------------------------------------------------------------------
+
+
+def test_the_pair_trains_the_reference_unet_and_the_bases_self_attentions_only(
+    config_of: ConfigOf, accelerator: Accelerator
+) -> None:
+    config = config_of("pair", steps=3, diffusion=NO_DROPOUT)
+    stage: PairStage = build(config)
+    before = {
+        name: copy.deepcopy(module.state_dict())
+        for name, module in (
+            ("base", stage.unet),
+            ("reference", stage.reference_unet),
+            ("text", stage.models.text_encoder),
+            ("vae", stage.models.vae),
+        )
+    }
+    for name, value in before["base"].items():
+        assert torch.equal(before["reference"][name], value)  # untied copies at the start
+    Trainer(config, stage, accelerator).run()
+    changed = {
+        name for name, v in stage.unet.state_dict().items() if not torch.equal(v, before["base"][name])
+    }
+    assert changed == {name for name in before["base"] if ".attn1." in name}
+    after = stage.reference_unet.state_dict()
+    still = {name for name, v in before["reference"].items() if torch.equal(v, after[name])}
+    # Behind the last self-attention nothing is computed, so nothing is learned.
+    last = "up_blocks.1.attentions.1."
+    dead = ("conv_norm_out", "conv_out", f"{last}proj_out", f"{last}transformer_blocks.0.")
+    assert all(name.startswith(dead) for name in still)
+    assert len(still) < len(after) / 5
+    for name, module in (("text", stage.models.text_encoder), ("vae", stage.models.vae)):
+        assert all(torch.equal(v, before[name][k]) for k, v in module.state_dict().items())
+
+
+def test_the_two_parts_of_the_pair_have_rates_of_their_own(config_of: ConfigOf) -> None:
+    optimizer = {"learning_rate": 3e-3, "rsa_learning_rate": 7e-4}
+    stage: PairStage = build(config_of("pair", optimizer=optimizer))
+    reference, base = stage.parameter_groups()
+    assert (reference["lr"], base["lr"]) == (3e-3, 7e-4)
+    names = {id(p): n for n, p in stage.unet.named_parameters()}
+    assert len(base["params"]) == 5 * stage.models.base.num_layers
+    assert all(".attn1." in names[id(p)] for p in base["params"])
+    assert len(reference["params"]) == len(list(stage.reference_unet.parameters()))
+
+
+def test_the_exported_pair_loads_as_the_runtime_loads_it(config_of: ConfigOf, train: Any) -> None:
+    diffusion = {"reference_timestep": "mixed", "merge": "softmax"}
+    trainer = train(config_of("pair", steps=3, diffusion=diffusion))
+    pair = load_pair(trainer.folder / "result")
+    assert pair.config.reference_timestep == "mixed"
+    assert pair.config.merge == "softmax"
+    assert pair.config.sample_size_px == 16
+    assert pair.scheduler["prediction_type"] == "sample"
+    for part, module in (("base_unet", pair.base.unet), ("ref_unet", pair.reference.unet)):
+        for name, parameter in module.named_parameters():
+            average = trainer.ema.average.get(f"{part}.{name}")
+            if average is not None:
+                assert torch.equal(parameter, average.half().float())
+
+
+# Validation and bad starts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_validation_gives_the_same_sheet_and_figures_each_time(
+    stage: str, config_of: ConfigOf, samples: Path, tmp_path: Path
+) -> None:
+    made = build(config_of(stage, validation_data=str(samples)))
+    figures = []
+    for name in ("a", "b"):
+        torch.rand(3)
+        (tmp_path / name).mkdir()
+        figures.append(made.validate(tmp_path / name, 7))
+    assert figures[0] == figures[1]
+    assert all(np.isfinite(value) for value in figures[0].values())
+    sheets = [(tmp_path / name / "step-0000007.png").read_bytes() for name in ("a", "b")]
+    assert sheets[0] == sheets[1]
+    with Image.open(tmp_path / "a" / "step-0000007.png") as sheet:
+        assert sheet.size == (16 * 16 * 2, (2 if stage == "vae" else 3) * 16 * 2)
+
+
+def test_without_validation_data_the_diffusion_stages_validate_nothing(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    stage = build(config_of("base"))
+    assert stage.validate(tmp_path, 1) == {}
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_start_without_a_finished_stage_is_refused(make_config: Any, tmp_path: Path) -> None:
+    for stage in ("base", "pair"):
+        config = make_config(stage, tmp_path / "run", start_from=str(tmp_path))
+        with pytest.raises(CheckpointError, match="has no vae/; finish that stage first"):
+            build(config)
+
+
+def test_missing_samples_are_refused_with_the_command(make_config: Any, tmp_path: Path) -> None:
+    config = make_config("vae", tmp_path / "run", data=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="bootpig-rt synthesize"):
+        build(config)

@@ -1,0 +1,654 @@
+"""The loop: its schedule and randomness, averaging, checkpoints, resume, stopping, guards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bootpig_rt.errors import CheckpointError, NumericalError, StorageError
+from bootpig_rt.training import state
+from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.state import Averaged, Ema
+from bootpig_rt.training.trainer import (
+    Trainer,
+    learning_rate_share,
+    log_rows,
+    step_generator,
+    step_indices,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class LineStage:
+    """Learns a line through noisy points; the smallest stage there is."""
+
+    num_samples = 12
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.line = nn.Linear(3, 1)
+        self.points = torch.linspace(-1, 1, 36).reshape(12, 3)
+        self.on_loss: Callable[[int], None] = lambda _: None
+        self.calls = 0
+        self.spoil: dict[int, float] = {}
+        self.noise = 0.1
+        self.indices: list[list[int]] = []
+        self.validated: list[int] = []
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"line": self.line}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.line.parameters()), "lr": 0.05}]
+
+    def loss(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        self.on_loss(self.calls)
+        self.indices.append(indices.tolist())
+        x = self.points[indices]
+        wanted = x.sum(1, keepdim=True) + self.noise * torch.randn(len(x), 1, generator=generator)
+        error = (self.line(x) - wanted).pow(2).mean()
+        error = error * self.spoil.get(self.calls, 1.0)
+        self.calls += 1
+        return error, {"size": self.line.weight.detach().abs().sum()}
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        self.validated.append(step)
+        torch.rand(100)  # careless use of the global generator must do no harm
+        (folder / f"step-{step}.txt").write_text("sheet")
+        return {"error": float(self.line.weight.detach().abs().sum())}
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir()
+        torch.save(self.line.weight.detach().clone(), folder / "line.pt")
+
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def config(make_config: Any, tmp_path: Path) -> Callable[..., TrainConfig]:
+    def make(**changes: Any) -> TrainConfig:
+        made: TrainConfig = make_config("vae", tmp_path / changes.pop("name", "run"), **changes)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def trainer(accelerator: Accelerator, config: Callable[..., TrainConfig]) -> MakeTrainer:
+    def make(stage: LineStage | None = None, **changes: Any) -> Trainer:
+        return Trainer(config(**changes), stage or LineStage(), accelerator)
+
+    return make
+
+
+def stage_of(trainer: Trainer) -> LineStage:
+    assert isinstance(trainer.stage, LineStage)
+    return trainer.stage
+
+
+def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
+    found = {f"weight/{k}": p.detach().clone() for k, p in trainer.parameters.items()}
+    found |= {f"average/{k}": v.clone() for k, v in trainer.ema.average.items()}
+    for name, parameter in trainer.parameters.items():
+        for key, value in trainer.optimizer.state[parameter].items():
+            found[f"{key}/{name}"] = value.clone()
+    return found
+
+
+def assert_equal(first: Trainer, second: Trainer) -> None:
+    one, other = tensors_of(first), tensors_of(second)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def losses(trainer: Trainer) -> dict[int, float]:
+    rows = log_rows(trainer.folder / "log.jsonl")
+    return {int(row["step"]): row["loss"] for row in rows if "loss" in row}
+
+
+def checkpoints(trainer: Trainer) -> list[str]:
+    return sorted(path.name for path in (trainer.folder / "checkpoints").iterdir())
+
+
+def stop_at(trainer: Trainer, step: int) -> Trainer:
+    """Ask to stop within step number `step`, counted from 1."""
+
+    def ask(_: int) -> None:
+        if trainer.step + 1 == step:
+            trainer.ask_to_stop()
+
+    stage_of(trainer).on_loss = ask
+    return trainer
+
+
+# Which samples, which random numbers, which rate ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "samples"), [(2, 12), (5, 12), (5, 3), (12, 12), (7, 1)])
+def test_every_epoch_shows_each_sample_once(batch: int, samples: int) -> None:
+    steps = -(-3 * samples // batch)
+    seen = torch.cat([step_indices(step, batch, samples, seed=1) for step in range(steps)])
+    for epoch in range(3):
+        shown = seen[epoch * samples : (epoch + 1) * samples]
+        assert shown.sort().values.tolist() == list(range(samples))
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+    orders = [
+        tuple(step_indices(epoch, 40, 40, seed).tolist()) for seed in (1, 2) for epoch in (0, 1)
+    ]
+    assert len(set(orders)) == 4
+
+
+def test_steps_and_processes_have_random_numbers_of_their_own() -> None:
+    drawn = {
+        float(torch.rand((), generator=step_generator(seed, step, process)))
+        for seed in (0, 1)
+        for step in range(20)
+        for process in (0, 1)
+    }
+    assert len(drawn) == 80
+    again = torch.rand((), generator=step_generator(1, 7, 0))
+    assert again == torch.rand((), generator=step_generator(1, 7, 0))
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine() -> None:
+    def share(step: int) -> float:
+        return learning_rate_share(step, 110, 10, 0.1)
+
+    assert [share(step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert share(10) == 1.0
+    assert share(60) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert share(110) == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(share(step) for step in range(10, 120)))
+    assert learning_rate_share(0, 10, 0, 0.1) == 1.0
+
+
+def test_the_rate_of_each_step_reaches_the_optimiser(trainer: MakeTrainer) -> None:
+    made = trainer(log_every=1, steps=6, optimizer={"final_learning_rate": 2e-4})
+    made.run()
+    rows = [row["learning_rate"] for row in log_rows(made.folder / "log.jsonl")]
+    expected = [0.05 * learning_rate_share(step, 6, 3, 0.1) for step in range(6)]
+    assert rows == pytest.approx(expected, rel=1e-5)
+
+
+# Averaged weights ---------------------------------------------------------------------------------
+
+
+def test_the_average_follows_its_formula_and_starts_fast() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    ema = Ema({"p": parameter}, decay=0.9)
+    expected = 0.0
+    for step in range(200):
+        with torch.no_grad():
+            parameter.fill_(step + 1.0)
+        ema.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (step + 1.0)
+        assert float(ema.average["p"]) == pytest.approx(expected, rel=1e-5)
+        if step == 0:
+            assert float(ema.average["p"]) == pytest.approx(0.9)
+
+
+def test_averaged_weights_are_in_place_for_a_block_and_come_back_bit_for_bit() -> None:
+    line = nn.Linear(4, 4)
+    ema = Ema(dict(line.named_parameters()), 0.99)
+    before = line.weight.detach().clone()
+    with torch.no_grad():
+        line.weight.mul_(1.37)
+    trained = line.weight.detach().clone()
+    with Averaged(ema, [line]):
+        assert torch.equal(line.weight, before)
+        assert not line.training
+    assert torch.equal(line.weight, trained)
+    assert torch.equal(ema.average["weight"], before)
+    assert line.training
+
+
+def test_trained_weights_come_back_when_validation_fails(trainer: MakeTrainer) -> None:
+    made = trainer(validate_every=5)
+    stage = stage_of(made)
+
+    def broken(folder: Path, step: int) -> dict[str, float]:
+        raise RuntimeError("no sheet")
+
+    stage.validate = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no sheet"):
+        made.run()
+    plain = trainer(name="plain", steps=20)
+    stop_at(plain, 5).run()
+    assert torch.equal(stage.line.weight, stage_of(plain).line.weight)
+
+
+def test_the_result_holds_the_averaged_weights(trainer: MakeTrainer) -> None:
+    made = trainer()
+    assert made.run()
+    stored = torch.load(made.folder / "result" / "line.pt")
+    assert torch.equal(stored, made.ema.average["line.weight"])
+    assert not torch.equal(stored, stage_of(made).line.weight)
+
+
+# Resume -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [5, 7, 10, 19])
+def test_a_resumed_run_is_bit_identical_wherever_it_stopped(
+    trainer: MakeTrainer, stop: int
+) -> None:
+    whole = trainer(name="whole")
+    assert whole.run()
+    part = trainer(name="part")
+    assert not stop_at(part, stop).run()
+    assert part.step == stop
+    assert checkpoints(part) == [f"step-{stop:07d}"]
+    rest = trainer(name="part")
+    assert rest.run()
+    assert stage_of(rest).calls == 20 - stop
+    assert_equal(whole, rest)
+    whole_losses, rest_losses = losses(whole), losses(rest)
+    assert list(rest_losses) == [5, 10, 15, 20]
+    cut = 5 * (stop // 5) + 5 if stop % 5 else 0  # the row whose first steps ran before the stop
+    assert {k: v for k, v in rest_losses.items() if k != cut} == {
+        k: v for k, v in whole_losses.items() if k != cut
+    }
+
+
+def test_many_interruptions_change_nothing(trainer: MakeTrainer) -> None:
+    whole = trainer(name="whole")
+    whole.run()
+    for stop in (3, 4, 11, 17):
+        assert not stop_at(trainer(name="part"), stop).run()
+    last = trainer(name="part")
+    assert last.run()
+    assert_equal(whole, last)
+
+
+def test_a_row_after_a_stop_between_rows_is_the_mean_of_the_steps_since(
+    trainer: MakeTrainer,
+) -> None:
+    each = trainer(name="each", log_every=1)
+    each.run()
+    part = trainer(name="part")
+    stop_at(part, 7).run()
+    rest = trainer(name="part")
+    rest.run()
+    single = losses(each)
+    assert losses(rest)[10] == pytest.approx((single[8] + single[9] + single[10]) / 3, rel=1e-5)
+
+
+def test_running_out_of_time_stops_with_a_checkpoint(
+    trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trainer(name="whole")
+    whole.run()
+    clock = iter(range(10_000))
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return float(next(clock))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bootpig_rt.training.trainer.time", Clock)
+        part = trainer(name="part")
+        assert not part.run(max_minutes=9 / 60)
+    assert 0 < part.step < 20
+    assert checkpoints(part) == [f"step-{part.step:07d}"]
+    rest = trainer(name="part")
+    assert rest.run(max_minutes=60)
+    assert_equal(whole, rest)
+
+
+def test_no_time_at_all_trains_nothing_and_writes_no_checkpoint(trainer: MakeTrainer) -> None:
+    made = trainer()
+    assert not made.run(max_minutes=0)
+    assert stage_of(made).calls == 0
+    assert not (made.folder / "checkpoints").exists()
+
+
+def test_a_stop_without_progress_does_not_touch_the_checkpoint(trainer: MakeTrainer) -> None:
+    stop_at(trainer(), 7).run()
+    again = trainer()
+    path = again.folder / "checkpoints" / "step-0000007" / "state.safetensors"
+    before = path.stat().st_mtime_ns
+    assert not again.run(max_minutes=0)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_writes_its_log_anew(
+    trainer: MakeTrainer,
+) -> None:
+    whole = trainer(name="whole", checkpoint_every=6)
+    whole.run()
+    killed = trainer(name="killed", checkpoint_every=6)
+
+    def kill(call: int) -> None:
+        if call == 16:
+            raise SystemExit(9)
+
+    stage_of(killed).on_loss = kill
+    with pytest.raises(SystemExit):
+        killed.run()
+    log = killed.folder / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 16, "lo')  # killed while it wrote
+    rest = trainer(name="killed", checkpoint_every=6)
+    assert rest.run()
+    assert stage_of(rest).calls == 20 - 12
+    assert_equal(whole, rest)
+    assert list(losses(rest)) == list(losses(whole))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_with_an_empty_log(
+    trainer: MakeTrainer,
+) -> None:
+    killed = trainer()
+
+    def kill(call: int) -> None:
+        if call == 12:
+            raise SystemExit(9)
+
+    stage_of(killed).on_loss = kill
+    with pytest.raises(SystemExit):
+        killed.run()
+    assert list(losses(killed)) == [5, 10]
+    again = trainer()
+    again.run()
+    assert stage_of(again).calls == 20
+    assert list(losses(again)) == [5, 10, 15, 20]
+
+
+def test_a_finished_stage_is_not_trained_again(trainer: MakeTrainer) -> None:
+    trainer().run()
+    again = trainer()
+    assert again.run()
+    assert stage_of(again).calls == 0
+    (again.folder / "result" / "line.pt").unlink()
+    (again.folder / "result").rmdir()
+    third = trainer()
+    assert third.run()
+    assert stage_of(third).calls == 0
+    assert (third.folder / "result" / "line.pt").exists()
+
+
+def test_other_settings_in_the_folder_are_refused_by_name(trainer: MakeTrainer) -> None:
+    stop_at(trainer(), 7).run()
+    with pytest.raises(CheckpointError, match="run with other batch_size, optimizer; use its"):
+        trainer(batch_size=3, optimizer={"beta1": 0.5}).run()
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_checkpoints_without_their_config_are_refused(
+    trainer: MakeTrainer, content: str | None
+) -> None:
+    made = stop_at(trainer(), 7)
+    made.run()
+    path = made.folder / "config.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
+        trainer().run()
+
+
+@pytest.mark.parametrize("damage", ["cut", "no tensors", "no number"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_works(
+    trainer: MakeTrainer, damage: str
+) -> None:
+    made = stop_at(trainer(checkpoint_every=5), 7)
+    made.run()
+    last = made.folder / "checkpoints" / "step-0000007"
+    if damage == "cut":
+        whole = (last / "state.safetensors").read_bytes()
+        (last / "state.safetensors").write_bytes(whole[:-10])
+    else:
+        (last / {"no tensors": "state.safetensors", "no number": "state.json"}[damage]).unlink()
+    with pytest.raises(CheckpointError, match="step-0000007 is damaged .*delete it to go on"):
+        trainer(checkpoint_every=5).run()
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    whole_run = trainer(name="whole", checkpoint_every=5)
+    whole_run.run()
+    rest = trainer(checkpoint_every=5)
+    assert rest.run()
+    assert_equal(whole_run, rest)
+
+
+def test_a_checkpoint_of_another_model_is_refused(trainer: MakeTrainer) -> None:
+    stop_at(trainer(), 7).run()
+    other = LineStage()
+    other.line = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"no weight/line.weight of shape \[2, 3\]"):
+        trainer(other).run()
+
+
+# Validation ---------------------------------------------------------------------------------------
+
+
+def test_validation_does_not_disturb_training(trainer: MakeTrainer) -> None:
+    plain = trainer(name="plain", validate_every=0)
+    plain.run()
+    often = trainer(name="often", validate_every=3)
+    often.run()
+    assert stage_of(often).validated == [3, 6, 9, 12, 15, 18]
+    assert_equal(plain, often)
+    assert losses(plain) == losses(often)
+
+
+def test_validation_sees_averaged_weights_and_its_figures_are_logged(trainer: MakeTrainer) -> None:
+    made = trainer(steps=6, validate_every=6, optimizer={"ema_decay": 0.5})
+    made.run()
+    rows = [r for r in log_rows(made.folder / "log.jsonl") if "validation/error" in r]
+    (row,) = rows
+    average = float(made.ema.average["line.weight"].abs().sum())
+    assert row["validation/error"] == pytest.approx(average, rel=1e-5)
+    assert [p.name for p in (made.folder / "validation").iterdir()] == ["step-6.txt"]
+
+
+# Accumulation -------------------------------------------------------------------------------------
+
+
+def test_accumulated_gradients_equal_those_of_the_big_batch(trainer: MakeTrainer) -> None:
+    stages = [LineStage(), LineStage()]
+    for stage in stages:
+        stage.noise = 0.0
+    big = trainer(stages[0], name="big", batch_size=6)
+    small = trainer(stages[1], name="small", batch_size=2, accumulate=3)
+    big.run()
+    small.run()
+    shown = [sum(stages[1].indices[i : i + 3], []) for i in range(0, 60, 3)]
+    assert shown == stages[0].indices
+    for name, value in tensors_of(big).items():
+        torch.testing.assert_close(tensors_of(small)[name], value, rtol=1e-4, atol=1e-6)
+    assert losses(small) == pytest.approx(losses(big), rel=1e-4)
+
+
+# Checkpoints and results on disk ------------------------------------------------------------------
+
+
+def test_old_checkpoints_are_pruned(trainer: MakeTrainer) -> None:
+    made = trainer(checkpoint_every=4, keep_checkpoints=2)
+    made.run()
+    assert checkpoints(made) == ["step-0000016", "step-0000020"]
+    single = trainer(name="single", checkpoint_every=3, keep_checkpoints=1)
+    single.run()
+    assert checkpoints(single) == ["step-0000020"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space left")]
+)
+def test_a_full_disk_keeps_the_checkpoint_before(
+    trainer: MakeTrainer, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(checkpoint_every=5)
+    save, count = state.save_file, iter(range(9))
+
+    def full(tensors: Any, path: Path) -> None:
+        if next(count) == 1:
+            path.write_bytes(b"half")
+            raise error
+        save(tensors, path)
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(StorageError, match="cannot write the checkpoint .*no space left"):
+        made.run()
+    assert checkpoints(made) == ["step-0000005"]
+
+
+def test_a_result_appears_whole_or_not_at_all(trainer: MakeTrainer) -> None:
+    made = trainer()
+    stage = stage_of(made)
+    export = stage.export
+
+    def broken(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        raise RuntimeError("broken export")
+
+    stage.export = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="broken export"):
+        made.run()
+    assert not (made.folder / "result").exists()
+    stage.export = export  # type: ignore[method-assign]
+    again = trainer()
+    assert again.run()
+    assert [p.name for p in (again.folder / "result").iterdir()] == ["line.pt"]
+    assert not (again.folder / ".result.tmp").exists()
+
+
+def test_the_folder_holds_config_and_log(trainer: MakeTrainer) -> None:
+    made = trainer()
+    made.run()
+    stored = json.loads((made.folder / "config.json").read_text())
+    assert stored["optimizer"]["ema_decay"] == 0.9
+    assert stored["stage"] == "vae"
+    rows = list(log_rows(made.folder / "log.jsonl"))
+    names = {"step", "loss", "size", "gradient_norm", "skipped", "samples_per_s", "learning_rate"}
+    assert all(set(row) == names for row in rows)
+    assert list((made.folder / "tensorboard").iterdir())
+
+
+# Numbers that are not finite ----------------------------------------------------------------------
+
+
+def test_a_loss_that_is_nan_ends_the_run_and_keeps_the_checkpoint(trainer: MakeTrainer) -> None:
+    made = trainer(checkpoint_every=5)
+    stage_of(made).spoil = dict.fromkeys(range(7, 20), math.nan)
+    message = "the loss is nan at step 10, expected a finite number; the last checkpoint is kept"
+    with pytest.raises(NumericalError, match=message):
+        made.run()
+    assert checkpoints(made) == ["step-0000005"]
+    assert list(losses(made)) == [5]
+    assert all(torch.isfinite(value).all() for value in tensors_of(made).values())
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_counted(trainer: MakeTrainer) -> None:
+    made = trainer(log_every=20)
+    stage, weights = stage_of(made), []
+
+    def watch(call: int) -> None:
+        weights.append(stage.line.weight.detach().clone())
+
+    stage.on_loss = watch
+    stage.line.weight.register_hook(lambda g: g * math.inf if stage.calls - 1 == 8 else g)
+    made.run()
+    assert torch.equal(weights[9], weights[8])
+    assert not torch.equal(weights[10], weights[9])
+    (row,) = log_rows(made.folder / "log.jsonl")
+    assert row["skipped"] == pytest.approx(1 / 20)
+
+
+class HalfPrecision:
+    """What the trainer uses of an accelerator, with the gradient scaler of float16 on a CPU."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+    device = torch.device("cpu")
+
+    def __init__(self, scale: float) -> None:
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        self.scaler.unscale_(optimizer)
+
+    def wait_for_everyone(self) -> None:
+        """There is only one."""
+
+
+def test_float16_finds_its_scale_after_steps_that_overflow(
+    config: Callable[..., TrainConfig],
+) -> None:
+    accelerator: Any = HalfPrecision(2.0**127)
+    made = Trainer(config(log_every=20), LineStage(), accelerator)
+    assert made.run()
+    (row,) = log_rows(made.folder / "log.jsonl")
+    assert 0 < row["skipped"] < 0.5
+    assert accelerator.scaler.get_scale() < 2.0**127
+    assert all(torch.isfinite(value).all() for value in tensors_of(made).values())
+
+
+def test_float16_resumes_with_its_scale(config: Callable[..., TrainConfig]) -> None:
+    def run(name: str, *, stop: int = 0) -> Trainer:
+        accelerator: Any = HalfPrecision(2.0**127)
+        return stop_at(Trainer(config(name=name), LineStage(), accelerator), stop)
+
+    whole = run("whole")
+    whole.run()
+    run("part", stop=10).run()
+    rest = run("part")
+    rest.run()
+    assert_equal(whole, rest)
+    assert rest.accelerator.scaler.get_scale() == whole.accelerator.scaler.get_scale()
+
+
+# Signals ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    trainer: MakeTrainer, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    made = trainer()
+
+    def kill(call: int) -> None:
+        if call == 8:
+            os.kill(os.getpid(), number)
+
+    stage_of(made).on_loss = kill
+    assert not made.run()
+    assert made.step == 9
+    assert checkpoints(made) == ["step-0000009"]
+    assert signal.getsignal(number) == before
+    assert trainer().run()
