@@ -51,5 +51,6 @@ $(VENV)/.dev-installed: $(INPUTS) $(VENV)/.made
 	@touch $@ $(VENV)/.demo-installed
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
+		.benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

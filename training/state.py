@@ -51,6 +51,7 @@ class Averaged:
     def __init__(self, ema: Ema, modules: list[nn.Module]) -> None:
         """Do nothing yet."""
         self.ema, self.modules = ema, modules
+        self.were_training = [module.training for module in modules]
 
     def __enter__(self) -> None:
         self.ema.swap()
@@ -59,8 +60,8 @@ class Averaged:
 
     def __exit__(self, *_: object) -> None:
         self.ema.swap()
-        for module in self.modules:
-            module.train()
+        for module, was_training in zip(self.modules, self.were_training, strict=True):
+            module.train(was_training)
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,9 @@ class Trainer:
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder = Path(config.output)
         self.modules = stage.modules()
+        for module in self.modules.values():
+            # Loaded models are in evaluation mode, whose gradients differ in their last bit.
+            module.train()
         self.optimizer = torch.optim.AdamW(
             stage.parameter_groups(),
             betas=(config.optimizer.beta1, config.optimizer.beta2),

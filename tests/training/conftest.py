@@ -111,7 +111,7 @@ def make_config(samples: Path) -> MakeConfig:
                 text_width=16,
                 text_layers=1,
                 text_heads=2,
-                vocabulary=560,
+                vocabulary=700,
             ),
             "diffusion": DiffusionConfig(),
         }
