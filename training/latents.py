@@ -61,9 +61,10 @@ def load_latents(
         StorageError: The cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps(read_manifest(data), sort_keys=True).encode())
-    for file in sorted(vae_folder.iterdir()):
+    # Weights and scale alone: each stage saves the frozen VAE again, with other notes in its config.
+    for file in sorted(vae_folder.glob("*.safetensors")):
         digest.update(file.read_bytes())
-    digest.update(f"{augmentation} {max_samples}".encode())
+    digest.update(f"{vae.config.scaling_factor} {augmentation} {max_samples}".encode())
     key = digest.hexdigest()[:16]
     path = cache / f"latents-{key}.safetensors"
     if not path.exists():

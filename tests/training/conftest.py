@@ -37,7 +37,14 @@ def draw_subject(number: int, style: int) -> Pixels:
     """A two-coloured drawing that fills the sprite as real ones do."""
     image = Image.new("RGBA", (SPRITE_PX, SPRITE_PX))
     draw = ImageDraw.Draw(image)
-    body = [(220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 200, 40), (180, 60, 200), (30, 30, 30)]
+    body = [
+        (220, 40, 40),
+        (40, 180, 60),
+        (50, 80, 220),
+        (230, 200, 40),
+        (180, 60, 200),
+        (30, 30, 30),
+    ]
     if style == 0:
         draw.ellipse((4, 4, 91, 91), fill=(*body[number], 255))
     else:

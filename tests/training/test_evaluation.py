@@ -293,7 +293,7 @@ def test_an_evaluation_of_the_renderer_is_at_the_ceiling_and_its_controls_at_the
     for group in report["groups"].values():
         assert group["identity"]["pixels"]["value"] == 1.0
         assert group["chance"] == 0.2
-        assert group["times_chance"] == 5.0
+        assert group["times_chance"]["pixels"] == 5.0
     controls = report["controls"]
     assert controls["wrong_reference"]["identity"]["pixels"]["value"] == 0.0
     given = controls["wrong_reference"]["identity_of_the_given_reference"]
@@ -306,7 +306,8 @@ def test_an_evaluation_of_the_renderer_is_at_the_ceiling_and_its_controls_at_the
 
     table = text_table(report)
     assert "wrong reference: own identity" in table
-    assert "5.0 times chance" in table
+    assert "times chance: identities" in table
+    assert "5.00" in table
     sheets = save_sheets(evaluation, subjects, CONFIG, tmp_path / "sheets")
     assert {path.name for path in sheets} >= {"identities-1.png", "control-no_reference.png"}
     with Image.open(sheets[0]) as image:

@@ -114,8 +114,6 @@ def test_most_middle_timesteps_lie_in_the_middle_and_some_everywhere() -> None:
 
 
 def test_timesteps_are_a_function_of_the_generator() -> None:
-    drawn = [
-        draw_timesteps(9, 1000, "middle", torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    ]
+    drawn = [draw_timesteps(9, 1000, "middle", torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -20,6 +20,18 @@ from PIL import Image
 
 from bootpig_rt.training.evaluation.alignment import AlignmentJudge
 from bootpig_rt.training.evaluation.copying import paste_score
+from bootpig_rt.training.evaluation.counting import (
+    MAIN_JUDGE,
+    Verdicts,
+    combination_summary,
+    group_summary,
+    judge_accuracy,
+    place_of,
+    reference_curve,
+    subset,
+    summary,
+    wrong_reference_summary,
+)
 from bootpig_rt.training.evaluation.efficientnet import load_efficientnet
 from bootpig_rt.training.evaluation.generators import Generator, draw_shots, suite_digest
 from bootpig_rt.training.evaluation.identity import (
@@ -45,7 +57,6 @@ from bootpig_rt.training.evaluation.suite import (
 )
 from bootpig_rt.training.scenes import draw_scene
 
-MAIN_JUDGE = "pixels"
 SceneJudge = Callable[[NDArray[np.uint8]], list[str]]
 OnProgress = Callable[[str, int], None]
 """Told the arm and the number of its pictures just finished."""
@@ -58,23 +69,6 @@ class Judges:
     identity: Sequence[IdentityJudge]
     scene: SceneJudge
     scene_accuracy: float
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Pictures of one arm and what the judges say about them.
-
-    Attributes:
-        shots: N.
-        pictures: uint8 [N, S, S, 3].
-        chosen: By judge, the index of the style that each picture is nearest to.
-        scenes: The scene of each picture.
-    """
-
-    shots: list[Shot]
-    pictures: NDArray[np.uint8]
-    chosen: dict[str, list[int]]
-    scenes: list[str]
 
 
 @dataclass
@@ -202,18 +196,18 @@ def evaluate(
         "suite": asdict(config),
         "generator": generator.fingerprint,
         "main_judge": MAIN_JUDGE,
-        "judges": _judge_accuracy(arms, judges, subjects),
-        "groups": {group: _group(arms["main"], subjects, group) for group in GROUPS},
-        "held_out_combinations": _combinations(arms["main"], subjects),
+        "judges": judge_accuracy(arms, judges.identity, judges.scene_accuracy, subjects),
+        "groups": {group: group_summary(arms["main"], subjects, group) for group in GROUPS},
+        "held_out_combinations": combination_summary(arms["main"], subjects),
         "controls": {
-            "wrong_reference": _wrong_reference(arms["wrong_reference"], subjects),
-            "no_reference": _summary(arms["no_reference"], subjects),
-            "same_prompts_own_reference": _summary(
-                _subset(arms["main"], {_place(s) for s in plan["renderer"]}), subjects
+            "wrong_reference": wrong_reference_summary(arms["wrong_reference"], subjects),
+            "no_reference": summary(arms["no_reference"], subjects),
+            "same_prompts_own_reference": summary(
+                subset(arms["main"], {place_of(s) for s in plan["renderer"]}), subjects
             ),
             "copy_paste": copying,
         },
-        "references": _curve(arms, subjects, config),
+        "references": reference_curve(arms, subjects, config),
         "seconds": clock.seconds,
     }
     return Evaluation(report, arms)
@@ -254,145 +248,6 @@ def _judge(
     return arms
 
 
-def _place(shot: Shot) -> tuple[int, int, int]:
-    return shot.subject, shot.prompt, shot.seed
-
-
-def _subset(verdicts: Verdicts, places: set[tuple[int, int, int]]) -> Verdicts:
-    keep = [n for n, shot in enumerate(verdicts.shots) if _place(shot) in places]
-    return _rows(verdicts, keep)
-
-
-def _rows(verdicts: Verdicts, keep: Sequence[int]) -> Verdicts:
-    return Verdicts(
-        [verdicts.shots[n] for n in keep],
-        verdicts.pictures[list(keep)],
-        {name: [found[n] for n in keep] for name, found in verdicts.chosen.items()},
-        [verdicts.scenes[n] for n in keep],
-    )
-
-
-def identity_hits(verdicts: Verdicts, subjects: Sequence[EvalSubject], judge: str) -> list[bool]:
-    """Whether each picture is nearest to the subject that the prompt's own reference shows."""
-    pairs = zip(verdicts.shots, verdicts.chosen[judge], strict=True)
-    return [style == subjects[shot.subject].own for shot, style in pairs]
-
-
-def scene_hits(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> list[bool]:
-    """Whether each picture shows the scene that its prompt names."""
-    pairs = zip(verdicts.shots, verdicts.scenes, strict=True)
-    return [scene == subjects[s.subject].prompts[s.prompt].scene for s, scene in pairs]
-
-
-def _rate(values: Sequence[float], verdicts: Verdicts) -> dict[str, Any] | None:
-    found = rate(values, [shot.subject for shot in verdicts.shots])
-    return None if found is None else found.to_dict()
-
-
-def _chance(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> float | None:
-    numbers = sorted({shot.subject for shot in verdicts.shots})
-    if not numbers:
-        return None
-    return round(float(np.mean([1 / len(subjects[n].styles) for n in numbers])), 4)
-
-
-def _summary(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> dict[str, Any]:
-    """Chance, identity by judge, scenes."""
-    identity = {}
-    for judge in verdicts.chosen:
-        identity[judge] = _rate(identity_hits(verdicts, subjects, judge), verdicts)
-    scene = _rate(scene_hits(verdicts, subjects), verdicts)
-    return {"chance": _chance(verdicts, subjects), "identity": identity, "scene": scene}
-
-
-def _group(verdicts: Verdicts, subjects: Sequence[EvalSubject], group: str) -> dict[str, Any]:
-    keep = [n for n, s in enumerate(verdicts.shots) if subjects[s.subject].group == group]
-    part = _rows(verdicts, keep)
-    summary = _summary(part, subjects)
-    both = np.logical_and(
-        identity_hits(part, subjects, MAIN_JUDGE), scene_hits(part, subjects)
-    ).tolist()
-    main = summary["identity"][MAIN_JUDGE]
-    ratio = None if main is None else round(main["value"] / summary["chance"], 3)
-    by_subject = {}
-    for number in sorted({shot.subject for shot in part.shots}):
-        own = [n for n, shot in enumerate(part.shots) if shot.subject == number]
-        hits = identity_hits(_rows(part, own), subjects, MAIN_JUDGE)
-        by_subject[subjects[number].key] = round(float(np.mean(hits)), 4)
-    return summary | {
-        "times_chance": ratio,
-        "identity_and_scene": _rate(both, part),
-        "by_subject": by_subject,
-    }
-
-
-def _combinations(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> dict[str, Any]:
-    """Held-out (concept, scene) pairs, and the other prompts of the same subjects beside them."""
-
-    def is_held_out(shot: Shot) -> bool:
-        return subjects[shot.subject].prompts[shot.prompt].is_held_out
-
-    having = {shot.subject for shot in verdicts.shots if is_held_out(shot)}
-    held = [n for n, shot in enumerate(verdicts.shots) if is_held_out(shot)]
-    others = [
-        n
-        for n, shot in enumerate(verdicts.shots)
-        if shot.subject in having and not is_held_out(shot)
-    ]
-    return {
-        "held_out": _summary(_rows(verdicts, held), subjects),
-        "other_prompts_of_the_same_subjects": _summary(_rows(verdicts, others), subjects),
-    }
-
-
-def _wrong_reference(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> dict[str, Any]:
-    """Own: hits of the identity that was not given. Given: hits of the reference that was."""
-    given = {}
-    for judge, chosen in verdicts.chosen.items():
-        pairs = zip(verdicts.shots, chosen, strict=True)
-        hits = [style == subjects[shot.subject].wrong for shot, style in pairs]
-        given[judge] = _rate(hits, verdicts)
-    return _summary(verdicts, subjects) | {"identity_of_the_given_reference": given}
-
-
-def _curve(
-    arms: dict[str, Verdicts], subjects: Sequence[EvalSubject], config: SuiteConfig
-) -> dict[str, Any]:
-    """The same subjects, prompts and noise with more and more references."""
-    places = {_place(shot) for shot in count_shots(subjects, config, 1)}
-    curve = {"1": _summary(_subset(arms["main"], places), subjects)}
-    for count in config.counts:
-        if count > 1:
-            curve[str(count)] = _summary(arms[f"references_{count}"], subjects)
-    return curve
-
-
-def _judge_accuracy(
-    arms: dict[str, Verdicts], judges: Judges, subjects: Sequence[EvalSubject]
-) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    for judge in judges.identity:
-        report[judge.name] = {
-            "about": judge.about,
-            "renderer": _rate(
-                identity_hits(arms["renderer"], subjects, judge.name), arms["renderer"]
-            ),
-            "renderer_blurred": _rate(
-                identity_hits(arms["renderer_blurred"], subjects, judge.name),
-                arms["renderer_blurred"],
-            ),
-        }
-    report["scene"] = {
-        "about": "small network over the scenes, taught with renders of training drawings",
-        "fresh_renders": round(judges.scene_accuracy, 4),
-        "renderer": _rate(scene_hits(arms["renderer"], subjects), arms["renderer"]),
-        "renderer_blurred": _rate(
-            scene_hits(arms["renderer_blurred"], subjects), arms["renderer_blurred"]
-        ),
-    }
-    return report
-
-
 def _copying(
     arms: dict[str, Verdicts], subjects: Sequence[EvalSubject], config: SuiteConfig, size_px: int
 ) -> dict[str, Any]:
@@ -402,7 +257,7 @@ def _copying(
     which was not: 0 where the view has no say, above 0 where the given view is copied.
     """
     views = [reference_pictures(subject, subject.own, 2, config.seed) for subject in subjects]
-    own = _subset(arms["main"], {_place(shot) for shot in arms["renderer"].shots})
+    own = subset(arms["main"], {place_of(shot) for shot in arms["renderer"].shots})
     pasted = [_paste(s, views[n][0], config, size_px) for n, s in enumerate(subjects)]
     drawn = {
         "pair": ([shot.subject for shot in own.shots], own.pictures),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.png import save_png
-from bootpig_rt.training.evaluation.evaluate import (
+from bootpig_rt.training.evaluation.counting import (
     MAIN_JUDGE,
-    Evaluation,
     Verdicts,
     identity_hits,
     scene_hits,
 )
+from bootpig_rt.training.evaluation.evaluate import Evaluation
 from bootpig_rt.training.evaluation.sheets import Tile, sheet
 from bootpig_rt.training.evaluation.suite import EvalSubject, SuiteConfig, reference_pictures
 
@@ -72,10 +72,12 @@ def text_table(report: dict[str, Any]) -> str:
     ]
     copying = controls["copy_paste"]
     for group, part in groups.items():
-        lines.append(
-            f"held-out {group}: {part['times_chance']} times chance; identity and scene both right "
-            f"{_cell(part['identity_and_scene'])}"
-        )
+        ratios = [
+            f"{part['times_chance'][j]:.2f}" if part["times_chance"][j] else "-" for j in judges
+        ]
+        lines.append(line(f"times chance: {group}", "", *ratios))
+        both = _cell(part["identity_and_scene"])
+        lines.append(line("  identity and scene both right", "", both))
     lines += ["", "copy-paste: score of the given view; gap to a view that was not given"]
     for name, about in (("pair", "pair"), ("renderer", "renderer"), ("paste", "real pastes")):
         part = copying[name]
