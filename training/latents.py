@@ -61,7 +61,7 @@ def load_latents(
         StorageError: The cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps(read_manifest(data), sort_keys=True).encode())
-    # Weights and scale alone: each stage saves the frozen VAE again, with other notes in its config.
+    # Weights and scale alone: each stage saves the frozen VAE again with another config.
     for file in sorted(vae_folder.glob("*.safetensors")):
         digest.update(file.read_bytes())
     digest.update(f"{vae.config.scaling_factor} {augmentation} {max_samples}".encode())

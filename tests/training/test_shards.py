@@ -1,4 +1,4 @@
-"""Shards: a function of seed and settings alone, kept when whole, refused when of other settings."""
+"""Shards: a function of seed and settings, kept when whole, refused when of other settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real stages, tiny: what they train, what they feed to the U-Nets, and bit-identical resume."""
+"""The real stages, tiny: what they train and read, and bit-identical resume."""
 
 from __future__ import annotations
 
@@ -383,7 +383,7 @@ def test_the_base_trains_one_unet_in_both_roles_and_its_text_encoder(config_of: 
     stage: BaseStage = build(config_of("base", diffusion=NO_DROPOUT))
     assert stage.models.base.unet is stage.models.reference.unet is stage.unet
     loss, _ = stage.loss(torch.arange(4), step_generator(0, 0, 0))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     idle = [n for n, p in stage.unet.named_parameters() if p.grad is None]
     assert idle == []
     assert all(p.grad is not None for p in stage.models.text_encoder.parameters())
@@ -401,7 +401,7 @@ def test_the_path_from_the_reference_is_trained_in_the_base(config_of: ConfigOf)
 
     stage.models.reference.register_forward_hook(keep)
     loss, _ = stage.loss(torch.arange(4), step_generator(0, 0, 0))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert features
     assert all(f.grad is not None and f.grad.abs().sum() > 0 for f in features)
 

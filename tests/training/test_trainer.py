@@ -139,7 +139,7 @@ def stop_at(trainer: Trainer, step: int) -> Trainer:
     return trainer
 
 
-# Which samples, which random numbers, which rate ---------------------------------------------------
+# Which samples, which random numbers, which rate
 
 
 @pytest.mark.parametrize(("batch", "samples"), [(2, 12), (5, 12), (5, 3), (12, 12), (7, 1)])
@@ -472,7 +472,8 @@ def test_accumulated_gradients_equal_those_of_the_big_batch(trainer: MakeTrainer
     small = trainer(stages[1], name="small", batch_size=2, accumulate=3)
     big.run()
     small.run()
-    shown = [sum(stages[1].indices[i : i + 3], []) for i in range(0, 60, 3)]
+    parts = stages[1].indices
+    shown = [parts[i] + parts[i + 1] + parts[i + 2] for i in range(0, 60, 3)]
     assert shown == stages[0].indices
     for name, value in tensors_of(big).items():
         torch.testing.assert_close(tensors_of(small)[name], value, rtol=1e-4, atol=1e-6)
@@ -498,7 +499,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     trainer: MakeTrainer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = trainer(checkpoint_every=5)
-    save, count = state.save_file, iter(range(9))
+    save, count = state.save_file, iter(range(9))  # type: ignore[attr-defined]
 
     def full(tensors: Any, path: Path) -> None:
         if next(count) == 1:
@@ -588,7 +589,7 @@ class HalfPrecision:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
 
     def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler.unscale_(optimizer)
