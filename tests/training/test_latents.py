@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from bootpig_rt.errors import ConfigError, InputError, StorageError
 from bootpig_rt.training import latents as module
@@ -96,6 +97,10 @@ def test_other_data_weights_augmentation_or_number_have_a_cache_of_their_own(
     other_vae = tmp_path / "vae"
     shutil.copytree(vae_result / "vae", other_vae)
     (other_vae / "config.json").write_text((other_vae / "config.json").read_text() + "\n")
+    load(samples, other_vae, vae, cache)
+    assert len(list(cache.iterdir())) == 3  # the same weights
+    weights = next(other_vae.glob("*.safetensors"))
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
     load(samples, other_vae, vae, cache)
     assert len(list(cache.iterdir())) == 4
     assert len(fewer.targets) == len(fewer.captions) == 5
