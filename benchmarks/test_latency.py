@@ -76,7 +76,9 @@ class PublishedWay:
         """Draw one picture; returns its latents and its pixels."""
         config = self.backend.spec.config
         latents_ref = self.backend.encode_image(
-            prepare_reference(image, config.sample_size_px)[None]
+            prepare_reference(image, config.sample_size_px, subject_share=config.subject_share)[
+                None
+            ]
         )
         with torch.inference_mode():
             embeds = self.backend.encode_text(self.tokenizer(["", PROMPT, REFERENCE_PROMPT]))
