@@ -23,6 +23,7 @@ from bootpig_rt.training.evaluation.identity import Candidates, FeatureJudge, co
 from bootpig_rt.training.evaluation.render import RendererGenerator, crop, subject_box
 from bootpig_rt.training.evaluation.statistics import rate
 from bootpig_rt.training.evaluation.suite import (
+    SUITES,
     EvalSubject,
     Shot,
     SuiteConfig,
@@ -142,6 +143,19 @@ def test_scenes_and_positions_come_up_about_equally_often() -> None:
 def test_too_few_held_out_subjects_are_an_error_with_the_fix() -> None:
     with pytest.raises(ConfigError, match="fetch-data"):
         choose_subjects(make_sprites(), SPLITS, replace(CONFIG, identities=3))
+
+
+def test_a_suite_to_tune_by_shares_no_subject_with_the_one_that_it_excludes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported = replace(CONFIG, identities=1, concepts=0)
+    monkeypatch.setitem(SUITES, "reported", reported)
+    tuning = replace(reported, excludes="reported")
+    first = choose_subjects(make_sprites(), SPLITS, reported)
+    other = choose_subjects(make_sprites(), SPLITS, tuning)
+    assert {s.key for s in first} | {s.key for s in other} == {"thing-0/style-1", "thing-1/style-2"}
+    with pytest.raises(ConfigError, match="held-out identities"):
+        choose_subjects(make_sprites(), SPLITS, replace(tuning, identities=2))
 
 
 def test_references_are_views_of_the_drawing_and_the_first_ones_stay(

@@ -14,9 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
         "--suite",
-        choices=["small", "tiny"],
+        choices=["small", "tuning", "tiny"],
         default="small",
-        help="small: 50 subjects, 8 prompts; tiny: a trial of a minute (default: small)",
+        help="small: 50 subjects, 8 prompts; tuning: 30 other subjects, to choose "
+        "settings by; tiny: a trial of a minute (default: small)",
     )
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="folder of the pair (default: the packaged one)"
@@ -36,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for report, sheets and pictures (default: evaluation)",
     )
+    parser.add_argument("--image-guidance", type=float, help="s_image (default: the pair's own)")
+    parser.add_argument("--text-guidance", type=float, help="s_text (default: the pair's own)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the pair's own)")
+    parser.add_argument("--merge", help="of several references (default: the pair's own)")
+    parser.add_argument("--reference-schedule", help="exact, clean, anchor:T and others")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of a prompt (default: 2)")
     parser.add_argument("--batch", type=int, default=24, help="pictures at once (default: 24)")
     parser.add_argument("--backend", default="auto", help="runtime that draws (default: auto)")
@@ -87,7 +92,18 @@ def run(args: argparse.Namespace) -> int:
         pipeline = Pipeline(
             args.model, backend=args.backend, device=args.device, max_batch=args.batch
         )
-        drawer = PipelineGenerator(pipeline, subjects, config, steps=args.steps)
+        drawer = PipelineGenerator(
+            pipeline,
+            subjects,
+            config,
+            params=pipeline.sampling_params(
+                num_inference_steps=args.steps,
+                merge=args.merge,
+                reference_schedule=args.reference_schedule,
+            ),
+            image_guidance_scale=args.image_guidance,
+            text_guidance_scale=args.text_guidance,
+        )
         size_px, generator = pipeline.spec.config.sample_size_px, drawer
         about = {
             "name": pipeline.spec.config.name,
@@ -96,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
             "solver": drawer.params.solver,
             "merge": drawer.params.merge,
             "reference_schedule": str(drawer.params.reference_schedule),
-            "image_guidance_scale": pipeline.spec.config.image_guidance_scale,
-            "text_guidance_scale": pipeline.spec.config.text_guidance_scale,
+            "image_guidance_scale": drawer.image_guidance_scale,
+            "text_guidance_scale": drawer.text_guidance_scale,
         }
     training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
     judges = build_judges(subjects, config, training, size_px=size_px, cache=args.output / "judges")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bootpig_rt.atomic import atomic_write_bytes
+from bootpig_rt.config import SamplingParams
 from bootpig_rt.generation import Request
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.subject import Subject
@@ -46,7 +47,9 @@ class PipelineGenerator:
         pipeline: Of the pair.
         subjects: Of the suite.
         config: Of the suite.
-        steps: Sampling steps; the pair's default if None.
+        params: Steps, solver, merge and schedule; the pair's own if None.
+        image_guidance_scale: s_image; the pair's own if None.
+        text_guidance_scale: s_text; the pair's own if None.
     """
 
     def __init__(
@@ -55,16 +58,22 @@ class PipelineGenerator:
         subjects: Sequence[EvalSubject],
         config: SuiteConfig,
         *,
-        steps: int | None = None,
+        params: SamplingParams | None = None,
+        image_guidance_scale: float | None = None,
+        text_guidance_scale: float | None = None,
     ) -> None:
         self.pipeline, self.subjects, self.config = pipeline, subjects, config
-        self.params = pipeline.sampling_params(num_inference_steps=steps)
+        self.params = pipeline.sampling_params() if params is None else params
+        defaults = pipeline.spec.config
+        self.image_guidance_scale = _or(image_guidance_scale, defaults.image_guidance_scale)
+        self.text_guidance_scale = _or(text_guidance_scale, defaults.text_guidance_scale)
         self._encoded: dict[tuple[int, int, int], Subject] = {}
 
     @property
     def fingerprint(self) -> str:
         """The pair and the settings."""
-        return f"{self.pipeline.spec.fingerprint} {self.params}"
+        scales = f"{self.image_guidance_scale} {self.text_guidance_scale}"
+        return f"{self.pipeline.spec.fingerprint} {self.params} {scales}"
 
     def __call__(self, shots: Sequence[Shot]) -> NDArray[np.uint8]:
         """Pictures of the shots, uint8 [N, S, S, 3]."""
@@ -79,6 +88,8 @@ class PipelineGenerator:
         return Request(
             prompt=caption.text,
             subject=self._encode(shot, caption.reference_prompt),
+            image_guidance_scale=self.image_guidance_scale,
+            text_guidance_scale=self.text_guidance_scale,
             seed=int(rng.integers(2**32)),
         )
 
@@ -92,6 +103,10 @@ class PipelineGenerator:
             pictures = reference_pictures(subject, which, shot.num_references, self.config.seed)
             self._encoded[key] = self.pipeline.encode_subject(pictures, reference_prompt)
         return self._encoded[key]
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def draw_shots(

@@ -48,6 +48,8 @@ class SuiteConfig:
         count_subjects: Held-out identities of the curve.
         count_prompts: Prompts of the curve, one seed each.
         seed: Fixes every choice.
+        excludes: A suite whose subjects this one never draws, so that what is chosen by one is
+            not scored by the other; empty for none.
     """
 
     name: str = "small"
@@ -56,15 +58,18 @@ class SuiteConfig:
     prompts: int = 8
     seeds: int = 2
     control_prompts: int = 4
-    counts: tuple[int, ...] = (1, 2, 4)
+    counts: tuple[int, ...] = (1, 2, 3, 4)
     count_subjects: int = 30
     count_prompts: int = 3
     seed: int = 0
+    excludes: str = ""
 
 
 SUITES = {
     "small": SuiteConfig(),
     "tiny": SuiteConfig("tiny", 3, 2, 2, 1, 1, (1, 2), 2, 1),
+    # Settings such as guidance scales are picked here and reported on "small".
+    "tuning": SuiteConfig("tuning", 30, 0, 4, 1, 1, (1, 2), 10, 1, seed=1, excludes="small"),
 }
 
 
@@ -137,8 +142,14 @@ def choose_subjects(
     for sprite in sprites:
         by_concept[sprite.drawing.concept].append(sprite)
     wide = {c: s for c, s in sorted(by_concept.items()) if len(s) >= MIN_STYLES}
+    taken: set[str] = set()
+    if config.excludes:
+        others = choose_subjects(sprites, splits, SUITES[config.excludes])
+        taken = {subject.key.partition("/")[0] for subject in others}
     found: dict[Group, list[tuple[str, int]]] = {"identities": [], "concepts": []}
     for concept, styles in wide.items():
+        if concept in taken:
+            continue
         split = [sprite.split for sprite in styles]
         held_out = [k for k, name in enumerate(split) if name == "held_out_identity"]
         if held_out:
