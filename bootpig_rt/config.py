@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from bootpig_rt.errors import ParameterError, PromptError
 from bootpig_rt.pair_config import Merge
-from bootpig_rt.reference_kv import ReferenceSchedule
+from bootpig_rt.reference_schedule import ReferenceSchedule
 from bootpig_rt.schedule import SolverName
 
 SOLVERS: tuple[str, ...] = get_args(SolverName)
@@ -104,6 +104,23 @@ def check_guidance(name: str, value: object) -> float:
             "1 means no guidance"
         )
     return number
+
+
+def check_share(name: str, value: Any) -> tuple[float, float]:
+    """Return a share of the steps, two numbers 0 <= a < b <= 1.
+
+    Raises:
+        ParameterError: Anything else.
+    """
+    ends: tuple[Any, ...] = tuple(value) if isinstance(value, tuple | list) else ()
+    is_share = len(ends) == 2 and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1 for n in ends
+    )
+    if not is_share or not ends[0] < ends[1]:
+        raise ParameterError(
+            f"{name} is {value!r}, expected two numbers 0 <= a < b <= 1 such as (0.0, 0.6)"
+        )
+    return float(ends[0]), float(ends[1])
 
 
 def check_name(name: str, value: object, allowed: tuple[str, ...]) -> None:

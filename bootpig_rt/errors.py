@@ -7,10 +7,13 @@
      │  ├ ParameterError
      │  └ ConfigError
      ├ CheckpointError                     a model folder or one of its files
+     │  └ BundleError                      a bundle that may not be loaded
      ├ BackendUnavailable (ImportError)    a missing package or device
      ├ SubjectMismatch                     a Subject made for something else
+     ├ EngineError                         a graph or an engine that cannot be built
      ├ StorageError (OSError)              a file that cannot be written or read
      ├ NumericalError                      NaN or Inf where numbers are expected
+     ├ ParityError                         engines that do not compute what torch computes
      └ Cancelled                           a callback stopped the run
 
 A message is one line and says what was wrong, what was got, what was expected and what to do.
@@ -73,6 +76,13 @@ class CheckpointError(BootPIGError):
         self.path = path
 
 
+class BundleError(CheckpointError):
+    """A bundle, or a file in it, is unsigned, changed, incomplete or for something else.
+
+    Nothing of it was loaded.
+    """
+
+
 class BackendUnavailable(BootPIGError, ImportError):
     """A package or a device that the chosen backend needs is not there.
 
@@ -88,12 +98,20 @@ class SubjectMismatch(BootPIGError):
     exit_code: ClassVar[int] = EXIT_BAD_INPUT
 
 
+class EngineError(BootPIGError):
+    """A graph or an engine could not be built."""
+
+
 class StorageError(BootPIGError, OSError):
     """A file could not be written or read: disk full, read-only folder, no permission."""
 
 
 class NumericalError(BootPIGError):
     """The model produced NaN or Inf; no picture was made from it."""
+
+
+class ParityError(BootPIGError):
+    """New graphs or engines differ from torch by more than the limits; no bundle was made."""
 
 
 class Cancelled(BootPIGError):

@@ -13,13 +13,19 @@ from PIL import Image
 
 from bootpig_rt.config import (
     MAX_IMAGES,
+    SOLVERS,
     check_guidance,
     check_int,
+    check_name,
     check_prompt,
     check_seed,
+    check_share,
+    check_steps,
     wrap_seed,
 )
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.reference_schedule import WHOLE, ReferenceSchedule
+from bootpig_rt.schedule import SolverName
 from bootpig_rt.subject import Subject
 
 _RANDOM_SEEDS = 2**32
@@ -37,6 +43,13 @@ class Request:
         text_guidance_scale: s_text, 0 to 100; None takes the pair's default.
         num_images: 1 to 64; picture i has seed `seed + i`.
         seed: 0 to 2**63 - 1; None draws one, and the result tells which.
+        num_inference_steps: T, 1 to 1000; None takes that of the call.
+        solver: `ddim`, `dpmpp_2m` or `unipc`; None takes that of the call.
+        reference_schedule: A `ReferenceSchedule` or its text; None takes that of the call.
+        guidance_interval: Share of the steps with guidance, 0 to 1; the others draw the prompt
+            with the subject alone, one row a picture.
+        tenant: Whose request it is: tables are never shared between tenants, and a `Scheduler`
+            serves tenants in turn.
 
     Raises:
         InputError: A value is of the wrong type or out of range.
@@ -49,6 +62,11 @@ class Request:
     text_guidance_scale: float | None = None
     num_images: int = 1
     seed: int | None = None
+    num_inference_steps: int | None = None
+    solver: SolverName | None = None
+    reference_schedule: ReferenceSchedule | str | None = None
+    guidance_interval: tuple[float, float] = WHOLE
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         """Check every field, and fix the seed if there is none."""
@@ -68,6 +86,15 @@ class Request:
         put(self, "num_images", count)
         seed = secrets.randbelow(_RANDOM_SEEDS) if self.seed is None else check_seed(self.seed)
         put(self, "seed", seed)
+        if self.num_inference_steps is not None:
+            put(self, "num_inference_steps", check_steps(self.num_inference_steps))
+        if self.solver is not None:
+            check_name("solver", self.solver, SOLVERS)
+        if self.reference_schedule is not None:
+            ReferenceSchedule.parse(str(self.reference_schedule))  # a window waits for its pair
+        put(self, "guidance_interval", check_share("guidance_interval", self.guidance_interval))
+        if not isinstance(self.tenant, str):
+            raise ParameterError(f"tenant is of type {type(self.tenant).__name__}, expected text")
 
     def split(self) -> Iterator[Request]:
         """One request for each picture, each with its own seed."""
@@ -92,7 +119,9 @@ class PictureParameters:
     text_guidance_scale: float
     merge: str
     reference_schedule: str
+    guidance_interval: tuple[float, float]
     reference_noise_seed: int | None
+    table_dtype: str | None
     width: int
     height: int
     model: str
@@ -103,7 +132,7 @@ class PictureParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for the text chunk of a PNG."""
-        return asdict(self)
+        return {**asdict(self), "guidance_interval": list(self.guidance_interval)}
 
 
 @dataclass(frozen=True)
@@ -144,7 +173,11 @@ class Clock:
         try:
             yield
         finally:
-            self.ms[name] = self.ms.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+            self.add(name, 1e3 * (time.perf_counter() - start))
+
+    def add(self, name: str, ms: float) -> None:
+        """Add milliseconds to a stage."""
+        self.ms[name] = self.ms.get(name, 0.0) + ms
 
     def timings(self) -> Timings:
         """What was measured so far; a stage that did not run took 0."""

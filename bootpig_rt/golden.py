@@ -43,7 +43,10 @@ END_TO_END_LIMIT = 1e-3
 END_TO_END = "end to end"
 
 # Backend -> module with `load(folder) -> GoldenPair`. Imported when asked for.
-BACKENDS = {"torch": "bootpig_rt.models.golden_pair"}
+BACKENDS = {
+    "torch": "bootpig_rt.models.golden_pair",
+    "onnxruntime": "bootpig_rt.export.golden_onnx",
+}
 
 _SOLVER_OF_SCHEDULER: dict[str, SolverName] = {
     "DDIMScheduler": "ddim",

@@ -7,37 +7,35 @@ one may be used from several threads at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from bootpig_rt import __version__
-from bootpig_rt.arguments import class_phrase, prompts_of, seeds_of_prompts, sources_of
+from bootpig_rt.arguments import class_phrase, prompts_of, seeds_of_prompts
 from bootpig_rt.backends import create_backend
-from bootpig_rt.backends.base import Backend, IntArray, PairSpec
+from bootpig_rt.backends.base import Backend, PairSpec, PassProgress
 from bootpig_rt.background import BackgroundRemover
-from bootpig_rt.batch import build_batch, scales_of
-from bootpig_rt.config import SamplingParams, check_int, check_prompt, check_seed
+from bootpig_rt.batch import TextStates, texts_of
+from bootpig_rt.config import SamplingParams, check_int, check_seed
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.generation import Clock, GenerationResult, PictureParameters, Request
-from bootpig_rt.image import ImageSource, prepare_reference, to_pil
-from bootpig_rt.reference_cache import ReferenceCache, reference_table
-from bootpig_rt.reference_kv import ReferenceKV, ReferenceSchedule
+from bootpig_rt.image import ImageSource, to_pil
+from bootpig_rt.planner import Planner, Tables, check_params, params_for_pair
+from bootpig_rt.reference_pass import TableOptions
 from bootpig_rt.sampler import Progress, StepCallback, StepEvent, check_finite, denoise
-from bootpig_rt.solver import solver_table
-from bootpig_rt.subject import Subject
+from bootpig_rt.scheduler import Scheduler
+from bootpig_rt.store_folder import StoreFolder
+from bootpig_rt.subject import SavedTable, Subject
+from bootpig_rt.subject_encoder import encode
+from bootpig_rt.subject_store import SubjectStore
+from bootpig_rt.table_storage import TableDtype, table_bytes
 from bootpig_rt.text import Tokenizer
 
 __all__ = ["GenerationResult", "Pipeline", "Request", "StepEvent"]
-
-# The largest picture, in multiples of the side that the pair was trained on: attention grows with
-# the fourth power of the side, and pictures far from the trained size repeat themselves.
-_MAX_SIZE_FACTOR = 4
 
 
 class Pipeline:
@@ -53,6 +51,18 @@ class Pipeline:
         max_batch: Pictures drawn at once; more are drawn in several batches. Bounds memory and
             changes no picture.
         reference_cache_bytes: Device memory for reference tables that are kept between calls.
+        host_cache_bytes: Host memory for tables that leave the device for lack of room.
+        table_dtype: How tables keep their numbers: `float32`, `float16`, `bfloat16`, `float8` or
+            `int8`, the last two with a scale for each head.
+        table_budget_bytes: Device memory for the tables that one batch reads; a larger table
+            stays on the host and is streamed step by step. None: no limit.
+        reference_rows: Rows that go through the Reference U-Net at once: bounds its memory.
+        store: Keeps tables, in place of one made from the sizes above; pipelines may share it.
+        store_folder: Keeps tables on disk, between processes.
+        backend_options: Threads and memory of the backend, such as `{"intra_op_threads": 2}`; see
+            `bootpig_rt.backends.onnxruntime_sessions.OnnxRuntimeOptions`.
+        trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
+            belongs to it is loaded.
 
     Raises:
         CheckpointError: The folder is not a usable pair.
@@ -70,21 +80,38 @@ class Pipeline:
         background_remover: BackgroundRemover | None = None,
         max_batch: int = 8,
         reference_cache_bytes: int = 1 << 30,
+        host_cache_bytes: int = 0,
+        table_dtype: TableDtype = "float32",
+        table_budget_bytes: int | None = None,
+        reference_rows: int = 16,
+        store: SubjectStore | None = None,
+        store_folder: str | PathLike[str] | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        trust: str | PathLike[str] | None = None,
     ) -> None:
         """Load the pair."""
         self.max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
-        cache_bytes = check_int(
-            "reference_cache_bytes", reference_cache_bytes, 0, 1 << 50, "0 keeps nothing"
-        )
+        options = TableOptions(table_dtype, table_budget_bytes, reference_rows)
+        if store is None:
+            folder = None if store_folder is None else StoreFolder(Path(store_folder))
+            store = SubjectStore(
+                device_bytes=reference_cache_bytes, host_bytes=host_cache_bytes, folder=folder
+            )
+        self.store = store
         self._backend: Backend = create_backend(
             backend,
             default_model() if model is None else Path(model),
             device=device,
             base_model=None if base_model is None else Path(base_model),
+            options=backend_options,
+            trust=None if trust is None else Path(trust),
         )
         self._background_remover = background_remover
         self._tokenizer = Tokenizer.from_folder(self.spec.tokenizer_folder)
-        self._cache = ReferenceCache(cache_bytes)
+        self._texts = TextStates(self._backend, self._tokenizer)
+        self._planner = Planner(
+            self._backend, tokenizer=self._tokenizer, store=store, options=options
+        )
 
     @property
     def spec(self) -> PairSpec:
@@ -107,6 +134,7 @@ class Pipeline:
         solver: str | None = None,
         merge: str | None = None,
         reference_schedule: str | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         width: int | None = None,
         height: int | None = None,
         callback_on_step_end: StepCallback | None = None,
@@ -128,7 +156,9 @@ class Pipeline:
                 A picture depends on its own seed alone, never on the batch that it is drawn in.
             solver: `ddim`, `dpmpp_2m` or `unipc`.
             merge: How several references are combined: `argmax`, `softmax`, `mean`, `concat`.
-            reference_schedule: `exact`, `clean` or `anchor:T`, see `ReferenceSchedule`.
+            reference_schedule: `exact`, `clean`, `anchor:T`, `stride:K` or `window:A-B`, see
+                `ReferenceSchedule`.
+            guidance_interval: Share of the steps with guidance, (0.0, 1.0) for all of them.
             width: Of the pictures, in pixels.
             height: Of the pictures, in pixels.
             callback_on_step_end: Called with a `StepEvent` after each step.
@@ -160,6 +190,7 @@ class Pipeline:
                 text_guidance_scale=text_guidance_scale,
                 num_images=num_images,
                 seed=first_seed,
+                guidance_interval=guidance_interval,
             )
             for one, first_seed in zip(
                 prompts, seeds_of_prompts(seed, len(prompts), num_images), strict=True
@@ -210,12 +241,37 @@ class Pipeline:
         params = self.sampling_params() if params is None else params
         return self._generate(list(requests), params, callback_on_step_end, Clock())
 
+    def map(
+        self, requests: Iterable[Request], params: SamplingParams | None = None
+    ) -> Iterator[GenerationResult]:
+        """Draw a stream of requests, each with a result of its own, in their order.
+
+        Requests join the running batch between two steps and leave it when they are done, see
+        `Scheduler`. Each gives the picture that it gives alone.
+
+        Args:
+            requests: Read as far ahead as is needed to keep the batch full.
+            params: What they share; from `sampling_params()` by default.
+
+        Raises:
+            BootPIGError: A request failed; those before it were given out.
+        """
+        params = self.sampling_params() if params is None else params
+        return self.scheduler().map(requests, params)
+
+    def scheduler(self) -> Scheduler:
+        """A scheduler over this pipeline's backend and store."""
+        return Scheduler(self._planner, self._texts, max_batch=self.max_batch)
+
     def encode_subject(
         self,
         images: ImageSource | Sequence[ImageSource],
         reference_prompt: str,
         *,
         noise_seed: int = 0,
+        keep_table: bool = False,
+        params: SamplingParams | None = None,
+        progress: PassProgress | None = None,
     ) -> Subject:
         """Encode reference images once, for any number of calls.
 
@@ -225,6 +281,9 @@ class Pipeline:
             images: One or more pictures of the subject.
             reference_prompt: What they show, "a photo of a dog".
             noise_seed: Of the noise added to the reference by the schedules that add any.
+            keep_table: The subject keeps its table for `params`, and can be saved with it.
+            params: Steps, solver and reference schedule of that table.
+            progress: Called with (passes done, passes in all); what it raises ends the call.
 
         Raises:
             ImageError: No image, or one that cannot be used.
@@ -232,9 +291,42 @@ class Pipeline:
             ParameterError: Too many images, or a seed out of range.
         """
         subject = self._encode(images, reference_prompt, check_seed(noise_seed, "noise_seed"))
-        schedule = ReferenceSchedule.default_for(self.spec.config.reference_timestep)
-        if schedule.mode != "exact":
-            self._reference_table(subject, schedule, np.zeros(0, dtype=np.int64))
+        needs_steps = params is not None or keep_table
+        params = self.sampling_params() if params is None else params
+        if needs_steps or params.reference_schedule.mode != "exact":
+            solver = self._planner.solver(params.solver, params.num_inference_steps)
+            schedule = params.reference_schedule
+            table, _ = self._planner.table(subject, schedule, solver, progress=progress)
+            if keep_table:
+                host = self._backend.download_table(table.data)
+                subject = replace(subject, tables=(SavedTable(table.key, host),))
+        return subject
+
+    def table_bytes(self, num_references: int, params: SamplingParams | None = None) -> int:
+        """Bytes of the reference table of a subject, before it is made.
+
+        Args:
+            num_references: R.
+            params: Steps, solver and reference schedule; `sampling_params()` by default.
+        """
+        params = self.sampling_params() if params is None else params
+        solver = self._planner.solver(params.solver, params.num_inference_steps)
+        return table_bytes(
+            self.spec.reference_shapes,
+            num_entries=len(params.reference_schedule.timesteps(solver.timesteps)),
+            num_references=num_references,
+            dtype=self._planner.options.dtype,
+        )
+
+    def load_subject(self, path: str | PathLike[str]) -> Subject:
+        """Read a subject's file and check that it is one of this pair.
+
+        Raises:
+            CheckpointError: Missing, damaged or changed.
+            SubjectMismatch: Encoded with another pair or for another size.
+        """
+        subject = Subject.load(path)
+        subject.check_for(self.spec)
         return subject
 
     def sampling_params(
@@ -252,36 +344,15 @@ class Pipeline:
         Raises:
             ParameterError: A value is unknown, out of range or not for this pair.
         """
-        config = self.spec.config
-        side = config.sample_size_px
-        params = SamplingParams(
-            num_inference_steps=_or(num_inference_steps, config.default_steps),
-            solver=_or(solver, config.default_solver),
-            merge=_or(merge, config.merge),
-            reference_schedule=(
-                ReferenceSchedule.default_for(config.reference_timestep)
-                if reference_schedule is None
-                else ReferenceSchedule.parse(reference_schedule)
-            ),
-            width_px=_or(width, side),
-            height_px=_or(height, side),
+        return params_for_pair(
+            self.spec,
+            num_inference_steps=num_inference_steps,
+            solver=solver,
+            merge=merge,
+            reference_schedule=reference_schedule,
+            width_px=width,
+            height_px=height,
         )
-        self._check_for_pair(params)
-        return params
-
-    def _check_for_pair(self, params: SamplingParams) -> None:
-        multiple, side = self.spec.size_multiple_px, self.spec.config.sample_size_px
-        for name, size in (("width", params.width_px), ("height", params.height_px)):
-            if size % multiple or not multiple <= size <= _MAX_SIZE_FACTOR * side:
-                raise ParameterError(
-                    f"{name} is {size}, expected a multiple of {multiple} up to "
-                    f"{_MAX_SIZE_FACTOR * side}; this pair was trained at {side}"
-                )
-        last = self.spec.noise_schedule.num_train_timesteps - 1
-        if params.reference_schedule.timestep > last:
-            raise ParameterError(
-                f"reference schedule is {params.reference_schedule}, expected a timestep 0..{last}"
-            )
 
     def _encode(
         self,
@@ -289,29 +360,14 @@ class Pipeline:
         reference_prompt: str,
         noise_seed: int,
     ) -> Subject:
-        reference_prompt = check_prompt(reference_prompt, "reference_prompt")
-        sources = sources_of(images)
-        limit = self.spec.config.max_references
-        if len(sources) > limit:
-            raise ParameterError(
-                f"{len(sources)} reference images, expected 1..{limit} for this pair; "
-                "leave some out"
-            )
-        side = self.spec.config.sample_size_px
-        pixels = np.stack(
-            [
-                prepare_reference(
-                    source,
-                    side,
-                    self._background_remover,
-                    what="reference image" if len(sources) == 1 else f"reference image {index}",
-                    subject_share=self.spec.config.subject_share,
-                )
-                for index, source in enumerate(sources)
-            ]
+        return encode(
+            images,
+            reference_prompt,
+            noise_seed,
+            backend=self._backend,
+            tokenizer=self._tokenizer,
+            background_remover=self._background_remover,
         )
-        latents = check_finite(self._backend.encode_image(pixels), "the image encoder")
-        return Subject(pixels, latents, reference_prompt, noise_seed, self.spec.fingerprint)
 
     def _generate(
         self,
@@ -320,85 +376,33 @@ class Pipeline:
         callback: StepCallback | None,
         clock: Clock,
     ) -> GenerationResult:
-        self._check_for_pair(params)
-        solver = solver_table(params.solver, self.spec.noise_schedule, params.num_inference_steps)
+        check_params(self.spec, params)
+        planner = self._planner
         pictures = [picture for request in requests for picture in request.split()]
-        subjects = {p.subject.fingerprint: p.subject for p in pictures if p.subject is not None}
-        for subject in subjects.values():
-            subject.check_pair(self.spec.fingerprint)
-
-        with clock.stage("text"):
-            texts = list(dict.fromkeys(t for p in pictures for t in (p.prompt, p.negative_prompt)))
-            prompt_embeds = self._backend.encode_text(self._tokenizer(texts))
-        with clock.stage("reference"):
-            found = {
-                name: self._reference_table(subject, params.reference_schedule, solver.timesteps)
-                for name, subject in subjects.items()
-            }
-            tables = {name: table for name, (table, _) in found.items()}
-
-        batches = [
-            range(start, min(start + self.max_batch, len(pictures)))
-            for start in range(0, len(pictures), self.max_batch)
-        ]
-        progress = Progress(callback, total=solver.num_steps * len(batches))
+        batches = planner.batches(pictures, params, self.max_batch)
+        steps = [p.num_inference_steps or params.num_inference_steps for p in pictures]
+        progress = Progress(callback, sum(max(steps[b.start : b.stop]) for b in batches))
+        tables: Tables = {}
         images: list[Image.Image] = []
+        parameters: list[PictureParameters] = []
+        passes = 0
         for numbers in batches:
-            batch = build_batch(
-                [pictures[number] for number in numbers],
-                params,
-                solver,
-                spec=self.spec,
-                texts=texts,
-                prompt_embeds=prompt_embeds,
-                tables=tables,
-            )
+            if self._planner.options.budget_bytes is not None:
+                tables = {}  # those of the batch before make room
+            with clock.stage("reference"):
+                flights, new = planner.flights([pictures[n] for n in numbers], params, tables)
+                passes += new
+            with clock.stage("text"):
+                self._texts.of(texts_of(flights))
             with clock.stage("denoise"):
-                latents = denoise(self._backend, batch, progress=progress, pictures=numbers)
+                latents = denoise(
+                    self._backend, flights, texts=self._texts, progress=progress, pictures=numbers
+                )
             with clock.stage("decode"):
                 pixels = check_finite(self._backend.decode(latents), "the image decoder")
                 images += to_pil(pixels)
-        parameters = [self._parameters(picture, params) for picture in pictures]
-        passes = sum(passes for _, passes in found.values())
+            parameters += [planner.parameters(flight, params) for flight in flights]
         return GenerationResult(images, parameters, clock.timings(), passes)
-
-    def _reference_table(
-        self, subject: Subject, schedule: ReferenceSchedule, solver_timesteps: IntArray
-    ) -> tuple[ReferenceKV, int]:
-        return reference_table(
-            subject,
-            schedule,
-            solver_timesteps,
-            backend=self._backend,
-            tokenizer=self._tokenizer,
-            cache=self._cache,
-        )
-
-    def _parameters(self, picture: Request, params: SamplingParams) -> PictureParameters:
-        subject = picture.subject
-        image_scale, text_scale = scales_of(picture, self.spec)
-        return PictureParameters(
-            prompt=picture.prompt,
-            negative_prompt=picture.negative_prompt,
-            reference_prompt=subject.reference_prompt if subject else None,
-            num_references=subject.num_references if subject else 0,
-            subject_fingerprint=subject.fingerprint if subject else None,
-            seed=picture.seed or 0,
-            num_inference_steps=params.num_inference_steps,
-            solver=params.solver,
-            image_guidance_scale=image_scale,
-            text_guidance_scale=text_scale,
-            merge=params.merge,
-            reference_schedule=str(params.reference_schedule),
-            reference_noise_seed=subject.noise_seed if subject else None,
-            width=params.width_px,
-            height=params.height_px,
-            model=self.spec.config.name,
-            model_fingerprint=self.spec.fingerprint,
-            backend=self._backend.name,
-            device=self._backend.device,
-            version=__version__,
-        )
 
 
 def default_model() -> Path:
@@ -415,8 +419,3 @@ def default_model() -> Path:
             folder,
         )
     return folder
-
-
-def _or(value: Any, default: Any) -> Any:
-    """`value`, or the pair's default where it was left out."""
-    return default if value is None else value

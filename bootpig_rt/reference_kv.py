@@ -3,19 +3,28 @@
 Attention is one-way: the reference never sees the picture that is drawn. The table therefore
 depends on the subject, the timesteps and the subject's noise seed, never on prompt, seed or
 latents, and one table serves all pictures of a subject. What a table holds is the backend's own;
-this file knows what it was made from and how steps find their entry.
+this file knows what it was made from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.errors import ParameterError, SubjectMismatch
+from bootpig_rt.reference_schedule import ReferenceSchedule
 from bootpig_rt.solver import NoiseSchedule
+from bootpig_rt.table_storage import TABLE_DTYPES, TableDtype
+
+if TYPE_CHECKING:
+    from bootpig_rt.subject import Subject
+
+__all__ = ["ReferenceKV", "ReferenceKey", "ReferenceSchedule", "reference_latents"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -25,104 +34,136 @@ _REFERENCE_STREAM = 0x5EF
 
 
 @dataclass(frozen=True)
-class ReferenceSchedule:
-    """Which noise level the Reference U-Net reads the subject at, step by step.
-
-    - `exact`: each step has its own entry, the reference noised to that step's timestep, as the
-      published pipeline computes it (paper, section 3.2).
-    - `clean`: one entry for all steps, from latents without noise at t = 0. Exact for pairs trained
-      with `reference_timestep` `clean` or `mixed`, an approximation for `same`.
-    - `anchor`: one entry for all steps, the reference noised to `timestep`. An approximation.
-
-    Attributes:
-        mode: One of the above.
-        timestep: Of `anchor` only, 1 or more.
-    """
-
-    mode: Literal["exact", "clean", "anchor"]
-    timestep: int = 0
-
-    @classmethod
-    def parse(cls, text: object) -> ReferenceSchedule:
-        """Read `exact`, `clean` or `anchor:T`; `anchor:0` is `clean`.
-
-        Raises:
-            ParameterError: Anything else.
-        """
-        name, colon, argument = text.partition(":") if isinstance(text, str) else ("", "", "")
-        if name == "exact" and not colon:
-            return cls("exact")
-        if name == "clean" and not colon:
-            return cls("clean")
-        if name == "anchor" and argument.isascii() and argument.isdigit():
-            timestep = int(argument)
-            return cls("anchor", timestep) if timestep else cls("clean")
-        raise ParameterError(
-            f"reference schedule is {text!r}, expected exact, clean or anchor:T with a timestep T "
-            "such as anchor:200"
-        )
-
-    @classmethod
-    def default_for(cls, reference_timestep: str) -> ReferenceSchedule:
-        """The schedule that is exact for a pair at the least cost.
-
-        Args:
-            reference_timestep: How the pair was trained: `same`, `clean` or `mixed`.
-        """
-        return cls("exact" if reference_timestep == "same" else "clean")
-
-    def is_exact_for(self, reference_timestep: str) -> bool:
-        """Whether a pair trained that way has seen references at these noise levels."""
-        trained = {"same": ("exact",), "clean": ("clean",), "mixed": ("exact", "clean")}
-        return self.mode in trained[reference_timestep]
-
-    def timesteps(self, solver_timesteps: IntArray) -> IntArray:
-        """Timesteps of the table's entries, int64 [E]; E is T for `exact` and 1 otherwise."""
-        if self.mode == "exact":
-            return solver_timesteps
-        return np.array([self.timestep], dtype=np.int64)
-
-    def __str__(self) -> str:
-        """The form that `parse` reads."""
-        return f"anchor:{self.timestep}" if self.mode == "anchor" else self.mode
-
-
-@dataclass(frozen=True)
 class ReferenceKey:
     """What a table was computed from: two tables with equal keys are equal.
 
+    The solver is in it by its timesteps alone: solvers that visit the same ones share a table.
+
     Attributes:
-        subject: Fingerprint of pixels, reference prompt, noise seed and latents.
+        subject: Fingerprint of all that is kept of the subject.
+        pixels: sha256 of the reference images as the model sees them.
+        reference_prompt: What the Reference U-Net was told.
+        noise_seed: Of the reference noise.
         pair: Fingerprint of weights and configuration.
-        schedule: `ReferenceSchedule` as text.
+        is_noised: Whether noise was added; `clean` adds none.
         timesteps: Timesteps of the entries.
         ref_scale: Factor on the reference keys.
+        dtype: How the numbers are kept.
+        size: Height and width of the reference latents.
+        num_references: R.
     """
 
     subject: str
+    pixels: str
+    reference_prompt: str
+    noise_seed: int
     pair: str
-    schedule: str
+    is_noised: bool
     timesteps: tuple[int, ...]
     ref_scale: float
+    dtype: TableDtype
+    size: tuple[int, int]
+    num_references: int
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        schedule: ReferenceSchedule,
+        solver_timesteps: IntArray,
+        *,
+        ref_scale: float,
+        dtype: TableDtype,
+    ) -> ReferenceKey:
+        """The key of a subject's table for a schedule.
+
+        Raises:
+            ParameterError: No step lies in the schedule's window.
+        """
+        height, width = subject.latents.shape[-2:]
+        return cls(
+            subject=subject.fingerprint,
+            pixels=subject.pixels_sha256,
+            reference_prompt=subject.reference_prompt,
+            noise_seed=subject.noise_seed,
+            pair=subject.pair_fingerprint,
+            is_noised=schedule.mode != "clean",
+            timesteps=tuple(schedule.timesteps(solver_timesteps).tolist()),
+            ref_scale=ref_scale,
+            dtype=dtype,
+            size=(height, width),
+            num_references=subject.num_references,
+        )
+
+    def check(self, needed: ReferenceKey) -> None:
+        """Refuse a table where another one is needed.
+
+        Raises:
+            SubjectMismatch: Names the first field that differs.
+        """
+        for field in fields(self):
+            got, want = getattr(self, field.name), getattr(needed, field.name)
+            if got != want:
+                raise SubjectMismatch(
+                    f"the reference table was made with {field.name} {_short(got)}, expected "
+                    f"{_short(want)}; encode the subject again with these settings"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the header of a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> ReferenceKey:
+        """Read what `to_dict` made, after JSON.
+
+        Raises:
+            ParameterError: A field is missing, unknown or of the wrong type.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ParameterError("the key of a table lacks a field or has one too many")
+        found = dict(values)
+        for name in ("timesteps", "size"):
+            if not isinstance(found[name], list) or not all(type(n) is int for n in found[name]):
+                raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
+            found[name] = tuple(found[name])
+        kinds: dict[str, type] = {"noise_seed": int, "num_references": int, "is_noised": bool}
+        texts = ("subject", "pixels", "reference_prompt", "pair", "dtype")
+        for name, kind in {**kinds, "ref_scale": float, **dict.fromkeys(texts, str)}.items():
+            if type(found[name]) is not kind:
+                raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
+        if found["dtype"] not in TABLE_DTYPES or len(found["size"]) != 2:
+            raise ParameterError("the key of a table has an unknown dtype or no size")
+        return cls(**found)
+
+    def digest(self, tenant: str = "") -> str:
+        """sha256 of everything above and a tenant: the name of the table's file."""
+        text = json.dumps([tenant, self.to_dict()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class ReferenceKV:
-    """The table of one subject, on the backend's device.
+    """The table of one subject, on the backend's device or streamed to it.
 
     Attributes:
         key: What it was computed from.
         data: The backend's own layout: E entries x L layers of keys and values [R, H, M, D].
-        num_entries: E, 1 or the number of steps.
-        num_references: R.
-        size_bytes: Device memory that `data` holds.
+        size_bytes: Bytes of `data`, the same in every backend: `table_storage.table_bytes`.
+        is_resident: `data` is on the device as a whole. Otherwise it is on the host or in a mapped
+            file, and each step copies the entry that it reads.
     """
 
     key: ReferenceKey
     data: Any
-    num_entries: int
-    num_references: int
     size_bytes: int
+    is_resident: bool = True
+
+    @property
+    def num_references(self) -> int:
+        """R."""
+        return self.key.num_references
 
 
 def reference_latents(
@@ -155,6 +196,11 @@ def reference_latents(
         noise = [_reference_noise(noise_seed, r, t, latents.shape[1:]) for r in range(len(latents))]
         entries.append(noise_schedule.add_noise(latents, np.stack(noise), t))
     return np.stack(entries)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _reference_noise(seed: int, reference: int, t: int, shape: tuple[int, ...]) -> FloatArray:

@@ -32,7 +32,7 @@ from bootpig_rt.errors import ParameterError
 from bootpig_rt.multistep import dpmpp_2m, noise_levels, unipc
 from bootpig_rt.schedule import Float64Array, NoiseSchedule, PredictionType, SolverName
 
-__all__ = ["NoiseSchedule", "SolverName", "SolverTable", "solver_table"]
+__all__ = ["BatchSolver", "NoiseSchedule", "SolverName", "SolverTable", "solver_table"]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -133,6 +133,86 @@ class SolverTable:
             matrices=self.matrices.astype(np.float32),
             x0=self.x0.astype(np.float32),
             clip_weight=self.clip_weight.astype(np.float32),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BatchSolver:
+    """Some steps of B pictures, each with a solver of its own, in float32: an engine's inputs.
+
+    Attributes:
+        timesteps: int64 [T, B].
+        matrices: [T, B, 1 + K, 2 + K]; K is the largest of the pictures'. A picture that keeps
+            fewer history tensors has zero rows and columns for the others.
+        x0: [T, B, 2].
+        clip_weight: [T, B]; 0 where a picture's solver does not clamp.
+        clip_sample_range: Clamp x_0 to plus or minus this where the weight is not 0; None: never.
+        init_noise_sigma: [B].
+    """
+
+    timesteps: npt.NDArray[np.int64]
+    matrices: npt.NDArray[np.float32]
+    x0: npt.NDArray[np.float32]
+    clip_weight: npt.NDArray[np.float32]
+    clip_sample_range: float | None
+    init_noise_sigma: npt.NDArray[np.float32]
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return int(self.timesteps.shape[0])
+
+    @property
+    def history_size(self) -> int:
+        """K."""
+        return int(self.matrices.shape[2]) - 1
+
+    @classmethod
+    def of(
+        cls,
+        solvers: Sequence[SolverTable],
+        *,
+        starts: Sequence[int] | None = None,
+        num_steps: int | None = None,
+    ) -> BatchSolver:
+        """Steps of several pictures side by side.
+
+        Args:
+            solvers: One a picture.
+            starts: The step that each picture is at; 0 by default.
+            num_steps: T; by default the fewest steps that a picture has left.
+
+        Raises:
+            ParameterError: A picture has fewer steps left.
+        """
+        starts = [0] * len(solvers) if starts is None else starts
+        left = min(s.num_steps - at for s, at in zip(solvers, starts, strict=True))
+        steps = left if num_steps is None else num_steps
+        if not 1 <= steps <= left:
+            raise ParameterError(f"{steps} steps of a batch, expected 1..{left}: all that are left")
+        history = max(solver.history_size for solver in solvers)
+        matrices = np.zeros((steps, len(solvers), 1 + history, 2 + history), np.float32)
+        for b, (solver, at) in enumerate(zip(solvers, starts, strict=True)):
+            size = solver.history_size
+            matrices[:, b, : 1 + size, : 2 + size] = solver.matrices[at : at + steps]
+
+        def side_by_side(name: str, dtype: Any) -> npt.NDArray[Any]:
+            rows = [
+                getattr(solver, name)[at : at + steps]
+                for solver, at in zip(solvers, starts, strict=True)
+            ]
+            return np.stack(rows, axis=1).astype(dtype)
+
+        ranges = {s.clip_sample_range for s in solvers if s.clip_sample_range is not None}
+        if len(ranges) > 1:
+            raise ParameterError(f"pictures clamp to {sorted(ranges)}, expected one range a batch")
+        return cls(
+            timesteps=side_by_side("timesteps", np.int64),
+            matrices=matrices,
+            x0=side_by_side("x0", np.float32),
+            clip_weight=side_by_side("clip_weight", np.float32),
+            clip_sample_range=ranges.pop() if ranges else None,
+            init_noise_sigma=np.array([s.init_noise_sigma for s in solvers], np.float32),
         )
 
 

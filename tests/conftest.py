@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         import torch
 
         has_gpu = torch.cuda.is_available()
-    has_trt = importlib.util.find_spec("tensorrt") is not None
+    flavours = ("tensorrt", "tensorrt_rtx")
+    has_trt = any(importlib.util.find_spec(name) is not None for name in flavours)
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
@@ -177,6 +179,37 @@ def published_layout_folder(
     return make_tiny_pair(tmp_path_factory.mktemp("published"), published=True)
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair with its ONNX graphs and a manifest. Copy it before changing a file.
+
+    Built for pictures of 16 to 64 px, 4 at once, 3 references and 50 steps.
+    """
+    from bootpig_rt.bundle import ParityReport, write_manifest
+    from bootpig_rt.export.build_options import build_options
+    from bootpig_rt.export.describe import describe_graphs
+    from bootpig_rt.export.onnx_export import GRAPH_NAMES, export_graph
+    from bootpig_rt.models.load import load_pair
+
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    shutil.copytree(tiny_pair_folder, folder)
+    pair = load_pair(folder)
+    for name in GRAPH_NAMES:
+        export_graph(name, pair, folder)
+    options = build_options(
+        pair.config,
+        size_multiple_px=8,
+        resolution="16:64",
+        max_batch=4,
+        max_references=3,
+        max_steps=50,
+    )
+    parity = ParityReport("not run", "made for tests")
+    manifest = describe_graphs(folder, options, pair.config, pair.fingerprint, parity)
+    write_manifest(folder, manifest)
+    return folder
+
+
 def _write_tiny_tokenizer(folder: Path) -> None:
     """A vocabulary of bytes and two merges in the layout of CLIP's: 516 tokens."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -199,3 +232,164 @@ def _write_tiny_tokenizer(folder: Path) -> None:
     )
     (folder / "merges.txt").write_text("#version: 0.2\nd o\ndo g</w>\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+class MakeSDFolder(Protocol):
+    """`make_sd_folder(folder, version, ...)`, see the fixture."""
+
+    def __call__(
+        self, folder: Path, version: str, *, full_size: bool = False, dtype: str = "float32"
+    ) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def make_sd_folder() -> MakeSDFolder:
+    """Random weights in the layout of published folders, `2.1-base` or `1.x`; returns the folder.
+
+    File names, tensor names and configurations are theirs. Channels are divided by 10 or 20 and
+    depths cut unless `full_size`; the text width and, in 1.x, the 8 heads stay.
+    """
+
+    def make(
+        folder: Path, version: str, *, full_size: bool = False, dtype: str = "float32"
+    ) -> Path:
+        import torch
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        folder.mkdir(parents=True)
+        unet, vae, text, scheduler = _sd_configs(version, full_size)
+        with torch.device("meta"):
+            build_unet: Any = UNet2DConditionModel
+            build_vae: Any = AutoencoderKL
+            modules = {
+                "unet": (build_unet(**unet), {"_class_name": "UNet2DConditionModel", **unet}),
+                "vae": (build_vae(**vae), {"_class_name": "AutoencoderKL", **vae}),
+                "text_encoder": (CLIPTextModel(CLIPTextConfig(**text)), text),
+            }
+        generator = torch.Generator().manual_seed(0)
+        for name, (module, config) in modules.items():
+            _write_random_module(folder / name, module, config, generator, getattr(torch, dtype))
+        _write_tiny_tokenizer(folder / "tokenizer")
+        settings = folder / "tokenizer" / "tokenizer_config.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), **_SD_TOKENIZER}))
+        (folder / "scheduler").mkdir()
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        if version == "1.x":  # parts of 1.x folders that no pair has, here as a pickle
+            (folder / "safety_checker").mkdir()
+            (folder / "safety_checker" / "pytorch_model.bin").write_bytes(b"not to be opened")
+        return folder
+
+    return make
+
+
+_SD_TOKENIZER = {"model_max_length": 77, "add_prefix_space": False, "do_lower_case": True}
+
+
+def _sd_configs(version: str, full_size: bool) -> tuple[dict[str, Any], ...]:
+    """Configurations of U-Net, autoencoder, text encoder and scheduler as they are published."""
+    is_two = version == "2.1-base"
+    wide = 1 if full_size else (10 if is_two else 20)
+    cross = "CrossAttn"
+    unet: dict[str, Any] = {
+        "act_fn": "silu",
+        "attention_head_dim": 8,
+        "block_out_channels": [320 // wide, 640 // wide, 1280 // wide, 1280 // wide],
+        "center_input_sample": False,
+        "cross_attention_dim": 768,
+        "down_block_types": [f"{cross}DownBlock2D"] * 3 + ["DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2 if full_size else 1,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32 if full_size else 8,
+        "out_channels": 4,
+        "sample_size": 64 if full_size else 8,
+        "up_block_types": ["UpBlock2D"] + [f"{cross}UpBlock2D"] * 3,
+    }
+    if is_two:
+        unet |= {
+            "attention_head_dim": [5, 10, 20, 20] if full_size else [2, 4, 8, 8],
+            "cross_attention_dim": 1024,
+            "dual_cross_attention": False,
+            "num_class_embeds": None,
+            "only_cross_attention": False,
+            "use_linear_projection": True,
+        }
+    vae = {
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512] if full_size else [8, 16, 16, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2 if full_size else 1,
+        "norm_num_groups": 32 if full_size else 8,
+        "out_channels": 3,
+        "sample_size": 768 if is_two else 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    width = 1024 if is_two else 768
+    text = {
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "gelu" if is_two else "quick_gelu",
+        "hidden_size": width,
+        "intermediate_size": 4 * width if full_size else 64,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 16 if is_two else 12,
+        "num_hidden_layers": (23 if is_two else 12) if full_size else 1,
+        "pad_token_id": 1,
+        "projection_dim": 512 if is_two else 768,
+        "vocab_size": 49408 if full_size else 516,
+    }
+    scheduler = {
+        "_class_name": "PNDMScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+    }
+    return unet, vae, text, scheduler
+
+
+def _write_random_module(
+    folder: Path, module: Any, config: dict[str, Any], generator: Any, dtype: Any
+) -> None:
+    """Weights of about the size that keeps activations near one: norms 1, biases 0."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, meta in module.state_dict().items():
+        is_attention = ".attentions." in name and folder.name == "vae"
+        if meta.dim() < 2:
+            tensor = torch.full(meta.shape, float(name.endswith("weight")), dtype=dtype)
+        else:
+            tensor = torch.empty(meta.shape).normal_(generator=generator)
+            tensor = (tensor / meta[0].numel() ** 0.5).to(dtype)
+        if is_attention:  # published autoencoders are older than today's names
+            for today, old in _OLD_VAE_NAMES.items():
+                name = name.replace(today, old)
+        prefix = "text_model." if folder.name == "text_encoder" else ""
+        tensors[name if name.startswith(prefix) else prefix + name] = tensor
+    stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+_OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

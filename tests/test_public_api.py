@@ -56,10 +56,13 @@ def test_every_error_is_public_and_in_the_drawing_of_the_tree() -> None:
         ("ParameterError", ValueError, 2),
         ("ConfigError", ValueError, 2),
         ("CheckpointError", Exception, 2),
+        ("BundleError", errors.CheckpointError, 2),
         ("BackendUnavailable", ImportError, 2),
         ("SubjectMismatch", Exception, 2),
         ("StorageError", OSError, 1),
         ("NumericalError", Exception, 1),
+        ("EngineError", Exception, 1),
+        ("ParityError", Exception, 1),
         ("Cancelled", Exception, 130),
     ],
 )

@@ -6,10 +6,13 @@ import importlib
 import importlib.util
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
+from bootpig_rt.bundle import is_bundle, open_bundle, read_manifest
 from bootpig_rt.errors import BackendUnavailable, ParameterError
 
 __all__ = ["BACKENDS", "available_backends", "create_backend"]
@@ -25,37 +28,57 @@ class _Entry:
         module: Has a function `load` of type `BackendLoader`.
         packages: Import names without which it cannot run.
         extra: The extra of this package that installs them.
+        options: Names of the settings that its `load` takes as keywords.
     """
 
     module: str
     packages: tuple[str, ...]
     extra: str
+    options: tuple[str, ...] = ()
 
 
-# In the order in which "auto" tries them.
 BACKENDS: dict[str, _Entry] = {
     "torch": _Entry(
         "bootpig_rt.backends.torch_backend", ("torch", "diffusers", "transformers"), "torch"
     ),
+    "onnxruntime": _Entry(
+        "bootpig_rt.backends.onnxruntime_backend",
+        ("onnxruntime",),
+        "onnxruntime",
+        ("intra_op_threads", "spinning", "arena", "cuda_graph", "portable", "cuda_memory_bytes"),
+    ),
+    "tensorrt": _Entry("bootpig_rt.backends.tensorrt_backend", ("cuda",), "tensorrt"),
 }
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def create_backend(
-    name: str, folder: str | Path, *, device: str = "auto", base_model: str | Path | None = None
+    name: str,
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    base_model: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    trust: str | Path | None = None,
 ) -> Backend:
     """Load a pair with the named backend.
 
     Args:
-        name: `auto` or one of `BACKENDS`. `auto` takes the first one that is installed and says
-            which in one log line; a backend asked for by name is used or an error is raised.
-        folder: The pair.
+        name: `auto` or one of `BACKENDS`. `auto` takes the one that the folder was made for: what
+            the manifest of a bundle names, torch for a pair without graphs. A bundle of ONNX graphs
+            is run in torch where `onnxruntime` is not installed. One log line says which. A backend
+            asked for by name is used or an error is raised.
+        folder: The pair, or a bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
+        options: Settings of the backend by name, such as `intra_op_threads`.
+        trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
+            key that belongs to it.
 
     Raises:
-        ParameterError: Unknown backend or device.
+        BundleError: The bundle is damaged, or not signed with the key to trust.
+        ParameterError: Unknown backend, device or option.
         BackendUnavailable: A package or the device is missing.
         CheckpointError: The folder is not a usable pair.
     """
@@ -63,16 +86,26 @@ def create_backend(
         raise ParameterError(f"backend is {name!r}, expected one of: auto, {', '.join(BACKENDS)}")
     if not _DEVICE.fullmatch(str(device)):
         raise ParameterError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
-    chosen = _first_available() if name == "auto" else name
+    folder = Path(folder)
+    if trust is not None:
+        open_bundle(folder, trust=trust)
+    chosen = _backend_for(folder, base_model is not None) if name == "auto" else name
     entry = BACKENDS[chosen]
     missing = _missing(entry)
     if missing:
-        raise BackendUnavailable(
-            f"backend {chosen} needs {', '.join(missing)}, not installed; "
-            f'install with: pip install "bootpig-rt[{entry.extra}]"'
+        raise BackendUnavailable(_how_to_run(chosen, missing, folder))
+    options = {} if options is None else dict(options)
+    unknown = [key for key in options if key not in entry.options]
+    if unknown:
+        known = ", ".join(entry.options) or "no option"
+        raise ParameterError(f"backend {chosen} has no option {unknown[0]!r}, expected {known}")
+    if chosen == "onnxruntime" and not is_bundle(folder):
+        raise ParameterError(
+            f"{folder} holds no graphs for onnxruntime; build them with bootpig-rt build-engine "
+            f"--target cpu --pair {folder} -o BUNDLE, or choose the backend torch"
         )
     load: BackendLoader = importlib.import_module(entry.module).load
-    backend = load(Path(folder), device, None if base_model is None else Path(base_model))
+    backend = load(folder, device, None if base_model is None else Path(base_model), **options)
     if name == "auto" or device == "auto":
         logger.info("backend %s on %s, pair %s", backend.name, backend.device, folder)
     return backend
@@ -83,12 +116,31 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name, entry in BACKENDS.items() if not _missing(entry))
 
 
-def _first_available() -> str:
-    available = available_backends()
-    if not available:
-        extras = " or ".join(f'pip install "bootpig-rt[{e.extra}]"' for e in BACKENDS.values())
-        raise BackendUnavailable(f"no backend is installed; install one with: {extras}")
-    return available[0]
+def _backend_for(folder: Path, has_base_model: bool) -> str:
+    """The backend that a folder was made for."""
+    if has_base_model or not is_bundle(folder):
+        return "torch"
+    runtime = read_manifest(folder).runtime.name
+    if runtime != "onnxruntime":
+        return "tensorrt"
+    # Such a bundle holds the pair's weights beside the graphs.
+    if _missing(BACKENDS["onnxruntime"]) and not _missing(BACKENDS["torch"]):
+        return "torch"
+    return "onnxruntime"
+
+
+def _how_to_run(name: str, missing: list[str], folder: Path) -> str:
+    """What to install; and for a pair without graphs, that they could be built elsewhere."""
+    text = (
+        f"backend {name} needs {', '.join(missing)}, not installed; "
+        f'install with: pip install "bootpig-rt[{BACKENDS[name].extra}]"'
+    )
+    if name == "torch" and not is_bundle(folder):
+        text += (
+            "; or run the pair without torch: build it on another machine with bootpig-rt "
+            "build-engine --target cpu"
+        )
+    return text
 
 
 def _missing(entry: _Entry) -> list[str]:

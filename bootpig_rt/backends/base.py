@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bootpig_rt.pair_config import Merge, PairConfig
-from bootpig_rt.solver import NoiseSchedule, SolverTable
+from bootpig_rt.solver import BatchSolver, NoiseSchedule
+from bootpig_rt.table_storage import HostTable, LayerShape, TableDtype
 
 DeviceArray: TypeAlias = Any
 """An array that only the backend that made it can read."""
@@ -40,6 +41,8 @@ class PairSpec:
         latent_channels: C.
         vae_scale_factor: Pixels of a picture per latent, along a side.
         size_multiple_px: Width and height must be multiples of this.
+        reference_shapes: Heads, tokens and head dim of each self-attention for a reference of the
+            pair's size: what the bytes of a table follow from.
     """
 
     config: PairConfig
@@ -49,6 +52,7 @@ class PairSpec:
     latent_channels: int
     vae_scale_factor: int
     size_multiple_px: int
+    reference_shapes: tuple[LayerShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class ReferencePass:
     num_passes: int
 
 
+PassProgress: TypeAlias = Callable[[int, int], object]
+"""Called with (rows done, rows in all) in a reference pass; what it raises ends the pass."""
+
+
 @dataclass(frozen=True)
 class DenoiseBatch:
     """Everything that a batch of B pictures needs from the first step to the last.
@@ -74,7 +82,8 @@ class DenoiseBatch:
     N is between B and 3 B; `rows_of_picture` says where each branch is found.
 
     Attributes:
-        latents: float32 [B, C, h, w], initial noise of unit variance.
+        latents: float32 [B, C, h, w], initial noise of unit variance; not read where `start` is
+            given a state.
         prompt_embeds: [P, S, E], the distinct text states.
         text_of_row: int64 [N], indices into P.
         picture_of_row: int64 [N], indices into B.
@@ -83,9 +92,11 @@ class DenoiseBatch:
         rows_of_picture: int64 [3, B], rows of the branches uncond, image, text_image.
         image_guidance_scale: float32 [B].
         text_guidance_scale: float32 [B].
-        tables: `data` of the distinct subjects, each E x L x [R_s, H, M, D]; may be empty.
+        tables: `data` of the S subjects, each E x L x [R_s, H, M, D]; may be empty. A table occurs
+            twice where pictures of one subject are at different steps of it.
         num_references: R_s of each table.
-        solver: Timesteps and coefficients of the T steps.
+        entry_of_step: int64 [S, T], the entry of each table that a step reads, 0 to E - 1.
+        solver: Timesteps and coefficients of the T steps, of each picture its own.
         merge: How several references of a row are combined.
     """
 
@@ -99,7 +110,8 @@ class DenoiseBatch:
     text_guidance_scale: FloatArray
     tables: tuple[DeviceArray, ...]
     num_references: tuple[int, ...]
-    solver: SolverTable
+    entry_of_step: IntArray
+    solver: BatchSolver
     merge: Merge
 
 
@@ -112,8 +124,14 @@ class DenoiseRun(Protocol):
     def step(self, index: int) -> None:
         """Do step `index` of the solver: U-Net rows, guidance and solver in one go.
 
-        For each picture `eps = uncond + s_image (image - uncond) + s_text (text_image - image)`,
-        then `[sample, *history] = matrices[index] @ [sample, eps, *history]`.
+        For each picture b `eps = uncond + s_image (image - uncond) + s_text (text_image - image)`,
+        then `[sample, *history] = matrices[index, b] @ [sample, eps, *history]`.
+        """
+
+    def state(self) -> FloatArray:
+        """Current sample, then the solver's history, float32 [1 + K, B, C, h, w], on the host.
+
+        What a run of the same pictures goes on from, with other rows or beside other pictures.
         """
 
     def latents(self) -> FloatArray:
@@ -140,22 +158,58 @@ class Backend(Protocol):
         """
 
     def reference_kv(
-        self, latents: FloatArray, timesteps: IntArray, prompt_embeds: DeviceArray
+        self,
+        latents: FloatArray,
+        timesteps: IntArray,
+        prompt_embeds: DeviceArray,
+        *,
+        dtype: TableDtype = "float32",
+        rows_per_launch: int = 16,
+        progress: PassProgress | None = None,
     ) -> ReferencePass:
         """Run the Reference U-Net and project its features with the base's weights.
 
         Args:
             latents: float32 [E, R, C, h, w], already noised to `timesteps`.
             timesteps: int64 [E].
-            prompt_embeds: [R, S, E], text states of the reference prompt, one row a reference.
+            prompt_embeds: [R, S, E], text states of the reference prompt, one row a reference:
+                of `encode_text`, or float32 of numpy.
+            dtype: How the table keeps its numbers; converted launch by launch.
+            rows_per_launch: (entry, reference) pairs that go through at once: bounds the memory
+                that the pass takes beside its table.
+            progress: Called after each launch.
+
+        Raises:
+            NumericalError: The table holds NaN or Inf.
         """
 
-    def start(self, batch: DenoiseBatch) -> DenoiseRun:
-        """Upload a batch and return its run, ahead of step 0."""
+    def download_table(self, data: DeviceArray) -> HostTable:
+        """A table of `reference_kv` or `upload_table` as arrays of the host, in the same type."""
+
+    def upload_table(self, table: HostTable, *, is_resident: bool) -> DeviceArray:
+        """A table of the host as `data` of a batch.
+
+        Args:
+            table: Made by `download_table`, by this backend or another, or read from a file.
+            is_resident: Copy it to the device as a whole; otherwise it stays where it is, and each
+                step copies the entry that it reads.
+        """
+
+    def download_states(self, prompt_embeds: DeviceArray) -> FloatArray:
+        """Text states of `encode_text` as float32 of numpy."""
+
+    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> DenoiseRun:
+        """Upload a batch and return its run, ahead of step 0.
+
+        Args:
+            batch: What the steps read.
+            state: float32 [1 + K, B, C, h, w], what `DenoiseRun.state` returned, to go on from;
+                None starts from the batch's noise, scaled, without history.
+        """
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W] in [-1, 1]."""
 
 
-BackendLoader: TypeAlias = Callable[[Path, str, "Path | None"], Backend]
-"""(folder of the pair, device, folder of the base model or None) -> backend."""
+BackendLoader: TypeAlias = Callable[..., Backend]
+"""(folder of the pair, device, folder of the base model or None, **options) -> backend."""

@@ -18,14 +18,22 @@ from bootpig_rt.backends.base import (
     FloatArray,
     IntArray,
     PairSpec,
+    PassProgress,
     ReferencePass,
 )
 from bootpig_rt.errors import BackendUnavailable
-from bootpig_rt.models.attention import KV
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.rows import plan_rows
-from bootpig_rt.models.unet import ReferenceKVLayers
+from bootpig_rt.models.tables import (
+    Table,
+    TableBuilder,
+    TableReader,
+    download,
+    table_nbytes,
+    upload,
+)
 from bootpig_rt.solver import NoiseSchedule
+from bootpig_rt.table_storage import HostTable, TableDtype
 
 # Rows that go through the Reference U-Net or the decoder at once: bounds the memory of a long
 # schedule or a large batch.
@@ -83,6 +91,7 @@ class TorchBackend:
             latent_channels=int(unet_config.in_channels),
             vae_scale_factor=vae_scale,
             size_multiple_px=vae_scale * 2 ** (len(unet_config.block_out_channels) - 1),
+            reference_shapes=_reference_shapes(pair, pair.config.sample_size_px // vae_scale),
         )
 
     def encode_text(self, ids: IntArray) -> Tensor:
@@ -99,49 +108,63 @@ class TorchBackend:
             return _numpy((mean - _shift(vae)) * vae.config.scaling_factor)
 
     def reference_kv(
-        self, latents: FloatArray, timesteps: IntArray, prompt_embeds: Tensor
+        self,
+        latents: FloatArray,
+        timesteps: IntArray,
+        prompt_embeds: Tensor | FloatArray,
+        *,
+        dtype: TableDtype = "float32",
+        rows_per_launch: int = _ROWS_PER_LAUNCH,
+        progress: PassProgress | None = None,
     ) -> ReferencePass:
-        """Run the Reference U-Net over all entries and references in batches of 16.
+        """Run the Reference U-Net over all entries and references in batches.
 
         Returns:
-            A table of L pairs (keys, values), each [E, R, H, M, D].
+            A table of L pairs (keys, values), each [E, R, H, M, D]; see `bootpig_rt.models.tables`.
         """
         entries, references = latents.shape[:2]
         flat = latents.reshape(entries * references, *latents.shape[2:])
         t = np.repeat(timesteps, references)
         reference_of_row = np.tile(np.arange(references), entries)
-        tables: list[KV] = []
+        if isinstance(prompt_embeds, np.ndarray):
+            prompt_embeds = self._tensor(prompt_embeds)
+        builder = TableBuilder(entries, references, dtype)
         with torch.inference_mode():
-            for start in range(0, len(flat), _ROWS_PER_LAUNCH):
-                rows = slice(start, start + _ROWS_PER_LAUNCH)
+            for start in range(0, len(flat), rows_per_launch):
+                rows = slice(start, start + rows_per_launch)
                 features = self.pair.reference(
                     self._tensor(flat[rows]),
                     self._tensor(t[rows]),
                     prompt_embeds[self._tensor(reference_of_row[rows])],
                 )
-                layers = self.pair.base.project_reference(
-                    features, ref_scale=self.pair.config.ref_scale
+                builder.put(
+                    rows,
+                    self.pair.base.project_reference(
+                        features, ref_scale=self.pair.config.ref_scale
+                    ),
                 )
-                if not tables:
-                    tables = [
-                        (k.new_empty(len(flat), *k.shape[1:]), v.new_empty(len(flat), *v.shape[1:]))
-                        for k, v in layers
-                    ]
-                for (all_k, all_v), (k, v) in zip(tables, layers, strict=True):
-                    all_k[rows], all_v[rows] = k, v
-            data = tuple(
-                (
-                    k.view(entries, references, *k.shape[1:]),
-                    v.view(entries, references, *v.shape[1:]),
-                )
-                for k, v in tables
-            )
-        size = sum(k.nbytes + v.nbytes for k, v in data)
-        return ReferencePass(data, size, len(flat))
+                if progress is not None:
+                    progress(min(rows.stop, len(flat)), len(flat))
+            data = builder.table()
+        return ReferencePass(data, table_nbytes(data), len(flat))
 
-    def start(self, batch: DenoiseBatch) -> TorchRun:
+    def download_table(self, data: Table) -> HostTable:
+        """A table as arrays of the host."""
+        with torch.inference_mode():
+            return download(data)
+
+    def upload_table(self, table: HostTable, *, is_resident: bool) -> Table:
+        """A table of the host on the device, or to be streamed from where it is."""
+        with torch.inference_mode():
+            return upload(table, self.device, is_resident=is_resident)
+
+    def download_states(self, prompt_embeds: Tensor) -> FloatArray:
+        """Text states as float32 of numpy."""
+        return _numpy(prompt_embeds)
+
+    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> TorchRun:
         """Upload a batch and return its run, ahead of step 0."""
-        return TorchRun(self, batch)
+        return TorchRun(self, batch, state)
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
@@ -162,43 +185,50 @@ class TorchBackend:
 class TorchRun:
     """One batch on its way through the steps. Implements `bootpig_rt.backends.base.DenoiseRun`."""
 
-    def __init__(self, backend: TorchBackend, batch: DenoiseBatch) -> None:
+    def __init__(
+        self, backend: TorchBackend, batch: DenoiseBatch, state: FloatArray | None
+    ) -> None:
         """Upload everything that the steps read."""
         to_device = backend._tensor
         self._base = backend.pair.base
         self._merge = batch.merge
-        self._tables: tuple[ReferenceKVLayers, ...] = batch.tables
+        self._tables = TableReader(batch.tables, batch.entry_of_step, backend.device)
         self._plan = None
-        if batch.tables:
-            self._plan = plan_rows(to_device(batch.ref_of_row), sum(batch.num_references))
         self._picture_of_row = to_device(batch.picture_of_row)
+        if batch.tables:
+            self._plan = plan_rows(
+                to_device(batch.ref_of_row), sum(batch.num_references), self._picture_of_row
+            )
         self._rows_of_picture = to_device(batch.rows_of_picture)
         column = (-1, 1, 1, 1)
         self._image_scale = to_device(batch.image_guidance_scale).view(column)
         self._text_scale = to_device(batch.text_guidance_scale).view(column)
         solver = batch.solver
         self._clip = solver.clip_sample_range
-        single = solver.astype32()
-        self._matrices = to_device(single.matrices)
-        self._x0 = to_device(single.x0)
-        self._clip_weight = to_device(single.clip_weight)
+        self._matrices = to_device(solver.matrices)
+        self._x0 = to_device(solver.x0)[..., None, None, None]
+        self._clip_weight = to_device(solver.clip_weight)[..., None, None, None]
         self._timesteps = to_device(solver.timesteps)
-        self._latents = to_device(batch.latents * np.float32(solver.init_noise_sigma))
+        if state is None:
+            state = np.zeros((1 + solver.history_size, *batch.latents.shape), np.float32)
+            state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
+        self._latents, self._history = to_device(state[0]), to_device(state[1:])
         with torch.inference_mode():
             self._prompt_embeds = batch.prompt_embeds[to_device(batch.text_of_row)]
-            num_history = solver.matrices.shape[1] - 1
-            self._history = self._latents.new_zeros(num_history, *self._latents.shape)
         self._estimate = self._latents
 
     def step(self, index: int) -> None:
         """Do one step: U-Net rows, guidance, solver."""
         with torch.inference_mode():
-            rows = self._latents[self._picture_of_row]
+            samples, timesteps = self._latents, self._timesteps[index]
+            if self._plan is None:  # a plan knows the pictures of its rows
+                samples = samples[self._picture_of_row]
+                timesteps = timesteps[self._picture_of_row]
             output = self._base(
-                rows,
-                self._timesteps[index].expand(len(rows)),
+                samples,
+                timesteps,
                 self._prompt_embeds,
-                self._reference_kv(index),
+                self._tables.read(index),
                 self._plan,
                 merge=self._merge,
             )
@@ -209,14 +239,19 @@ class TorchRun:
                 + self._text_scale * (text_image - image)
             )
             state = torch.cat([torch.stack([self._latents, guided]), self._history])
-            self._estimate = torch.tensordot(self._x0[index], state[:2], dims=1)
-            following = torch.tensordot(self._matrices[index], state, dims=1)
+            x0 = self._x0[index]
+            self._estimate = x0[:, 0] * self._latents + x0[:, 1] * guided
+            following = torch.einsum("bij,jb...->ib...", self._matrices[index], state)
             self._latents, self._history = following[0], following[1:]
             if self._clip is not None:
+                weight = self._clip_weight[index]
                 clipped = self._estimate.clamp(-self._clip, self._clip)
-                change = clipped - self._estimate
-                self._latents = self._latents + self._clip_weight[index] * change
-                self._estimate = clipped
+                self._latents = self._latents + weight * (clipped - self._estimate)
+                self._estimate = torch.where(weight != 0, clipped, self._estimate)
+
+    def state(self) -> FloatArray:
+        """Current sample, then history, float32 [1 + K, B, C, h, w]."""
+        return _numpy(torch.cat([self._latents[None], self._history]))
 
     def latents(self) -> FloatArray:
         """Current sample, float32 [B, C, h, w]."""
@@ -226,20 +261,14 @@ class TorchRun:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
         return _numpy(self._estimate)
 
-    def _reference_kv(self, index: int) -> ReferenceKVLayers | None:
-        """The entries of this step, references of all subjects counted through."""
-        if not self._tables:
-            return None
-        entries = [
-            tuple((k[index if len(k) > 1 else 0], v[index if len(v) > 1 else 0]) for k, v in table)
-            for table in self._tables
-        ]
-        if len(entries) == 1:
-            return entries[0]
-        return tuple(
-            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-            for layer in zip(*entries, strict=True)
-        )
+
+def _reference_shapes(pair: Pair, side: int) -> tuple[tuple[int, int, int], ...]:
+    """H, M, D of each self-attention for latents of side x side."""
+    base = pair.base
+    return tuple(
+        (heads, (side >> level) ** 2, width // heads)
+        for (_, heads, width), level in zip(base.layer_shapes(), base.layer_levels(), strict=True)
+    )
 
 
 def _shift(vae: Any) -> float:

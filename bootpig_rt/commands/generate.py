@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 from bootpig_rt.commands.options import (
     add_manner_arguments,
     add_model_arguments,
+    add_table_arguments,
     be_quiet_if_asked,
     check_output,
     load_pipeline,
     step_progress,
+    table_options,
 )
+from bootpig_rt.errors import ParameterError
 
 if TYPE_CHECKING:
     from bootpig_rt.pipeline import GenerationResult
+    from bootpig_rt.subject import Subject
 
 NAME = "generate"
 HELP = "draw the subject of one or more reference images in a new scene"
@@ -32,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="picture of the subject, best cut out or on white; give it again for more",
+    )
+    parser.add_argument(
+        "--subject",
+        metavar="FILE",
+        help="what encode-subject wrote, in place of references; or its name in the store",
     )
     parser.add_argument(
         "--prompt",
@@ -60,7 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--merge", metavar="NAME", help="of several references: argmax, softmax, mean or concat"
     )
     group.add_argument(
-        "--reference-schedule", metavar="NAME", help="exact, clean or anchor:T with a timestep T"
+        "--reference-schedule",
+        metavar="NAME",
+        help="exact, clean, anchor:T, stride:K, window:A-B, or one of the first four +window:A-B",
+    )
+    group.add_argument(
+        "--guidance-interval", metavar="A-B", help="share of the steps with guidance (0-1)"
     )
     group.add_argument("--width", type=int, metavar="PX", help="of a picture")
     group.add_argument("--height", type=int, metavar="PX", help="of a picture")
@@ -69,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="cut the subject out of references without transparency: grabcut, or an ONNX file",
     )
+    add_table_arguments(parser)
     add_model_arguments(parser)
     add_manner_arguments(parser)
 
@@ -80,16 +95,19 @@ def run(args: argparse.Namespace) -> int:
 
     be_quiet_if_asked(args)
     output = check_output(args.output)
-    prompts = _check_before_loading(args)
+    prompts, interval = _check_before_loading(args)
+    options = table_options(args)
+    subject = None if args.subject is None else _subject(args.subject, options["store_folder"])
     references = [load_image(file) for file in args.reference]
     remover = None if args.remove_background is None else load_remover(args.remove_background)
     start = time.perf_counter()
-    pipeline = load_pipeline(args, background_remover=remover)
+    pipeline = load_pipeline(args, background_remover=remover, **options)
     load_ms = 1e3 * (time.perf_counter() - start)
     with step_progress(is_shown=not args.quiet) as callback:
         result = pipeline(
             prompts,
-            reference_images=references,
+            reference_images=references or None,
+            subject=subject,
             reference_prompt=args.reference_prompt,
             negative_prompt=args.negative_prompt,
             num_inference_steps=args.steps,
@@ -100,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
             solver=args.solver,
             merge=args.merge,
             reference_schedule=args.reference_schedule,
+            guidance_interval=interval,
             width=args.width,
             height=args.height,
             callback_on_step_end=callback,
@@ -117,14 +136,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_before_loading(args: argparse.Namespace) -> list[str]:
-    """Refuse what no pair could do, in a moment; the pipeline checks the rest. Returns prompts."""
+def _subject(name: str, store: str | Path | None) -> Subject:
+    """The subject of a file, or of a name in the store."""
+    from bootpig_rt.store_folder import StoreFolder
+    from bootpig_rt.subject import Subject
+
+    if store is None or Path(name).is_file():
+        return Subject.load(name)
+    return StoreFolder(Path(store)).load_subject(name)
+
+
+def _check_before_loading(args: argparse.Namespace) -> tuple[list[str], tuple[float, float]]:
+    """Refuse what no pair could do, in a moment; the pipeline checks the rest.
+
+    Returns:
+        Prompts, and the share of the steps with guidance.
+    """
     from bootpig_rt.arguments import prompts_of, seeds_of_prompts, sources_of
     from bootpig_rt.config import MERGES, SOLVERS, check_guidance, check_name, check_steps
-    from bootpig_rt.reference_kv import ReferenceSchedule
+    from bootpig_rt.reference_schedule import ReferenceSchedule, parse_share
 
     prompts = prompts_of(args.prompt or None)
-    sources_of(args.reference)
+    if args.subject is None:
+        sources_of(args.reference)
+    elif args.reference or args.reference_prompt is not None:
+        raise ParameterError(
+            "got a subject together with references or a reference prompt, expected one or the "
+            "other; a subject holds both"
+        )
     seeds_of_prompts(args.seed, len(prompts), args.num_images)
     for name in ("image_guidance", "text_guidance"):
         if getattr(args, name) is not None:
@@ -137,7 +176,13 @@ def _check_before_loading(args: argparse.Namespace) -> list[str]:
         check_name("merge", args.merge, MERGES)
     if args.reference_schedule is not None:
         ReferenceSchedule.parse(args.reference_schedule)
-    return prompts
+    interval = parse_share("0-1" if args.guidance_interval is None else args.guidance_interval)
+    if interval is None:
+        raise ParameterError(
+            f"guidance_interval is {args.guidance_interval!r}, expected A-B with 0 <= A < B <= 1 "
+            "such as 0.2-0.8"
+        )
+    return prompts, interval
 
 
 def write_pictures(result: GenerationResult, output: Path) -> list[Path]:

@@ -27,8 +27,59 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
     )
-    group.add_argument("--backend", default="auto", help="auto or torch (default: auto)")
+    group.add_argument(
+        "--backend", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)"
+    )
+    group.add_argument(
+        "--trust",
+        metavar="KEY",
+        help="Ed25519 public key, PEM: run only a bundle that was signed with its private key",
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """How reference tables are kept, and where."""
+    group = parser.add_argument_group("reference tables")
+    group.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="keep tables and subjects here between runs; default: $BOOTPIG_RT_STORE, if it is set",
+    )
+    group.add_argument(
+        "--table-dtype",
+        default="float32",
+        metavar="TYPE",
+        help="float32 (default), float16, bfloat16, float8 or int8",
+    )
+    group.add_argument(
+        "--table-budget",
+        type=int,
+        metavar="BYTES",
+        help="device memory for tables; a larger one is streamed step by step",
+    )
+    group.add_argument(
+        "--reference-rows",
+        type=int,
+        default=16,
+        metavar="N",
+        help="rows of the reference pass that run at once: bounds its memory (default: 16)",
+    )
+
+
+def table_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_table_arguments` read, as arguments of `Pipeline`."""
+    from bootpig_rt.config import check_name
+    from bootpig_rt.store_folder import default_folder
+    from bootpig_rt.table_storage import TABLE_DTYPES
+
+    check_name("table_dtype", args.table_dtype, TABLE_DTYPES)
+    return {
+        "table_dtype": args.table_dtype,
+        "table_budget_bytes": args.table_budget,
+        "reference_rows": args.reference_rows,
+        "store_folder": args.store if args.store is not None else default_folder(),
+    }
 
 
 def add_manner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +101,7 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
         base_model=args.base_model,
         backend=args.backend,
         device=args.device,
+        trust=args.trust,
         **options,
     )
 

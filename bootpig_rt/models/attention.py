@@ -1,6 +1,7 @@
-"""Reference self-attention (RSA) of the Base U-Net, with `scaled_dot_product_attention`.
+"""Reference self-attention (RSA) of the Base U-Net: with the fused kernels, or eager.
 
-`bootpig_rt.kernels.eager` holds the same arithmetic in its plainest form; tests compare the two.
+The eager path uses `scaled_dot_product_attention`, trains and exports. `bootpig_rt.kernels.choose`
+picks; `bootpig_rt.kernels.eager` holds the arithmetic in its plainest form, and tests compare all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.rows import RowGroup, RowPlan
 from bootpig_rt.pair_config import Merge
 
@@ -66,6 +68,8 @@ def reference_self_attention(
     q = split_heads(attn.to_q(tokens), attn.heads)
     k = split_heads(attn.to_k(tokens), attn.heads)
     v = split_heads(attn.to_v(tokens), attn.heads)
+    if plan.ref_of_row is not None and choose.is_fused(q):
+        return _fused(attn, (q, k, v), reference, plan, merge=merge)
     attended: list[Tensor] = []
     deltas: list[tuple[slice, Tensor]] = []
     for group in plan.groups:
@@ -90,13 +94,43 @@ def reference_self_attention(
         # Groups are sorted by their number of references, so these are the last ones.
         pieces = [projected[rows] + change.to(projected.dtype) for rows, change in deltas]
         projected = torch.cat([projected[: deltas[0][0].start], *pieces])
+    return _dropped(attn, projected)
+
+
+def _fused(
+    attn: Any, own: tuple[Tensor, Tensor, Tensor], reference: KV, plan: RowPlan, *, merge: Merge
+) -> Tensor:
+    """The same with the fused kernels; the plan has checked the indices."""
+    refs, first = plan.ref_of_row, plan.first_of_several
+    assert refs is not None  # the caller has looked
+    table_k, table_v = (ref.to(own[0].dtype).contiguous().unsqueeze(0) for ref in reference)
+    step = refs.new_zeros(1)
+    if first == plan.num_rows or merge == "concat":
+        joined = ops.reference_attention(*own, table_k, table_v, refs, step, checks_indices=False)
+        return _dropped(attn, attn.to_out[0](joined))
+    joined, deltas = ops.reference_attention_deltas(
+        *own, table_k, table_v, refs, step, first_delta_row=first, checks_indices=False
+    )
+    if merge == "mean":  # linear, so it may be taken ahead of the projection
+        joined = ops.reference_merge(joined, deltas, refs, first_delta_row=first, merge=merge)
+        return _dropped(attn, attn.to_out[0](joined))
+    merged = ops.reference_merge(
+        attn.to_out[0](joined),
+        F.linear(deltas, attn.to_out[0].weight),
+        refs,
+        first_delta_row=first,
+        merge=merge,
+    )
+    return _dropped(attn, merged)
+
+
+def _dropped(attn: Any, projected: Tensor) -> Tensor:
     dropped: Tensor = attn.to_out[1](projected)
     return dropped
 
 
 def _project_out(attn: Any, joined: Tensor) -> Tensor:
-    projected: Tensor = attn.to_out[1](attn.to_out[0](joined))
-    return projected
+    return _dropped(attn, attn.to_out[0](joined))
 
 
 def _one_softmax(q: Tensor, k: Tensor, v: Tensor, reference: KV, group: RowGroup) -> Tensor:

@@ -114,15 +114,41 @@ def load_pair(
         )
     rest = folder if base_model is None else Path(base_model)
     _check_folders(folder, rest)
-    digest = hashlib.sha256()
-    shared = False
     config: PairConfig | None = None
     if (folder / "pair.json").is_file():
         config = read_pair_config(folder / "pair.json")
-        shared = config.shared_unet
+    base_unet, ref_unet = folder / "base_unet", folder / "ref_unet"
+    if config is not None and config.shared_unet:
+        ref_unet = base_unet
+    return assemble_pair(base_unet, ref_unet, rest, config, device=device, dtype=dtype)
+
+
+def assemble_pair(
+    base_unet: Path,
+    ref_unet: Path,
+    rest: Path,
+    config: PairConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Pair:
+    """Put a pair together from the folders of its parts, each checked.
+
+    Args:
+        base_unet: Folder of the Base U-Net.
+        ref_unet: Folder of the Reference U-Net; the same folder means one U-Net for both.
+        rest: Holds `vae`, `text_encoder`, `tokenizer` and `scheduler`.
+        config: Settings of the pair; by default those of the published trainer.
+        device: Where the modules go.
+        dtype: Type of the weights in memory.
+
+    Raises:
+        CheckpointError: As for `load_pair`.
+    """
+    digest = hashlib.sha256()
     load = _Loader(device, dtype, digest)
-    base_unet = load.unet(folder / "base_unet")
-    ref_unet = base_unet if shared else load.unet(folder / "ref_unet")
+    base_module = load.unet(base_unet)
+    ref_module = base_module if ref_unet == base_unet else load.unet(ref_unet)
     vae = load.vae(rest / "vae")
     text_encoder = load.text_encoder(rest / "text_encoder")
     scheduler = _read_scheduler(rest / "scheduler" / "scheduler_config.json")
@@ -130,9 +156,9 @@ def load_pair(
     _check_tokenizer(tokenizer_folder)
     if config is None:
         vae_scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        config = published_pair_config(int(base_unet.config.sample_size or 64) * vae_scale)
-    base, reference = BaseUNet(base_unet), ReferenceUNet(ref_unet)
-    _check_fit(folder, base, reference, vae=vae, text_encoder=text_encoder)
+        config = published_pair_config(int(base_module.config.sample_size or 64) * vae_scale)
+    base, reference = BaseUNet(base_module), ReferenceUNet(ref_module)
+    _check_fit(base_unet.parent, base, reference, vae=vae, text_encoder=text_encoder)
     load.add("scheduler", _canonical(scheduler))
     for name in TOKENIZER_FILES[:3]:
         path = tokenizer_folder / name
@@ -205,7 +231,7 @@ class _Loader:
                 folder / "config.json",
             ) from error
         expected = module.state_dict()
-        tensors = _rename(read_weights(folder, stem), expected)
+        tensors = renamed(read_weights(folder, stem), expected)
         check_names_and_shapes(tensors, expected, folder)
         self.add(folder.name, _canonical(config) + digest_tensors(tensors).encode())
         # A copy, because the file's own pages must not stay mapped: it may be replaced.
@@ -224,11 +250,11 @@ def _from_config(kind: Any, config: Mapping[str, Any]) -> Any:
     return kind(**{key: value for key, value in config.items() if key in known and key != "self"})
 
 
-def _rename(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of older and newer library versions -> those of the installed one."""
     prefix = "text_model."
     wants_prefix = any(name.startswith(prefix) for name in expected)
-    renamed: dict[str, Tensor] = {}
+    by_new_name: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith("embeddings.position_ids"):  # a constant that old files carry
             continue
@@ -243,8 +269,8 @@ def _rename(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[
             new = ".".join(parts)
             if new in expected and tensor.dim() == expected[new].dim() + 2:
                 tensor = tensor.flatten(1)  # a 1 x 1 convolution that is a linear layer today
-        renamed[new] = tensor
-    return renamed
+        by_new_name[new] = tensor
+    return by_new_name
 
 
 def _fill_position_ids(module: nn.Module, device: str | torch.device) -> None:

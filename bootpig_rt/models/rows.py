@@ -55,6 +55,23 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
+class SharedRows:
+    """Rows of one picture are alike until they meet their text: what to compute once.
+
+    Attributes:
+        plan: Of the U distinct pairs of a picture and what is read beside it.
+        picture_of_pair: int64 [U], in the order of `plan`.
+        pair_of_row: int64 [B], for the sorted rows.
+        picture_of_row: int64 [B], for the sorted rows.
+    """
+
+    plan: RowPlan
+    picture_of_pair: Tensor
+    pair_of_row: Tensor
+    picture_of_row: Tensor
+
+
+@dataclass(frozen=True)
 class RowPlan:
     """How one batch is sorted and grouped by its references. Build it with `plan_rows`.
 
@@ -62,11 +79,22 @@ class RowPlan:
         groups: Groups in the order of the sorted batch, by rising number of references.
         order: int64 [B], sorted position -> row of the caller; None where the rows are in order.
         inverse: int64 [B], row of the caller -> sorted position; None likewise.
+        ref_of_row: int32 [B, S], what each sorted row reads, -1 after its last; for kernels that
+            follow indices on the device. None where no row reads a reference.
+        shared: What rows of one picture have in common, where the pictures are known.
     """
 
     groups: tuple[RowGroup, ...]
     order: Tensor | None = None
     inverse: Tensor | None = None
+    ref_of_row: Tensor | None = None
+    shared: SharedRows | None = None
+
+    @property
+    def first_of_several(self) -> int:
+        """The first sorted row that reads more than one reference; B where there is none."""
+        several = (group.rows.start for group in self.groups if group.num_references > 1)
+        return int(min(several, default=self.num_rows))
 
     @property
     def num_rows(self) -> int:
@@ -87,7 +115,9 @@ class RowPlan:
         return tensor if self.inverse is None else tensor.index_select(0, self.inverse)
 
 
-def plan_rows(ref_of_row: Tensor, num_references: int) -> RowPlan:
+def plan_rows(
+    ref_of_row: Tensor, num_references: int, picture_of_row: Tensor | None = None
+) -> RowPlan:
     """Sort and group the rows of a batch by what they read.
 
     Reads the values of `ref_of_row` on the host. Where that matters (a loop over steps on a GPU,
@@ -96,6 +126,8 @@ def plan_rows(ref_of_row: Tensor, num_references: int) -> RowPlan:
     Args:
         ref_of_row: int64 [B, R], indices into the reference table, -1 for none.
         num_references: N, references in the table.
+        picture_of_row: int64 [B], where rows show the same picture; `BaseUNet` then takes one
+            sample a picture in place of one a row. None: every row is a picture of its own.
 
     Raises:
         ParameterError: Wrong shape or type, or an index outside -1..N-1.
@@ -123,19 +155,55 @@ def plan_rows(ref_of_row: Tensor, num_references: int) -> RowPlan:
         refs = [rows[row] for row in order[start:stop]]
         groups.append(_group(slice(start, stop), refs, device))
         start = stop
+    slots = max(map(len, rows))
+    table = None
+    if slots:
+        filled = [rows[row] + [-1] * (slots - len(rows[row])) for row in order]
+        table = torch.tensor(filled, dtype=torch.int32, device=device)
+    shared = None
+    if picture_of_row is not None:
+        shared = _shared(rows, picture_of_row, order, num_references)
     if order == list(range(len(rows))):
-        return RowPlan(tuple(groups))
+        return RowPlan(tuple(groups), ref_of_row=table, shared=shared)
     inverse = [0] * len(order)
     for position, row in enumerate(order):
         inverse[row] = position
     return RowPlan(
-        tuple(groups), torch.tensor(order, device=device), torch.tensor(inverse, device=device)
+        tuple(groups),
+        torch.tensor(order, device=device),
+        torch.tensor(inverse, device=device),
+        table,
+        shared,
     )
 
 
 def plain_rows(num_rows: int) -> RowPlan:
     """The plan of a batch in which no row reads a reference."""
     return RowPlan((RowGroup(slice(0, num_rows), 0),))
+
+
+def _shared(
+    rows: list[list[int]], picture_of_row: Tensor, order: list[int], num_references: int
+) -> SharedRows:
+    """The distinct (picture, references) of the rows; `order` is that of the sorted rows."""
+    pictures: list[int] = picture_of_row.tolist()
+    if len(pictures) != len(rows):
+        raise ParameterError(
+            f"picture_of_row has {len(pictures)} rows but ref_of_row {len(rows)}, expected one "
+            "picture a row"
+        )
+    wanted = [(pictures[row], tuple(rows[row])) for row in order]
+    pairs = sorted(dict.fromkeys(wanted), key=lambda pair: len(pair[1]))  # as a plan sorts them
+    slots = max(1, *(len(refs) for _, refs in pairs))
+    filled = [[*refs, *[-1] * (slots - len(refs))] for _, refs in pairs]
+    device = picture_of_row.device
+    plan = plan_rows(torch.tensor(filled, device=device), num_references)
+    return SharedRows(
+        plan,
+        torch.tensor([picture for picture, _ in pairs], device=device),
+        torch.tensor([pairs.index(pair) for pair in wanted], device=device),
+        torch.tensor([picture for picture, _ in wanted], device=device),
+    )
 
 
 def _group(rows: slice, refs: list[list[int]], device: torch.device) -> RowGroup:

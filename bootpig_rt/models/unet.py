@@ -105,12 +105,24 @@ class _WalkedUNet(nn.Module):
             for block in self._blocks
         )
 
+    def layer_levels(self) -> tuple[int, ...]:
+        """Per self-attention: how often the latents were halved along a side before it."""
+        levels: list[int] = []
+        level = 0
+        for op in self._ops:
+            level += (op.kind is _Kind.DOWNSAMPLE) - (op.kind is _Kind.UPSAMPLE)
+            if op.kind is _Kind.TRANSFORMER:
+                levels += [level] * len(op.module.transformer_blocks)
+        return tuple(levels)
+
     def _time_embedding(self, t: Tensor, latents: Tensor) -> Tensor:
         # float32 sinusoids, cast as diffusers casts them.
         embedding: Tensor = self.unet.time_embedding(self.unet.time_proj(t).to(latents.dtype))
         return embedding
 
-    def _check(self, latents: Tensor, t: Tensor, prompt_embeds: Tensor) -> None:
+    def _check(
+        self, latents: Tensor, t: Tensor, prompt_embeds: Tensor, *, is_shared: bool = False
+    ) -> None:
         channels, multiple = self.unet.config.in_channels, self.size_multiple
         if latents.dim() != 4 or latents.shape[1] != channels:
             raise ParameterError(
@@ -122,7 +134,7 @@ class _WalkedUNet(nn.Module):
                 f"{multiple}: choose another picture size"
             )
         rows = latents.shape[0]
-        fits = t.shape[:1] == prompt_embeds.shape[:1] == (rows,)
+        fits = t.shape[:1] == (rows,) and (is_shared or prompt_embeds.shape[:1] == (rows,))
         if t.dim() != 1 or prompt_embeds.dim() != 3 or not fits:
             raise ParameterError(
                 f"t {list(t.shape)} and prompt_embeds {list(prompt_embeds.shape)} do not match "
@@ -240,8 +252,8 @@ class BaseUNet(_WalkedUNet):
         A row without references is computed by plain self-attention, exactly as without a table.
 
         Args:
-            latents: [B, C, h, w].
-            t: [B], timesteps.
+            latents: [B, C, h, w]; one a picture where the plan knows the pictures of the rows.
+            t: [B], timesteps; likewise.
             prompt_embeds: [B, S, E].
             reference_kv: L pairs (keys, values) [N, H_l, M_l, D_l] from `project_reference`.
             ref_of_row: int64 [B, R], which references each row reads, -1 for none; or the plan
@@ -255,11 +267,56 @@ class BaseUNet(_WalkedUNet):
         Raises:
             ParameterError: Shapes do not fit together, or an index is outside the table.
         """
-        self._check(latents, t, prompt_embeds)
-        table, plan = self._plan(latents, reference_kv, ref_of_row, merge)
-        context = plan.sort(prompt_embeds)
-        latents = plan.sort(latents)
-        temb = self._time_embedding(plan.sort(t), latents)
+        shared = ref_of_row.shared if isinstance(ref_of_row, RowPlan) else None
+        self._check(latents, t, prompt_embeds, is_shared=shared is not None)
+        table, plan = self._plan(prompt_embeds, reference_kv, ref_of_row, merge)
+
+        def attend(layer: int, attn: Any, tokens: Tensor, rows: RowPlan) -> Tensor:
+            if table is None or not rows.uses_references:
+                return attention(attn, tokens, tokens)
+            return reference_self_attention(attn, tokens, table[layer], rows, merge=merge)
+
+        def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
+            if layer == 0 and shared is not None:
+                pairs = attend(layer, attn, tokens[shared.picture_of_pair], shared.plan)
+                return pairs[shared.pair_of_row]
+            return attend(layer, attn, tokens, plan)
+
+        if shared is None:
+            latents, t = plan.sort(latents), plan.sort(t)
+        output = self.walk(
+            latents,
+            t,
+            plan.sort(prompt_embeds),
+            self_attention,
+            picture_of_row=None if shared is None else shared.picture_of_row,
+        )
+        return plan.restore(output)
+
+    def walk(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        prompt_embeds: Tensor,
+        self_attention: SelfAttention,
+        *,
+        picture_of_row: Tensor | None = None,
+    ) -> Tensor:
+        """All modules in order, with the self-attentions given: what `forward` and graphs share.
+
+        Args:
+            latents: [B, C, h, w].
+            t: [B], timesteps.
+            prompt_embeds: [B, S, E].
+            self_attention: Called for each self-attention, 0 to L - 1.
+            picture_of_row: int64 [B], the entry of `latents` and `t` that each row starts from.
+                All up to the first self-attention is then computed once for each entry, and that
+                attention is called with the tokens of the entries and returns those of the rows.
+
+        Returns:
+            [B, C, h, w].
+        """
+        temb = self._time_embedding(t, latents)
         x = self.unet.conv_in(latents)
         skips = [x]
         layer = 0
@@ -269,24 +326,21 @@ class BaseUNet(_WalkedUNet):
                 continue
             tokens = _tokens_in(op.module, x)
             for block in op.module.transformer_blocks:
-                normed = block.norm1(tokens)
-                if table is None:
-                    change = attention(block.attn1, normed, normed)
-                else:
-                    change = reference_self_attention(
-                        block.attn1, normed, table[layer], plan, merge=merge
-                    )
-                tokens = _text_and_feed_forward(block, tokens + change, context)
+                change = self_attention(layer, block.attn1, block.norm1(tokens))
+                if layer == 0 and picture_of_row is not None:  # text tells the rows apart
+                    tokens, x, temb = (part[picture_of_row] for part in (tokens, x, temb))
+                    skips = [skip[picture_of_row] for skip in skips]
+                tokens = _text_and_feed_forward(block, tokens + change, prompt_embeds)
                 layer += 1
             x = _tokens_out(op.module, tokens, x)
             if op.push:
                 skips.append(x)
-        x = self.unet.conv_out(F.silu(self.unet.conv_norm_out(x)))
-        return plan.restore(x)
+        output: Tensor = self.unet.conv_out(F.silu(self.unet.conv_norm_out(x)))
+        return output
 
     def _plan(
         self,
-        latents: Tensor,
+        prompt_embeds: Tensor,
         reference_kv: ReferenceKVLayers | None,
         ref_of_row: Tensor | RowPlan | None,
         merge: str,
@@ -294,7 +348,7 @@ class BaseUNet(_WalkedUNet):
         """The table to read, None when no row reads it, and the plan of the rows."""
         if merge not in ("argmax", "softmax", "mean", "concat"):
             raise ParameterError(f"merge is {merge!r}, expected argmax, softmax, mean or concat")
-        rows = latents.shape[0]
+        rows = prompt_embeds.shape[0]
         if (reference_kv is None) != (ref_of_row is None):
             raise ParameterError("give reference_kv and ref_of_row together, or neither")
         if reference_kv is None or ref_of_row is None:

@@ -11,7 +11,8 @@ import pytest
 from bootpig_rt.backends import BACKENDS, available_backends, create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
 from bootpig_rt.errors import BackendUnavailable, CheckpointError, ParameterError
-from bootpig_rt.solver import SolverTable, solver_table
+from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
+from bootpig_rt.solver import BatchSolver, SolverTable, solver_table
 
 ROWS = np.random.default_rng(0)
 
@@ -45,7 +46,8 @@ def batch_of(backend: Backend, text: Any, solver: SolverTable, **changes: Any) -
         "text_guidance_scale": np.array([6.5], dtype=np.float32),
         "tables": (table.data,),
         "num_references": (1,),
-        "solver": solver,
+        "entry_of_step": np.zeros((1, solver.num_steps), np.int64),
+        "solver": BatchSolver.of([solver]),
         "merge": "argmax",
     }
     return DenoiseBatch(**{**fields, **changes})
@@ -162,7 +164,7 @@ def test_a_step_is_guidance_and_solver_over_the_rows(backend: Backend, text: Any
                     "picture_of_row": np.array([0]),
                     "ref_of_row": batch.ref_of_row[row, None],
                     "rows_of_picture": np.zeros((3, 1), np.int64),
-                    "solver": output_only,
+                    "solver": BatchSolver.of([output_only]),
                 }
             )
             one = backend.start(single)
@@ -202,7 +204,8 @@ def test_a_step_clamps_where_the_solver_does(backend: Backend, text: Any) -> Non
     )
     batch = batch_of(backend, text, solver)
     free, held = (
-        backend.start(DenoiseBatch(**{**vars(batch), "solver": s})) for s in (solver, clamped)
+        backend.start(DenoiseBatch(**{**vars(batch), "solver": BatchSolver.of([s])}))
+        for s in (solver, clamped)
     )
     free.step(0)
     held.step(0)
@@ -223,6 +226,74 @@ def test_a_batch_without_a_subject_runs_without_a_table(backend: Backend, text: 
     for run in (with_table, without):
         run.step(0)
     np.testing.assert_array_equal(with_table.latents(), without.latents())
+
+
+def test_exact_equals_the_reference_computed_at_every_step(backend: Backend, text: Any) -> None:
+    """A table in one pass against the published way: the Reference U-Net ahead of each step."""
+    solver = solver_table("dpmpp_2m", backend.spec.noise_schedule, 5)
+    clean = latents(1, 4, 8, 8)
+    noised = reference_latents(
+        clean,
+        ReferenceSchedule("exact"),
+        solver.timesteps,
+        noise_seed=3,
+        noise_schedule=backend.spec.noise_schedule,
+    )
+    whole = backend.reference_kv(noised, solver.timesteps, text[:1])
+    steps = np.arange(5)[None]
+    batch = batch_of(backend, text, solver, tables=(whole.data,), entry_of_step=steps)
+    run = backend.start(batch)
+    state = None
+    for index in range(5):
+        run.step(index)
+        one = backend.reference_kv(
+            noised[index : index + 1], solver.timesteps[index : index + 1], text[:1]
+        )
+        alone = {
+            "tables": (one.data,),
+            "entry_of_step": np.zeros((1, 1), np.int64),
+            "solver": BatchSolver.of([solver], starts=[index], num_steps=1),
+        }
+        published = backend.start(DenoiseBatch(**{**vars(batch), **alone}), state)
+        published.step(0)
+        state = published.state()
+    assert state is not None
+    np.testing.assert_allclose(run.state(), state, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_of_one_batch_may_have_solvers_and_steps_of_their_own(
+    backend: Backend, text: Any
+) -> None:
+    """Two pictures at different steps of different solvers, against each alone."""
+    ddim = solver_table("ddim", backend.spec.noise_schedule, 4)
+    unipc = solver_table("unipc", backend.spec.noise_schedule, 7)
+    first, second = (batch_of(backend, text, ddim) for _ in range(2))
+    plain = {"ref_of_row": np.full((3, 1), -1), "tables": (), "num_references": ()}
+    plain["entry_of_step"] = np.zeros((0, 3), np.int64)
+    states = []
+    for batch, solver, start in ((first, ddim, 1), (second, unipc, 2)):
+        solo = BatchSolver.of([solver], starts=[start], num_steps=3)
+        run = backend.start(DenoiseBatch(**{**vars(batch), **plain, "solver": solo}))
+        for index in range(3):
+            run.step(index)
+        states.append(run.state())
+    both = {
+        "latents": np.concatenate([first.latents, second.latents]),
+        "text_of_row": np.array([1, 1, 2] * 2),
+        "picture_of_row": np.array([0, 0, 0, 1, 1, 1]),
+        "ref_of_row": np.full((6, 1), -1),
+        "rows_of_picture": np.array([[0, 3], [1, 4], [2, 5]]),
+        "image_guidance_scale": np.full(2, 4.0, np.float32),
+        "text_guidance_scale": np.full(2, 6.5, np.float32),
+        "solver": BatchSolver.of([ddim, unipc], starts=[1, 2], num_steps=3),
+    }
+    run = backend.start(DenoiseBatch(**{**vars(first), **plain, **both}))
+    for index in range(3):
+        run.step(index)
+    together = run.state()
+    np.testing.assert_allclose(together[:1, 0], states[0][:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(together[:, 1], states[1][:, 0], rtol=1e-4, atol=1e-4)
+    assert (together[1:, 0] == 0).all()  # the history that ddim does not keep
 
 
 @pytest.mark.gpu

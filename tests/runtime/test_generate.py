@@ -100,6 +100,7 @@ def test_quiet_prints_nothing(generate: Any, capsys: pytest.CaptureFixture[str])
 def test_every_option_reaches_the_picture(generate: Any) -> None:
     words = "--reference-prompt toy --negative-prompt fog --steps 4 --image-guidance 2 --seed 9"
     words += " --text-guidance 3 --solver ddim --merge softmax --reference-schedule anchor:200"
+    words += " --guidance-interval 0.25-1 --table-dtype int8 --table-budget 100000000"
     words += " --width 48 --height 40 --backend torch"
     assert generate("--prompt", PROMPT, *words.split()) == 0
     expected = {
@@ -112,6 +113,8 @@ def test_every_option_reaches_the_picture(generate: Any) -> None:
         "solver": "ddim",
         "merge": "softmax",
         "reference_schedule": "anchor:200",
+        "guidance_interval": [0.25, 1.0],
+        "table_dtype": "int8",
         "width": 48,
         "height": 40,
         "backend": "torch",

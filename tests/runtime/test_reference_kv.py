@@ -1,25 +1,18 @@
 from __future__ import annotations
 
+import json
+from dataclasses import fields, replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from bootpig_rt.errors import ParameterError
-from bootpig_rt.reference_cache import ReferenceCache
-from bootpig_rt.reference_kv import (
-    ReferenceKey,
-    ReferenceKV,
-    ReferenceSchedule,
-    reference_latents,
-)
+from bootpig_rt.errors import ParameterError, SubjectMismatch
+from bootpig_rt.reference_kv import ReferenceKey, ReferenceSchedule, reference_latents
 from bootpig_rt.solver import NoiseSchedule, solver_table
 
 NOISE_SCHEDULE = NoiseSchedule.from_config({"num_train_timesteps": 1000})
 LATENTS = np.random.default_rng(0).standard_normal((3, 4, 8, 8), dtype=np.float32)
-
-
-def table(name: str, size_bytes: int = 10) -> ReferenceKV:
-    key = ReferenceKey(subject=name, pair="pair", schedule="clean", timesteps=(0,), ref_scale=1.0)
-    return ReferenceKV(key, object(), num_entries=1, num_references=1, size_bytes=size_bytes)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +22,11 @@ def table(name: str, size_bytes: int = 10) -> ReferenceKV:
         ("clean", ReferenceSchedule("clean")),
         ("anchor:0", ReferenceSchedule("clean")),
         ("anchor:200", ReferenceSchedule("anchor", 200)),
+        ("stride:4", ReferenceSchedule("stride", stride=4)),
+        ("stride:1", ReferenceSchedule("exact")),
+        ("window:0.0-0.6", ReferenceSchedule("exact", window=(0.0, 0.6))),
+        ("clean+window:0-0.6", ReferenceSchedule("clean", window=(0.0, 0.6))),
+        ("window:0.25-1+stride:2", ReferenceSchedule("stride", stride=2, window=(0.25, 1.0))),
     ],
 )
 def test_a_schedule_is_read_from_its_name(text: str, schedule: ReferenceSchedule) -> None:
@@ -36,9 +34,16 @@ def test_a_schedule_is_read_from_its_name(text: str, schedule: ReferenceSchedule
     assert ReferenceSchedule.parse(str(schedule)) == schedule
 
 
-@pytest.mark.parametrize("text", ["", "Exact", "exact:1", "anchor", "anchor:", "anchor:-1", "a:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "Exact", "exact:1", "anchor", "anchor:", "anchor:-1", "a:1", "stride:0", "stride:x"),
+        *("window:", "window:0.6-0.2", "window:0-1.1", "window:nan-1", "window:0-0.5+", "+"),
+        *("exact+clean", "window:0-0.5+window:0-0.6", "stride", "window:1e-1-1", "window:0,2-1"),
+    ],
+)
 def test_another_schedule_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ParameterError, match="expected exact, clean or anchor:T"):
+    with pytest.raises(ParameterError, match="expected exact, clean, anchor:T, stride:K"):
         ReferenceSchedule.parse(text)
 
 
@@ -106,31 +111,71 @@ def test_reference_noise_depends_on_seed_reference_and_timestep_alone() -> None:
     assert np.abs(read(LATENTS, [500], seed=6) - together[1:2]).max() > 0.1
 
 
-def test_the_cache_drops_the_least_recently_used_table() -> None:
-    cache = ReferenceCache(max_bytes=25)
-    first, second, third = table("a"), table("b"), table("c")
-    cache.put(first)
-    cache.put(second)
-    assert cache.get(first.key) is first
-    cache.put(third)
-    assert cache.get(second.key) is None
-    assert cache.get(first.key) is first
-    assert cache.get(third.key) is third
-    assert cache.size_bytes == 20
+def test_a_window_alone_is_a_window_of_the_pairs_own_schedule() -> None:
+    assert str(ReferenceSchedule.parse("window:0-0.6", "clean")) == "clean+window:0-0.6"
 
 
-def test_the_cache_keeps_no_table_that_is_over_its_size() -> None:
-    cache = ReferenceCache(max_bytes=25)
-    cache.put(table("small"))
-    cache.put(table("large", 26))
-    assert cache.get(table("large").key) is None
-    assert cache.get(table("small").key) is not None
-    cache.clear()
-    assert cache.size_bytes == 0
+@pytest.mark.parametrize(
+    ("text", "entries", "timesteps"),
+    [
+        ("exact", [0, 1, 2, 3, 4, 5], [50, 40, 30, 20, 10, 0]),
+        ("clean", [0] * 6, [0]),
+        ("anchor:33", [0] * 6, [33]),
+        ("stride:4", [0, 0, 0, 0, 1, 1], [50, 10]),
+        ("window:0.5-1", [-1, -1, -1, 0, 1, 2], [20, 10, 0]),
+        ("stride:2+window:0-0.5", [0, 0, 1, -1, -1, -1], [50, 30]),
+        ("clean+window:0.3-0.6", [-1, -1, 0, 0, -1, -1], [0]),
+    ],
+)
+def test_a_schedule_says_what_each_step_reads(
+    text: str, entries: list[int], timesteps: list[int]
+) -> None:
+    schedule = ReferenceSchedule.parse(text)
+    assert schedule.entry_of_step(6).tolist() == entries
+    visited = np.array([50, 40, 30, 20, 10, 0], dtype=np.int64)
+    assert schedule.timesteps(visited).tolist() == timesteps
 
 
-def test_a_table_put_twice_is_counted_once() -> None:
-    cache = ReferenceCache(max_bytes=25)
-    cache.put(table("a"))
-    cache.put(table("a"))
-    assert cache.size_bytes == 10
+def test_a_share_of_the_steps_is_not_moved_by_rounding() -> None:
+    for steps in range(1, 200):
+        for tenth in range(1, 11):
+            schedule = ReferenceSchedule("clean", window=(0.0, tenth / 10))
+            expected = -(-tenth * steps // 10)
+            assert (schedule.entry_of_step(steps) >= 0).sum() == expected
+
+
+def test_a_window_without_a_step_is_refused() -> None:
+    with pytest.raises(ParameterError, match="none of 2 steps lies in its window; widen it"):
+        ReferenceSchedule("clean", window=(0.1, 0.2)).entry_of_step(2)
+
+
+KEY = ReferenceKey(
+    subject="s",
+    pixels="p",
+    reference_prompt="a dog",
+    noise_seed=0,
+    pair="pair",
+    is_noised=True,
+    timesteps=(900, 400),
+    ref_scale=1.0,
+    dtype="float32",
+    size=(8, 8),
+    num_references=2,
+)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ReferenceKey)])
+def test_a_table_of_another_key_is_refused_by_the_field_that_differs(name: str) -> None:
+    change: dict[str, Any] = {name: "other"}
+    other = replace(KEY, **change)
+    with pytest.raises(SubjectMismatch, match=f"made with {name} 'other', expected"):
+        other.check(KEY)
+    assert other.digest() != KEY.digest()
+    KEY.check(KEY)
+
+
+def test_a_key_goes_through_json() -> None:
+    assert ReferenceKey.from_dict(json.loads(json.dumps(KEY.to_dict()))) == KEY
+    for change in ({"timesteps": [0.5]}, {"size": [8]}, {"pair": 3}, {"dtype": "int4"}, {"x": 1}):
+        with pytest.raises(ParameterError, match="the key of a table"):
+            ReferenceKey.from_dict({**json.loads(json.dumps(KEY.to_dict())), **change})

@@ -1,0 +1,88 @@
+"""What the pipeline must know about the pair in a bundle, read from its small json files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.backends.base import PairSpec
+from bootpig_rt.errors import CheckpointError, ConfigError
+from bootpig_rt.pair_config import read_json, read_pair_config
+from bootpig_rt.schedule import NoiseSchedule
+from bootpig_rt.table_storage import LayerShape
+
+
+def bundle_spec(folder: Path, fingerprint: str) -> PairSpec:
+    """Read the pair of a bundle; weights are not touched.
+
+    Args:
+        folder: The bundle: `pair.json`, `tokenizer`, and the configurations of the modules.
+        fingerprint: Of the pair, from the manifest.
+
+    Raises:
+        CheckpointError: A file is missing or wrong.
+    """
+    unet = read_json(folder / "base_unet" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    pair_config = read_pair_config(folder / "pair.json")
+    try:
+        channels = int(unet.get("in_channels", 4))
+        unet_levels = len(unet["block_out_channels"])
+        vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        shapes = self_attention_shapes(unet, pair_config.sample_size_px // vae_scale)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: config.json of base_unet or vae lacks a field or has a wrong one "
+            f"({error}); build the bundle again",
+            folder,
+        ) from error
+    try:
+        noise_schedule = NoiseSchedule.from_config(read_json(scheduler_file))
+    except ConfigError as error:
+        raise CheckpointError(f"{scheduler_file}: {error}", scheduler_file) from error
+    return PairSpec(
+        config=pair_config,
+        fingerprint=fingerprint,
+        noise_schedule=noise_schedule,
+        tokenizer_folder=folder / "tokenizer",
+        latent_channels=channels,
+        vae_scale_factor=vae_scale,
+        size_multiple_px=vae_scale * 2 ** (unet_levels - 1),
+        reference_shapes=shapes,
+    )
+
+
+def self_attention_shapes(unet: Mapping[str, Any], side: int) -> tuple[LayerShape, ...]:
+    """Heads, tokens and head dim of each self-attention, in the order down, mid, up.
+
+    Args:
+        unet: A U-Net's configuration. Its `attention_head_dim` is the number of heads, and its
+            lists may be one number for all blocks.
+        side: Of the latents.
+    """
+    down, up = list(unet["down_block_types"]), list(unet["up_block_types"])
+    widths = [int(width) for width in unet["block_out_channels"]]
+    count = len(down)
+
+    def per_block(name: str, default: Any) -> list[Any]:
+        value = unet.get(name, default)
+        return list(value) if isinstance(value, (list, tuple)) else [value] * count
+
+    heads = per_block("num_attention_heads", None)
+    if heads[0] is None:
+        heads = per_block("attention_head_dim", 8)
+    depth = [int(layers) for layers in per_block("layers_per_block", 2)]
+    blocks = per_block("transformer_layers_per_block", 1)
+    levels: list[int] = []
+    for level, kind in enumerate(down):
+        levels += [level] * (depth[level] * blocks[level]) if "CrossAttn" in kind else []
+    levels += [count - 1] * blocks[-1]
+    for index, kind in enumerate(up):
+        level = count - 1 - index
+        levels += [level] * ((depth[level] + 1) * blocks[level]) if "CrossAttn" in kind else []
+    return tuple(
+        (int(heads[level]), (side >> level) ** 2, widths[level] // int(heads[level]))
+        for level in levels
+    )

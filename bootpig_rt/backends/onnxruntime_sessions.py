@@ -1,0 +1,240 @@
+"""Sessions of ONNX Runtime: options, providers, and errors that say what to do.
+
+Knows graphs by name and bytes; knows nothing about what they compute.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from bootpig_rt.backends.onnxruntime_values import Place, bind_place, device_of, to_device
+from bootpig_rt.errors import BackendUnavailable, BundleError, NumericalError, ParameterError
+
+METADATA_KEY = "bootpig_rt"
+"""Key of a graph's metadata, json; written by `bootpig_rt.export.onnx_export`."""
+
+# What ONNX Runtime raises; its exceptions have no common base but Exception.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    _state.EPFail,
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.NoModel,
+    _state.NoSuchFile,
+    _state.NotImplemented,
+    _state.RuntimeException,
+)
+
+_TOO_NEW = re.compile(r"opset (\d+) is under development|till opset (\d+)")
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeOptions:
+    """How sessions use the machine. `Pipeline(..., backend_options={...})` takes these names.
+
+    Attributes:
+        intra_op_threads: Threads of one graph; 0 is one for each physical core.
+        spinning: Threads that wait stay awake for a while: quicker on an idle machine, slower and
+            hotter on a busy one.
+        arena: Keep memory between launches instead of returning it.
+        cuda_graph: On a CUDA device record a step once and replay it.
+        portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
+            less from machine to machine, and steps take about a tenth longer.
+        cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
+
+    Raises:
+        ParameterError: A value is of the wrong type or out of range.
+    """
+
+    intra_op_threads: int = 0
+    spinning: bool = True
+    arena: bool = True
+    cuda_graph: bool = True
+    portable: bool = False
+    cuda_memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name, most in (("intra_op_threads", 1024), ("cuda_memory_bytes", 1 << 50)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                raise ParameterError(
+                    f"backend option {name} is {value!r}, expected a whole number 0..{most}; "
+                    "0 leaves it to ONNX Runtime"
+                )
+        for name in ("spinning", "arena", "cuda_graph", "portable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(
+                    f"backend option {name} is {getattr(self, name)!r}, expected True or False"
+                )
+
+
+class Sessions:
+    """The sessions of one bundle on one device, each created when it is first asked for.
+
+    Args:
+        folder: Holds the weights that the graphs point to.
+        read: Name of a graph -> its bytes, checked.
+        device: `cpu` or `cuda:N`.
+        options: How they use the machine.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        read: Callable[[str], bytes],
+        *,
+        device: str,
+        options: OnnxRuntimeOptions,
+    ) -> None:
+        """Nothing is loaded yet."""
+        self._folder = folder
+        self._read = read
+        self._device = device
+        self._options = options
+        self._lock = threading.Lock()
+        self._futures: dict[str, Future[ort.InferenceSession]] = {}
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Create several sessions, two at a time, and wait for them."""
+        with ThreadPoolExecutor(2) as pool:
+            for _ in pool.map(self.get, names):
+                pass
+
+    def get(self, name: str) -> ort.InferenceSession:
+        """The session of a graph; threads that ask for it at once share one.
+
+        Raises:
+            BundleError: The graph is damaged, or needs a newer ONNX Runtime.
+        """
+        with self._lock:
+            future = self._futures.get(name)
+            is_ours = future is None
+            if future is None:
+                future = self._futures[name] = Future()
+        if is_ours:
+            try:
+                future.set_result(self._create(name))
+            except BaseException as error:
+                with self._lock:
+                    del self._futures[name]
+                future.set_exception(error)
+        return future.result()
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """What the exporter wrote into a graph: `precision`, `merge`, `layers`."""
+        found: dict[str, str] = self.get(name).get_modelmeta().custom_metadata_map
+        try:
+            values: dict[str, Any] = json.loads(found[METADATA_KEY])
+        except (KeyError, ValueError) as error:
+            raise BundleError(
+                f"the graph {name} in {self._folder} was not written by bootpig-rt: it has no "
+                f"metadata {METADATA_KEY!r}; build the bundle again",
+                self._folder,
+            ) from error
+        return values
+
+    def launch(
+        self,
+        name: str,
+        inputs: Mapping[str, np.ndarray[Any, Any] | ort.OrtValue],
+        *,
+        into: Mapping[str, Place] | None = None,
+    ) -> dict[str, ort.OrtValue]:
+        """Run a graph once; its outputs stay on the device.
+
+        Args:
+            name: Of the graph.
+            inputs: By name.
+            into: Outputs that are written into memory at hand.
+        """
+        session = self.get(name)
+        binding = session.io_binding()
+        for key, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                value = to_device(value, self._device)
+            binding.bind_ortvalue_input(key, value)
+        names = [output.name for output in session.get_outputs()]
+        for output in names:
+            if into is not None and output in into:
+                bind_place(binding, output, into[output], self._device)
+            else:
+                binding.bind_output(output, *device_of(self._device))
+        try:
+            session.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            raise run_error(name, error) from error
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _create(self, name: str) -> ort.InferenceSession:
+        options, chosen = ort.SessionOptions(), self._options
+        options.log_severity_level = 3
+        options.intra_op_num_threads = chosen.intra_op_threads
+        options.enable_cpu_mem_arena = chosen.arena
+        if chosen.portable:
+            level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.graph_optimization_level = level
+        spinning = "1" if chosen.spinning else "0"
+        options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        # The graph comes as the bytes that were checked; its weights lie beside it.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self._folder)
+        )
+        graph = self._read(name)
+        try:
+            return ort.InferenceSession(graph, options, providers=self._providers(name))
+        except ORT_ERRORS as error:
+            raise self._explain(name, error) from error
+
+    def _providers(self, name: str) -> list[Any]:
+        if self._device == "cpu":
+            return ["CPUExecutionProvider"]
+        cuda: dict[str, str] = {
+            "device_id": self._device.partition(":")[2] or "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": "0",
+        }
+        if self._options.cuda_memory_bytes:
+            cuda["gpu_mem_limit"] = str(self._options.cuda_memory_bytes)
+        if self._options.cuda_graph and name.startswith("denoise_step"):
+            cuda["enable_cuda_graph"] = "1"
+        return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+
+    def _explain(self, name: str, error: Exception) -> BundleError:
+        text = " ".join(str(error).split())
+        found = _TOO_NEW.search(text)
+        if found is not None:
+            reason = (
+                f"is of an opset that onnxruntime {ort.__version__} does not know "
+                f"(it knows up to {found[2] or int(found[1]) - 1})"
+            )
+            fix = "pip install --upgrade onnxruntime, or build the bundle again on this machine"
+        else:
+            reason = f"is truncated, damaged or wrong: {text[:200]}"
+            fix = "copy the bundle again, or build it again with bootpig-rt build-engine"
+        return BundleError(f"graph {name} in {self._folder} {reason}; {fix}", self._folder)
+
+
+def run_error(name: str, error: Exception) -> NumericalError | BackendUnavailable:
+    """What a failed launch means to the user."""
+    text = " ".join(str(error).split())
+    if "allocate" in text or "out of memory" in text.lower():
+        return BackendUnavailable(
+            f"the graph {name} needs more memory than there is: {text[:200]}; lower max_batch or "
+            "the picture size"
+        )
+    return NumericalError(
+        f"the graph {name} failed: {text[:300]}; verify the bundle with bootpig-rt verify DIR"
+    )

@@ -1,0 +1,113 @@
+"""From a `DenoiseBatch` to the arrays that the graph `denoise_step` reads. numpy only.
+
+The graph wants rows without references ahead of those with, one flat reference table, and for each
+step flat indices into it. A table's passes lie entry by entry, reference by reference; those of the
+next subject follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.errors import ParameterError
+
+NO_LIMIT = 3e38
+"""`clip_range` of a solver that does not clamp x0."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """What the graph reads, but for text states and tables, which are on the device already.
+
+    Attributes:
+        arrays: Name of the input -> float32 or int64 array; all but `step` stay from step to step.
+        num_steps: T.
+        slots: R, references of the row that has most; 1 where no row has any.
+    """
+
+    arrays: dict[str, FloatArray | IntArray]
+    num_steps: int
+    slots: int
+
+
+def step_inputs(
+    batch: DenoiseBatch, entries: Sequence[int], state: FloatArray | None = None
+) -> StepInputs:
+    """Lay out a batch.
+
+    Args:
+        batch: The batch.
+        entries: E of each of its tables.
+        state: float32 [1 + K, B, C, h, w] to go on from; None starts from the batch's noise.
+
+    Raises:
+        ParameterError: A step reads an entry that its table lacks.
+    """
+    solver = batch.solver
+    order, ref_rows = _sort_rows(batch.ref_of_row)
+    position = np.argsort(order)
+    flat = _flat_references(ref_rows, batch, entries)
+    if state is None:
+        state = np.zeros((1 + solver.history_size, *batch.latents.shape), dtype=np.float32)
+        state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
+    clip = solver.clip_sample_range
+    arrays: dict[str, FloatArray | IntArray] = {
+        "state": state,
+        "timesteps": solver.timesteps,
+        "matrices": solver.matrices,
+        "x0": solver.x0,
+        "clip_weight": solver.clip_weight,
+        "clip_range": np.array([NO_LIMIT if clip is None else clip], dtype=np.float32),
+        "text_of_row": batch.text_of_row[order],
+        "picture_of_row": batch.picture_of_row[order],
+        "rows_of_picture": position[batch.rows_of_picture],
+        "image_guidance_scale": batch.image_guidance_scale,
+        "text_guidance_scale": batch.text_guidance_scale,
+        "ref_of_row": flat,
+    }
+    return StepInputs(arrays, solver.num_steps, flat.shape[2])
+
+
+def graph_name(merge: str, slots: int) -> str:
+    """The graph that draws rows with up to `slots` references each."""
+    return "denoise_step" if slots == 1 else f"denoise_step_{merge}"
+
+
+def _sort_rows(ref_of_row: IntArray) -> tuple[IntArray, IntArray]:
+    """Order of the rows, plain ones first, and the references of those that read any.
+
+    Returns:
+        int64 [N], sorted position -> row; int64 [Nr, R], a row's references first, then -1.
+    """
+    counts = (ref_of_row >= 0).sum(axis=1) if ref_of_row.size else np.zeros(len(ref_of_row), int)
+    order = np.argsort(counts > 0, kind="stable").astype(np.int64)
+    slots = max(1, int(counts.max(initial=0)))
+    reading = order[np.count_nonzero(counts == 0) :]
+    packed = np.full((len(reading), slots), -1, dtype=np.int64)
+    for number, row in enumerate(reading):
+        packed[number, : counts[row]] = ref_of_row[row][ref_of_row[row] >= 0]
+    return order, packed
+
+
+def _flat_references(refs: IntArray, batch: DenoiseBatch, entries: Sequence[int]) -> IntArray:
+    """References counted through [Nr, R] -> indices into the flat table [T, Nr, R]."""
+    steps = batch.solver.num_steps
+    index_of_step = np.full((steps, sum(batch.num_references) + 1), -1, dtype=np.int64)
+    column = start = 0
+    for number, (count, available) in enumerate(zip(batch.num_references, entries, strict=True)):
+        entry = batch.entry_of_step[number]
+        if entry.min(initial=0) < 0 or entry.max(initial=0) >= available:
+            raise ParameterError(
+                f"a step reads entry {int(entry.max(initial=0))} of a reference table, which has "
+                f"{available}; encode the subject for this schedule"
+            )
+        index_of_step[:, column : column + count] = (
+            start + entry[:, None] * count + np.arange(count)
+        )
+        column += count
+        start += count * available
+    return np.ascontiguousarray(index_of_step[:, refs])  # -1 finds the last column, which is -1

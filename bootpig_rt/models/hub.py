@@ -1,0 +1,101 @@
+"""A Stable Diffusion folder named by its path, or by its id on a hub where one can be reached.
+
+Only the files that a pair is made of are fetched, and never a pickle. A folder needs no network and
+no package beyond those of torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from bootpig_rt.errors import BackendUnavailable, CheckpointError
+from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM
+
+logger = logging.getLogger(__name__)
+
+_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_STEM_OF_MODULE = {"unet": UNET_STEM, "vae": UNET_STEM, "text_encoder": TEXT_STEM}
+
+
+def base_model_folder(name: str | Path) -> Path:
+    """The folder of a base model, fetched first when `name` is an id on a hub.
+
+    A folder of that name is always preferred. The id is `owner/name`; where it is fetched from and
+    kept is what `huggingface_hub` reads from its environment (`HF_ENDPOINT`, `HF_HOME`).
+
+    Raises:
+        CheckpointError: Neither a folder nor an id, or the hub cannot be reached or lacks it.
+        BackendUnavailable: An id, and `huggingface_hub` is not installed.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _MODEL_ID.fullmatch(str(name)):
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(
+            f"base model {folder} {what}, expected a Stable Diffusion folder or an id such as "
+            "stabilityai/stable-diffusion-2-1-base; check the path",
+            folder,
+        )
+    return _fetch(str(name))
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """The files of a model's listing that a pair is made of, sorted.
+
+    Of each module the weights in the order in which they are looked for on disk: one safetensors
+    file, else an index with its shards, else the float16 file.
+
+    Args:
+        names: Paths within the model, with forward slashes.
+    """
+    listing = sorted(names)
+    wanted: list[str] = []
+    for path in map(PurePosixPath, listing):
+        folder = str(path.parent)
+        is_tokenizer = folder == "tokenizer" and path.name in TOKENIZER_FILES
+        is_config = folder in _STEM_OF_MODULE and path.name == "config.json"
+        if is_tokenizer or is_config or str(path) == "scheduler/scheduler_config.json":
+            wanted.append(str(path))
+    for folder, stem in _STEM_OF_MODULE.items():
+        prefix = f"{folder}/{stem}"
+        shards = [name for name in listing if re.fullmatch(rf"{prefix}-\d.*\.safetensors", name)]
+        index = f"{prefix}.safetensors.index.json"
+        for choice in (
+            [f"{prefix}.safetensors"],
+            [index, *shards],
+            [f"{prefix}.fp16.safetensors"],
+        ):
+            if choice[0] in listing:
+                wanted += choice
+                break
+    return sorted(wanted)
+
+
+def _fetch(model_id: str) -> Path:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"base model {model_id!r} is no folder here, and fetching it from a hub needs the "
+            "package huggingface_hub; pip install huggingface_hub, or give a folder"
+        ) from error
+    logger.info("no folder %s here; fetching the model of that name from the hub", model_id)
+    try:
+        info = huggingface_hub.HfApi().model_info(model_id)
+        files = wanted_files(sibling.rfilename for sibling in info.siblings or ())
+        return Path(
+            huggingface_hub.snapshot_download(model_id, revision=info.sha, allow_patterns=files)
+        )
+    # The kind depends on the version and on its http library: none, timeouts, refusals, 404, 401.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"base model {model_id!r} is no folder here and could not be fetched from the hub "
+            f"({reason}); check the id and the network, or give a folder that holds unet, vae, "
+            "text_encoder, tokenizer and scheduler"
+        ) from error

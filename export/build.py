@@ -1,0 +1,409 @@
+"""`build_engine`: from a pair to a bundle that was checked against torch.
+
+The main path, top to bottom: checks, lock, weights, torch's side of the gate, graphs, the gate,
+engines, manifest, publication.
+Everything is made in a hidden folder beside the bundle, and takes its place at the end. What a
+graph is, `onnx_export.py` knows; what an engine is, `tensorrt_builder.py`; what goes into the
+manifest, `describe.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from bootpig_rt.bundle import Bundle, ParityReport, is_bundle, write_manifest
+from bootpig_rt.bundle_files import MANIFEST, SIGNATURE
+from bootpig_rt.errors import (
+    BootPIGError,
+    ParameterError,
+    ParityError,
+    StorageError,
+    describe_os_error,
+)
+from bootpig_rt.export.build_options import BuildOptions
+from bootpig_rt.export.describe import describe_engines, describe_graphs
+from bootpig_rt.export.estimate import estimate
+from bootpig_rt.export.targets import require_buildable, tool_versions
+from bootpig_rt.export.work_folder import WorkFolder, link_or_copy, remove, work_folder
+from bootpig_rt.signing import check_private_key
+
+if TYPE_CHECKING:
+    from bootpig_rt.export.gate import GateRun, Reference
+    from bootpig_rt.models.load import Pair
+    from bootpig_rt.pair_config import PairConfig
+
+logger = logging.getLogger(__name__)
+
+PARITY_SUFFIX = ".parity-report"
+"""What is appended to a bundle's name for the folder that a failed gate leaves."""
+
+BuildProgress: TypeAlias = Callable[[str, float], None]
+"""(what is being done, share of the whole build done 0..1) -> None; may raise to cancel."""
+
+# Rough shares of a build's time, for the progress bar alone.
+_COST = {"load": 2.0, "graph": 2.0, "engine": 8.0, "torch": 4.0, "compare": 3.0}
+
+GRAPHS, ENGINES = "graphs", "engines"
+_RUNTIME_PARTS = ("base_unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished bundle.
+
+    Attributes:
+        bundle: In its place.
+        resumed: Graphs and engines that an earlier build had finished.
+    """
+
+    bundle: Bundle
+    resumed: int
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What `build_engine` was asked for."""
+
+    pair_folder: Path
+    output: Path
+    base_model: Path | None
+    options: BuildOptions
+    key: Path | None
+    gate_steps: int | None
+
+    @property
+    def is_in_place(self) -> bool:
+        """The bundle is the pair's own folder."""
+        return self.output.resolve() == self.pair_folder.resolve()
+
+
+def graph_names(options: BuildOptions) -> tuple[str, ...]:
+    """The graphs of a bundle, in the order in which they are built."""
+    steps = ["denoise_step", *(f"denoise_step_{merge}" for merge in options.merges)]
+    return ("text_encoder", "vae_encoder", "reference_kv", *steps, "vae_decoder")
+
+
+def build_engine(
+    pair_folder: Path,
+    output: Path,
+    options: BuildOptions,
+    *,
+    base_model: Path | None = None,
+    key: Path | None = None,
+    overwrite: bool = False,
+    gate_steps: int | None = None,
+    progress: BuildProgress | None = None,
+) -> BuildResult:
+    """Build a bundle: all of it, or nothing in `output`.
+
+    Args:
+        pair_folder: The pair, in either layout.
+        output: The bundle. May be `pair_folder` itself: its weights are then used where they are.
+        options: What to build.
+        base_model: The Stable Diffusion folder of a pair in the published layout.
+        key: Private key, PEM, to sign the manifest with.
+        overwrite: Replace a folder that is a bundle.
+        gate_steps: Steps of the longest run of the parity gate; a fitting number by default.
+        progress: Told what is being done; called from the thread that builds.
+
+    Raises:
+        ParameterError: The output may not be written, or the key is none.
+        BackendUnavailable: The target cannot be built here; says what is missing.
+        CheckpointError: The pair cannot be used.
+        ParityError: The new graphs differ from torch; a report was left beside the output.
+        StorageError: Disk full, read-only folder, or another build holds the output.
+    """
+    order = _Order(pair_folder, output, base_model, options, key, gate_steps)
+    _check_output(order, overwrite)
+    if key is not None:
+        check_private_key(key)
+    require_buildable(options.target)
+    track = _Track(options, progress)
+    try:
+        result = _build(order, track)
+    except BootPIGError:
+        raise
+    except OSError as error:
+        reason = describe_os_error(OSError(error.errno, error.strerror or str(error)))
+        storage_error = StorageError(f"cannot build {str(output)!r}: {reason}")
+        storage_error.errno = error.errno
+        raise storage_error from error
+    track.end()
+    return result
+
+
+def _build(order: _Order, track: _Track) -> BuildResult:
+    from torch import nn
+
+    from bootpig_rt.backends.torch_backend import TorchBackend
+    from bootpig_rt.export.gate import compare_backend, place_of, record_reference
+    from bootpig_rt.export.stage_pair import check_in_place, pair_files, stage_pair
+    from bootpig_rt.models.load import load_pair
+
+    options, profile = order.options, order.options.profile
+    with track.part("load", "loading the pair"):
+        pair = load_pair(order.pair_folder, base_model=order.base_model)
+    fingerprint = pair.fingerprint
+    files = None if order.base_model is not None else pair_files(order.pair_folder)
+    if order.is_in_place:
+        check_in_place(order.pair_folder, files)
+    _check_free_space(order, pair.config)
+    with work_folder(order.output, _key(order, fingerprint)) as work:
+        graphs = work.path / GRAPHS
+        stage_pair(order.pair_folder, files, pair, graphs)
+        if files is None:  # the graphs point into what was written, so that is the pair from here
+            pair = load_pair(graphs)
+        with track.part("torch", "running the pair in torch") as tell:
+            reference = record_reference(
+                TorchBackend(pair, "cpu"),
+                profile=profile,
+                merges=options.merges,
+                steps=order.gate_steps,
+                progress=tell,
+            )
+        config = pair.config
+        if options.precision == "float16":  # in its place: two copies would not fit
+            for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
+                nn.Module.half(module)
+        resumed = _export(order, pair, work, track)
+        del pair  # it would not fit beside the new backend's copy
+        gc.collect()
+
+        not_run = ParityReport("not run", "the build has not come to it")
+        # The graphs of engines are a bundle for a CPU on the way.
+        on_way = replace(options, target="cpu") if options.is_engine else options
+        manifest = describe_graphs(graphs, on_way, config, reference.fingerprint, not_run)
+        write_manifest(graphs, manifest)
+        place = place_of(options.target)
+        on_graphs = place_of("cpu") if place.is_target and options.is_engine else place
+        with track.part("compare", "comparing the graphs with torch") as tell:
+            gate = compare_backend(graphs, on_graphs, reference, options.precision, tell)
+        _require_parity(order, reference, gate)
+        if not options.is_engine:
+            report = gate.report if place.is_target else _as_not_run(gate.report)
+            finished = graphs
+        else:
+            resumed += _build_engines(order, work, track)
+            finished = work.path / ENGINES
+            report = _as_not_run(gate.report)
+            manifest = describe_engines(graphs, finished, options, config, fingerprint, report)
+            if place.is_target:
+                write_manifest(finished, manifest)
+                with track.part("compare", "comparing the engines with torch") as tell:
+                    gate = compare_backend(finished, place, reference, options.precision, tell)
+                _require_parity(order, reference, gate)
+                report = gate.report
+        write_manifest(finished, replace(manifest, parity=report), key=order.key)
+        bundle = _publish(order, finished, work)
+    return BuildResult(bundle, resumed)
+
+
+def _export(order: _Order, pair: Pair, work: WorkFolder, track: _Track) -> int:
+    """Write the graphs that are not there yet; returns how many were."""
+    from bootpig_rt.export.onnx_export import export_graph
+
+    folder, resumed = work.path / GRAPHS, 0
+    for name in graph_names(order.options):
+        file = f"{GRAPHS}/{name}.onnx"
+        with track.part("graph", f"exporting {name}"):
+            if work.finished(file) is not None:
+                resumed += 1
+                continue
+            export_graph(name, pair, folder, precision=order.options.precision)
+            work.finish(file, {})
+    if resumed:
+        logger.info("%d graphs were finished by an earlier build", resumed)
+    return resumed
+
+
+def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
+    """Build the engines that are not there yet; returns how many were."""
+    from bootpig_rt.export.tensorrt_builder import build_trt_engine
+
+    graphs, engines, resumed = work.path / GRAPHS, work.path / ENGINES, 0
+    engines.mkdir(exist_ok=True)
+    for part in _RUNTIME_PARTS:
+        (engines / part).mkdir(exist_ok=True)
+        for path in (graphs / part).iterdir():
+            if path.suffix != ".safetensors":
+                link_or_copy(path, engines / part / path.name)
+    link_or_copy(graphs / "pair.json", engines / "pair.json")
+    for name in graph_names(order.options):
+        file = f"{ENGINES}/{name}.engine"
+        with track.part("engine", f"building {name}") as tell:
+            if work.finished(file) is not None:
+                resumed += 1
+                continue
+            report = build_trt_engine(
+                graphs / f"{name}.onnx",
+                work.path / file,
+                sm=order.options.target,
+                profile=order.options.profile,
+                progress=_without_time_left(tell),
+            )
+            layers = json.dumps(report.to_dict(), indent=1) + "\n"
+            (engines / f"{name}.layers.json").write_text(layers, encoding="utf-8")
+            work.finish(file, {})
+    return resumed
+
+
+def _without_time_left(
+    tell: Callable[[str, float], None],
+) -> Callable[[str, float, float | None], None]:
+    """The bar computes the time left of the whole build, of which an engine is a part."""
+
+    def show(what: str, share: float, _seconds_left: float | None) -> None:
+        tell(what, share)
+
+    return show
+
+
+def _require_parity(order: _Order, reference: Reference, gate: GateRun) -> None:
+    """End the build if the gate failed, and leave a report beside the output.
+
+    Raises:
+        ParityError: Names the worst result and the report.
+    """
+    from bootpig_rt.export.gate import describe_worst
+    from bootpig_rt.export.parity_report import write_report
+
+    if gate.report.status == "passed":
+        return
+    folder = order.output.with_name(f"{order.output.name}{PARITY_SUFFIX}")
+    write_report(folder, gate.report, reference.recording, gate.recording)
+    raise ParityError(
+        f"the {order.options.precision} graphs in {gate.report.backend} differ from torch: "
+        f"{describe_worst(gate.report.results)}; no bundle was made, see {folder}, or build with "
+        "--precision float32"
+    )
+
+
+def _as_not_run(report: ParityReport) -> ParityReport:
+    return replace(report, status="not run")
+
+
+def _check_output(order: _Order, overwrite: bool) -> None:
+    output, parent = order.output, order.output.parent
+    if not parent.is_dir():
+        raise StorageError(f"cannot build {str(output)!r}: no folder {str(parent)!r}; make it")
+    if order.is_in_place and order.options.is_engine:
+        raise ParameterError(
+            f"{output} holds the weights of the pair, and engines hold them once more; "
+            "choose another -o for this target"
+        )
+    if order.is_in_place or not os.path.lexists(output):
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise ParameterError(f"{output} is no folder; choose another -o")
+    if not any(output.iterdir()):
+        return
+    if not is_bundle(output):
+        raise ParameterError(f"{output} exists and is no bundle; choose another -o")
+    if not overwrite:
+        raise ParameterError(f"{output} exists already; choose another -o or pass --overwrite")
+
+
+def _check_free_space(order: _Order, config: PairConfig) -> None:
+    """Refuse a build that would fill the disk, before it begins.
+
+    Raises:
+        StorageError: Says how much it needs and how much there is.
+    """
+    rest = order.base_model or order.pair_folder
+    count = len(graph_names(order.options))
+    needed = estimate(order.pair_folder, rest, config, order.options, num_graphs=count).free_bytes
+    free = shutil.disk_usage(order.output.parent).free
+    if free < needed:
+        raise StorageError(
+            f"cannot build {str(order.output)!r}: it needs about {needed / 1e9:.2f} GB, and "
+            f"{free / 1e9:.2f} GB are free; free some space or write to another disk"
+        )
+
+
+def _key(order: _Order, fingerprint: str) -> str:
+    """Stands for everything that graphs and engines depend on."""
+    from bootpig_rt.export.onnx_export import DEFAULT_OPSET
+
+    parts = {
+        "pair": fingerprint,
+        "options": asdict(order.options),
+        "opset": DEFAULT_OPSET,
+        "tools": tool_versions(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
+    """Give the finished bundle its place."""
+    from bootpig_rt.bundle import read_manifest
+
+    output = order.output
+    if not order.is_in_place:
+        if output.exists():
+            old = work.path / "old"
+            os.replace(output, old)
+        os.replace(finished, output)
+        return Bundle(output, read_manifest(output))
+    # The pair stays where it is and stays usable; it is no bundle until its manifest is there.
+    (output / MANIFEST).unlink(missing_ok=True)
+    (output / SIGNATURE).unlink(missing_ok=True)
+    for path in output.iterdir():
+        if path.suffix in (".onnx", ".engine") or path.name.endswith(".layers.json"):
+            remove(path)
+    for path in finished.iterdir():
+        if path.is_file() and path.name not in (MANIFEST, SIGNATURE, "pair.json"):
+            os.replace(path, output / path.name)
+    for name in (SIGNATURE, MANIFEST):
+        if (finished / name).exists():
+            os.replace(finished / name, output / name)
+    return Bundle(output, read_manifest(output))
+
+
+class _Track:
+    """Adds up what parts of a build tell about themselves."""
+
+    def __init__(self, options: BuildOptions, progress: BuildProgress | None) -> None:
+        names = graph_names(options)
+        engines = len(names) if options.is_engine else 0
+        self._total = sum(_COST[kind] for kind in ("load", "torch", "compare"))
+        self._total += len(names) * _COST["graph"] + engines * _COST["engine"]
+        self._done = 0.0
+        self._progress = progress
+
+    def part(self, kind: str, what: str) -> _Part:
+        """A part that begins and ends with a `with` block."""
+        return _Part(self, what, _COST[kind])
+
+    def end(self) -> None:
+        """All is done."""
+        self.tell("done", self._total)
+
+    def tell(self, what: str, done: float) -> None:
+        if self._progress is not None:
+            self._progress(what, min(1.0, done / self._total))
+
+
+class _Part:
+    """One part of a build; entering gives what to tell its progress with."""
+
+    def __init__(self, track: _Track, what: str, cost: float) -> None:
+        self._track, self._what, self._cost = track, what, cost
+
+    def __enter__(self) -> Callable[[str, float], None]:
+        self._track.tell(self._what, self._track._done)
+        return self._inside
+
+    def __exit__(self, *_: Any) -> None:
+        self._track._done += self._cost
+
+    def _inside(self, what: str, share: float) -> None:
+        self._track.tell(f"{self._what}: {what}", self._track._done + self._cost * share)

@@ -1,0 +1,177 @@
+"""What a build is asked for, checked before any work is done.
+
+Knows targets, precisions and sizes; knows no graphs and no files but a pair's configurations.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from bootpig_rt.config import MAX_STEPS, check_int
+from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.manifest import PRECISIONS, TARGETS, Precision, Profile, Target
+from bootpig_rt.pair_config import Merge, PairConfig, read_json
+
+# Like the pipeline: pictures far from the trained size repeat themselves.
+_MAX_SIZE_FACTOR = 4
+_DEFAULT_MAX_BATCH = 8
+_ENGINE_MAX_BATCH = 4
+_ENGINE_MAX_STEPS = 50
+
+MERGES: tuple[Merge, ...] = get_args(Merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """A checked order for a bundle.
+
+    Attributes:
+        target: What it is for.
+        precision: Of the arithmetic in the graphs.
+        profile: Sizes that it must take.
+        merges: Ways to combine several references; a graph each.
+    """
+
+    target: Target
+    precision: Precision
+    profile: Profile
+    merges: tuple[Merge, ...]
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether TensorRT runs it, rather than ONNX Runtime."""
+        return self.target not in ("cpu", "cuda")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For json."""
+        return asdict(self)
+
+
+def build_options(
+    config: PairConfig,
+    *,
+    size_multiple_px: int,
+    target: str = "cpu",
+    precision: str | None = None,
+    resolution: str | None = None,
+    max_batch: int | None = None,
+    max_references: int | None = None,
+    max_steps: int | None = None,
+    merges: tuple[str, ...] = (),
+) -> BuildOptions:
+    """Check what was asked for and fill in what was left out.
+
+    Graphs for ONNX Runtime are small files beside weights that are stored once, and take any size:
+    by default they are built for all merges and a wide profile. Engines hold the weights, and are
+    faster the less they must take: by default one merge and the pair's own size.
+
+    Args:
+        config: Of the pair.
+        size_multiple_px: Sides of pictures must be multiples of this.
+        target: One of `TARGETS`.
+        precision: `float32` or `float16`; by default float32 on a CPU and float16 elsewhere.
+        resolution: `512`, `256:768` or `256:512:768`: smallest, usual and largest side.
+        max_batch: Pictures drawn at once.
+        max_references: References of one subject; the pair's own limit by default.
+        max_steps: Steps of the solver.
+        merges: Some of `argmax`, `softmax`, `mean`, `concat`.
+
+    Raises:
+        ParameterError: Names the option, what it got and what is expected.
+    """
+    if target not in TARGETS:
+        raise ParameterError(f"target is {target!r}, expected one of: {', '.join(TARGETS)}")
+    is_engine = target not in ("cpu", "cuda")
+    if precision is None:
+        precision = "float32" if target == "cpu" else "float16"
+    if precision not in PRECISIONS:
+        raise ParameterError(
+            f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}"
+        )
+    unknown = [merge for merge in merges if merge not in MERGES]
+    if unknown:
+        raise ParameterError(f"merge is {unknown[0]!r}, expected one of: {', '.join(MERGES)}")
+    references = check_int(
+        "--max-references",
+        config.max_references if max_references is None else max_references,
+        1,
+        1024,
+        f"the pair was made for {config.max_references}",
+    )
+    if not merges:
+        merges = (config.merge,) if is_engine else MERGES
+    batch = (
+        (_ENGINE_MAX_BATCH if is_engine else _DEFAULT_MAX_BATCH)
+        if max_batch is None
+        else (max_batch)
+    )
+    if max_steps is None:
+        max_steps = max(_ENGINE_MAX_STEPS, config.default_steps) if is_engine else MAX_STEPS
+    profile = Profile(
+        resolution_px=_resolution(resolution, config, size_multiple_px, is_engine),
+        max_batch=check_int("--max-batch", batch, 1, 1024, "8 is usual"),
+        max_references=references,
+        max_steps=check_int("--steps", max_steps, 1, MAX_STEPS, "50 is usual"),
+    )
+    # With one reference all merges are the same, and need no graph of their own.
+    kept = tuple(merge for merge in MERGES if merge in merges) if references > 1 else ()
+    return BuildOptions(
+        target=cast("Target", target),
+        precision=cast("Precision", precision),
+        profile=profile,
+        merges=kept,
+    )
+
+
+def size_multiple_px(folder: Path, rest: Path) -> int:
+    """What sides of a pair's pictures must be multiples of.
+
+    Args:
+        folder: Holds `base_unet`.
+        rest: Holds `vae`.
+
+    Raises:
+        CheckpointError: A configuration is missing or does not say it.
+    """
+    sizes = 0
+    for path in (folder / "base_unet" / "config.json", rest / "vae" / "config.json"):
+        blocks = read_json(path).get("block_out_channels")
+        if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
+            raise CheckpointError(
+                f"{path}: block_out_channels is {blocks!r}, expected a list of 1 to 8 numbers; "
+                "copy the model folder again",
+                path,
+            )
+        sizes += len(blocks) - 1
+    return int(2**sizes)
+
+
+def _resolution(
+    text: str | None, config: PairConfig, multiple: int, is_engine: bool
+) -> tuple[int, int, int]:
+    side = config.sample_size_px
+    if text is None:
+        return (side, side, side) if is_engine else (multiple, side, _MAX_SIZE_FACTOR * side)
+    if not re.fullmatch(r"[0-9]{1,5}(:[0-9]{1,5}){0,2}", text):
+        raise ParameterError(
+            f"--resolution is {text!r}, expected a side in pixels such as {side}, or a range "
+            f"such as {side // 2}:{side} or {side // 2}:{side}:{2 * side}"
+        )
+    numbers = [int(part) for part in text.split(":")]
+    low, high = numbers[0], numbers[-1]
+    usual = numbers[1] if len(numbers) == 3 else min(max(side, low), high)
+    limit = _MAX_SIZE_FACTOR * side
+    for number in (low, usual, high):
+        if number % multiple or not multiple <= number <= limit:
+            raise ParameterError(
+                f"--resolution holds {number}, expected multiples of {multiple} up to {limit}; "
+                f"this pair was trained at {side}"
+            )
+    if not low <= usual <= high:
+        raise ParameterError(
+            f"--resolution is {text!r}, expected sides from small to large; swap them"
+        )
+    return low, usual, high

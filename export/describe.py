@@ -1,0 +1,125 @@
+"""What a finished build says about itself: from files and options to a manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from bootpig_rt.backends.tensorrt_flavours import flavour_of
+from bootpig_rt.bundle import GraphInfo, Manifest, ParityReport, RuntimeInfo, list_files
+from bootpig_rt.bundle_files import digest_files, split_pair_files
+from bootpig_rt.export.build_options import BuildOptions
+from bootpig_rt.export.graph_info import OnnxInfo, read_onnx
+from bootpig_rt.export.targets import tool_versions
+from bootpig_rt.manifest import FileInfo, PairInfo, SolverInfo
+from bootpig_rt.pair_config import PairConfig
+
+MINIMUM_ONNXRUNTIME = "1.20"
+"""Oldest ONNX Runtime that bundles may be loaded with; the floor of the extras `cpu` and `gpu`."""
+
+
+def describe_graphs(
+    folder: Path,
+    options: BuildOptions,
+    config: PairConfig,
+    fingerprint: str,
+    parity: ParityReport,
+) -> Manifest:
+    """The manifest of a folder with a pair and its ONNX graphs.
+
+    Args:
+        folder: Holds `*.onnx` beside the pair.
+        options: That it was built with.
+        config: Of the pair.
+        fingerprint: Of the pair in the folder.
+        parity: What the gate found.
+
+    Raises:
+        CheckpointError: A graph is damaged.
+    """
+    import onnxruntime
+
+    files = {file.path: file for file in list_files(folder)}
+    runtime = RuntimeInfo("onnxruntime", onnxruntime.__version__, MINIMUM_ONNXRUNTIME)
+    found = {path: read_onnx(folder / path) for path in files if _is_graph(path)}
+    graphs = [_graph(files[path], info) for path, info in found.items()]
+    weights, others = split_pair_files(files.values())
+    return Manifest(
+        target=options.target,
+        runtime=runtime,
+        pair=PairInfo(config.name, fingerprint, digest_files(weights), digest_files(others)),
+        precision=options.precision,
+        opset=max(info.opset for info in found.values()),
+        profile=options.profile,
+        merges=options.merges,
+        solver=SolverInfo(config.default_solver, config.default_steps),
+        rsa_kernel_sha256=None,
+        tools=tool_versions(),
+        graphs=tuple(graphs),
+        parity=parity,
+        files=tuple(files.values()),
+    )
+
+
+def describe_engines(
+    graphs: Path,
+    engines: Path,
+    options: BuildOptions,
+    config: PairConfig,
+    fingerprint: str,
+    parity: ParityReport,
+) -> Manifest:
+    """The manifest of a folder with engines; interfaces are those of the graphs they came from.
+
+    Args:
+        graphs: Holds `*.onnx` beside the pair.
+        engines: Holds `*.engine`, `*.layers.json` and the pair's configurations.
+        options: That it was built with.
+        config: Of the pair.
+        fingerprint: Of the pair that was asked for.
+        parity: What the gate found.
+    """
+    source = describe_graphs(graphs, options, config, fingerprint, parity)
+    files = {file.path: file for file in list_files(engines)}
+    infos = []
+    version = ""
+    for graph in source.graphs:
+        file = files[f"{graph.name}.engine"]
+        report = json.loads((engines / f"{graph.name}.layers.json").read_text(encoding="utf-8"))
+        version = report["runtime_version"]
+        infos.append(
+            replace(
+                graph,
+                file=file.path,
+                sha256=file.sha256,
+                size_bytes=file.size_bytes,
+                num_nodes=report["layers"]["num_layers"],
+            )
+        )
+    flavour = flavour_of(options.target)
+    architecture = None if options.target == "local" else options.target
+    _, others = split_pair_files(files.values())
+    return replace(
+        source,
+        runtime=RuntimeInfo(flavour.package, version, None, architecture),  # type: ignore[arg-type]
+        pair=replace(source.pair, config_sha256=digest_files(others)),
+        graphs=tuple(infos),
+        files=tuple(files.values()),
+    )
+
+
+def _is_graph(path: str) -> bool:
+    return "/" not in path and path.endswith(".onnx")
+
+
+def _graph(file: FileInfo, info: OnnxInfo) -> GraphInfo:
+    return GraphInfo(
+        name=Path(file.path).stem,
+        file=file.path,
+        sha256=file.sha256,
+        size_bytes=file.size_bytes,
+        num_nodes=info.num_nodes,
+        inputs=info.inputs,
+        outputs=info.outputs,
+    )

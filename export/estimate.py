@@ -1,0 +1,203 @@
+"""What a bundle will take: bytes on disk and on the device, from configurations and file headers.
+
+Needs no torch and reads no weights, so `build-engine --dry-run` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.errors import CheckpointError
+from bootpig_rt.export.build_options import BuildOptions
+from bootpig_rt.export.tensorrt_profiles import GUIDANCE_ROWS, pair_shape
+from bootpig_rt.pair_config import PairConfig, read_json
+from bootpig_rt.reference_schedule import ReferenceSchedule
+
+FORMULA = (
+    "device memory = weights + table + attention + pictures; "
+    "table = entries x references x sum over layers of 2 x tokens x channels x bytes"
+)
+
+NUM_FIXED_GRAPHS = 4
+"""Graphs that a bundle has one of; of `denoise_step` it has one and one for each merge."""
+
+_BYTES_OF = {"float32": 4, "float16": 2}
+_BYTES_OF_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_GRAPH_BYTES = 400_000
+_HEADER_LIMIT = 100 << 20
+
+# Bytes of activations that a decoder keeps at once, in pictures of its first width.
+_DECODER_PICTURES = 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What lies on the device while one batch is drawn, in bytes.
+
+    Attributes:
+        weights_bytes: Of all graphs.
+        table_bytes: Reference table of one subject with all its entries.
+        attention_bytes: Scores of the largest self-attention, if a runtime writes them to memory.
+        picture_bytes: What the decoder keeps at once.
+    """
+
+    weights_bytes: int
+    table_bytes: int
+    attention_bytes: int
+    picture_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all."""
+        return self.weights_bytes + self.table_bytes + self.attention_bytes + self.picture_bytes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected sizes, in bytes.
+
+    Attributes:
+        parameters: Of the pair, numbers not bytes.
+        disk_bytes: Of the finished bundle.
+        free_bytes: What a build needs on the disk while it runs.
+        table_entries: E of a reference table, with the pair's default schedule and steps.
+        usual: Memory for one picture of the usual size with one reference.
+        largest: Memory for a full batch of the largest pictures with the most references.
+    """
+
+    parameters: int
+    disk_bytes: int
+    free_bytes: int
+    table_entries: int
+    usual: Memory
+    largest: Memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """For json."""
+        values = asdict(self)
+        for name, memory in (("usual", self.usual), ("largest", self.largest)):
+            values[name]["total_bytes"] = memory.total_bytes
+        return values
+
+
+def estimate(
+    folder: Path,
+    rest: Path,
+    config: PairConfig,
+    options: BuildOptions,
+    *,
+    num_graphs: int,
+) -> Estimate:
+    """Expected sizes of a bundle.
+
+    Args:
+        folder: Holds the U-Nets.
+        rest: Holds `vae`, `text_encoder`, `tokenizer` and `scheduler`.
+        config: Of the pair.
+        options: What is asked for.
+        num_graphs: Files of graphs or engines.
+
+    Raises:
+        CheckpointError: A configuration or a header cannot be read.
+    """
+    stored, parameters = {}, {}
+    names = ["base_unet"] if config.shared_unet else ["base_unet", "ref_unet"]
+    for name in (*names, "vae", "text_encoder"):
+        part = (folder if name.endswith("unet") else rest) / name
+        parameters[name], stored[name] = _count(part)
+    # Weights become second names of the pair's files where graphs can point into those.
+    is_single = (folder / "pair.json").is_file() and not any(folder.glob("*/*.index.json"))
+    is_linked = folder == rest and is_single
+    total = sum(parameters.values())
+    width = _BYTES_OF[options.precision]
+    on_disk = sum(stored.values())
+    engines = 0
+    if options.is_engine:  # each engine holds the weights of its graph
+        steps = num_graphs - NUM_FIXED_GRAPHS
+        engines = width * (total + (steps - 1) * parameters["base_unet"])
+        engines += width * parameters["base_unet"] if config.shared_unet else 0
+    graphs = num_graphs * _GRAPH_BYTES
+    disk = engines + graphs if options.is_engine else on_disk + graphs
+    entries = _entries(config, options)
+    profile = options.profile
+    held = engines if options.is_engine else width * total
+
+    def memory(side_px: int, batch: int, references: int) -> Memory:
+        table = entries * references * _table_bytes(folder, rest, side_px, width)
+        attention, pictures = _activation_bytes(folder, rest, side_px, batch)
+        return Memory(held, table, attention, pictures)
+
+    return Estimate(
+        parameters=total,
+        disk_bytes=disk,
+        free_bytes=graphs + engines + (0 if is_linked else on_disk),
+        table_entries=entries,
+        usual=memory(profile.resolution_px[1], 1, 1),
+        largest=memory(profile.resolution_px[2], profile.max_batch, profile.max_references),
+    )
+
+
+def _entries(config: PairConfig, options: BuildOptions) -> int:
+    """E of the table that a user gets without asking for another schedule."""
+    schedule = ReferenceSchedule.default_for(config.reference_timestep)
+    steps = min(config.default_steps, options.profile.max_steps)
+    return steps if schedule.mode == "exact" else 1
+
+
+def _table_bytes(folder: Path, rest: Path, side_px: int, width: int) -> int:
+    """Keys and values of one reference in one entry: 2 x tokens x channels of each layer."""
+    shape = pair_shape(folder, rest)
+    channels = read_json(folder / "base_unet" / "config.json")["block_out_channels"]
+    tokens = (side_px // shape.pixels_per_latent) ** 2
+    return sum(2 * (tokens // 4**level) * channels[level] * width for level in shape.level_of_layer)
+
+
+def _activation_bytes(folder: Path, rest: Path, side_px: int, batch: int) -> tuple[int, int]:
+    """(scores of the largest self-attention in float32, what the decoder keeps at once)."""
+    shape = pair_shape(folder, rest)
+    unet = read_json(folder / "base_unet" / "config.json")
+    vae = read_json(rest / "vae" / "config.json")
+    level = min(shape.level_of_layer)
+    tokens = (side_px // shape.pixels_per_latent) ** 2 // 4**level
+    scores = GUIDANCE_ROWS * batch * _heads(unet, level) * tokens * 2 * tokens * 4
+    return scores, _DECODER_PICTURES * batch * side_px**2 * vae["block_out_channels"][0] * 4
+
+
+def _heads(unet: dict[str, Any], level: int) -> int:
+    """Heads of the self-attentions of a level; diffusers' `attention_head_dim` is their number."""
+    heads = unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)
+    return int(heads[level] if isinstance(heads, list) else heads)
+
+
+def _count(folder: Path) -> tuple[int, int]:
+    """Numbers and bytes of the weights of one module, from the headers of its files."""
+    paths = sorted(folder.glob("*.safetensors"))
+    plain = [path for path in paths if ".fp16." not in path.name]
+    numbers = size = 0
+    for path in plain or paths:
+        try:
+            with path.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                if length > _HEADER_LIMIT:
+                    raise ValueError("header too long")
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    begin, end = entry["data_offsets"]
+                    size += end - begin
+                    numbers += (end - begin) // _BYTES_OF_STORED.get(entry["dtype"], 4)
+        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+            raise CheckpointError(
+                f"{path} is truncated or damaged ({type(error).__name__}); "
+                "download or copy it again",
+                path,
+            ) from error
+    if not numbers:
+        raise CheckpointError(
+            f"{folder} holds no safetensors weights; copy the model folder again", folder
+        )
+    return numbers, size

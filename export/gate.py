@@ -1,0 +1,163 @@
+"""Runs the parity gate: records torch once, then compares backends with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootpig_rt.backends import create_backend
+from bootpig_rt.backends.base import Backend
+from bootpig_rt.cuda_devices import cuda_devices
+from bootpig_rt.export.parity import Plan, Progress, Recording, compare, make_plan, record
+from bootpig_rt.export.parity_limits import LIMITS
+from bootpig_rt.export.targets import target_status
+from bootpig_rt.manifest import ParityReport, ParityResult, Precision, Profile, Target
+from bootpig_rt.pair_config import Merge
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Torch's side of a gate.
+
+    Attributes:
+        plan: What was run.
+        recording: What came out.
+        fingerprint: Of the pair.
+    """
+
+    plan: Plan
+    recording: Recording
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class GateRun:
+    """One comparison.
+
+    Attributes:
+        report: Passed or failed.
+        recording: Of the backend under test.
+    """
+
+    report: ParityReport
+    recording: Recording
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a target can be compared on this machine.
+
+    Attributes:
+        backend: By name.
+        device: By name.
+        is_target: It is what the target is for; otherwise a stand-in with the same graphs.
+        reason: Why it is a stand-in.
+    """
+
+    backend: str
+    device: str
+    is_target: bool
+    reason: str = ""
+
+
+def record_reference(
+    backend: Backend,
+    *,
+    profile: Profile,
+    merges: tuple[Merge, ...],
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> Reference:
+    """Run the gate's inputs through torch.
+
+    Args:
+        backend: Torch's, with the pair.
+        profile: Sizes that the bundle takes.
+        merges: That the bundle has graphs for.
+        steps: Of the longest run; a fitting number by default.
+        progress: Told about each launch.
+    """
+    plan = make_plan(backend, profile=profile, merges=merges, steps=steps)
+    return Reference(plan, record(backend, plan, progress), backend.spec.fingerprint)
+
+
+def compare_backend(
+    folder: Path,
+    place: Place,
+    reference: Reference,
+    precision: Precision,
+    progress: Progress | None = None,
+) -> GateRun:
+    """Run the gate's inputs through a bundle and compare.
+
+    Args:
+        folder: The bundle.
+        place: Backend and device.
+        reference: Torch's side.
+        precision: Decides the limits.
+        progress: Told about each launch.
+
+    Raises:
+        BundleError: The bundle may not be loaded.
+        BackendUnavailable: The backend or the device is not there.
+    """
+    backend = create_backend(place.backend, folder, device=place.device)
+    new = record(backend, reference.plan, progress)
+    results = compare(reference.recording, new, LIMITS[precision])
+    passed = all(result.passed for result in results)
+    report = ParityReport(
+        status="passed" if passed else "failed",
+        reason=place.reason,
+        backend=backend.name,
+        device=backend.device,
+        results=results,
+    )
+    return GateRun(report, new)
+
+
+def place_of(target: Target) -> Place:
+    """Where the gate of a target runs on this machine."""
+    if target == "cpu":
+        return Place("onnxruntime", "cpu", is_target=True)
+    status = target_status(target)
+    if status.can_run:
+        devices = cuda_devices()
+        fitting = [device.index for device in devices if device.architecture == target]
+        index = fitting[0] if fitting else devices[0].index
+        name = "onnxruntime" if target == "cuda" else "tensorrt"
+        return Place(name, f"cuda:{index}", is_target=True)
+    missing = ", ".join(status.missing_to_run)
+    return Place(
+        "onnxruntime",
+        "cpu",
+        is_target=False,
+        reason=(
+            f"this machine lacks {missing}; the graphs were compared in ONNX Runtime on a CPU; "
+            "run bootpig-rt verify on the target machine"
+        ),
+    )
+
+
+def worst(results: tuple[ParityResult, ...]) -> ParityResult:
+    """The result that is nearest to its limit or furthest over it."""
+
+    def share(result: ParityResult) -> float:
+        if result.relative_error is None:
+            return float("inf")
+        if result.psnr_db is not None and result.psnr_limit_db is not None:
+            picture = result.psnr_limit_db / max(result.psnr_db, 1e-9)
+            return max(picture, result.relative_error / result.relative_limit)
+        return result.relative_error / result.relative_limit
+
+    return max(results, key=share)
+
+
+def describe_worst(results: tuple[ParityResult, ...]) -> str:
+    """One line about the result that is furthest over its limit."""
+    result = worst(results)
+    error = "not finite" if result.relative_error is None else f"{result.relative_error:.1e}"
+    text = f"{result.name} has a relative error of {error}, expected at most "
+    text += f"{result.relative_limit:.0e}"
+    if result.psnr_db is not None:
+        text += f", and {result.psnr_db:.1f} dB, expected at least {result.psnr_limit_db:.0f}"
+    return text

@@ -1,0 +1,444 @@
+"""The five graphs of a pair as torch modules: tensors in, tensors out, ready for tracing.
+
+    text_encoder   ids -> prompt_embeds
+    vae_encoder    pixels -> latents
+    reference_kv   latents, noise, alpha, sigma, timesteps, prompt_embeds -> k_0, v_0, k_1, v_1, ...
+    denoise_step   everything that one step of a batch needs -> next_state, estimate
+    vae_decoder    latents -> pixels
+
+`denoise_step` is for rows with one reference each, `denoise_step_<merge>` for rows with several.
+No value is read while tracing: sizes follow from shapes, so one graph serves every solver, number
+of steps, schedule and batch. Inputs and outputs are float32 or int64, except the text states and
+the reference table, which have the type that the graphs compute in.
+
+This file knows no ONNX; `onnx_export.py` writes the graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.export.reference_op import OpMerge, reference_attention
+from bootpig_rt.models.attention import join_heads, split_heads
+from bootpig_rt.models.load import Pair
+from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
+from bootpig_rt.pair_config import Merge
+
+MERGES: tuple[Merge, ...] = get_args(Merge)
+
+GRAPH_NAMES = (
+    "text_encoder",
+    "vae_encoder",
+    "reference_kv",
+    "denoise_step",
+    *(f"denoise_step_{merge}" for merge in MERGES),
+    "vae_decoder",
+)
+"""All graphs; a pair with one reference a subject needs no `denoise_step_<merge>`."""
+
+_NO_LIMIT = 3e38
+"""`clip_range` of a solver that does not clamp x0."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module with what tracing needs.
+
+    Attributes:
+        name: One of `GRAPH_NAMES`.
+        module: In evaluation mode; positional inputs.
+        inputs: Example inputs by name, in order. No two sizes that may differ are equal by design.
+        axes: For each input its free axes, axis -> size.
+        outputs: Names, in order.
+        merge: Of the reference self-attentions; None for graphs without any.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    axes: dict[str, dict[int, Any]]
+    outputs: tuple[str, ...]
+    merge: OpMerge | None = None
+
+
+class TextEncoder(nn.Module):
+    """ids int64 [P, S] -> prompt_embeds [P, S, E]."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        """Wrap a CLIP text model."""
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """See the class."""
+        states: Tensor = self.text_encoder(ids).last_hidden_state
+        return states
+
+
+class VaeEncoder(nn.Module):
+    """pixels float32 [N, 3, H, W] -> scaled latents float32 [N, C, h, w], mean of the posterior."""
+
+    def __init__(self, vae: Any) -> None:
+        """Wrap an autoencoder."""
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float()
+        latents: Tensor = (mean - _shift(self.vae)) * self.vae.config.scaling_factor
+        return latents
+
+
+class VaeDecoder(nn.Module):
+    """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        """Wrap an autoencoder."""
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """See the class."""
+        plain = latents / self.vae.config.scaling_factor + _shift(self.vae)
+        pixels: Tensor = self.vae.decode(plain.to(self.vae.dtype)).sample.float()
+        return pixels
+
+
+class ReferenceTable(nn.Module):
+    """Reference U-Net and the base's projections: keys and values of every self-attention.
+
+    Args:
+        base: Its key and value projections are used.
+        reference: Runs up to its last self-attention.
+        ref_scale: Multiplies the keys.
+    """
+
+    def __init__(self, base: BaseUNet, reference: ReferenceUNet, ref_scale: float) -> None:
+        """Keep both U-Nets."""
+        super().__init__()
+        self.base = base
+        self.reference = reference
+        self._ref_scale = ref_scale
+
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Noise the references and run them.
+
+        Args:
+            latents: float32 [N, C, h, w], clean and scaled; or noised ones with alpha 1, sigma 0.
+            noise: float32 [N, C, h, w].
+            alpha: float32 [N], of the signal.
+            sigma: float32 [N], of the noise.
+            timesteps: int64 [N].
+            prompt_embeds: [N, S, E], text states of the reference prompt.
+
+        Returns:
+            k_0, v_0, k_1, v_1, ...: L pairs [N, H_l, M_l, D_l], `ref_scale` in the keys.
+        """
+        column = (-1, 1, 1, 1)
+        noised = alpha.view(column) * latents + sigma.view(column) * noise
+        features = self.reference(noised.to(prompt_embeds.dtype), timesteps, prompt_embeds)
+        layers = self.base.project_reference(features, ref_scale=self._ref_scale)
+        return tuple(tensor for layer in layers for tensor in layer)
+
+
+class DenoiseStep(nn.Module):
+    """One step of a batch: rows of the Base U-Net, guidance and solver.
+
+    Args:
+        base: The Base U-Net.
+        merge: How several references of a row are combined; `one` where R is 1.
+    """
+
+    def __init__(self, base: BaseUNet, merge: OpMerge) -> None:
+        """Keep the U-Net."""
+        super().__init__()
+        self.base = base
+        self._merge = merge
+
+    def forward(
+        self,
+        step: Tensor,
+        state: Tensor,
+        timesteps: Tensor,
+        matrices: Tensor,
+        x0: Tensor,
+        clip_weight: Tensor,
+        clip_range: Tensor,
+        prompt_embeds: Tensor,
+        text_of_row: Tensor,
+        picture_of_row: Tensor,
+        rows_of_picture: Tensor,
+        image_guidance_scale: Tensor,
+        text_guidance_scale: Tensor,
+        ref_of_row: Tensor,
+        *table: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Take step `step` of each picture's own solver table.
+
+        Args:
+            step: int64 [1].
+            state: float32 [1 + K, B, C, h, w], latents and the solver's history.
+            timesteps: int64 [T, B].
+            matrices: float32 [T, B, 1 + K, 2 + K], see `bootpig_rt.solver`.
+            x0: float32 [T, B, 2].
+            clip_weight: float32 [T, B].
+            clip_range: float32 [1]; 3e38 for none.
+            prompt_embeds: [P, S, E], distinct text states.
+            text_of_row: int64 [N].
+            picture_of_row: int64 [N].
+            rows_of_picture: int64 [3, B], rows of the branches uncond, image, text_image.
+            image_guidance_scale: float32 [B].
+            text_guidance_scale: float32 [B].
+            ref_of_row: int64 [T, Nr, R], what the last Nr rows read of the table; -1 for none.
+            table: k_0, v_0, k_1, v_1, ..., each [F, H_l, M_l, D_l].
+
+        Returns:
+            next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.
+        """
+
+        def now(per_step: Tensor) -> Tensor:
+            return per_step.index_select(0, step).squeeze(0)
+
+        sample, history = state[0], state[1:]
+        refs = now(ref_of_row)
+
+        def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
+            q, k, v = (
+                split_heads(project(tokens), attn.heads)
+                for project in (attn.to_q, attn.to_k, attn.to_v)
+            )
+            attended = reference_attention(
+                q,
+                k,
+                v,
+                ref_k=table[2 * layer],
+                ref_v=table[2 * layer + 1],
+                ref_of_row=refs,
+                out_weight=attn.to_out[0].weight,
+                merge=self._merge,
+                scale=q.shape[-1] ** -0.5,
+            )
+            projected: Tensor = attn.to_out[0](join_heads(attended))
+            return projected
+
+        output = self.base.walk(
+            sample.index_select(0, picture_of_row).to(prompt_embeds.dtype),
+            now(timesteps).index_select(0, picture_of_row),
+            prompt_embeds.index_select(0, text_of_row),
+            self_attention,
+        ).float()
+
+        column = (-1, 1, 1, 1)
+        uncond, image, text_image = (
+            output.index_select(0, rows_of_picture[branch]) for branch in range(3)
+        )
+        guided = (
+            uncond
+            + image_guidance_scale.view(column) * (image - uncond)
+            + text_guidance_scale.view(column) * (text_image - image)
+        )
+        known = torch.cat([sample.unsqueeze(0), guided.unsqueeze(0), history])  # [2 + K, B, ...]
+        estimate = _combine(now(x0).unsqueeze(1), known[:2])[0]
+        following = _combine(now(matrices), known)
+        clipped = torch.minimum(torch.maximum(estimate, -clip_range), clip_range)
+        change = now(clip_weight).view(column) * (clipped - estimate)
+        next_state = torch.cat([(following[0] + change).unsqueeze(0), following[1:]])
+        return next_state, clipped
+
+
+def _combine(weights: Tensor, tensors: Tensor) -> Tensor:
+    """Per picture: weights [B, I, J] times tensors [J, B, C, h, w] -> [I, B, C, h, w]."""
+    by_picture = tensors.transpose(0, 1)
+    combined = weights @ by_picture.flatten(2)
+    unfolded: Tensor = combined.unflatten(2, tuple(by_picture.shape[2:]))
+    return unfolded.transpose(0, 1)
+
+
+def build_graph(name: str, pair: Pair, *, dtype: torch.dtype = torch.float32) -> Graph:
+    """A graph of a pair with its example inputs.
+
+    Args:
+        name: One of `GRAPH_NAMES`.
+        pair: Modules of type `dtype`, on the CPU.
+        dtype: What the graph computes in.
+
+    Raises:
+        ParameterError: An unknown name.
+    """
+    if name not in GRAPH_NAMES:
+        raise ParameterError(f"graph is {name!r}, expected one of {', '.join(GRAPH_NAMES)}")
+    if name == "text_encoder":
+        return _text_graph(pair)
+    if name in ("vae_encoder", "vae_decoder"):
+        return _vae_graph(name, pair)
+    text_length = int(pair.text_encoder.config.max_position_embeddings)
+    if name == "reference_kv":
+        return reference_graph(pair.base, pair.reference, pair.config.ref_scale, text_length, dtype)
+    merge: Any = name.removeprefix("denoise_step").removeprefix("_") or "one"
+    return step_graph(pair.base, merge, text_length, dtype)
+
+
+def _text_graph(pair: Pair) -> Graph:
+    length = int(pair.text_encoder.config.max_position_embeddings)
+    return Graph(
+        name="text_encoder",
+        module=TextEncoder(pair.text_encoder),
+        inputs={"ids": torch.zeros(3, length, dtype=torch.int64)},
+        axes={"ids": {0: Dim("prompts", min=1)}},
+        outputs=("prompt_embeds",),
+    )
+
+
+def _vae_graph(name: str, pair: Pair) -> Graph:
+    vae: Any = pair.vae
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = Dim("latent_height", min=1), Dim("latent_width", min=1)
+    images = Dim("images", min=1, max=63)  # diffusers' upsampling takes another way from 64 on
+    if name == "vae_encoder":
+        return Graph(
+            name=name,
+            module=VaeEncoder(vae),
+            inputs={"pixels": torch.zeros(3, vae.config.in_channels, 5 * factor, 4 * factor)},
+            axes={"pixels": {0: images, 2: factor * height, 3: factor * width}},
+            outputs=("latents",),
+        )
+    return Graph(
+        name=name,
+        module=VaeDecoder(vae),
+        inputs={"latents": torch.zeros(3, vae.config.latent_channels, 5, 4)},
+        axes={"latents": {0: images, 2: height, 3: width}},
+        outputs=("pixels",),
+    )
+
+
+def reference_graph(
+    base: BaseUNet,
+    reference: ReferenceUNet,
+    ref_scale: float,
+    text_length: int,
+    dtype: torch.dtype,
+) -> Graph:
+    """`reference_kv` of two U-Nets; `text_length` is S."""
+    config = base.unet.config
+    multiple = base.size_multiple
+    rows = Dim("references", min=1)
+    size = {2: multiple * Dim("_height", min=1), 3: multiple * Dim("_width", min=1)}
+    shape = (5, config.in_channels, 3 * multiple, 2 * multiple)
+    inputs = {
+        "latents": torch.zeros(shape),
+        "noise": torch.zeros(shape),
+        "alpha": torch.ones(5),
+        "sigma": torch.zeros(5),
+        "timesteps": torch.zeros(5, dtype=torch.int64),
+        "prompt_embeds": torch.zeros(5, text_length, _text_width(base), dtype=dtype),
+    }
+    axes: dict[str, dict[int, Any]] = {key: {0: rows} for key in inputs}
+    axes["latents"] |= size
+    axes["noise"] |= size
+    return Graph(
+        name="reference_kv",
+        module=ReferenceTable(base, reference, ref_scale),
+        inputs=inputs,
+        axes=axes,
+        outputs=table_names(base),
+    )
+
+
+def step_graph(base: BaseUNet, merge: OpMerge, text_length: int, dtype: torch.dtype) -> Graph:
+    """`denoise_step`, or `denoise_step_<merge>` for another merge than `one`; S is given."""
+    config, multiple = base.unet.config, base.size_multiple
+    history, pictures, steps, rows, reading, slots, states, entries = 2, 3, 4, 7, 5, 6, 8, 9
+    height, width = 3 * multiple, 2 * multiple
+    inputs: dict[str, Tensor] = {
+        "step": torch.zeros(1, dtype=torch.int64),
+        "state": torch.zeros(1 + history, pictures, config.in_channels, height, width),
+        "timesteps": torch.zeros(steps, pictures, dtype=torch.int64),
+        "matrices": torch.zeros(steps, pictures, 1 + history, 2 + history),
+        "x0": torch.zeros(steps, pictures, 2),
+        "clip_weight": torch.zeros(steps, pictures),
+        "clip_range": torch.full((1,), _NO_LIMIT),
+        "prompt_embeds": torch.zeros(states, text_length, _text_width(base), dtype=dtype),
+        "text_of_row": torch.zeros(rows, dtype=torch.int64),
+        "picture_of_row": torch.zeros(rows, dtype=torch.int64),
+        "rows_of_picture": torch.zeros(3, pictures, dtype=torch.int64),
+        "image_guidance_scale": torch.zeros(pictures),
+        "text_guidance_scale": torch.zeros(pictures),
+        "ref_of_row": torch.zeros(
+            steps, reading, 1 if merge == "one" else slots, dtype=torch.int64
+        ),
+    }
+    free = {
+        letter: Dim(name, min=least)
+        for letter, name, least in (
+            ("K", "history", 0),
+            ("B", "pictures", 1),
+            ("T", "steps", 1),
+            ("P", "prompts", 1),
+            ("N", "rows", 1),
+            ("Nr", "reading_rows", 0),
+            ("R", "slots", 1),
+            ("F", "table", 1),
+            ("M", "tokens", 1),
+        )
+    }
+    size = {3: multiple * Dim("_height", min=1), 4: multiple * Dim("_width", min=1)}
+    axes: dict[str, dict[int, Any]] = {
+        "state": {0: free["K"] + 1, 1: free["B"], **size},
+        "timesteps": {0: free["T"], 1: free["B"]},
+        "matrices": {0: free["T"], 1: free["B"], 2: free["K"] + 1, 3: free["K"] + 2},
+        "x0": {0: free["T"], 1: free["B"]},
+        "clip_weight": {0: free["T"], 1: free["B"]},
+        "prompt_embeds": {0: free["P"]},
+        "text_of_row": {0: free["N"]},
+        "picture_of_row": {0: free["N"]},
+        "rows_of_picture": {1: free["B"]},
+        "image_guidance_scale": {0: free["B"]},
+        "text_guidance_scale": {0: free["B"]},
+        "ref_of_row": {0: free["T"], 1: free["Nr"]},
+    }
+    if merge != "one":
+        axes["ref_of_row"][2] = free["R"]
+    names = iter(table_names(base))
+    for layer, (_, heads, inner) in enumerate(base.layer_shapes()):
+        tokens = Dim(f"tokens_{layer}", min=1)
+        for name in (next(names), next(names)):
+            inputs[name] = torch.zeros(entries, heads, 10 + layer, inner // heads, dtype=dtype)
+            axes[name] = {0: free["F"], 2: tokens}
+    return Graph(
+        name="denoise_step" if merge == "one" else f"denoise_step_{merge}",
+        module=DenoiseStep(base, merge),
+        inputs=inputs,
+        axes=axes,
+        outputs=("next_state", "estimate"),
+        merge=merge,
+    )
+
+
+def table_names(base: BaseUNet) -> tuple[str, ...]:
+    """`k_0`, `v_0`, `k_1`, `v_1`, ...: outputs of `reference_kv` and inputs of `denoise_step`."""
+    return tuple(f"{kind}_{layer}" for layer in range(base.num_layers) for kind in "kv")
+
+
+def _text_width(base: BaseUNet) -> int:
+    width = base.unet.config.cross_attention_dim
+    return int(width if isinstance(width, int) else width[0])
+
+
+def _shift(vae: Any) -> float:
+    """Offset of latents; absent from the autoencoders of Stable Diffusion 1.x and 2.x."""
+    return float(getattr(vae.config, "shift_factor", None) or 0.0)

@@ -1,0 +1,355 @@
+"""From a pair to ONNX graphs whose weights stay in the pair's own safetensors files.
+
+Traced with `torch.export`, translated by `torch.onnx`, then: constants are folded, but never the
+pair's weights; each weight becomes external data that points into the folder, behind a Cast where
+the file has another type (runtimes fold it when they load); the body of the reference attention is
+added as a model-local function.
+
+Attention is written out in standard operators, scores and softmax in float32. This file knows no
+runtime and no manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from onnxscript import ir, opset20
+from onnxscript.optimizer import _optimizer
+from torch import nn
+
+from bootpig_rt import __version__
+from bootpig_rt.atomic import atomic_write_bytes
+from bootpig_rt.errors import EngineError, ParameterError
+from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
+from bootpig_rt.export.reference_op import function_body
+from bootpig_rt.export.stored_weights import StoredTensor, find_weights
+from bootpig_rt.models.load import Pair
+from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
+
+__all__ = ["DEFAULT_OPSET", "GRAPH_NAMES", "export_graph", "write_graph"]
+
+# While tracing, the operators take values that the types of onnxscript do not name.
+op: Any = opset20
+
+DEFAULT_OPSET = 20
+"""The first with `Gelu`; every runtime that we know of reads it."""
+
+OPSETS = range(20, 24)
+"""Opsets that graphs can be written in."""
+
+METADATA_KEY = "bootpig_rt"
+"""Key of a graph's metadata: json with `graph`, `precision`, `merge` and `layers`."""
+
+_LARGEST_EMBEDDED_BYTES = 1 << 16
+"""Constants of the graph itself, such as masks; weights are never embedded."""
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+# Attribute of a traced module -> part of the pair.
+_PARTS = {
+    "base": "base_unet",
+    "reference": "ref_unet",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+}
+
+
+def export_graph(
+    name: str,
+    pair: Pair,
+    folder: Path,
+    *,
+    precision: Literal["float32", "float16"] = "float32",
+    opset: int = DEFAULT_OPSET,
+) -> Path:
+    """Write one graph of a pair, `folder/name.onnx`.
+
+    Args:
+        name: One of `GRAPH_NAMES`.
+        pair: Loaded from `folder`, on the CPU.
+        folder: Holds the weights that the graph points to.
+        precision: What the graph computes in; text states and reference tables have this type.
+        opset: Of ONNX, one of `OPSETS`.
+
+    Returns:
+        The file, of a few hundred kilobytes.
+
+    Raises:
+        ParameterError: An unknown name, precision or opset.
+        CheckpointError: The folder does not hold the pair's weights.
+        EngineError: The exporter failed.
+        StorageError: The file cannot be written.
+    """
+    if precision not in _DTYPES:
+        raise ParameterError(f"precision is {precision!r}, expected {' or '.join(_DTYPES)}")
+    dtype = _DTYPES[precision]
+    graph = build_graph(name, _of_type(pair, dtype), dtype=dtype)
+    shared = pair.config.shared_unet
+    return write_graph(graph, folder, half=precision == "float16", shared=shared, opset=opset)
+
+
+def write_graph(
+    graph: Graph, folder: Path, *, half: bool = False, shared: bool = False, opset: int
+) -> Path:
+    """Write a graph whose modules are at hand; see `export_graph`.
+
+    Args:
+        graph: What to write.
+        folder: Holds the weights.
+        half: The modules are float16.
+        shared: Both U-Nets have the weights in `base_unet`.
+        opset: One of `OPSETS`.
+    """
+    if opset not in OPSETS:
+        raise ParameterError(f"opset is {opset}, expected {OPSETS[0]}..{OPSETS[-1]}")
+    stored = _stored_parameters(graph.module, folder, shared=shared)
+    model = _translate(graph, opset)
+    _optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, stored))
+    _drop_traces(model)
+    _point_to_files(model, stored, folder)
+    model.metadata_props[METADATA_KEY] = json.dumps(_metadata(graph, half))
+    model.producer_name, model.producer_version = "bootpig_rt", __version__
+    model.graph.name = graph.name
+    model.opset_imports[""] = opset
+    proto = ir.to_proto(model)
+    if graph.merge is not None:
+        proto.functions.append(function_body(graph.merge, half=half, opset=opset))
+    path = folder / f"{graph.name}.onnx"
+    atomic_write_bytes(path, proto.SerializeToString())
+    return path
+
+
+def _of_type(pair: Pair, dtype: torch.dtype) -> Pair:
+    """The pair with modules of a type; those that have it already are not copied."""
+
+    def convert(module: Any) -> Any:
+        if next(module.parameters()).dtype == dtype:
+            return module
+        return nn.Module.to(copy.deepcopy(module), dtype)  # diffusers' own `to` logs advice
+
+    base = convert(pair.base.unet)
+    reference = base if pair.reference.unet is pair.base.unet else convert(pair.reference.unet)
+    return replace(
+        pair,
+        base=BaseUNet(base).eval(),
+        reference=ReferenceUNet(reference).eval(),
+        vae=convert(pair.vae),
+        text_encoder=convert(pair.text_encoder),
+    )
+
+
+def _stored_parameters(module: nn.Module, folder: Path, *, shared: bool) -> dict[str, StoredTensor]:
+    """Where each parameter of a traced module is stored, by its full name."""
+    stored: dict[str, StoredTensor] = {}
+    for attribute, child in module.named_children():
+        prefix, part = f"{attribute}.", _PARTS[attribute]
+        owner: Any = child
+        if attribute in ("base", "reference"):
+            prefix, owner = f"{attribute}.unet.", child.unet
+            part = "base_unet" if shared else part
+        for name, tensor in find_weights(folder, part, owner).items():
+            stored[prefix + name] = tensor
+    return stored
+
+
+def _translate(graph: Graph, opset: int) -> Any:
+    """Trace and translate, without optimisations."""
+    names = list(graph.inputs)
+    axes: list[Any] = [graph.axes.get(name) for name in names]
+    if graph.merge is not None:  # the table is one variadic argument
+        first = names.index("ref_of_row") + 1
+        axes = [*axes[:first], tuple(axes[first:])]
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.aten.scaled_dot_product_attention.default: _attention,
+        torch.ops.aten.silu.default: _silu,
+    }
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                graph.module, tuple(graph.inputs.values()), dynamic_shapes=tuple(axes), strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                input_names=names,
+                output_names=list(graph.outputs),
+                custom_translation_table=table,
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+    except (RuntimeError, ValueError) as error:  # all that torch's exporters raise
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(
+            f"torch {torch.__version__} cannot export the graph {graph.name}: {reason}; "
+            "install the versions of constraints.txt"
+        ) from error
+    assert exported is not None
+    return exported.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks about themselves off the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """`scaled_dot_product_attention` with one scaling, and scores in float32.
+
+    Source of the formula: the documentation of `torch.nn.functional.scaled_dot_product_attention`.
+    """
+    width = query.shape[-1]
+    factor = width**-0.5 if scale is None else scale
+    half = query.dtype == ir.DataType.FLOAT16
+    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=factor), query))
+    key_t = op.Transpose(key, perm=[0, 1, 3, 2])
+    if half:
+        scaled, key_t = op.Cast(scaled, to=1), op.Cast(key_t, to=1)
+    scores = op.MatMul(scaled, key_t)
+    if is_causal:
+        size = key.shape[-2]
+        mask = torch.full((size, size), -1e30).triu(1)
+        scores = op.Add(scores, op.Constant(value=ir.tensor(mask.numpy())))
+    elif attn_mask is not None:
+        if attn_mask.dtype == ir.DataType.BOOL:
+            zero, lowest = op.Constant(value_float=0.0), op.Constant(value_float=-1e30)
+            attn_mask = op.Where(attn_mask, zero, lowest)
+        scores = op.Add(scores, op.Cast(attn_mask, to=1))
+    share = op.Softmax(scores, axis=-1)
+    if half:
+        share = op.Cast(share, to=10)
+    return op.MatMul(share, value)
+
+
+def _silu(x: Any) -> Any:
+    return op.Mul(x, op.Sigmoid(x))
+
+
+def _may_fold(node: ir.Node, stored: dict[str, StoredTensor]) -> bool | None:
+    """Never fold what comes from the pair's weights: that would store them a second time."""
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and value.name in stored:
+            return False
+    return None
+
+
+def _drop_traces(model: ir.Model) -> None:
+    """Leave out where each node came from: call stacks with paths, most of the file."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _point_to_files(model: ir.Model, stored: dict[str, StoredTensor], folder: Path) -> None:
+    """Replace weights by external data, and drop those that no node reads."""
+    graph = model.graph
+    front: list[ir.Node] = []
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+            continue
+        tensor = value.const_value
+        assert tensor is not None
+        if name not in stored:
+            if tensor.nbytes > _LARGEST_EMBEDDED_BYTES:
+                raise EngineError(
+                    f"the graph {graph.name} holds the constant {name!r} of {tensor.nbytes} bytes, "
+                    f"expected at most {_LARGEST_EMBEDDED_BYTES} beside the pair's weights; "
+                    "report it with the pair's config.json files"
+                )
+            continue
+        place = stored[name]
+        dtype, shape = tensor.dtype, tuple(tensor.shape.numpy())
+        external = ir.ExternalTensor(
+            place.location,
+            place.offset,
+            place.length,
+            _IR_TYPES[place.dtype],
+            shape=ir.Shape(place.shape),
+            name=name,
+            base_dir=folder,
+        )
+        if external.dtype == dtype and place.shape == shape:
+            value.const_value = external
+            continue
+        del graph.initializers[name]
+        file_value = ir.Value(
+            name=name,
+            shape=external.shape,
+            type=ir.TensorType(external.dtype),
+            const_value=external,
+        )
+        graph.initializers[name] = file_value
+        current = file_value
+        value.name = f"{name}.used"
+        if place.shape != shape:  # a 1 x 1 convolution in the file, a linear layer today
+            target = ir.Value(
+                name=f"{name}.shape", const_value=ir.tensor(list(shape), name=f"{name}.shape")
+            )
+            graph.initializers[f"{name}.shape"] = target
+            front.append(ir.node("Reshape", [current, target]))
+            current = front[-1].outputs[0]
+            current.name = f"{name}.reshaped"
+        if external.dtype != dtype:
+            front.append(ir.node("Cast", [current], {"to": dtype.value}))
+            current = front[-1].outputs[0]
+        current.name, current.type, current.shape = f"{name}.used", value.type, value.shape
+        ir.convenience.replace_all_uses_with(value, current)
+    graph.insert_before(graph[0], front)
+
+
+_IR_TYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.float64: ir.DataType.DOUBLE,
+}
+
+
+def _metadata(graph: Graph, half: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "graph": graph.name,
+        "precision": "float16" if half else "float32",
+        "merge": graph.merge,
+    }
+    base: Any = getattr(graph.module, "base", None)
+    if base is not None:
+        # Of each self-attention: heads, head dim, and how often latents were halved before it.
+        values["layers"] = [
+            [heads, inner // heads, level]
+            for (_, heads, inner), level in zip(
+                base.layer_shapes(), base.layer_levels(), strict=True
+            )
+        ]
+    return values

@@ -1,0 +1,74 @@
+"""Attention in the form that TensorRT fuses and still sums in float32.
+
+Graphs in float16 cast queries and keys to float32 and multiply them there, which says what is
+meant. TensorRT then runs the product in float32 and writes all scores to memory. Where the cast
+stands behind the product instead, it makes one fused kernel whose scores are summed in float32 and
+never leave it; without any cast the fused kernel sums them in float16, which overflows with the
+weights of Stable Diffusion 2.1. All three were read from the plans of TensorRT-RTX 1.7.1; see
+`tensorrt_layers`, whose report is how a build checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from onnx import ModelProto, TensorProto, helper
+
+
+def cast_behind_scores(model: ModelProto) -> int:
+    """Move the casts to float32 from ahead of each attention's first product to behind it.
+
+    Args:
+        model: Changed in place, bodies of functions too.
+
+    Returns:
+        How many attentions were changed.
+    """
+    changed = 0
+    for body in (model.graph, *model.functions):
+        nodes = list(body.node)
+        maker = {name: node for node in nodes for name in node.output}
+        users = {name: [n for n in nodes if name in n.input] for n in nodes for name in n.output}
+        for product in nodes:
+            if product.op_type != "MatMul" or not _reaches_softmax(product.output[0], users):
+                continue
+            casts = [maker.get(name) for name in product.input]
+            if not all(cast is not None and _is_cast_to_float(cast) for cast in casts):
+                continue
+            for i, cast in enumerate(casts):
+                assert cast is not None
+                product.input[i] = cast.input[0]
+            wide = product.output[0]
+            product.output[0] = f"{wide}_half"
+            behind = helper.make_node("Cast", [product.output[0]], [wide], to=TensorProto.FLOAT)
+            nodes.insert(_index(nodes, product) + 1, behind)
+            changed += 1
+        used = {name for node in nodes for name in node.input} | set(_outputs(body))
+        kept = [n for n in nodes if not _is_cast_to_float(n) or n.output[0] in used]
+        del body.node[:]
+        body.node.extend(kept)
+    return changed
+
+
+def _reaches_softmax(name: str, users: dict[str, list[Any]]) -> bool:
+    """Whether a value is a softmax's scores, with at most a mask added."""
+    readers = users.get(name, [])
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        readers = users.get(readers[0].output[0], [])
+    return len(readers) == 1 and readers[0].op_type == "Softmax"
+
+
+def _is_cast_to_float(node: Any) -> bool:
+    return node.op_type == "Cast" and any(
+        attribute.name == "to" and attribute.i == TensorProto.FLOAT for attribute in node.attribute
+    )
+
+
+def _outputs(body: Any) -> Iterator[str]:
+    for output in body.output:
+        yield output if isinstance(output, str) else output.name
+
+
+def _index(nodes: list[Any], wanted: Any) -> int:
+    return next(i for i, node in enumerate(nodes) if node is wanted)

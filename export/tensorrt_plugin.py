@@ -1,0 +1,253 @@
+"""The operator `bootpig_rt::ReferenceAttention` as a quick-deploy plugin of TensorRT.
+
+Ahead of time: the plan holds the kernel's PTX and runs without Python, Triton or this package. Each
+tile configuration is a tactic, and TensorRT times them while it builds. Where no plugin is
+registered the operator's body of standard operators runs instead (`reference_op`), as it does for
+merges that compare references after the output projection: those are more than one launch.
+
+The decisions are plain functions of shapes (`Tensors` in, `Launch` out), so that they are tested
+without TensorRT; `register` hands them to `tensorrt.plugin`, which TensorRT has since 10.9 and
+TensorRT-RTX has not.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bootpig_rt.errors import BackendUnavailable, ParameterError
+from bootpig_rt.kernels import checks
+from bootpig_rt.kernels.compile import (
+    SHARED_LIMIT,
+    Compiled,
+    compile_one,
+    plugin_variant,
+    without_hidden_pointers,
+)
+from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
+from bootpig_rt.kernels.tiles import Tile
+
+PLUGIN_ID = "bootpig_rt::ReferenceAttention"
+MERGES = ("one", "concat")
+"""Merges that are one launch; `one` is what graphs for a single reference have."""
+
+TACTICS = (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2))
+"""Tactic 1, 2, 3. Small enough for the 48 KiB that a kernel gets without asking the driver."""
+
+SHARED_WITHOUT_ASKING = 48 * 1024
+
+DTYPES = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+"""Names of `tensorrt.DataType` and what the kernels call them."""
+
+INPUTS = ("q", "k", "v", "ref_k", "ref_v", "ref_of_row")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a plan needs to launch the kernel.
+
+    Attributes:
+        entry: Name of the function in the PTX.
+        ptx: Its parameters are the inputs, the numbers, the output, and no more.
+        grid: Programs along x, y and z; numbers, or expressions of a symbolic shape.
+        threads: Of one program.
+        shared_bytes: Of one program.
+        numbers: Whole numbers between inputs and outputs.
+    """
+
+    entry: str
+    ptx: str
+    grid: tuple[Any, Any, Any]
+    threads: int
+    shared_bytes: int
+    numbers: tuple[Any, ...]
+
+
+def supports(merge: str) -> bool:
+    """The plugin computes this merge; a graph with another keeps the operator's body."""
+    return merge in MERGES
+
+
+def check_inputs(dtypes: Sequence[str], head_dim: int) -> str:
+    """The kernel's name for the type of the tensors.
+
+    Args:
+        dtypes: Names of `tensorrt.DataType` of the six inputs.
+        head_dim: D.
+
+    Raises:
+        ParameterError: A type or a head dim that the kernel does not take.
+    """
+    *floats, index = dtypes
+    if len(set(floats)) != 1 or floats[0] not in DTYPES or index != "INT64":
+        raise ParameterError(
+            f"{PLUGIN_ID} got {', '.join(dtypes)}, expected one of {', '.join(DTYPES)} five times "
+            "and INT64; export the graph in one float type"
+        )
+    if not checks.supports_head_dim(head_dim):
+        raise ParameterError(
+            f"{PLUGIN_ID} got head dim {head_dim}, expected {checks.MIN_HEAD_DIM} to "
+            f"{checks.MAX_HEAD_DIM} in steps of {checks.HEAD_DIM_MULTIPLE}; build without the "
+            "plugin"
+        )
+    return DTYPES[floats[0]]
+
+
+def tactics(*, architecture: int, dtype: str, head_dim: int, scale: float) -> list[int]:
+    """Numbers of the tactics that fit: no spills, and no more shared memory than is given unasked.
+
+    Raises:
+        ParameterError: An architecture that the kernels are not made for.
+        BackendUnavailable: No tactic fits, or Triton is missing or too old.
+    """
+    if architecture not in SHARED_LIMIT:
+        known = ", ".join(f"sm_{number}" for number in SHARED_LIMIT)
+        raise ParameterError(f"the GPU is sm_{architecture}, expected one of {known}")
+    fitting = []
+    for number in range(1, len(TACTICS) + 1):
+        resources = _compiled(number, architecture, dtype, head_dim, scale).resources
+        if resources.shared_bytes <= SHARED_WITHOUT_ASKING and not resources.spills:
+            fitting.append(number)
+    if not fitting:
+        raise BackendUnavailable(
+            f"no tactic of {PLUGIN_ID} fits sm_{architecture} in {dtype} with head dim {head_dim}; "
+            "build without the plugin"
+        )
+    return fitting
+
+
+def launch(
+    tactic: int,
+    shapes: Sequence[Sequence[Any]],
+    *,
+    architecture: int,
+    dtype: str,
+    head_dim: int,
+    scale: float,
+    divide_up: Callable[[Any, int], Any],
+) -> Launch:
+    """The kernel of one tactic and how it is launched for inputs of these shapes.
+
+    Args:
+        tactic: 1 to the number of `TACTICS`.
+        shapes: Of the inputs, in the order of `INPUTS`; numbers or symbolic expressions.
+        architecture: Compute capability, 90 for 9.0.
+        dtype: `float16`, `bfloat16` or `float32`.
+        head_dim: D.
+        scale: The operator's.
+        divide_up: Division of an expression by a number, rounded up.
+    """
+    compiled = _compiled(tactic, architecture, dtype, head_dim, scale)
+    rows, heads, tokens = shapes[0][:3]
+    return Launch(
+        entry=compiled.entry,
+        ptx=without_hidden_pointers(compiled.ptx, compiled.entry, 2),
+        grid=(divide_up(tokens, TACTICS[tactic - 1].block_m), heads, rows),
+        threads=compiled.num_threads,
+        shared_bytes=compiled.resources.shared_bytes,
+        numbers=tuple(shapes[source][dim] for _, source, dim in PLUGIN_NUMBERS),
+    )
+
+
+@functools.cache
+def _compiled(tactic: int, architecture: int, dtype: str, head_dim: int, scale: float) -> Compiled:
+    return compile_one(
+        plugin_variant(
+            architecture=architecture,
+            dtype=dtype,
+            head_dim=head_dim,
+            scale=scale,
+            tile=TACTICS[tactic - 1],
+        )
+    )
+
+
+def register(architecture: int, *, plugin: Any = None) -> None:
+    """Make the plugin known to TensorRT, for graphs whose merge it `supports`.
+
+    Call it once, ahead of parsing a graph. A plan built then holds PTX for `architecture` alone.
+
+    Args:
+        architecture: Compute capability of the GPU that the plan is for.
+        plugin: The module `tensorrt.plugin`; imported by default.
+
+    Raises:
+        BackendUnavailable: TensorRT is not installed or has no ahead-of-time plugins.
+    """
+    trtp = _plugin_module() if plugin is None else plugin
+    if not hasattr(trtp, "aot_impl"):
+        raise BackendUnavailable(
+            "this TensorRT has no ahead-of-time plugins, expected 10.9 or newer; pip install "
+            "--upgrade tensorrt, or build without the plugin"
+        )
+    desc = trtp.TensorDesc
+
+    def describe(q, k, v, ref_k, ref_v, ref_of_row, merge, scale):  # type: ignore[no-untyped-def]
+        if not supports(merge):
+            raise ParameterError(
+                f"{PLUGIN_ID} got merge {merge!r}, expected {' or '.join(MERGES)}; build graphs "
+                "with other merges without the plugin"
+            )
+        check_inputs(_dtypes(q, k, v, ref_k, ref_v, ref_of_row), int(q.shape[3]))
+        return q.like()
+
+    def choose(q, k, v, ref_k, ref_v, ref_of_row, scale, outputs):  # type: ignore[no-untyped-def]
+        inputs = (q, k, v, ref_k, ref_v, ref_of_row)
+        head_dim = int(q.shape[3])
+        dtype = check_inputs(_dtypes(*inputs), head_dim)
+        numbers = tactics(
+            architecture=architecture, dtype=dtype, head_dim=head_dim, scale=float(scale)
+        )
+        name = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}[dtype]
+        types = ", ".join([name] * 5 + ["INT64", name])
+        return [trtp.AutoTuneCombination(types, "LINEAR", numbers)]
+
+    def implement(  # type: ignore[no-untyped-def]
+        q, k, v, ref_k, ref_v, ref_of_row, scale, outputs, tactic
+    ):
+        inputs = (q, k, v, ref_k, ref_v, ref_of_row)
+        head_dim = int(q.shape[3])
+        made = launch(
+            int(tactic),
+            [tensor.shape_expr for tensor in inputs],
+            architecture=architecture,
+            dtype=check_inputs(_dtypes(*inputs), head_dim),
+            head_dim=head_dim,
+            scale=float(scale),
+            divide_up=trtp.cdiv,
+        )
+        parameters = trtp.KernelLaunchParams()
+        parameters.grid_x, parameters.grid_y, parameters.grid_z = made.grid
+        parameters.block_x = made.threads
+        parameters.shared_mem = made.shared_bytes
+        numbers = trtp.SymIntExprs(len(made.numbers))
+        for index, number in enumerate(made.numbers):
+            numbers[index] = trtp.SymInt32(number)
+        return made.entry, made.ptx, parameters, numbers
+
+    # TensorRT reads the annotations: they are its own classes, known only here.
+    tensors = dict.fromkeys(INPUTS, desc)
+    describe.__annotations__ = {**tensors, "merge": str, "scale": float, "return": desc}
+    choose.__annotations__ = {**tensors, "scale": float}
+    implement.__annotations__ = {**tensors, "scale": float}
+    trtp.register(PLUGIN_ID)(describe)
+    trtp.autotune(PLUGIN_ID)(choose)
+    trtp.aot_impl(PLUGIN_ID)(implement)
+
+
+def _dtypes(*tensors: Any) -> list[str]:
+    """Names of `tensorrt.DataType`."""
+    return [str(tensor.dtype).rpartition(".")[2] for tensor in tensors]
+
+
+def _plugin_module() -> Any:
+    try:
+        return importlib.import_module("tensorrt.plugin")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"tensorrt.plugin cannot be imported ({error}), it comes with TensorRT 10.9 or newer; "
+            "pip install 'bootpig-rt[tensorrt]'"
+        ) from error

@@ -1,0 +1,220 @@
+"""Which sizes an engine is built for: the axes of the five graphs, and their ranges in a profile.
+
+The names of inputs and what their axes count are the graphs' interface; see `ARCHITECTURE.md`. An
+axis that a graph has fixed stays fixed. This file knows numbers, and no TensorRT.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.pair_config import read_json
+
+if TYPE_CHECKING:
+    from bootpig_rt.bundle import Profile
+
+ROWS_PER_LAUNCH = 16
+"""Rows that go through the Reference U-Net at once: a table of many entries is made in pieces."""
+
+MAX_HISTORY = 3
+"""K, most tensors that a solver hands from step to step."""
+
+GUIDANCE_ROWS = 3
+"""Rows of a picture: uncond, image, text_image. The last two read references."""
+
+DEFAULT_STEPS = 25
+"""T that kernels are chosen for, where the profile allows it."""
+
+
+class Range(NamedTuple):
+    """Least size of an axis, the one that kernels are chosen for, and the largest."""
+
+    least: int
+    usual: int
+    most: int
+
+
+class ShapeRange(NamedTuple):
+    """Range of a whole shape, as TensorRT takes it."""
+
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    most: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PairShape:
+    """Sizes of a pair that its graphs leave open.
+
+    Attributes:
+        pixels_per_latent: Along a side.
+        text_length: S, tokens of a prompt.
+        level_of_layer: Of each self-attention how often the latents were halved before it.
+    """
+
+    pixels_per_latent: int
+    text_length: int
+    level_of_layer: tuple[int, ...]
+
+
+# graph -> input -> what its axes count; "" is an axis that graphs fix.
+_AXES: dict[str, dict[str, tuple[str, ...]]] = {
+    "text_encoder": {"ids": ("prompts", "tokens")},
+    "vae_encoder": {"pixels": ("images", "", "height_px", "width_px")},
+    "vae_decoder": {"latents": ("batch", "", "height", "width")},
+    "reference_kv": {
+        "latents": ("passes", "", "height", "width"),
+        "noise": ("passes", "", "height", "width"),
+        "alpha": ("passes",),
+        "sigma": ("passes",),
+        "timesteps": ("passes",),
+        "prompt_embeds": ("passes", "tokens", ""),
+    },
+    "denoise_step": {
+        "step": ("one",),
+        "state": ("state", "batch", "", "height", "width"),
+        "timesteps": ("steps", "batch"),
+        "matrices": ("steps", "batch", "state", "columns"),
+        "x0": ("steps", "batch", "two"),
+        "clip_weight": ("steps", "batch"),
+        "clip_range": ("one",),
+        "prompt_embeds": ("prompts", "tokens", ""),
+        "text_of_row": ("rows",),
+        "picture_of_row": ("rows",),
+        "rows_of_picture": ("three", "batch"),
+        "image_guidance_scale": ("batch",),
+        "text_guidance_scale": ("batch",),
+        "ref_of_row": ("steps", "reading_rows", "references"),
+    },
+}
+_TABLE = re.compile(r"[kv]_(\d+)")
+
+
+def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
+    """Read what graphs leave open from the configurations of a pair.
+
+    Args:
+        folder: The pair; its graphs lie beside `base_unet`, `vae` and `text_encoder`.
+        base_model: Holds `vae` and `text_encoder` where the pair does not.
+
+    Raises:
+        CheckpointError: A configuration is missing or lacks a field.
+    """
+    unet = read_json(folder / "base_unet" / "config.json")
+    rest = folder if base_model is None else base_model
+    vae = read_json(rest / "vae" / "config.json")
+    text = read_json(rest / "text_encoder" / "config.json")
+    try:
+        down, up = list(unet["down_block_types"]), list(unet["up_block_types"])
+        depth = int(unet.get("layers_per_block", 2))
+        vae_levels = len(vae["block_out_channels"])
+        tokens = int(text["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: a config.json of base_unet, vae or text_encoder lacks a field or has a "
+            f"wrong one ({error}); copy the model folder again",
+            folder,
+        ) from error
+    last = len(down) - 1
+    levels = [level for level, kind in enumerate(down) if "CrossAttn" in kind for _ in range(depth)]
+    levels.append(last)  # the middle
+    for index, kind in enumerate(up):
+        levels += [last - index] * (depth + 1) if "CrossAttn" in kind else []
+    return PairShape(2 ** (vae_levels - 1), tokens, tuple(levels))
+
+
+def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
+    """Ranges of everything that an axis counts, but for the reference tables."""
+    batch, references, steps = profile.max_batch, profile.max_references, profile.max_steps
+    side = Range(*(size // shape.pixels_per_latent for size in profile.resolution_px))
+    side_px = Range(*(size * shape.pixels_per_latent for size in side))
+    usual_steps = min(DEFAULT_STEPS, steps)
+    return {
+        "one": Range(1, 1, 1),
+        "two": Range(2, 2, 2),
+        "three": Range(3, 3, 3),
+        "batch": Range(1, 1, batch),
+        "images": Range(1, 1, references),
+        "passes": Range(1, ROWS_PER_LAUNCH, ROWS_PER_LAUNCH),
+        "prompts": Range(1, min(2, 2 * batch), 2 * batch),
+        "rows": Range(1, GUIDANCE_ROWS, GUIDANCE_ROWS * batch),
+        "reading_rows": Range(0, GUIDANCE_ROWS - 1, (GUIDANCE_ROWS - 1) * batch),
+        "references": Range(1, 1, references),
+        "steps": Range(1, usual_steps, steps),
+        "state": Range(1, 1 + MAX_HISTORY, 1 + MAX_HISTORY),
+        "columns": Range(2, 2 + MAX_HISTORY, 2 + MAX_HISTORY),
+        "tokens": Range(shape.text_length, shape.text_length, shape.text_length),
+        # Any picture of a batch may show its own subject, each step reads its own entry.
+        "passes_in_table": Range(1, usual_steps, steps * references * batch),
+        "height": side,
+        "width": side,
+        "height_px": side_px,
+        "width_px": side_px,
+    }
+
+
+def input_ranges(
+    graph: str,
+    inputs: Mapping[str, Sequence[int]],
+    *,
+    profile: Profile,
+    shape: PairShape,
+) -> dict[str, ShapeRange]:
+    """Smallest, usual and largest shape of each input of a graph.
+
+    Args:
+        graph: Name of the graph; variants of the step are `denoise_step_<merge>`.
+        inputs: Name -> sizes as the graph gives them, -1 for an open axis.
+        profile: What the engine is to be built for.
+        shape: Of the pair.
+
+    Raises:
+        ParameterError: The graph has an input or an open axis that its interface does not name.
+    """
+    kind = "denoise_step" if graph.startswith("denoise_step") else graph
+    if kind not in _AXES:
+        raise ParameterError(f"graph is {graph!r}, expected one of: {', '.join(_AXES)}")
+    ranges = axis_ranges(profile, shape)
+    return {
+        name: _shape_range(f"{graph}: input {name!r}", sizes, _axes(kind, name, shape), ranges)
+        for name, sizes in inputs.items()
+    }
+
+
+def _axes(kind: str, name: str, shape: PairShape) -> tuple[str, ...] | None:
+    """What the axes of an input count; for a table its level stands in the third."""
+    match = _TABLE.fullmatch(name)
+    if kind == "denoise_step" and match and int(match[1]) < len(shape.level_of_layer):
+        return ("passes_in_table", "", f"level {shape.level_of_layer[int(match[1])]}", "")
+    return _AXES[kind].get(name)
+
+
+def _shape_range(
+    where: str, sizes: Sequence[int], axes: tuple[str, ...] | None, ranges: Mapping[str, Range]
+) -> ShapeRange:
+    if axes is None or len(axes) != len(sizes):
+        raise ParameterError(
+            f"{where} of shape {list(sizes)} is not part of the graph's interface; export the "
+            "graphs again with this version"
+        )
+    columns: list[Range] = []
+    for size, axis in zip(sizes, axes, strict=True):
+        if size >= 0:
+            columns.append(Range(size, size, size))
+        elif axis.startswith("level "):
+            area = 4 ** int(axis.removeprefix("level "))
+            sides = zip(ranges["height"], ranges["width"], strict=True)
+            columns.append(Range(*(height * width // area for height, width in sides)))
+        elif axis in ranges:
+            columns.append(ranges[axis])
+        else:
+            raise ParameterError(
+                f"{where} of shape {list(sizes)} has an open axis where a fixed one was expected; "
+                "export the graphs again with this version"
+            )
+    return ShapeRange(*(tuple(column) for column in zip(*columns, strict=True)))

@@ -1,0 +1,116 @@
+"""Compiled kernels as a folder: cubin, PTX and one manifest that tells a host how to launch them.
+
+    DIR/kernels.json                 versions, and a record for each binary
+    DIR/<name>.cubin, DIR/<name>.ptx
+
+The manifest is written last: a folder without one is not finished. The record of a binary holds its
+entry function, parameters in order, grid in the words of the parameters, threads and shared memory
+of a program, constants baked in, hashes of both files, and the resources of the machine code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import bootpig_rt
+from bootpig_rt.atomic import atomic_write_bytes, atomic_write_text
+from bootpig_rt.errors import StorageError, describe_os_error
+from bootpig_rt.kernels.compile import Compiled, Variant, compile_one, tool_versions
+
+MANIFEST = "kernels.json"
+FORMAT = 1
+
+
+def write_artifacts(
+    variants: Iterable[Variant],
+    folder: Path,
+    *,
+    progress: Callable[[Compiled], object] | None = None,
+) -> dict[str, Any]:
+    """Compile variants into a folder.
+
+    Args:
+        variants: What to compile.
+        folder: Where; made if it is not there.
+        progress: Called with each binary.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        StorageError: The folder cannot be made or written.
+        BackendUnavailable: Triton is missing or too old.
+        BootPIGError: A variant does not compile.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {str(folder)!r}: {describe_os_error(error)}") from error
+    records = []
+    for variant in variants:
+        compiled = compile_one(variant)
+        record = compiled.describe()
+        atomic_write_bytes(folder / record["cubin"], compiled.cubin)
+        atomic_write_text(folder / record["ptx"], compiled.ptx)
+        records.append(record)
+        if progress is not None:
+            progress(compiled)
+    manifest = {
+        "format": FORMAT,
+        "bootpig_rt": bootpig_rt.__version__,
+        **tool_versions(),
+        "kernels": records,
+    }
+    atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+COLUMNS = (
+    "kernel",
+    "target",
+    "registers",
+    "stack",
+    "spills",
+    "shared KiB",
+    "programs/SM",
+    "tensor-core instructions",
+)
+
+
+def table_row(record: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one record of a manifest, for `COLUMNS`."""
+    target = str(record["target"])
+    instructions = record["tensor_core_instructions"]
+    counted = ", ".join(f"{count} {name}" for name, count in sorted(instructions.items()))
+    return (
+        str(record["name"]).replace(f"_{target}", ""),
+        target,
+        str(record["registers"]),
+        str(record["stack_bytes"]),
+        str(record["spills"]),
+        f"{record['shared_bytes'] / 1024:.1f}",
+        str(record["programs_per_sm"]),
+        counted or "-",
+    )
+
+
+def markdown(manifest: dict[str, Any]) -> str:
+    """The resources of all binaries of a manifest as a page."""
+    lines = [
+        "# What the compiled kernels need",
+        "",
+        f"Triton {manifest['triton']}, ptxas {manifest['ptxas']}, compiled without a GPU. A name "
+        "ends with tile (queries x keys) and warps; `_any` takes any number of tokens, the others "
+        "multiples of the tile. Registers and stack (bytes) are per thread, spills are "
+        "instructions that touch local memory, shared memory and programs per multiprocessor "
+        "count one program.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+    ]
+    lines += ["| " + " | ".join(table_row(record)) + " |" for record in manifest["kernels"]]
+    return "\n".join(lines) + "\n"

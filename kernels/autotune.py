@@ -1,0 +1,204 @@
+"""Times tile configurations on the GPU at hand and writes the table of `tiles`. Offline.
+
+`bootpig-rt tune-kernels` calls it. For each mode, type, head dim and class of token counts it
+launches every candidate that compiles without spills on the shapes of Stable Diffusion 2.1 and
+keeps the fastest. Each launch is captured in a CUDA graph, so the time is the kernel's; buffers
+change between replays, so that the cache is as cold as in a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bootpig_rt.errors import BackendUnavailable, BootPIGError
+from bootpig_rt.kernels import tiles
+from bootpig_rt.kernels.compile import SHARED_LIMIT, attention_variant, compile_one
+from bootpig_rt.kernels.launch import architecture_of, launch_attention
+from bootpig_rt.kernels.tiles import Tile, TileRow
+
+CANDIDATES = tuple(
+    Tile(block_m, block_n, num_warps, num_stages, limit)
+    for block_m, num_warps, limit in (
+        (128, 8, 128),  # two programs on a multiprocessor
+        (128, 8, None),
+        (128, 4, None),
+        (64, 4, None),
+        (32, 4, None),
+    )
+    for block_n in (32, 64, 128)
+    for num_stages in (2, 3)
+)
+
+ROTATION_BYTES = 100 * 2**20
+"""Inputs are used in turn so long as they take this much: twice the cache of an H100."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one row of the table is tuned on.
+
+    Attributes:
+        min_tokens: Of the row.
+        tokens: N = M, tokens of the measurement.
+        heads: H.
+        head_dim: D.
+        references: That the last two of three rows read.
+        dtype: `float16` or `float32`.
+    """
+
+    min_tokens: int
+    tokens: int
+    heads: int
+    head_dim: int
+    references: int
+    dtype: str
+
+    @property
+    def mode(self) -> str:
+        """`joint` for one reference."""
+        return tiles.JOINT if self.references == 1 else tiles.SEPARATE
+
+
+def default_shapes() -> list[Shape]:
+    """Small and large layers, one and four references, all head dims of the table."""
+    return [
+        Shape(min_tokens, tokens, heads * 64 // head_dim, head_dim, references, dtype)
+        for dtype in ("float16", "float32")
+        for head_dim in (32, 64, 128)
+        for references in (1, 4)
+        for min_tokens, tokens, heads in ((0, 256, 20), (512, 4096, 6))
+    ]
+
+
+def tune(
+    shapes: Iterable[Shape],
+    *,
+    device: str = "cuda",
+    candidates: Sequence[Tile] = CANDIDATES,
+    progress: Callable[[TileRow], object] | None = None,
+) -> list[TileRow]:
+    """Measure and choose.
+
+    Args:
+        shapes: What to tune for.
+        device: The GPU.
+        candidates: Configurations to try.
+        progress: Called with each finished row.
+
+    Returns:
+        One row for each shape, with its time in microseconds.
+
+    Raises:
+        BackendUnavailable: There is no CUDA GPU, or none of the candidates runs on it.
+    """
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "tuning needs a CUDA GPU and torch sees none; the table that is shipped works without"
+        )
+    architecture = architecture_of(torch.device(device))
+    rows = []
+    for shape in shapes:
+        timed = []
+        for tile in _usable(candidates, shape, architecture):
+            try:
+                timed.append((time_tile(shape, tile, device), tile))
+            except (RuntimeError, BootPIGError) as error:  # this one does not run: leave it out
+                _log.debug("%s does not run for %s: %s", tile, shape, error)
+        if not timed:
+            raise BackendUnavailable(f"no tile runs on sm_{architecture} for {shape}")
+        micros, best = min(timed, key=lambda pair: pair[0])
+        row = TileRow(
+            architecture,
+            shape.mode,
+            tiles.BITS_OF_DTYPE[shape.dtype],
+            shape.head_dim,
+            shape.min_tokens,
+            best,
+            round(micros, 2),
+        )
+        rows.append(row)
+        if progress is not None:
+            progress(row)
+    return rows
+
+
+def replace_rows(old: Iterable[TileRow], new: Sequence[TileRow]) -> list[TileRow]:
+    """A table in which tuned rows take the place of those for the same use."""
+    tuned = {row.key for row in new}
+    return [row for row in old if row.key not in tuned] + list(new)
+
+
+def time_tile(shape: Shape, tile: Tile, device: str, *, replays: int = 20) -> float:
+    """Median time of one launch in microseconds."""
+    inputs = _inputs(shape, device)
+    first_row = None if shape.references == 1 else 1
+    run: Callable[..., object] = functools.partial(
+        launch_attention, first_delta_row=first_row, tile=tile
+    )
+    for arguments in inputs[:2]:  # compiled and warm
+        run(*arguments)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for arguments in inputs:
+            run(*arguments)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times: list[float] = []
+    for _ in range(replays):
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / len(inputs))
+    return sorted(times)[len(times) // 2]
+
+
+def _inputs(shape: Shape, device: str) -> list[tuple[Tensor, ...]]:
+    """Arguments of several launches, enough of them to outgrow the cache."""
+    dtype = getattr(torch, shape.dtype)
+    dims = (shape.heads, shape.tokens, shape.head_dim)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, device=device, dtype=dtype)
+
+    refs = [[-1] * shape.references] + [list(range(shape.references))] * 2
+    index = torch.tensor(refs, dtype=torch.int32, device=device)
+    step = torch.zeros(1, dtype=torch.int32, device=device)
+    inputs: list[tuple[Tensor, ...]] = []
+    taken = 0
+    while taken < ROTATION_BYTES and len(inputs) < 16:
+        own = [draw(3, shape.tokens, shape.heads, shape.head_dim).transpose(1, 2) for _ in range(3)]
+        table = [draw(1, shape.references, *dims) for _ in range(2)]
+        inputs.append((*own, *table, index, step))
+        taken += sum(tensor.nbytes for tensor in (*own, *table))
+    return inputs
+
+
+def _usable(candidates: Sequence[Tile], shape: Shape, architecture: int) -> list[Tile]:
+    """Those that compile, do not spill and fit."""
+    usable = []
+    limit = SHARED_LIMIT.get(architecture, 99) * 1024
+    for tile in candidates:
+        variant = attention_variant(
+            architecture=architecture,
+            mode=shape.mode,
+            dtype=shape.dtype,
+            head_dim=shape.head_dim,
+            tile=tile,
+        )
+        try:
+            resources = compile_one(variant).resources
+        except BootPIGError as error:
+            _log.debug("%s does not compile: %s", variant.name, error)
+            continue
+        if not resources.spills and not resources.stack_bytes and resources.shared_bytes <= limit:
+            usable.append(tile)
+    return usable

@@ -1,0 +1,83 @@
+"""Fused or eager: which implementation of reference self-attention runs.
+
+`BOOTPIG_RT_ATTENTION` decides: `auto` (the default), `fused` or `eager`. `auto` takes the fused
+kernels for inference on a CUDA device that has a tile configuration, and the eager path elsewhere:
+on a CPU, under autograd, in an export. Each choice is one log line, the first time it is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor
+from torch.jit._trace import is_tracing
+
+from bootpig_rt.errors import BackendUnavailable, ParameterError
+from bootpig_rt.kernels import checks, tiles, toolchain
+
+VARIABLE = "BOOTPIG_RT_ATTENTION"
+CHOICES = ("auto", "fused", "eager")
+
+_log = logging.getLogger(__name__)
+
+
+def is_fused(q: Tensor) -> bool:
+    """The fused kernels compute this attention.
+
+    Args:
+        q: Queries [B, H, N, D].
+
+    Raises:
+        BackendUnavailable: `fused` is asked for and cannot run here; says why.
+        ParameterError: The variable holds something else.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ParameterError(f"{VARIABLE} is {choice!r}, expected {', '.join(CHOICES)}")
+    if choice == "eager":
+        return _report(False, f"{VARIABLE} says so")
+    if choice == "auto":
+        # Neither is a change of mind between two runs, so neither is worth a log line.
+        if torch.compiler.is_exporting() or is_tracing():
+            return False
+        if torch.is_grad_enabled() and q.requires_grad:
+            return False
+    reason = _obstacle(q.device, q.dtype, q.shape[-1])
+    if reason is None:
+        return _report(True, f"{q.device.type}, {str(q.dtype).removeprefix('torch.')}")
+    if choice == "fused":
+        raise BackendUnavailable(
+            f"{VARIABLE} is fused, but {reason}; set it to auto or eager, or choose another device"
+        )
+    return _report(False, reason)
+
+
+@functools.cache
+def _obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the fused kernels cannot run, None where they can."""
+    if dtype not in checks.DTYPES:
+        return f"the kernels do not compute in {str(dtype).removeprefix('torch.')}"
+    if not checks.supports_head_dim(head_dim):
+        return f"head dim {head_dim} is not 16 to 128 in steps of 8"
+    if device.type != "cuda":
+        return None if toolchain.is_interpreting() else f"the device is {device.type}, not cuda"
+    try:
+        toolchain.require_triton()
+    except BackendUnavailable as error:
+        return str(error).partition(";")[0]
+    from bootpig_rt.kernels.launch import architecture_of
+
+    architecture = architecture_of(device)
+    if architecture not in tiles.ARCHITECTURES:
+        return f"there is no tile configuration for sm_{architecture}"
+    return None
+
+
+@functools.cache
+def _report(fused: bool, why: str) -> bool:
+    name = "fused Triton kernels" if fused else "eager torch"
+    _log.info("reference self-attention: %s (%s)", name, why)
+    return fused

@@ -1,0 +1,335 @@
+"""The kernels as operators of torch: `torch.ops.bootpig_rt.*`.
+
+On CUDA they launch the Triton kernels, elsewhere they run the eager twins (or, in Triton's
+interpreter, the kernels themselves). They are opaque to tracing and have fakes, so they work under
+`torch.compile(fullgraph=True)` and `torch.export`, and they differentiate: the backward pass is
+plain torch, see `bootpig_rt.kernels.eager_backward`.
+
+Call the functions of this file, not `torch.ops`: they also check the values of the indices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.jit._trace import is_tracing
+
+from bootpig_rt.kernels import checks, eager_backward, eager_ops
+from bootpig_rt.kernels.launch import launch_attention, launch_merge
+from bootpig_rt.kernels.toolchain import is_interpreting
+
+
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+    *,
+    checks_indices: bool = True,
+) -> Tensor:
+    """One softmax over a row's own tokens and those of all its references.
+
+    Args:
+        q: [B, H, N, D], float16, bfloat16 or float32; strided, D contiguous. D is 16 to 128 in
+            steps of 8.
+        k: [B, H, N, D], likewise.
+        v: [B, H, N, D], likewise.
+        ref_k: [T, R, H, M, D], contiguous; keys of R references at T entries, `ref_scale` in them.
+        ref_v: [T, R, H, M, D], contiguous.
+        ref_of_row: int32 [B, S], which references a row reads, -1 for none. Rows sorted by rising
+            number of references run best.
+        step: int32 [1] on the device, the entry to read.
+        checks_indices: Read `ref_of_row` and `step` on the host and check them, which waits for
+            the device; not while a trace or a graph is recorded. Leave it out in a loop that has
+            planned its rows on the host: a wrong index then gives NaN.
+
+    Returns:
+        [B, N, H * D], contiguous, in the dtype of q.
+
+    Raises:
+        ParameterError: A tensor has the wrong type, device, shape or layout, or an index is
+            outside the table.
+        BackendUnavailable: Triton is missing or too old, or the GPU has no tile configuration.
+    """
+    checks.check_attention(q, k, v, ref_k, ref_v, ref_of_row, step)
+    if checks_indices and _can_read(q):
+        checks.check_indices(ref_of_row, step, ref_k)
+    return torch.ops.bootpig_rt.reference_attention(  # type: ignore[no-any-return]
+        q, k, v, ref_k, ref_v, ref_of_row, step
+    )
+
+
+def reference_attention_deltas(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+    *,
+    first_delta_row: int,
+    checks_indices: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Attention to own tokens, and what each reference changes, for the last rows of a batch.
+
+    Args:
+        q: As for `reference_attention`, and so are `k` to `step`.
+        k: [B, H, N, D].
+        v: [B, H, N, D].
+        ref_k: [T, R, H, M, D].
+        ref_v: [T, R, H, M, D].
+        ref_of_row: int32 [B, S].
+        step: int32 [1].
+        first_delta_row: Rows ahead of it are computed as in `reference_attention`.
+        checks_indices: As for `reference_attention`.
+
+    Returns:
+        `o` [B, N, H * D]: own tokens alone, for rows from `first_delta_row` on. `deltas`
+        [B - first_delta_row, S, N, H * D]: attention with the reference of the slot minus `o`,
+        zero where the slot holds -1.
+
+    Raises:
+        ParameterError: As for `reference_attention`.
+        BackendUnavailable: As for `reference_attention`.
+    """
+    checks.check_attention(q, k, v, ref_k, ref_v, ref_of_row, step, first_delta_row)
+    if checks_indices and _can_read(q):
+        checks.check_indices(ref_of_row, step, ref_k)
+    attended: tuple[Tensor, Tensor] = torch.ops.bootpig_rt.reference_attention_deltas(
+        q, k, v, ref_k, ref_v, ref_of_row, step, first_delta_row
+    )
+    return attended
+
+
+def reference_merge(
+    projected: Tensor,
+    change: Tensor,
+    ref_of_row: Tensor,
+    *,
+    first_delta_row: int,
+    merge: str,
+) -> Tensor:
+    """Add to each token what its references change, merged.
+
+    Args:
+        projected: [B, N, C], the output projection of `o`, bias included; contiguous.
+        change: [B - first_delta_row, S, N, C], that of `deltas`, without bias; contiguous.
+        ref_of_row: int32 [B, S].
+        first_delta_row: The row that `change` starts with.
+        merge: `argmax`, `softmax` or `mean`; see `bootpig_rt.kernels.reference_merge`.
+
+    Returns:
+        [B, N, C], contiguous.
+
+    Raises:
+        ParameterError: A tensor has the wrong type, device, shape or layout, or another merge.
+        BackendUnavailable: Triton is missing or too old.
+    """
+    checks.check_merge(projected, change, ref_of_row, first_delta_row, merge)
+    return torch.ops.bootpig_rt.reference_merge(  # type: ignore[no-any-return]
+        projected, change, ref_of_row, first_delta_row, merge
+    )
+
+
+def _can_read(tensor: Tensor) -> bool:
+    """Values can be read on the host: nothing traces or captures."""
+    if torch.compiler.is_compiling() or is_tracing():
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _is_fused(tensor: Tensor) -> bool:
+    return tensor.is_cuda or is_interpreting()
+
+
+@torch.library.custom_op("bootpig_rt::reference_attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, ref_k: Tensor, ref_v: Tensor, ref_of_row: Tensor, step: Tensor
+) -> Tensor:
+    checks.check_attention_layout(q, k, v, ref_k, ref_v, ref_of_row, step)
+    if _is_fused(q):
+        return launch_attention(q, k, v, ref_k, ref_v, ref_of_row, step)[0]
+    return eager_ops.attention(q, k, v, ref_k, ref_v, ref_of_row, step)
+
+
+@_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, ref_k: Tensor, ref_v: Tensor, ref_of_row: Tensor, step: Tensor
+) -> Tensor:
+    rows, heads, tokens, head_dim = q.shape
+    return q.new_empty(rows, tokens, heads * head_dim)
+
+
+@torch.library.custom_op("bootpig_rt::reference_attention_deltas", mutates_args=())
+def _attention_deltas(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+    first_delta_row: int,
+) -> tuple[Tensor, Tensor]:
+    checks.check_attention_layout(q, k, v, ref_k, ref_v, ref_of_row, step)
+    run = launch_attention if _is_fused(q) else eager_ops.attention_deltas
+    return run(q, k, v, ref_k, ref_v, ref_of_row, step, first_delta_row)
+
+
+@_attention_deltas.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+    first_delta_row: int,
+) -> tuple[Tensor, Tensor]:
+    rows, heads, tokens, head_dim = q.shape
+    out = q.new_empty(rows, tokens, heads * head_dim)
+    slots = ref_of_row.shape[1]
+    return out, out.new_empty(rows - first_delta_row, slots, tokens, heads * head_dim)
+
+
+@torch.library.custom_op("bootpig_rt::reference_merge", mutates_args=())
+def _merge(
+    projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
+) -> Tensor:
+    checks.check_merge_layout(projected, change, ref_of_row)
+    run = launch_merge if _is_fused(projected) else eager_ops.merge
+    return run(projected, change, ref_of_row, first_delta_row, merge)
+
+
+@_merge.register_fake
+def _(
+    projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
+) -> Tensor:
+    return projected.new_empty(projected.shape)
+
+
+# The backward passes are operators too: they read the indices on the host, which a trace cannot.
+
+
+@torch.library.custom_op("bootpig_rt::reference_attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return eager_backward.attention_gradients(grad, q, k, v, ref_k, ref_v, ref_of_row, step)
+
+
+@_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty(q), _empty(k), _empty(v), _empty(ref_k), _empty(ref_v)
+
+
+@torch.library.custom_op("bootpig_rt::reference_attention_deltas_backward", mutates_args=())
+def _attention_deltas_backward(
+    grad: Tensor,
+    grad_deltas: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+    first_delta_row: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return eager_backward.attention_deltas_gradients(
+        grad, grad_deltas, q, k, v, ref_k, ref_v, ref_of_row, step, first_delta_row
+    )
+
+
+@_attention_deltas_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_deltas: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ref_k: Tensor,
+    ref_v: Tensor,
+    ref_of_row: Tensor,
+    step: Tensor,
+    first_delta_row: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty(q), _empty(k), _empty(v), _empty(ref_k), _empty(ref_v)
+
+
+@torch.library.custom_op("bootpig_rt::reference_merge_backward", mutates_args=())
+def _merge_backward(
+    grad: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
+) -> Tensor:
+    return eager_backward.merge_gradients(grad, change, ref_of_row, first_delta_row, merge)
+
+
+@_merge_backward.register_fake
+def _(grad: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str) -> Tensor:
+    return _empty(change)
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    """A contiguous tensor of that shape, whatever the strides."""
+    return tensor.new_empty(tensor.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, last = inputs
+    if isinstance(last, Tensor):
+        ctx.save_for_backward(*inputs)
+    else:
+        ctx.first_delta_row = last
+        ctx.save_for_backward(*tensors)
+
+
+def _attention_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.bootpig_rt.reference_attention_backward(grad, *ctx.saved_tensors)
+    return (*gradients, None, None)
+
+
+def _attention_deltas_vjp(ctx: Any, grad: Tensor, grad_deltas: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.bootpig_rt.reference_attention_deltas_backward(
+        grad, grad_deltas, *ctx.saved_tensors, ctx.first_delta_row
+    )
+    return (*gradients, None, None, None)
+
+
+def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, change, ref_of_row, ctx.first_delta_row, ctx.merge = inputs
+    ctx.save_for_backward(change, ref_of_row)
+
+
+def _merge_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    of_change = torch.ops.bootpig_rt.reference_merge_backward(
+        grad, *ctx.saved_tensors, ctx.first_delta_row, ctx.merge
+    )
+    return grad, of_change, None, None, None
+
+
+_attention.register_autograd(_attention_vjp, setup_context=_save)
+_attention_deltas.register_autograd(_attention_deltas_vjp, setup_context=_save)
+_merge.register_autograd(_merge_vjp, setup_context=_save_merge)

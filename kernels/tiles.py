@@ -1,0 +1,141 @@
+"""Which tile configuration a kernel runs with: a fixed table that ships with the package.
+
+`tiles.json` beside this file has one row per architecture, mode, type, head dim and number of
+tokens. It is read, never guessed: an architecture without rows is an error. The rows come from
+compiled code (no spills, no stack frame, two programs on a multiprocessor where that is possible)
+until `bootpig-rt tune-kernels` has measured them on the GPU in question and written them anew;
+`measured_us` says which. Nothing here imports torch or Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.errors import BackendUnavailable
+
+TABLE = Path(__file__).with_name("tiles.json")
+
+JOINT, SEPARATE = "joint", "separate"
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+BITS_OF_DTYPE = {"float16": 16, "bfloat16": 16, "float32": 32}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one program is cut and run.
+
+    Attributes:
+        block_m: Queries of a program.
+        block_n: Keys that it takes in at once.
+        num_warps: Groups of 32 threads.
+        num_stages: Loads of keys and values in flight.
+        max_registers: Limit per thread for the compiler, None for its own choice.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    max_registers: int | None = None
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """A row of the table: for what, which tile, and how long it took.
+
+    Attributes:
+        architecture: Compute capability, 90 for 9.0.
+        mode: `joint` (at most one reference) or `separate` (several).
+        bits: Of an element: 16 or 32.
+        block_d: Head dim, rounded up to 32, 64 or 128.
+        min_tokens: Smallest number of own tokens that the row is for.
+        tile: The configuration.
+        measured_us: Time of the kernel when the row was tuned, None where it was not.
+    """
+
+    architecture: int
+    mode: str
+    bits: int
+    block_d: int
+    min_tokens: int
+    tile: Tile
+    measured_us: float | None = None
+
+    @property
+    def key(self) -> tuple[int, str, int, int]:
+        """All but the number of tokens."""
+        return (self.architecture, self.mode, self.bits, self.block_d)
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Head dim rounded up to a power of two: the kernel's own tile."""
+    return 1 << (head_dim - 1).bit_length()
+
+
+def attention_tile(*, architecture: int, mode: str, dtype: str, head_dim: int, tokens: int) -> Tile:
+    """Configuration of `reference_attention_kernel`.
+
+    Args:
+        architecture: Compute capability, 90 for 9.0.
+        mode: `joint` or `separate`.
+        dtype: `float16`, `bfloat16` or `float32`.
+        head_dim: D.
+        tokens: N, own tokens.
+
+    Raises:
+        BackendUnavailable: The table has no row for this architecture.
+    """
+    rows = _table().get(_key(architecture, mode, dtype, head_dim))
+    if rows is None:
+        known = ", ".join(f"sm_{number}" for number in ARCHITECTURES)
+        raise BackendUnavailable(
+            f"no tile configuration for sm_{architecture} ({mode}, {dtype}, head dim {head_dim}), "
+            f"there are some for {known}; run `bootpig-rt tune-kernels` on that GPU, or force the "
+            "eager path with BOOTPIG_RT_ATTENTION=eager"
+        )
+    fitting = [row for row in rows if row.min_tokens <= tokens]
+    return fitting[-1].tile
+
+
+def tiles_for(*, architecture: int, mode: str, dtype: str, head_dim: int) -> list[Tile]:
+    """The different configurations of the table for any number of tokens."""
+    rows = _table().get(_key(architecture, mode, dtype, head_dim), [])
+    return list(dict.fromkeys(row.tile for row in rows))
+
+
+def merge_tile(channels: int) -> tuple[int, int]:
+    """(tokens of a program, warps) of `reference_merge_kernel`: about 2048 numbers a program."""
+    block_c = 1 << (channels - 1).bit_length()
+    return max(1, 2048 // block_c), 4 if block_c <= 2048 else 8
+
+
+def read_rows(path: Path = TABLE) -> list[TileRow]:
+    """All rows of a table file."""
+    entries: list[dict[str, Any]] = json.loads(path.read_text())["attention"]
+    return [TileRow(**{**entry, "tile": Tile(**entry["tile"])}) for entry in entries]
+
+
+def write_rows(rows: Iterable[TileRow], path: Path = TABLE) -> None:
+    """Write a table file, one line a row, sorted."""
+    ordered = sorted(rows, key=lambda row: (*row.key, row.min_tokens))
+    lines = ",\n".join("  " + json.dumps(asdict(row)) for row in ordered)
+    atomic_write_text(path, f'{{"attention": [\n{lines}\n]}}\n')
+    _table.cache_clear()
+
+
+def _key(architecture: int, mode: str, dtype: str, head_dim: int) -> tuple[int, str, int, int]:
+    return (architecture, mode, BITS_OF_DTYPE[dtype], max(32, padded_head_dim(head_dim)))
+
+
+@functools.cache
+def _table() -> dict[tuple[int, str, int, int], list[TileRow]]:
+    table: dict[tuple[int, str, int, int], list[TileRow]] = {}
+    for row in sorted(read_rows(), key=lambda row: row.min_tokens):
+        table.setdefault(row.key, []).append(row)
+    return table

@@ -1,0 +1,109 @@
+"""The five graphs as modules: inputs, free axes, and the parts that torch can run by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.export.graphs import GRAPH_NAMES, build_graph, table_names
+from bootpig_rt.models.load import Pair, load_pair
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_pair_folder: Path) -> Pair:
+    return load_pair(tiny_pair_folder)
+
+
+def test_there_are_five_graphs_and_a_step_for_each_merge() -> None:
+    assert GRAPH_NAMES == (
+        "text_encoder",
+        "vae_encoder",
+        "reference_kv",
+        "denoise_step",
+        "denoise_step_argmax",
+        "denoise_step_softmax",
+        "denoise_step_mean",
+        "denoise_step_concat",
+        "vae_decoder",
+    )
+
+
+def test_an_unknown_graph_is_refused(pair: Pair) -> None:
+    with pytest.raises(ParameterError, match="graph is 'refiner', expected one of text_encoder"):
+        build_graph("refiner", pair)
+
+
+@pytest.mark.parametrize("name", GRAPH_NAMES)
+def test_free_axes_exist_and_equal_sizes_agree(pair: Pair, name: str) -> None:
+    graph = build_graph(name, pair)
+    sizes: dict[str, int] = {}
+    for key, axes in graph.axes.items():
+        for axis, dim in axes.items():
+            size = graph.inputs[key].shape[axis]
+            assert sizes.setdefault(str(dim), size) == size
+            assert size > 1  # a size of 0 or 1 would be traced as a constant
+
+
+def test_a_step_reads_what_the_reference_graph_writes(pair: Pair) -> None:
+    step, reference = build_graph("denoise_step_mean", pair), build_graph("reference_kv", pair)
+    assert reference.outputs == table_names(pair.base)
+    assert tuple(step.inputs)[-len(reference.outputs) :] == reference.outputs
+    for layer, (_, heads, inner) in enumerate(pair.base.layer_shapes()):
+        assert step.inputs[f"k_{layer}"].shape[1::2] == (heads, inner // heads)
+
+
+def test_only_a_step_with_a_merge_has_free_slots(pair: Pair) -> None:
+    assert 2 not in build_graph("denoise_step", pair).axes["ref_of_row"]
+    assert 2 in build_graph("denoise_step_concat", pair).axes["ref_of_row"]
+
+
+def test_the_reference_graph_noises_and_projects(pair: Pair) -> None:
+    graph = build_graph("reference_kv", pair)
+    torch.manual_seed(0)
+    latents, noise = torch.randn(2, 2, 4, 8, 8).unbind()
+    alpha, sigma = torch.tensor([0.8, 1.0]), torch.tensor([0.6, 0.0])
+    t, states = torch.tensor([400, 0]), torch.randn(2, 24, 16)
+    with torch.inference_mode():
+        made = graph.module(latents, noise, alpha, sigma, t, states)
+        noised = torch.stack([0.8 * latents[0] + 0.6 * noise[0], latents[1]])
+        features = pair.reference(noised, t, states)
+        layers = pair.base.project_reference(features, ref_scale=pair.config.ref_scale)
+    expected = [tensor for layer in layers for tensor in layer]
+    assert len(made) == len(expected) == 2 * pair.base.num_layers
+    for got, want in zip(made, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_table_is_scaled_by_ref_scale_in_the_keys_alone(pair: Pair) -> None:
+    from bootpig_rt.export.graphs import reference_graph
+
+    inputs = (torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.ones(1), torch.zeros(1))
+    rest = (torch.tensor([10]), torch.randn(1, 24, 16))
+    with torch.inference_mode():
+        one, double = (
+            reference_graph(pair.base, pair.reference, scale, 24, torch.float32).module(
+                *inputs, *rest
+            )
+            for scale in (1.0, 2.0)
+        )
+    for layer in range(pair.base.num_layers):
+        torch.testing.assert_close(double[2 * layer], 2 * one[2 * layer])
+        torch.testing.assert_close(double[2 * layer + 1], one[2 * layer + 1])
+
+
+def test_the_autoencoder_graphs_scale_latents(pair: Pair) -> None:
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        latents = build_graph("vae_encoder", pair).module(pixels)
+        back = build_graph("vae_decoder", pair).module(latents)
+        mean = pair.vae.encode(pixels).latent_dist.mean
+        decoded = pair.vae.decode(mean).sample
+    torch.testing.assert_close(latents, mean * pair.vae.config.scaling_factor)
+    torch.testing.assert_close(back, decoded, rtol=1e-4, atol=1e-4)
+
+
+def test_layer_levels_count_the_halvings(pair: Pair) -> None:
+    assert pair.base.layer_levels() == (0, 1, 1, 1, 1, 0, 0)

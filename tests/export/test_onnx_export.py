@@ -1,0 +1,230 @@
+"""Graphs as files: what is in them, where their weights are, and that ONNX Runtime runs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto
+
+from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.export.graphs import GRAPH_NAMES
+from bootpig_rt.export.onnx_export import METADATA_KEY, export_graph
+from bootpig_rt.models.load import load_pair
+from bootpig_rt.models.save import save_pair
+
+STEPS = [name for name in GRAPH_NAMES if name.startswith("denoise_step")]
+
+
+def graph_of(folder: Path, name: str) -> onnx.ModelProto:
+    return onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
+
+
+def location(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+@pytest.mark.parametrize("name", GRAPH_NAMES)
+def test_a_graph_is_a_small_file_that_onnx_accepts(tiny_bundle_folder: Path, name: str) -> None:
+    path = tiny_bundle_folder / f"{name}.onnx"
+    assert path.stat().st_size < 400_000
+    onnx.checker.check_model(str(path))
+
+
+@pytest.mark.parametrize("name", GRAPH_NAMES)
+def test_no_weight_is_stored_twice(tiny_bundle_folder: Path, name: str) -> None:
+    initializers = graph_of(tiny_bundle_folder, name).graph.initializer
+    external = [t for t in initializers if t.data_location == TensorProto.EXTERNAL]
+    assert external
+    places = {(location(t)["location"], location(t)["offset"]) for t in external}
+    assert len(places) == len(external)
+    # No constant of the graph equals a weight, as it is or transposed, but those of one value.
+    pair = load_pair(tiny_bundle_folder)
+    modules: tuple[Any, ...] = (pair.base, pair.reference, pair.vae, pair.text_encoder)
+    weights = {
+        np.sort(p.detach().numpy(), axis=None).tobytes()
+        for module in modules
+        for p in module.parameters()
+        if len(p.unique()) > 1
+    }
+    for tensor in initializers:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            array = onnx.numpy_helper.to_array(tensor)
+            assert array.nbytes < 1 << 16
+            assert np.sort(array, axis=None).tobytes() not in weights
+
+
+def test_external_data_is_where_the_safetensors_file_has_it(tiny_bundle_folder: Path) -> None:
+    pair = load_pair(tiny_bundle_folder)
+    parameters = dict(pair.base.unet.named_parameters())
+    for tensor in graph_of(tiny_bundle_folder, "denoise_step").graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        place = location(tensor)
+        assert place["location"] == "base_unet/diffusion_pytorch_model.safetensors"
+        with (tiny_bundle_folder / place["location"]).open("rb") as stream:
+            stream.seek(int(place["offset"]))
+            stored = np.frombuffer(stream.read(int(place["length"])), np.float32)
+        expected = parameters[tensor.name.removeprefix("base.unet.")].detach().numpy()
+        np.testing.assert_array_equal(stored.reshape(tuple(tensor.dims)), expected)
+
+
+def test_what_follows_the_last_self_attention_is_pruned_from_the_reference_graph(
+    tiny_bundle_folder: Path,
+) -> None:
+    names = {t.name for t in graph_of(tiny_bundle_folder, "reference_kv").graph.initializer}
+    assert not any("conv_out" in name or "conv_norm_out" in name for name in names)
+    # Of the base only the projections of its self-attentions are read.
+    assert {name.split(".")[-2] for name in names if name.startswith("base.")} == {"to_k", "to_v"}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_reference_attention_is_one_operator_with_a_body(
+    tiny_bundle_folder: Path, name: str
+) -> None:
+    model = graph_of(tiny_bundle_folder, name)
+    (function,) = model.functions
+    assert (function.domain, function.name) == ("bootpig_rt", "ReferenceAttention")
+    assert {node.domain for node in function.node} == {""}
+    nodes = [node for node in model.graph.node if node.domain == "bootpig_rt"]
+    merge = name.removeprefix("denoise_step").removeprefix("_") or "one"
+    assert len(nodes) == load_pair(tiny_bundle_folder).base.num_layers
+    for node in nodes:
+        found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert found["merge"] == merge.encode()
+        assert found["scale"] == pytest.approx(8**-0.5)
+        assert len(node.input) == len(function.input) == (7 if merge in STEPS_WITH_WEIGHT else 6)
+
+
+STEPS_WITH_WEIGHT = ("argmax", "softmax")
+
+
+def test_a_graph_says_what_it_was_made_for(tiny_bundle_folder: Path) -> None:
+    model = graph_of(tiny_bundle_folder, "denoise_step_mean")
+    values = json.loads({p.key: p.value for p in model.metadata_props}[METADATA_KEY])
+    assert values["graph"] == "denoise_step_mean"
+    assert (values["merge"], values["precision"]) == ("mean", "float32")
+    assert values["layers"] == [[2, 8, 0], *[[4, 8, 1]] * 4, *[[2, 8, 0]] * 2]
+
+
+def test_no_path_of_the_builder_is_in_a_graph(tiny_bundle_folder: Path) -> None:
+    for name in GRAPH_NAMES:
+        content = (tiny_bundle_folder / f"{name}.onnx").read_bytes()
+        assert b".py" not in content
+        assert str(tiny_bundle_folder).encode() not in content
+
+
+@pytest.fixture(scope="module")
+def half_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair with float16 weights, and two graphs of each precision in folders of it."""
+    source = tmp_path_factory.mktemp("half")
+    return save_pair(load_pair(tiny_pair_folder), source / "pair", dtype=torch.float16)
+
+
+def test_float16_weights_are_cast_in_a_float32_graph(half_folder: Path) -> None:
+    path = export_graph("text_encoder", load_pair(half_folder), half_folder)
+    model = onnx.load(str(path), load_external_data=False)
+    weights = {t.name: t for t in model.graph.initializer if t.external_data}
+    assert {t.data_type for t in weights.values()} == {TensorProto.FLOAT16}
+    casts = {n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+    assert set(weights) <= casts
+    ids = np.array([[514, 3, 4, *[515] * 21]], np.int64)
+    (states,) = ort.InferenceSession(str(path)).run(None, {"ids": ids})
+    with torch.inference_mode():
+        expected = load_pair(half_folder).text_encoder(torch.tensor(ids)).last_hidden_state
+    np.testing.assert_allclose(states, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_float16_graph_reads_the_weights_as_they_are_and_scores_in_float32(
+    half_folder: Path,
+) -> None:
+    path = export_graph("denoise_step", load_pair(half_folder), half_folder, precision="float16")
+    model = onnx.load(str(path), load_external_data=False)
+    weights = {t.name for t in model.graph.initializer if t.external_data}
+    assert not weights & {n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    assert {types[n] for n in ("k_0", "v_0", "prompt_embeds")} == {TensorProto.FLOAT16}
+    assert types["state"] == TensorProto.FLOAT
+    # Ahead of every softmax there is a product of what was cast to float32.
+    (function,) = model.functions
+    for nodes in (list(model.graph.node), list(function.node)):
+        made_by = {output: node for node in nodes for output in node.output}
+        softmaxes = [node for node in nodes if node.op_type == "Softmax"]
+        assert softmaxes
+        for softmax in softmaxes:
+            product = made_by[softmax.input[0]]
+            assert product.op_type == "MatMul"
+            for name in product.input:
+                cast = made_by[name]
+                assert cast.op_type == "Cast"
+                assert cast.attribute[0].i == TensorProto.FLOAT
+
+
+def test_scores_too_large_for_float16_do_not_overflow(half_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(half_folder, tmp_path / "large")
+    pair = load_pair(folder)
+    with torch.no_grad():
+        for name, parameter in pair.base.unet.named_parameters():
+            if "attn" in name and ("to_q" in name or "to_k" in name):
+                parameter.mul_(3000.0)  # scores of about 1e7
+    save_pair(pair, folder, dtype=torch.float16, overwrite=True)
+    pair = load_pair(folder)
+    path = export_graph("denoise_step", pair, folder, precision="float16")
+    session = ort.InferenceSession(str(path))
+    rng = np.random.default_rng(0)
+    inputs: dict[str, Any] = {
+        "step": np.zeros(1, np.int64),
+        "state": rng.standard_normal((1, 1, 4, 8, 8)),
+        "timesteps": np.full((1, 1), 500),
+        "matrices": np.array([[[[0.0, 1.0]]]]),
+        "x0": np.array([[[0.0, 1.0]]]),
+        "clip_weight": np.zeros((1, 1)),
+        "clip_range": np.array([3e38]),
+        "prompt_embeds": rng.standard_normal((1, 24, 16)),
+        "text_of_row": [0],
+        "picture_of_row": [0],
+        "rows_of_picture": [[0], [0], [0]],
+        "image_guidance_scale": [1.0],
+        "text_guidance_scale": [0.0],
+        "ref_of_row": [[[0]]],
+    }
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    for value in session.get_inputs():
+        if value.name not in inputs:
+            inputs[value.name] = rng.standard_normal((1, value.shape[1], 4, value.shape[3])) * 100
+        inputs[value.name] = np.asarray(inputs[value.name]).astype(kinds[value.type])
+    state, estimate = session.run(None, inputs)
+    assert np.isfinite(state).all()
+    assert np.isfinite(estimate).all()
+
+
+def test_a_folder_without_the_pairs_weights_is_refused(
+    tiny_pair_folder: Path, tmp_path: Path
+) -> None:
+    pair = load_pair(tiny_pair_folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        export_graph("text_encoder", pair, tmp_path)
+    other = shutil.copytree(tiny_pair_folder, tmp_path / "other")
+    shutil.copyfile(
+        other / "vae" / "diffusion_pytorch_model.safetensors",
+        other / "base_unet" / "diffusion_pytorch_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="must be written into the folder of the pair"):
+        export_graph("denoise_step", pair, other)
+
+
+def test_wrong_names_are_refused(tiny_pair_folder: Path) -> None:
+    pair = load_pair(tiny_pair_folder)
+    with pytest.raises(ParameterError, match="graph is 'unet', expected one of text_encoder"):
+        export_graph("unet", pair, tiny_pair_folder)
+    with pytest.raises(ParameterError, match="precision is 'int4', expected float32 or float16"):
+        export_graph("text_encoder", pair, tiny_pair_folder, precision="int4")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"opset is 9, expected 20\.\.23"):
+        export_graph("text_encoder", pair, tiny_pair_folder, opset=9)

@@ -1,0 +1,156 @@
+"""The body of the operator in ONNX Runtime, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from bootpig_rt.export.reference_op import DOMAIN, OP_TYPE, function_body, needs_out_weight
+from bootpig_rt.kernels.eager import reference_attention
+
+HEADS, TOKENS, REF_TOKENS, WIDTH, OUT = 2, 5, 7, 4, 6
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def session(merge: Any, *, half: bool = False) -> ort.InferenceSession:
+    """A graph of one node."""
+    dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    names = ["q", "k", "v", "ref_k", "ref_v", "ref_of_row"]
+    names += ["out_weight"] if needs_out_weight(merge) else []
+    node = helper.make_node(
+        OP_TYPE, names, ["attended"], domain=DOMAIN, merge=merge, scale=WIDTH**-0.5
+    )
+    inputs = [
+        helper.make_tensor_value_info(
+            name, TensorProto.INT64 if name == "ref_of_row" else dtype, None
+        )
+        for name in names
+    ]
+    output = helper.make_tensor_value_info("attended", dtype, None)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(
+        helper.make_graph([node], "one", inputs, [output]),
+        opset_imports=opsets,
+        functions=[function_body(merge, half=half, opset=20)],
+        ir_version=10,
+    )
+    return ort.InferenceSession(model.SerializeToString())
+
+
+def arrays(rows: int, refs: list[list[int]], *, seed: int = 0) -> Arrays:
+    """Random inputs; the table has four references."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> npt.NDArray[Any]:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    made: Arrays = {name: normal(rows, HEADS, TOKENS, WIDTH) for name in "qkv"}
+    made |= {name: normal(4, HEADS, REF_TOKENS, WIDTH) for name in ("ref_k", "ref_v")}
+    made["out_weight"] = normal(OUT, HEADS * WIDTH)
+    slots = len(refs[0]) if refs else 1
+    made["ref_of_row"] = np.array(refs, np.int64).reshape(len(refs), slots)
+    return made
+
+
+def run(merge: Any, inputs: Arrays, *, half: bool = False) -> npt.NDArray[Any]:
+    """What the body computes, after the output projection [N, S, OUT]."""
+    known = session(merge, half=half)
+    names = {value.name for value in known.get_inputs()}
+    fed = {
+        name: array.astype(np.float16) if half and array.dtype == np.float32 else array
+        for name, array in inputs.items()
+        if name in names
+    }
+    (attended,) = known.run(None, fed)
+    joined = attended.astype(np.float32).transpose(0, 2, 1, 3).reshape(len(attended), TOKENS, -1)
+    projected: npt.NDArray[Any] = joined @ inputs["out_weight"].T
+    return projected
+
+
+def oracle(merge: str, inputs: Arrays) -> npt.NDArray[Any]:
+    """The same by `bootpig_rt.kernels.eager`."""
+    tensors = {name: torch.tensor(array) for name, array in inputs.items()}
+    rows, reading = len(inputs["q"]), len(inputs["ref_of_row"])
+    slots = inputs["ref_of_row"].shape[1]
+    refs = torch.full((rows, slots), -1)
+    refs[rows - reading :] = tensors.pop("ref_of_row")
+    result = reference_attention(
+        **tensors, ref_of_row=refs, out_bias=None, merge="argmax" if merge == "one" else merge
+    )
+    return result.numpy()
+
+
+@pytest.mark.parametrize("merge", ["argmax", "softmax", "mean", "concat"])
+@pytest.mark.parametrize(
+    ("rows", "refs"),
+    [
+        (3, [[0, 1, 2], [3, 0, 1]]),
+        (4, [[2, -1, -1], [1, 3, -1], [0, 1, 2]]),
+        (2, [[1, 3], [0, -1]]),
+        (2, []),
+        (3, [[2], [1]]),
+    ],
+    ids=["three each", "mixed", "no plain row", "no reference", "one each"],
+)
+def test_a_merge_is_that_of_the_oracle(merge: str, rows: int, refs: list[list[int]]) -> None:
+    inputs = arrays(rows, refs)
+    np.testing.assert_allclose(run(merge, inputs), oracle(merge, inputs), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("refs", [[[2], [0]], [[1]], []])
+def test_one_reference_a_row_needs_no_merge(refs: list[list[int]]) -> None:
+    inputs = arrays(3, refs)
+    np.testing.assert_allclose(run("one", inputs), oracle("one", inputs), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("merge", ["argmax", "softmax", "mean", "concat"])
+def test_a_slot_without_a_reference_changes_nothing(merge: str) -> None:
+    narrow, wide = arrays(2, [[0, 2]]), arrays(2, [[0, 2]])
+    wide["ref_of_row"] = np.array([[0, 2, -1, -1]], np.int64)
+    np.testing.assert_allclose(run(merge, wide), run(merge, narrow), rtol=1e-6, atol=1e-6)
+
+
+def test_the_lowest_slot_wins_a_tie() -> None:
+    inputs = arrays(1, [[3, 1]])
+    # Values whose change has the same length in opposite directions: references 1 and 3.
+    inputs["q"][:] = 0
+    inputs["v"][:] = 0
+    inputs["ref_v"][3] = 1.0
+    inputs["ref_v"][1] = -1.0
+    first = run("argmax", inputs)
+    inputs["ref_of_row"] = inputs["ref_of_row"][:, ::-1].copy()
+    np.testing.assert_allclose(run("argmax", inputs), -first, rtol=1e-6)
+    inputs["ref_of_row"] = np.array([[3, -1]], np.int64)
+    np.testing.assert_allclose(run("argmax", inputs), first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("merge", ["one", "argmax", "softmax", "mean", "concat"])
+def test_float16_differs_by_its_rounding_alone(merge: str) -> None:
+    inputs = arrays(3, [[2], [0]] if merge == "one" else [[0, 2], [1, -1]])
+    expected = oracle(merge, inputs)
+    np.testing.assert_allclose(run(merge, inputs, half=True), expected, atol=0.03)
+
+
+def test_scores_beyond_float16_stay_finite() -> None:
+    inputs = arrays(2, [[0]])
+    inputs["q"] *= 300.0
+    inputs["k"] *= 300.0
+    assert np.abs(inputs["q"] @ inputs["k"].transpose(0, 1, 3, 2)).max() > 65504
+    result = run("one", inputs, half=True)
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(result, oracle("one", inputs), atol=0.1)
+
+
+def test_the_body_holds_standard_operators_alone() -> None:
+    for merge in ("one", "argmax", "softmax", "mean", "concat"):
+        body = function_body(merge, half=True, opset=20)
+        assert {node.domain for node in body.node} == {""}
+        assert all(onnx.defs.has(node.op_type, 20) for node in body.node)

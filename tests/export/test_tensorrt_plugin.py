@@ -1,0 +1,178 @@
+"""The plugin's decisions without TensorRT, and its registration with a stand-in."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bootpig_rt.errors import BackendUnavailable, BootPIGError, ParameterError
+from bootpig_rt.export import tensorrt_plugin
+from bootpig_rt.kernels.compile import without_hidden_pointers
+from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="no Triton installed"
+)
+# q, k, v, ref_k, ref_v, ref_of_row of SD 2.1 at 512 px, three rows, two of which read.
+SHAPES = [[3, 5, 4096, 64]] * 3 + [[50, 5, 4096, 64]] * 2 + [[2, 1]]
+SETTINGS: dict[str, Any] = {"dtype": "float16", "head_dim": 64, "scale": 0.125}
+
+
+def _divide_up(number: int, by: int) -> int:
+    return -(-number // by)
+
+
+@needs_triton
+def test_every_tactic_fits_without_asking_for_more_shared_memory() -> None:
+    assert tensorrt_plugin.tactics(architecture=90, **SETTINGS) == [1, 2, 3]
+
+
+@needs_triton
+def test_a_launch_follows_from_the_shapes() -> None:
+    made = tensorrt_plugin.launch(2, SHAPES, architecture=90, divide_up=_divide_up, **SETTINGS)
+    assert made.grid == (64, 5, 3)
+    assert made.threads == 128
+    assert 0 < made.shared_bytes <= 48 * 1024
+    # rows, heads, tokens, references, their tokens, rows that read, slots
+    assert made.numbers == (3, 5, 4096, 50, 4096, 2, 1)
+
+
+@needs_triton
+def test_the_ptx_takes_inputs_then_numbers_then_the_output(tmp_path: Path) -> None:
+    import triton
+
+    made = tensorrt_plugin.launch(3, SHAPES, architecture=80, divide_up=_divide_up, **SETTINGS)
+    head = re.search(rf"\.visible \.entry {made.entry}\((.*?)\n\)", made.ptx, re.DOTALL)
+    assert head is not None
+    sizes = [kind[-2:] for kind in re.findall(r"\.param \.([ubf]\d\d)", head[1])]
+    inputs = len(tensorrt_plugin.INPUTS)
+    assert sizes == ["64"] * inputs + ["32"] * len(PLUGIN_NUMBERS) + ["64"]
+    # What is left is whole: NVIDIA's assembler takes it.
+    source = tmp_path / "kernel.ptx"
+    source.write_text(made.ptx)
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    done = subprocess.run(
+        [str(ptxas), "-arch=sm_80", str(source), "-o", str(tmp_path / "kernel.cubin")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_scratch_pointer_in_use_is_not_taken_away() -> None:
+    ptx = (
+        ".visible .entry f(\n\t.param .u64 f_param_0,\n\t.param .u64 f_param_1\n)\n{ [f_param_1] }"
+    )
+    with pytest.raises(BootPIGError, match="reads its scratch pointer f_param_1"):
+        without_hidden_pointers(ptx, "f", 1)
+    with pytest.raises(BootPIGError, match="has 2 parameters"):
+        without_hidden_pointers(ptx, "f", 2)
+    assert without_hidden_pointers(ptx.replace("[f_param_1]", ""), "f", 1).count(".param") == 1
+
+
+def test_mixed_types_and_head_dims_out_of_reach_are_refused() -> None:
+    assert tensorrt_plugin.check_inputs(["HALF"] * 5 + ["INT64"], 64) == "float16"
+    with pytest.raises(ParameterError, match="expected one of HALF, BF16, FLOAT five times"):
+        tensorrt_plugin.check_inputs(["HALF", "FLOAT", *["HALF"] * 3, "INT64"], 64)
+    with pytest.raises(ParameterError, match="and INT64"):
+        tensorrt_plugin.check_inputs(["HALF"] * 5 + ["INT32"], 64)
+    with pytest.raises(ParameterError, match="got head dim 160, expected 16 to 128"):
+        tensorrt_plugin.check_inputs(["HALF"] * 5 + ["INT64"], 160)
+
+
+@needs_triton
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(ParameterError, match="the GPU is sm_75, expected one of sm_80"):
+        tensorrt_plugin.tactics(architecture=75, **SETTINGS)
+
+
+class _Numbers(dict[int, Any]):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+
+class _Plugin:
+    """Records what is registered; the names that the registration uses of `tensorrt.plugin`."""
+
+    class TensorDesc:
+        """A tensor of a network."""
+
+    KernelLaunchParams = SimpleNamespace
+    SymIntExprs = _Numbers
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("register", "autotune", "aot_impl"):
+            raise AttributeError(name)
+
+        def decorator(plugin_id: str) -> Any:
+            assert plugin_id == "bootpig_rt::ReferenceAttention"
+            return lambda function: self.made.setdefault(name, function)
+
+        return decorator
+
+    @staticmethod
+    def AutoTuneCombination(types: str, layout: str, tactics: list[int]) -> tuple[Any, ...]:
+        return types, layout, tactics
+
+    @staticmethod
+    def SymInt32(number: int) -> int:
+        return number
+
+    cdiv = staticmethod(_divide_up)
+
+
+def _descriptions() -> list[Any]:
+    names = ["DataType.HALF"] * 5 + ["DataType.INT64"]
+    return [
+        SimpleNamespace(shape=shape, shape_expr=shape, dtype=dtype, like=lambda: "like q")
+        for shape, dtype in zip(SHAPES, names, strict=True)
+    ]
+
+
+@needs_triton
+def test_registration_hands_the_decisions_to_tensorrt() -> None:
+    plugin = _Plugin()
+    tensorrt_plugin.register(90, plugin=plugin)
+    tensors = _descriptions()
+    assert plugin.made["register"](*tensors, "one", 0.125) == "like q"
+    hints = plugin.made["register"].__annotations__
+    assert hints["q"] is plugin.TensorDesc
+    assert hints["scale"] is float
+    ((types, layout, numbers),) = plugin.made["autotune"](*tensors, 0.125, ())
+    assert types == "FP16, FP16, FP16, FP16, FP16, INT64, FP16"
+    assert (layout, numbers) == ("LINEAR", [1, 2, 3])
+    entry, ptx, parameters, extra = plugin.made["aot_impl"](*tensors, 0.125, (), 1)
+    assert f".entry {entry}(" in ptx
+    assert (parameters.grid_x, parameters.grid_y, parameters.grid_z) == (32, 5, 3)
+    assert parameters.block_x == 256
+    assert extra.count == len(extra) == 7
+
+
+def test_merges_of_more_than_one_launch_keep_the_body() -> None:
+    plugin = _Plugin()
+    tensorrt_plugin.register(90, plugin=plugin)
+    assert not tensorrt_plugin.supports("argmax")
+    with pytest.raises(ParameterError, match="got merge 'argmax', expected one or concat"):
+        plugin.made["register"](*_descriptions(), "argmax", 0.125)
+
+
+def test_a_tensorrt_without_such_plugins_is_named() -> None:
+    with pytest.raises(BackendUnavailable, match="no ahead-of-time plugins, expected 10.9"):
+        tensorrt_plugin.register(90, plugin=SimpleNamespace())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is here")
+def test_a_missing_tensorrt_is_named() -> None:
+    with pytest.raises(BackendUnavailable, match="pip install 'bootpig-rt\\[tensorrt\\]'"):
+        tensorrt_plugin.register(90)

@@ -1,0 +1,66 @@
+"""The Base U-Net's attention with the fused kernels against its eager path."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, get_args
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+
+from bootpig_rt.kernels import choose
+from bootpig_rt.models.attention import reference_self_attention
+from bootpig_rt.models.rows import plan_rows
+from bootpig_rt.pair_config import Merge
+
+
+@pytest.mark.parametrize("merge", get_args(Merge))
+@pytest.mark.parametrize(
+    "refs",
+    [[[-1], [0], [0]], [[1, 0], [-1, -1], [2, -1]], [[-1, 1], [0, 1]]],
+    ids=["one", "mixed", "two"],
+)
+def test_fused_equals_eager(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refs: list[list[int]],
+    merge: Merge,
+) -> None:
+    torch.manual_seed(0)
+    attn: Any = Attention(query_dim=32, heads=2, dim_head=16)
+    tokens, table = torch.randn(len(refs), 40, 32), torch.randn(2, 3, 2, 21, 16)
+    plan = plan_rows(torch.tensor(refs), 3)
+
+    def attend() -> torch.Tensor:
+        with torch.no_grad():
+            return reference_self_attention(
+                attn, plan.sort(tokens), (table[0], table[1]), plan, merge=merge
+            )
+
+    monkeypatch.setenv(choose.VARIABLE, "eager")
+    eager = attend()
+    monkeypatch.setenv(choose.VARIABLE, "fused")
+    choose._report.cache_clear()
+    with caplog.at_level(logging.INFO, logger="bootpig_rt"):
+        fused = attend()
+    assert "fused Triton kernels" in caplog.text
+    torch.testing.assert_close(fused, eager, rtol=1e-5, atol=2e-6)
+
+
+def test_autograd_takes_the_eager_path_by_itself_and_the_fused_one_when_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    attn: Any = Attention(query_dim=32, heads=2, dim_head=16)
+    table = torch.randn(2, 3, 2, 13, 16)
+    plan = plan_rows(torch.tensor([[-1, -1], [0, 2]]), 3)
+    tokens = torch.randn(2, 20, 32, requires_grad=True)
+    gradients = []
+    for choice in ("auto", "fused"):
+        monkeypatch.setenv(choose.VARIABLE, choice)
+        keys, values = (part.clone().requires_grad_() for part in table)
+        out = reference_self_attention(attn, tokens, (keys, values), plan, merge="softmax")
+        gradients.append(torch.autograd.grad(out.square().sum(), [tokens, keys, values]))
+    for eager, fused in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)

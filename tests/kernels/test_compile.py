@@ -1,0 +1,170 @@
+"""Kernels compiled without a GPU: what the machine code holds, and the artefacts for hosts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.kernels import compile as kernel_compile
+from bootpig_rt.kernels import tiles
+from bootpig_rt.kernels.compile import attention_variant, merge_variant, variants_of
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton installed"),
+]
+
+TENSOR_CORE = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+
+
+def _cli(*words: str, root: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(
+        [sys.executable, "-m", "bootpig_rt", "compile-kernels", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+
+
+def _check(record: dict[str, Any]) -> None:
+    """No stack, no spills, within the limits of the architecture, on tensor cores."""
+    architecture = int(record["target"].removeprefix("sm_"))
+    assert record["stack_bytes"] == 0, record["name"]
+    assert record["spills"] == 0, record["name"]
+    assert record["registers"] <= 255
+    assert record["shared_bytes"] <= kernel_compile.SHARED_LIMIT[architecture] * 1024
+    assert record["programs_per_sm"] >= 1
+    if record["kernel"] == "reference_attention" and record["dtype"] != "float32":
+        instructions = record["tensor_core_instructions"]
+        assert instructions.get(TENSOR_CORE[architecture], 0) >= 8, record["name"]
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory, root: Path) -> tuple[Path, dict[str, Any]]:
+    """What the command writes for one Hopper target."""
+    folder = tmp_path_factory.mktemp("kernels") / "sm_90"
+    words = ["--target", "sm_90", "-o", str(folder), "--channels", "320", "--json"]
+    done = _cli(*words, root=root)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_hopper_kernels_use_its_tensor_cores_and_do_not_spill(
+    artefacts: tuple[Path, dict[str, Any]],
+) -> None:
+    records = artefacts[1]["kernels"]
+    for record in records:
+        _check(record)
+    large = next(r for r in records if "_joint_" in r["name"] and "128x64_w8" in r["name"])
+    assert large["registers"] <= 128  # two programs on a multiprocessor
+    assert large["programs_per_sm"] == 2
+
+
+def test_the_manifest_describes_every_file(artefacts: tuple[Path, dict[str, Any]]) -> None:
+    folder, manifest = artefacts
+    assert json.loads((folder / "kernels.json").read_text()) == manifest
+    files = {path.name for path in folder.iterdir()} - {"kernels.json"}
+    named = {record[kind] for record in manifest["kernels"] for kind in ("cubin", "ptx")}
+    assert files == named
+    for record in manifest["kernels"]:
+        for kind in ("cubin", "ptx"):
+            data = (folder / record[kind]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == record[f"{kind}_sha256"]
+    assert manifest["triton"]
+    assert re.fullmatch(r"V[\d.]+", manifest["ptxas"])
+
+
+def test_the_ptx_takes_the_parameters_of_the_manifest(
+    artefacts: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, manifest = artefacts
+    for record in manifest["kernels"]:
+        ptx = (folder / record["ptx"]).read_text()
+        head = re.search(rf"\.visible \.entry {record['entry']}\((.*?)\)", ptx, re.DOTALL)
+        assert head is not None
+        found = re.findall(r"\.param \.[ubf](\d+)", head[1])
+        types = [parameter["type"] for parameter in record["parameters"]]
+        expected = ["64" if kind.startswith("*") else "32" for kind in types]
+        assert found == expected + ["64"] * record["hidden_pointers"]
+        # The scratch pointers at the end are never loaded: a host may pass null.
+        for index in range(len(found) - record["hidden_pointers"], len(found)):
+            assert f"{record['entry']}_param_{index}]" not in ptx
+        assert f".reqntid {record['threads']}" in ptx
+        assert record["ptx_target"] == "sm_90a"
+
+
+@pytest.mark.parametrize("architecture", [80, 120])
+def test_large_tiles_of_other_architectures_fit(architecture: int) -> None:
+    tile = tiles.attention_tile(
+        architecture=architecture, mode="joint", dtype="bfloat16", head_dim=64, tokens=4096
+    )
+    variant = attention_variant(
+        architecture=architecture, mode="joint", dtype="bfloat16", head_dim=64, tile=tile
+    )
+    _check(kernel_compile.compile_one(variant).describe())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
+def test_every_configuration_of_the_table_fits(architecture: int) -> None:
+    variants = variants_of(
+        architecture, dtypes=["float16", "float32"], head_dims=[32, 40, 64, 128], channels=[640]
+    )
+    for variant in variants:
+        _check(kernel_compile.compile_one(variant).describe())
+
+
+def test_the_committed_table_names_every_configuration(root: Path) -> None:
+    page = (root / "kernels" / "resources.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| reference_")
+    ]
+    for architecture in tiles.ARCHITECTURES:
+        named = {row[0] for row in rows if row[1] == f"sm_{architecture}"}
+        for variant in variants_of(
+            architecture, dtypes=["float16"], head_dims=[64, 128], channels=[]
+        ):
+            assert variant.name.replace(f"_sm_{architecture}", "") in named
+    for row in rows:
+        assert row[3:5] == ["0", "0"], row
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "sm_75"], "target is sm_75, expected one of sm_80"),
+        (["--target", "90"], "target is '90', expected names like sm_80"),
+        (["--target", "sm_90", "--dtype", "int8"], "dtype is 'int8', expected one of float16"),
+        (["--target", "sm_90", "--head-dim", "20"], "head dim is '20', expected 16 to 128"),
+        (["--target", "sm_90", "--channels", "many"], "channels is 'many', expected 1 to 8192"),
+    ],
+)
+def test_bad_words_are_one_line_and_exit_code_2(
+    words: list[str], message: str, root: Path, tmp_path: Path
+) -> None:
+    done = _cli(*words, "-o", str(tmp_path / "out"), root=root)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_compiled_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = merge_variant(architecture=90, dtype="float16", channels=64, merge="mean")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ParameterError, match="TRITON_INTERPRET is set"):
+        kernel_compile.compile_one(variant)

@@ -1,0 +1,72 @@
+"""The compiled kernels on a CUDA GPU: every tile of the table, and graphs that serve every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bootpig_rt.kernels import eager_ops
+from bootpig_rt.kernels.launch import launch_attention, launch_merge
+from bootpig_rt.kernels.ops import reference_attention
+
+pytestmark = pytest.mark.gpu
+
+REFS = [[-1, -1, -1, -1], [2, -1, -1, -1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("head_dim", [16, 40, 64, 80, 128])
+@pytest.mark.parametrize(("tokens", "ref_tokens"), [(100, 77), (64, 64), (1024, 1024), (576, 100)])
+@pytest.mark.parametrize("first_row", [None, 1])
+def test_the_compiled_kernel_is_as_exact_as_eager(
+    make_case: Any,
+    assert_as_exact_as_eager: Any,
+    dtype: torch.dtype,
+    head_dim: int,
+    tokens: int,
+    ref_tokens: int,
+    first_row: int | None,
+) -> None:
+    case = make_case(
+        REFS, dtype=dtype, head_dim=head_dim, tokens=tokens, ref_tokens=ref_tokens, device="cuda"
+    )
+    out, deltas = case.run(launch_attention, first_delta_row=first_row)
+    rows = len(REFS) if first_row is None else first_row
+    eager, eager_deltas = case.run(eager_ops.attention_deltas, first_delta_row=rows)
+    oracle, oracle_deltas = case.to(torch.float64).run(
+        eager_ops.attention_deltas, first_delta_row=rows
+    )
+    assert_as_exact_as_eager(out, eager, oracle)
+    if first_row is not None:
+        assert_as_exact_as_eager(deltas, eager_deltas, oracle_deltas)
+
+
+@pytest.mark.parametrize("mode", ["argmax", "softmax", "mean"])
+@pytest.mark.parametrize("channels", [320, 640, 1280])
+def test_the_compiled_merge_equals_its_twin(mode: str, channels: int) -> None:
+    torch.manual_seed(0)
+    projected = torch.randn(3, 100, channels, device="cuda")
+    change = torch.randn(2, 4, 100, channels, device="cuda")
+    refs = torch.tensor(REFS, dtype=torch.int32, device="cuda")
+    merged = launch_merge(projected, change, refs, 1, mode)
+    torch.testing.assert_close(merged, eager_ops.merge(projected, change, refs, 1, mode))
+
+
+def test_one_captured_graph_serves_every_step(make_case: Any) -> None:
+    case = make_case([[-1], [1], [1]], dtype=torch.float16, head_dim=64, entries=3, device="cuda")
+    case.run(reference_attention)  # compiled ahead of the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = case.run(reference_attention)
+    for step in range(3):
+        case.step.fill_(step)
+        graph.replay()
+        torch.testing.assert_close(out, case.run(reference_attention), rtol=0, atol=0)
+
+
+def test_torch_compile_with_inductor_keeps_the_kernel(make_case: Any) -> None:
+    case = make_case([[-1], [1]], dtype=torch.float16, head_dim=64, device="cuda")
+    compiled = torch.compile(reference_attention, fullgraph=True)
+    torch.testing.assert_close(case.run(compiled), case.run(reference_attention))
