@@ -20,7 +20,7 @@ from PIL import Image
 
 from bootpig_rt.batch import TextStates
 from bootpig_rt.config import SamplingParams, check_int
-from bootpig_rt.errors import Cancelled, ParameterError
+from bootpig_rt.errors import BootPIGError, Cancelled, ParameterError
 from bootpig_rt.flight import Flight
 from bootpig_rt.generation import Clock, GenerationResult, PictureParameters, Request
 from bootpig_rt.image import to_pil
@@ -212,7 +212,7 @@ class Scheduler:
                     request = next(source, None)
                     is_open = request is not None
                     if request is not None:
-                        tickets.append(self.submit(request, params))
+                        tickets.append(self._submitted(request, params))
                 while tickets and tickets[0].is_done:
                     yield tickets.popleft().result()
                 self.step()
@@ -220,6 +220,15 @@ class Scheduler:
             for ticket in tickets:  # the reader left, or a request failed
                 ticket.cancel()
             self._leave()
+
+    def _submitted(self, request: Request, params: SamplingParams) -> Ticket:
+        """A ticket in any case: one that is refused fails in its turn, after those before it."""
+        try:
+            return self.submit(request, params)
+        except BootPIGError as error:
+            ticket = Ticket(request, params, list(request.split()))
+            ticket._fail(error)
+            return ticket
 
     def _join(self) -> None:
         """Let waiting pictures in, tenants in turn, until the batch or the budget is full."""

@@ -144,7 +144,7 @@ def launch(
     rows, heads, tokens = shapes[0][:3]
     return Launch(
         entry=compiled.entry,
-        ptx=without_hidden_pointers(compiled.ptx, compiled.entry, 2),
+        ptx=without_hidden_pointers(compiled.ptx, compiled.entry, compiled.hidden_pointers),
         grid=(divide_up(tokens, TACTICS[tactic - 1].block_m), heads, rows),
         threads=compiled.num_threads,
         shared_bytes=compiled.resources.shared_bytes,

@@ -100,6 +100,11 @@ class Compiled:
     num_threads: int
     resources: Resources
 
+    @property
+    def hidden_pointers(self) -> int:
+        """Parameters that Triton appended to the kernel's own: 1 or 2, by its version."""
+        return len(_entry_parameters(self.ptx, self.entry)) - len(self.variant.parameters)
+
     def describe(self) -> dict[str, Any]:
         """The manifest's record: everything that a host needs for a launch."""
         variant = self.variant
@@ -116,8 +121,8 @@ class Compiled:
             "ptx_version": _first(r"^\.version (\S+)", self.ptx),
             "ptx_target": _first(r"^\.target ([^\s,]+)", self.ptx),
             "parameters": variant.parameters,
-            # Triton appends two pointers to scratch memory, which these kernels never read.
-            "hidden_pointers": 2,
+            # Triton appends pointers to scratch memory, which these kernels never read.
+            "hidden_pointers": self.hidden_pointers,
             "aligned_to_16": list(variant.aligned),
             "grid": list(variant.grid),
             "threads": self.num_threads,
@@ -272,9 +277,10 @@ def without_hidden_pointers(ptx: str, entry: str, count: int) -> str:
     Raises:
         BootPIGError: The code reads one of them, or there are not so many.
     """
-    found = re.search(rf"(\.entry {re.escape(entry)}\()(.*?)(\n?\))", ptx, re.DOTALL)
-    parameters = [] if found is None else found[2].split(",")
-    if found is None or len(parameters) <= count:
+    if count == 0:
+        return ptx
+    parameters = _entry_parameters(ptx, entry)
+    if len(parameters) <= count:
         raise BootPIGError(f"the PTX of {entry} has {len(parameters)} parameters, expected more")
     for parameter in parameters[-count:]:
         name = parameter.split()[-1]
@@ -283,8 +289,7 @@ def without_hidden_pointers(ptx: str, entry: str, count: int) -> str:
                 f"the PTX of {entry} reads its scratch pointer {name}, expected none in use; use a "
                 "kernel without scratch memory"
             )
-    kept = ",".join(parameters[:-count])
-    return ptx[: found.start(2)] + kept + ptx[found.end(2) :]
+    return ptx.replace(",".join(parameters), ",".join(parameters[:-count]), 1)
 
 
 def variants_of(
@@ -422,6 +427,12 @@ def _tool(name: str) -> str:
             "pip install --force-reinstall triton"
         )
     return str(path)
+
+
+def _entry_parameters(ptx: str, entry: str) -> list[str]:
+    """The declarations of a function's parameters, as they are written."""
+    found = re.search(rf"\.entry {re.escape(entry)}\((.*?)\n?\)", ptx, re.DOTALL)
+    return [] if found is None else found[1].split(",")
 
 
 def _kernel(name: str) -> Any:

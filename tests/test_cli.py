@@ -136,7 +136,7 @@ def test_log_lines_go_to_stderr_and_leave_no_handler_behind(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "no command given, expected one of generate, demo"),
+        ([], "no command given, expected one of generate, encode-subject"),
         (["generat"], "unknown command 'generat'"),
         (["generat"], "did you mean generate?"),
         (["xyz"], "see `bootpig-rt --help`"),

@@ -22,6 +22,7 @@ EXTRAS = {
     "export",
     "tensorrt",
     "kernels",
+    "sign",
     "train",
     "eval",
     "bench",

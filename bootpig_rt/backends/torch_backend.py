@@ -193,12 +193,11 @@ class TorchRun:
         self._base = backend.pair.base
         self._merge = batch.merge
         self._tables = TableReader(batch.tables, batch.entry_of_step, backend.device)
-        self._plan = None
-        self._picture_of_row = to_device(batch.picture_of_row)
-        if batch.tables:
-            self._plan = plan_rows(
-                to_device(batch.ref_of_row), sum(batch.num_references), self._picture_of_row
-            )
+        self._plan = plan_rows(
+            to_device(batch.ref_of_row),
+            sum(batch.num_references),
+            to_device(batch.picture_of_row),
+        )
         self._rows_of_picture = to_device(batch.rows_of_picture)
         column = (-1, 1, 1, 1)
         self._image_scale = to_device(batch.image_guidance_scale).view(column)
@@ -220,13 +219,9 @@ class TorchRun:
     def step(self, index: int) -> None:
         """Do one step: U-Net rows, guidance, solver."""
         with torch.inference_mode():
-            samples, timesteps = self._latents, self._timesteps[index]
-            if self._plan is None:  # a plan knows the pictures of its rows
-                samples = samples[self._picture_of_row]
-                timesteps = timesteps[self._picture_of_row]
             output = self._base(
-                samples,
-                timesteps,
+                self._latents,  # one a picture: the plan knows the pictures of its rows
+                self._timesteps[index],
                 self._prompt_embeds,
                 self._tables.read(index),
                 self._plan,

@@ -349,7 +349,8 @@ class BaseUNet(_WalkedUNet):
         if merge not in ("argmax", "softmax", "mean", "concat"):
             raise ParameterError(f"merge is {merge!r}, expected argmax, softmax, mean or concat")
         rows = prompt_embeds.shape[0]
-        if (reference_kv is None) != (ref_of_row is None):
+        reads_nothing = isinstance(ref_of_row, RowPlan) and not ref_of_row.uses_references
+        if not reads_nothing and (reference_kv is None) != (ref_of_row is None):
             raise ParameterError("give reference_kv and ref_of_row together, or neither")
         if reference_kv is None or ref_of_row is None:
             return None, plain_rows(rows)

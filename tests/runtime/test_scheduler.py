@@ -50,7 +50,7 @@ def mix(seed: int, count: int, subjects: list[Subject | None]) -> list[Request]:
             text_guidance_scale=draw.choice((None, 1.0, 0.0)),
             num_images=draw.choice((1, 1, 2)),
             seed=draw.randrange(100),
-            num_inference_steps=draw.choice((1, 2, 3, 5)),
+            num_inference_steps=draw.choice((2, 3, 4, 5)),
             solver=draw.choice(("ddim", "dpmpp_2m", "unipc")),
             reference_schedule=draw.choice(SCHEDULES),
             guidance_interval=draw.choice(((0.0, 1.0), (0.3, 1.0), (0.0, 0.5))),
@@ -295,11 +295,13 @@ def test_map_raises_what_a_request_failed_with_after_those_before_it(
     broken = Subject(
         None, np.full((1, 4, 8, 8), np.nan, np.float32), "a", 0, pipeline.spec.fingerprint
     )
-    requests = [Request(prompt="a", subject=s, seed=1) for s in (None, broken, None)]
-    results = pipeline.map(requests, pipeline.sampling_params(num_inference_steps=1))
-    assert len(next(results).images) == 1
-    with pytest.raises(NumericalError):
-        next(results)
+    stranger = Subject(None, np.zeros((1, 4, 8, 8), np.float32), "a dog", 0, "another")
+    for bad, error in ((broken, NumericalError), (stranger, SubjectMismatch)):
+        requests = [Request(prompt="a", subject=s, seed=1) for s in (None, bad, None)]
+        results = pipeline.map(requests, pipeline.sampling_params(num_inference_steps=1))
+        assert len(next(results).images) == 1
+        with pytest.raises(error):
+            next(results)
 
 
 def test_a_result_that_is_not_there_yet_times_out(pipeline: Pipeline) -> None:
