@@ -1,1 +1,1 @@
-"""Reference self-attention in eager torch: the oracle of every faster version."""
+"""Reference self-attention: oracles, Triton kernels, the operators made of them, compilation."""

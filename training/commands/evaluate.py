@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", help="of several references (default: the pair's own)")
     parser.add_argument("--reference-schedule", help="exact, clean, anchor:T and others")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of a prompt (default: 2)")
-    parser.add_argument("--batch", type=int, default=24, help="pictures at once (default: 24)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--backend", default="auto", help="runtime that draws (default: auto)")
     parser.add_argument("--device", default="auto", help="device that draws (default: auto)")
     parser.add_argument(
