@@ -144,4 +144,4 @@ def test_a_config_survives_the_way_through_a_dictionary(tmp_path: Path) -> None:
     values: dict[str, Any] = dataclasses.asdict(config)
     values["unet"]["block_channels"] = list(values["unet"]["block_channels"])  # as JSON has it
     assert build(TrainConfig, values, where="copy") == config
-    assert config.unet == dataclasses.replace(UNetConfig(), block_channels=(32, 64))
+    assert config.unet == dataclasses.replace(UNetConfig(), block_channels=(32, 64), max_tokens=32)
