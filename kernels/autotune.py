@@ -67,14 +67,14 @@ class Shape:
         return tiles.JOINT if self.references == 1 else tiles.SEPARATE
 
 
-def default_shapes() -> list[Shape]:
-    """Small and large layers, one and four references, all head dims of the table."""
+def default_shapes(head_dims: Iterable[int] = (40, 64, 80)) -> list[Shape]:
+    """Small and large layers, one and four references; head dims of Stable Diffusion 1 and 2."""
     return [
-        Shape(min_tokens, tokens, heads * 64 // head_dim, head_dim, references, dtype)
+        Shape(min_tokens, tokens, max(1, channels // head_dim), head_dim, references, dtype)
         for dtype in ("float16", "float32")
-        for head_dim in (32, 64, 128)
+        for head_dim in head_dims
         for references in (1, 4)
-        for min_tokens, tokens, heads in ((0, 256, 20), (512, 4096, 6))
+        for min_tokens, tokens, channels in ((0, 256, 1280), (512, 4096, 320))
     ]
 
 
@@ -119,7 +119,8 @@ def tune(
             architecture,
             shape.mode,
             tiles.BITS_OF_DTYPE[shape.dtype],
-            shape.head_dim,
+            tiles.padded_head_dim(shape.head_dim),
+            tiles.padded_head_dim(shape.head_dim) != shape.head_dim,
             shape.min_tokens,
             best,
             round(micros, 2),

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.errors import BackendUnavailable
@@ -24,6 +24,10 @@ TABLE = Path(__file__).with_name("tiles.json")
 JOINT, SEPARATE = "joint", "separate"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 BITS_OF_DTYPE = {"float16": 16, "bfloat16": 16, "float32": 32}
+
+
+TileKey: TypeAlias = tuple[int, str, int, int, bool]
+"""Architecture, mode, bits of an element, padded head dim, and whether it was padded."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class TileRow:
         architecture: Compute capability, 90 for 9.0.
         mode: `joint` (at most one reference) or `separate` (several).
         bits: Of an element: 16 or 32.
-        block_d: Head dim, rounded up to 32, 64 or 128.
+        block_d: Head dim, rounded up to 16, 32, 64 or 128.
+        is_padded: For head dims that had to be rounded up: their masks take registers.
         min_tokens: Smallest number of own tokens that the row is for.
         tile: The configuration.
         measured_us: Time of the kernel when the row was tuned, None where it was not.
@@ -63,14 +68,15 @@ class TileRow:
     mode: str
     bits: int
     block_d: int
+    is_padded: bool
     min_tokens: int
     tile: Tile
     measured_us: float | None = None
 
     @property
-    def key(self) -> tuple[int, str, int, int]:
+    def key(self) -> TileKey:
         """All but the number of tokens."""
-        return (self.architecture, self.mode, self.bits, self.block_d)
+        return (self.architecture, self.mode, self.bits, self.block_d, self.is_padded)
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -129,13 +135,14 @@ def write_rows(rows: Iterable[TileRow], path: Path = TABLE) -> None:
     _table.cache_clear()
 
 
-def _key(architecture: int, mode: str, dtype: str, head_dim: int) -> tuple[int, str, int, int]:
-    return (architecture, mode, BITS_OF_DTYPE[dtype], max(32, padded_head_dim(head_dim)))
+def _key(architecture: int, mode: str, dtype: str, head_dim: int) -> TileKey:
+    block_d = padded_head_dim(head_dim)
+    return (architecture, mode, BITS_OF_DTYPE[dtype], block_d, block_d != head_dim)
 
 
 @functools.cache
-def _table() -> dict[tuple[int, str, int, int], list[TileRow]]:
-    table: dict[tuple[int, str, int, int], list[TileRow]] = {}
+def _table() -> dict[TileKey, list[TileRow]]:
+    table: dict[TileKey, list[TileRow]] = {}
     for row in sorted(read_rows(), key=lambda row: row.min_tokens):
         table.setdefault(row.key, []).append(row)
     return table

@@ -40,10 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
     def show(row: TileRow) -> None:
         if not args.json:
-            print(
-                f"{row.mode} {row.bits} bit d{row.block_d} from {row.min_tokens} tokens: ", end=""
-            )
-            print(f"{row.tile} {row.measured_us} us", flush=True)
+            padded = " padded" if row.is_padded else ""
+            what = f"{row.mode} {row.bits} bit d{row.block_d}{padded} from {row.min_tokens} tokens"
+            print(f"{what}: {row.tile} {row.measured_us} us", flush=True)
 
     shapes = [s for s in autotune.default_shapes() if args.dtype in (None, s.dtype)]
     rows = autotune.tune(shapes, device=args.device, progress=show)

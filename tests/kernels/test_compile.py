@@ -120,7 +120,10 @@ def test_large_tiles_of_other_architectures_fit(architecture: int) -> None:
 @pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
 def test_every_configuration_of_the_table_fits(architecture: int) -> None:
     variants = variants_of(
-        architecture, dtypes=["float16", "float32"], head_dims=[32, 40, 64, 128], channels=[640]
+        architecture,
+        dtypes=["float16", "float32"],
+        head_dims=[16, 24, 32, 40, 64, 80, 128],
+        channels=[640],
     )
     for variant in variants:
         _check(kernel_compile.compile_one(variant).describe())
