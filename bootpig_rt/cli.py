@@ -49,6 +49,7 @@ MODULE_OF_COMMAND = {
     "synthesize": "bootpig_rt.training.commands.synthesize",
     "train": "bootpig_rt.training.commands.train",
     "evaluate": "bootpig_rt.training.commands.evaluate",
+    "bench": "bootpig_rt.benchmarks.commands.bench",
 }
 
 EXTRA_OF_PACKAGE = {

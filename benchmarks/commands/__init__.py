@@ -1,0 +1,1 @@
+"""The commands of `bootpig-rt` that measure; light to import."""

@@ -1,0 +1,184 @@
+"""What a run was measured on: hardware, versions, commit, command, and how busy it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from bootpig_rt import __version__
+
+PACKAGES = (
+    "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "diffusers", "transformers", "numpy",
+    "tensorrt-rtx", "tensorrt", "triton",
+)  # fmt: skip
+
+BUSY_SHARE = 0.10
+NOISY = 0.10
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hardware, versions, commit, command and load of a run.
+
+    Attributes:
+        processor: Its name.
+        cores: Cores that this process may use.
+        memory_bytes: Of the machine.
+        system: Kernel and architecture.
+        python: Version.
+        versions: Of the packages that are installed, by name.
+        commit: Of the checkout; with `-dirty` where files differ from it; empty in a wheel.
+        command: What was run.
+        started: UTC, ISO 8601.
+        threads: Pinned, of torch and ONNX Runtime.
+        busy_share: Share of the cores that other processes took while the suite ran, 0 to 1; NaN
+            where the system does not tell.
+        noise: Half the interquartile range of a fixed piece of arithmetic, over its median, taken
+            before the first row.
+        is_busy: Others took more than a tenth of the machine, or the noise is above a tenth:
+            absolute times are then not worth quoting.
+    """
+
+    processor: str
+    cores: int
+    memory_bytes: int
+    system: str
+    python: str
+    versions: Mapping[str, str]
+    commit: str
+    command: str
+    started: str
+    threads: int
+    busy_share: float
+    noise: float
+    is_busy: bool
+
+
+class Watch:
+    """Watches the machine from its making to `machine()`."""
+
+    def __init__(self, threads: int) -> None:
+        """Measure the noise and start to count."""
+        self._threads = threads
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._noise = _noise()
+        self._before = _busy_seconds()
+        self._clock = time.perf_counter()
+
+    def machine(self) -> Machine:
+        """What was seen since."""
+        after, wall_s = _busy_seconds(), time.perf_counter() - self._clock
+        cores = _cores()
+        others = float("nan")
+        if self._before is not None and after is not None and wall_s > 0:
+            total = after[0] - self._before[0]
+            ours = after[1] - self._before[1]
+            others = min(1.0, max(0.0, (total - ours) / (wall_s * cores)))
+        return Machine(
+            processor=processor(),
+            cores=cores,
+            memory_bytes=_memory_bytes(),
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            python=platform.python_version(),
+            versions=versions(),
+            commit=commit(),
+            command=command(),
+            started=self._started,
+            threads=self._threads,
+            busy_share=round(others, 4),
+            noise=round(self._noise, 4),
+            is_busy=bool(others > BUSY_SHARE or self._noise > NOISY),
+        )
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and those that it may compute with."""
+    found = {"bootpig-rt": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the checkout that this file lies in; empty outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"],
+            cwd=folder, capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def command() -> str:
+    """The command line of this process, as one would type it."""
+    program = Path(sys.argv[0])
+    name = "bootpig-rt" if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _busy_seconds() -> tuple[float, float] | None:
+    """Processor seconds of everyone, and of this process with its children; Linux only."""
+    try:
+        words = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+        ticks = [int(word) for word in words]
+    except (OSError, ValueError):
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    everyone = sum(ticks[:3]) + sum(ticks[5:8])
+    ours = os.times()
+    return (
+        everyone / os.sysconf("SC_CLK_TCK"),
+        ours.user + ours.system + ours.children_user + ours.children_system,
+    )
+
+
+def _noise(repeats: int = 40) -> float:
+    """Spread of a fixed product of matrices, the same on every call."""
+    a = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(8):
+            a @ a
+        times.append(time.perf_counter() - start)
+    low, middle, high = np.percentile(times[5:], (25, 50, 75))
+    return float((high - low) / 2 / middle)

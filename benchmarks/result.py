@@ -1,0 +1,211 @@
+"""Results of a suite: rows, what they were measured on, and their JSON form.
+
+The JSON Schema beside this file, `result_schema.json`, describes the same for other readers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.benchmarks.intervals import Ratio, median_ratio
+from bootpig_rt.benchmarks.machine import Machine
+from bootpig_rt.errors import ParameterError
+
+FORMAT_VERSION = 1
+SCHEMA = Path(__file__).with_name("result_schema.json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a suite.
+
+    Attributes:
+        name: Stable identifier, unique in its suite: `ours_warm`.
+        label: For people: "known subject".
+        group: Rows that belong together in a table or plot.
+        samples_ms: Times of the rounds, per picture where a way draws several; empty where a row
+            is no time.
+        ratio_to: Name of the row whose time is divided by this one's.
+        ratio: That ratio.
+        values: Numbers beside the time: bytes, rates, sizes, in the unit of their name's suffix.
+        notes: Words beside the numbers: which backend, why a row is missing.
+    """
+
+    name: str
+    label: str
+    group: str = ""
+    samples_ms: tuple[float, ...] = ()
+    ratio_to: str | None = None
+    ratio: Ratio | None = None
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def median_ms(self) -> float | None:
+        """Median of the rounds; None where a row is no time."""
+        return float(np.median(self.samples_ms)) if self.samples_ms else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with the percentiles that people look for."""
+        found: dict[str, Any] = {"name": self.name, "label": self.label, "group": self.group}
+        if self.samples_ms:
+            p50, p95, p99 = np.percentile(self.samples_ms, (50, 95, 99))
+            found |= {
+                "median_ms": round(float(p50), 4),
+                "p95_ms": round(float(p95), 4),
+                "p99_ms": round(float(p99), 4),
+                "min_ms": round(min(self.samples_ms), 4),
+                "rounds": len(self.samples_ms),
+                "samples_ms": [round(each, 4) for each in self.samples_ms],
+            }
+        if self.ratio is not None:
+            found |= {
+                "ratio_to": self.ratio_to,
+                "ratio": round(self.ratio.value, 4),
+                "interval": [round(self.ratio.low, 4), round(self.ratio.high, 4)],
+            }
+        return found | {"values": dict(self.values), "notes": dict(self.notes)}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Row:
+        """The row of `to_dict`."""
+        ratio = None
+        if "ratio" in found:
+            ratio = Ratio(found["ratio"], *found["interval"])
+        return cls(
+            name=found["name"],
+            label=found["label"],
+            group=found["group"],
+            samples_ms=tuple(found.get("samples_ms", ())),
+            ratio_to=found.get("ratio_to"),
+            ratio=ratio,
+            values=found["values"],
+            notes=found["notes"],
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that was compared before times were taken.
+
+    Attributes:
+        name: What was compared.
+        value: The difference that was found.
+        limit: The largest that would be right.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def is_ok(self) -> bool:
+        """Is the difference within its limit? NaN is not."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What one run of a suite found.
+
+    Attributes:
+        suite: Its name.
+        rows: In the order in which they are shown.
+        settings: What was measured: pair, steps, size, rounds, threads.
+        checks: What was compared before times were taken.
+        machine: Hardware, versions, commit, command and load; filled by `measured_on`.
+    """
+
+    suite: str
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    machine: Machine | None = None
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            ParameterError: There is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        names = ", ".join(row.name for row in self.rows)
+        raise ParameterError(f"no row {name!r} in suite {self.suite!r}, expected one of {names}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "suite": self.suite,
+            "machine": None if self.machine is None else asdict(self.machine),
+            "settings": dict(self.settings),
+            "checks": [asdict(check) | {"is_ok": check.is_ok} for check in self.checks],
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> SuiteResult:
+        """The result of `to_dict`."""
+        machine = found["machine"]
+        return cls(
+            suite=found["suite"],
+            rows=tuple(Row.from_dict(row) for row in found["rows"]),
+            settings=found["settings"],
+            checks=tuple(Check(c["name"], c["value"], c["limit"]) for c in found["checks"]),
+            machine=None if machine is None else Machine(**machine),
+        )
+
+
+def with_ratios(rows: Sequence[Row], *, to: str) -> tuple[Row, ...]:
+    """The rows, each with the ratio of the time of row `to` over its own.
+
+    Rows without a time, or with another number of rounds, stay as they are.
+    """
+    base = next(row for row in rows if row.name == to)
+    return tuple(
+        replace(row, ratio_to=to, ratio=median_ratio(base.samples_ms, row.samples_ms))
+        if row.samples_ms and len(row.samples_ms) == len(base.samples_ms)
+        else row
+        for row in rows
+    )
+
+
+def save_results(results: Sequence[SuiteResult], path: Path) -> None:
+    """Write results as one JSON file, whole or not at all."""
+    text = json.dumps([result.to_dict() for result in results], indent=1)
+    atomic_write_text(path, text + "\n")
+
+
+def load_results(path: Path) -> list[SuiteResult]:
+    """Read what `save_results` wrote.
+
+    Raises:
+        ParameterError: No such file, or it is not such a file.
+    """
+    again = "make one with `bootpig-rt bench --suite NAME --output FILE`"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParameterError(f"no file {path}; {again}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ParameterError(f"cannot read {path}: {error}; {again}") from None
+    try:
+        versions = {one["format_version"] for one in found}
+        if versions - {FORMAT_VERSION}:
+            raise ParameterError(
+                f"{path} has format version {sorted(versions)}, expected {FORMAT_VERSION}; {again}"
+            )
+        return [SuiteResult.from_dict(one) for one in found]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ParameterError(
+            f"{path} holds no results of benchmarks ({type(error).__name__}: {error}); {again}"
+        ) from None

@@ -1,0 +1,46 @@
+"""What a run of a suite is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""Called with (what is done, done so far, in all)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run of a suite is asked for.
+
+    Attributes:
+        pair: Folder of the pair under test.
+        rounds: Rounds in which all ways run in turn, after one that warms up.
+        threads: Of torch and of ONNX Runtime, pinned.
+        is_smoke: Small numbers, to see that everything runs; times mean nothing then.
+        data: Folder that `fetch-data` made, for suites that judge pictures.
+        work: Folder for intermediate files, such as drawn pictures; kept between runs.
+        profile: Folder for traces and tables of operators; None: no profile is made.
+        only: Names of rows, or beginnings of them, that are run; empty: all.
+        progress: Told what is done.
+    """
+
+    pair: Path
+    rounds: int = 10
+    threads: int = 2
+    is_smoke: bool = False
+    data: Path = Path("data")
+    work: Path = Path("bench")
+    profile: Path | None = None
+    only: tuple[str, ...] = ()
+    progress: Progress = field(default=no_progress, compare=False)
+
+    def is_wanted(self, name: str) -> bool:
+        """Should the row `name` be measured?"""
+        return not self.only or any(name.startswith(start) for start in self.only)
