@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -45,9 +46,8 @@ class BareUNet:
                 input_names=["sample", "timesteps", "states"], output_names=["noise"],
                 dynamo=True, external_data=True,
             )  # fmt: skip
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._path, self._threads = path, threads
+        self.session = _session(path, threads)
         self.example = example
         self.feeds = {
             name: value.numpy()
@@ -59,12 +59,32 @@ class BareUNet:
         noise: np.ndarray[Any, Any] = self.session.run(["noise"], self.feeds)[0]
         return noise
 
+    def quantised(self, folder: Path) -> BareUNet:
+        """The same with the weights of matrix products in int8, quantised while it runs."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        path = folder / f"{self._path.stem}_int8.onnx"
+        with _quiet():
+            quantize_dynamic(
+                self._path, path, op_types_to_quantize=["MatMul", "Gemm"],
+                weight_type=QuantType.QInt8, per_channel=True,
+            )  # fmt: skip
+        other = copy.copy(self)
+        other.session = _session(path, self._threads)
+        return other
+
     def difference(self, unet: Any) -> float:
         """Relative error against torch on random input."""
         with torch.inference_mode():
             expected = unet(*self.example).sample.numpy()
         found = self.launch()
         return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class _Plain(nn.Module):

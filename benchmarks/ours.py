@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from bootpig_rt.backends.base import Backend, DenoiseBatch, DenoiseRun, FloatArr
 from bootpig_rt.benchmarks.drawing import drawing
 from bootpig_rt.benchmarks.published import PROMPT, REFERENCE_PROMPT, SEED
 from bootpig_rt.pipeline import GenerationResult, Pipeline, Request
+from bootpig_rt.subject_store import SubjectStore
 
 
 class OurWay:
@@ -39,7 +41,9 @@ class OurWay:
                 "intra_op_threads": threads,
                 **options.get("backend_options", {}),
             }
-        self.pipe = Pipeline(folder, backend=backend, device="cpu", **options)
+        self._load = partial(Pipeline, folder, backend=backend, device="cpu", **options)
+        self._forgetful: Pipeline | None = None
+        self.pipe = self._load()
         self.images = [drawing(index) for index in range(references)]
         self.subject = self.pipe.encode_subject(self.images, REFERENCE_PROMPT)
 
@@ -49,8 +53,9 @@ class OurWay:
 
     def cold(self, **options: Any) -> GenerationResult:
         """A picture of a subject that was never seen: encoded, read, drawn."""
-        self.pipe.store.clear()
-        return self.pipe(
+        if self._forgetful is None:
+            self._forgetful = self._load(store=_NoStore(device_bytes=0))
+        return self._forgetful(
             PROMPT,
             reference_images=self.images,
             reference_prompt=REFERENCE_PROMPT,
@@ -73,6 +78,13 @@ class OurWay:
             self.pipe._backend = backend
         assert recorder.batch is not None
         return backend, recorder.batch
+
+
+class _NoStore(SubjectStore):
+    """Keeps nothing, and does not speak of it."""
+
+    def _keep(self, *_: Any) -> None:
+        pass
 
 
 class _Recorder:

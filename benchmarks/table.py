@@ -30,29 +30,50 @@ def lines(result: SuiteResult) -> Iterator[str]:
 
 
 def _group(group: str, rows: list[Row]) -> Iterator[str]:
-    width = max(30, *(len(row.label) for row in rows))
     against = next((row.ratio_to for row in rows if row.ratio_to), None)
-    head = f"{group or 'rows':{width}}"
-    if any(row.samples_ms for row in rows):
-        head += f"{'median ms':>11}{'p95':>9}{'min':>9}"
-    if against:
-        head += f"  times faster than {against}"
-    yield head
+    is_timed = any(row.samples_ms for row in rows)
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row.values)
+        if not name.endswith(("_low", "_high"))
+    ]
+    head = [group or "rows"]
+    head += ["median ms", "p95", "min"] if is_timed else []
+    head += [f"times faster than {against}"] if against else []
+    cells = [[*head, *names]]
     for row in rows:
-        yield f"{row.label:{width}}" + _numbers(row)
+        line = [row.label, *(_times(row) if is_timed else [])]
+        line += [_ratio(row)] if against else []
+        cells.append([*line, *(_value(row, name) for name in names)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    statuses = ["", *(row.notes.get("status", "") for row in rows)]
+    for line, status in zip(cells, statuses, strict=True):
+        first, *others = (
+            f"{cell:{'<' if n == 0 else '>'}{width}}"
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        yield "  ".join([first, *others, status]).rstrip()
 
 
-def _numbers(row: Row) -> str:
-    text = ""
-    if row.samples_ms:
-        found = row.to_dict()
-        text += f"{found['median_ms']:11.2f}{found['p95_ms']:9.2f}{found['min_ms']:9.2f}"
-    if row.ratio is not None:
-        text += f"  {row.ratio.value:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
-    text += "".join(f"  {name} {_short(value)}" for name, value in row.values.items())
-    if "status" in row.notes:
-        text += f"  {row.notes['status']}"
-    return text
+def _times(row: Row) -> list[str]:
+    if not row.samples_ms:
+        return ["", "", ""]
+    found = row.to_dict()
+    return [f"{found[name]:.2f}" for name in ("median_ms", "p95_ms", "min_ms")]
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{row.ratio.value:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
+
+
+def _value(row: Row, name: str) -> str:
+    if name not in row.values:
+        return ""
+    text = _short(row.values[name])
+    low, high = (row.values.get(f"{name}_{end}") for end in ("low", "high"))
+    return text if low is None else f"{text} [{_short(low)}, {_short(high)}]"
 
 
 def _short(value: float | None) -> str:

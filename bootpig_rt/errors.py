@@ -11,6 +11,7 @@
      ├ BackendUnavailable (ImportError)    a missing package or device
      ├ SubjectMismatch                     a Subject made for something else
      ├ EngineError                         a graph or an engine that cannot be built
+     ├ OutOfDeviceMemory                   a call that is too large for the device
      ├ StorageError (OSError)              a file that cannot be written or read
      ├ NumericalError                      NaN or Inf where numbers are expected
      ├ ParityError                         engines that do not compute what torch computes
@@ -100,6 +101,40 @@ class SubjectMismatch(BootPIGError):
 
 class EngineError(BootPIGError):
     """A graph or an engine could not be built."""
+
+
+class OutOfDeviceMemory(BootPIGError):
+    """The device has no room for a call; a smaller one can follow at once.
+
+    Attributes:
+        asked_bytes: What could not be allocated; None where the allocator did not say.
+        free_bytes: Free on the device at that time, by its driver; None where there is none.
+        total_bytes: Of the device; likewise.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        asked_bytes: int | None = None,
+        free_bytes: int | None = None,
+        total_bytes: int | None = None,
+    ) -> None:
+        """Say what was being done, with its sizes, and which options make it smaller."""
+        numbers = []
+        if asked_bytes is not None:
+            numbers.append(f"asked for {asked_bytes / 2**20:.0f} MiB")
+        if free_bytes is not None and total_bytes is not None:
+            numbers.append(f"{free_bytes / 2**20:.0f} of {total_bytes / 2**20:.0f} MiB free")
+        told = f" ({', '.join(numbers)})" if numbers else ""
+        super().__init__(
+            f"out of device memory{told} while {what}; draw fewer or smaller pictures at once "
+            "(max_batch, width, height), or give tables less room (table_dtype, "
+            "table_budget_bytes, reference_cache_bytes, reference_rows)"
+        )
+        self.asked_bytes = asked_bytes
+        self.free_bytes = free_bytes
+        self.total_bytes = total_bytes
 
 
 class StorageError(BootPIGError, OSError):

@@ -7,6 +7,7 @@ one may be used from several threads at once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -34,6 +35,7 @@ from bootpig_rt.subject_encoder import encode
 from bootpig_rt.subject_store import SubjectStore
 from bootpig_rt.table_storage import TableDtype, table_bytes
 from bootpig_rt.text import Tokenizer
+from bootpig_rt.warmup import PROMPT, discs, requests_of
 
 __all__ = ["GenerationResult", "Pipeline", "Request", "StepEvent"]
 
@@ -53,14 +55,16 @@ class Pipeline:
         reference_cache_bytes: Device memory for reference tables that are kept between calls.
         host_cache_bytes: Host memory for tables that leave the device for lack of room.
         table_dtype: How tables keep their numbers: `float32`, `float16`, `bfloat16`, `float8` or
-            `int8`, the last two with a scale for each head.
+            `int8`, the last two with a scale for each head. None: as the backend computes.
         table_budget_bytes: Device memory for the tables that one batch reads; a larger table
             stays on the host and is streamed step by step. None: no limit.
         reference_rows: Rows that go through the Reference U-Net at once: bounds its memory.
         store: Keeps tables, in place of one made from the sizes above; pipelines may share it.
         store_folder: Keeps tables on disk, between processes.
-        backend_options: Threads and memory of the backend, such as `{"intra_op_threads": 2}`; see
-            `bootpig_rt.backends.onnxruntime_sessions.OnnxRuntimeOptions`.
+        backend_options: Settings of the backend, such as `{"intra_op_threads": 2}` or
+            `{"precision": "bfloat16"}`; see `OnnxRuntimeOptions` in
+            `bootpig_rt.backends.onnxruntime_sessions` and `TorchOptions` in
+            `bootpig_rt.backends.torch_options`.
         trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
             belongs to it is loaded.
 
@@ -81,7 +85,7 @@ class Pipeline:
         max_batch: int = 8,
         reference_cache_bytes: int = 1 << 30,
         host_cache_bytes: int = 0,
-        table_dtype: TableDtype = "float32",
+        table_dtype: TableDtype | None = None,
         table_budget_bytes: int | None = None,
         reference_rows: int = 16,
         store: SubjectStore | None = None,
@@ -91,7 +95,7 @@ class Pipeline:
     ) -> None:
         """Load the pair."""
         self.max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
-        options = TableOptions(table_dtype, table_budget_bytes, reference_rows)
+        options = TableOptions(table_dtype or "float32", table_budget_bytes, reference_rows)
         if store is None:
             folder = None if store_folder is None else StoreFolder(Path(store_folder))
             store = SubjectStore(
@@ -106,6 +110,8 @@ class Pipeline:
             options=backend_options,
             trust=None if trust is None else Path(trust),
         )
+        if table_dtype is None:
+            options = replace(options, dtype=self.spec.table_dtype)
         self._background_remover = background_remover
         self._tokenizer = Tokenizer.from_folder(self.spec.tokenizer_folder)
         self._texts = TextStates(self._backend, self._tokenizer)
@@ -117,6 +123,11 @@ class Pipeline:
     def spec(self) -> PairSpec:
         """What is known about the pair: its size, defaults, limits and fingerprint."""
         return self._backend.spec
+
+    @property
+    def table_dtype(self) -> TableDtype:
+        """How tables keep their numbers."""
+        return self._planner.options.dtype
 
     def __call__(
         self,
@@ -263,6 +274,49 @@ class Pipeline:
         """A scheduler over this pipeline's backend and store."""
         return Scheduler(self._planner, self._texts, max_batch=self.max_batch)
 
+    def warmup(
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        num_references: Sequence[int] = (1,),
+        params: SamplingParams | None = None,
+    ) -> float:
+        """Draw one batch of each shape, so that the first request is as quick as the others.
+
+        Whatever a backend makes once for a shape is made here: memory, chosen kernels, recorded
+        graphs. A shape is the pictures of a batch, the references of their one subject, the size
+        and the steps; guidance is that of the pair. The pictures and tables are thrown away.
+
+        Args:
+            batch_sizes: Pictures of a batch, each 1 to `max_batch`.
+            num_references: Of the subject; 0 is a picture from its prompt alone.
+            params: Steps, solver, merge and size; from `sampling_params()` by default.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            ParameterError: A number is out of range, or more references than the pair takes.
+        """
+        params = self.sampling_params() if params is None else params
+        most = self.spec.config.max_references
+        for size in batch_sizes:
+            check_int("batch_sizes", size, 1, self.max_batch, "raise max_batch for more")
+        for count in num_references:
+            check_int("num_references", count, 0, most, "what the pair takes")
+        # A store of its own: the user's keeps what it has.
+        planner = Planner(
+            self._backend,
+            tokenizer=self._tokenizer,
+            store=SubjectStore(),
+            options=self._planner.options,
+        )
+        start = time.perf_counter()
+        for count in num_references:
+            subject = self._encode(discs(count), PROMPT, 0) if count else None
+            for size in batch_sizes:
+                self._generate(requests_of(size, subject), params, None, Clock(), planner=planner)
+        return time.perf_counter() - start
+
     def encode_subject(
         self,
         images: ImageSource | Sequence[ImageSource],
@@ -375,9 +429,11 @@ class Pipeline:
         params: SamplingParams,
         callback: StepCallback | None,
         clock: Clock,
+        *,
+        planner: Planner | None = None,
     ) -> GenerationResult:
         check_params(self.spec, params)
-        planner = self._planner
+        planner = self._planner if planner is None else planner
         pictures = [picture for request in requests for picture in request.split()]
         batches = planner.batches(pictures, params, self.max_batch)
         steps = [p.num_inference_steps or params.num_inference_steps for p in pictures]
@@ -387,7 +443,7 @@ class Pipeline:
         parameters: list[PictureParameters] = []
         passes = 0
         for numbers in batches:
-            if self._planner.options.budget_bytes is not None:
+            if planner.options.budget_bytes is not None:
                 tables = {}  # those of the batch before make room
             with clock.stage("reference"):
                 flights, new = planner.flights([pictures[n] for n in numbers], params, tables)

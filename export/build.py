@@ -248,6 +248,7 @@ def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
                 work.path / file,
                 sm=order.options.target,
                 profile=order.options.profile,
+                plugin=order.options.plugin,
                 progress=_without_time_left(tell),
             )
             layers = json.dumps(report.to_dict(), indent=1) + "\n"

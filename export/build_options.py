@@ -33,12 +33,14 @@ class BuildOptions:
         precision: Of the arithmetic in the graphs.
         profile: Sizes that it must take.
         merges: Ways to combine several references; a graph each.
+        plugin: Engines of the full TensorRT hold our kernel of the reference attention.
     """
 
     target: Target
     precision: Precision
     profile: Profile
     merges: tuple[Merge, ...]
+    plugin: bool = True
 
     @property
     def is_engine(self) -> bool:
@@ -61,6 +63,7 @@ def build_options(
     max_references: int | None = None,
     max_steps: int | None = None,
     merges: tuple[str, ...] = (),
+    plugin: bool = True,
 ) -> BuildOptions:
     """Check what was asked for and fill in what was left out.
 
@@ -78,6 +81,7 @@ def build_options(
         max_references: References of one subject; the pair's own limit by default.
         max_steps: Steps of the solver.
         merges: Some of `argmax`, `softmax`, `mean`, `concat`.
+        plugin: For `local`: use our kernel of the reference attention where it can be had.
 
     Raises:
         ParameterError: Names the option, what it got and what is expected.
@@ -123,6 +127,7 @@ def build_options(
         precision=cast("Precision", precision),
         profile=profile,
         merges=kept,
+        plugin=plugin,
     )
 
 

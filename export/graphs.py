@@ -222,6 +222,8 @@ class DenoiseStep(nn.Module):
                 split_heads(project(tokens), attn.heads)
                 for project in (attn.to_q, attn.to_k, attn.to_v)
             )
+            if layer == 0:  # up to here rows of one picture are alike, and were computed once
+                q, k, v = (part.index_select(0, picture_of_row) for part in (q, k, v))
             attended = reference_attention(
                 q,
                 k,
@@ -237,10 +239,12 @@ class DenoiseStep(nn.Module):
             return projected
 
         output = self.base.walk(
-            sample.index_select(0, picture_of_row).to(prompt_embeds.dtype),
-            now(timesteps).index_select(0, picture_of_row),
+            sample.to(prompt_embeds.dtype),
+            now(timesteps),
             prompt_embeds.index_select(0, text_of_row),
             self_attention,
+            picture_of_row=picture_of_row,
+            t_of_row=now(timesteps).index_select(0, picture_of_row),
         ).float()
 
         column = (-1, 1, 1, 1)

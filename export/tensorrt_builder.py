@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import load_model
+from onnx import ModelProto, load_model
 
 from bootpig_rt.atomic import atomic_write
 from bootpig_rt.backends.tensorrt_flavours import Flavour, flavour_of
+from bootpig_rt.cuda_devices import cuda_devices
 from bootpig_rt.errors import BackendUnavailable, CheckpointError, EngineError
+from bootpig_rt.export.reference_op import DOMAIN
 from bootpig_rt.export.tensorrt_attention import cast_behind_scores
 from bootpig_rt.export.tensorrt_layers import (
     LAYERS_MESSAGE,
@@ -30,6 +32,7 @@ from bootpig_rt.export.tensorrt_layers import (
     layer_report,
     parse_layers,
 )
+from bootpig_rt.export.tensorrt_plugin import Capability, capability, use_plugin
 from bootpig_rt.export.tensorrt_profiles import ShapeRange, input_ranges, pair_shape
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class EngineReport:
         seconds: Of parsing and building.
         inputs: Name -> least, usual and largest shape.
         layers: What became of the graph.
+        attention: What computes the reference attentions; empty where the graph has none.
     """
 
     graph: str
@@ -70,6 +74,7 @@ class EngineReport:
     seconds: float
     inputs: dict[str, ShapeRange]
     layers: LayerReport
+    attention: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For json: shapes by the names of `ShapeRange`."""
@@ -84,6 +89,7 @@ def build_trt_engine(
     *,
     sm: str,
     profile: Profile,
+    plugin: bool = True,
     progress: Progress | None = None,
 ) -> EngineReport:
     """Build one graph and write its engine, all of it or nothing.
@@ -96,6 +102,8 @@ def build_trt_engine(
         engine: The file to make. Its folder must exist.
         sm: `sm_75|sm_80|sm_86|sm_89|sm_120` or `local`.
         profile: Sizes that the engine must take.
+        plugin: Where this TensorRT takes kernels of ours (see `tensorrt_plugin.capability`), use
+            them for the reference attention.
         progress: Called from the thread that builds.
 
     Raises:
@@ -112,7 +120,7 @@ def build_trt_engine(
     start = time.monotonic()
     log = _make_log(trt)
     build = _Build(trt, flavour, log)
-    build.parse(onnx)
+    build.parse(onnx, capability(flavour, cuda_devices(), is_wanted=plugin))
     shapes = input_ranges(onnx.stem, build.inputs(), profile=profile, shape=pair_shape(onnx.parent))
     build.configure(sm, shapes)
     plan = build.run(onnx.stem, progress)
@@ -136,6 +144,7 @@ def build_trt_engine(
         seconds=round(time.monotonic() - start, 1),
         inputs=shapes,
         layers=layers,
+        attention=build.attention,
     )
 
 
@@ -156,9 +165,14 @@ class _Build:
         flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         self._network = builder.create_network(1 << int(flag))
         self._config = builder.create_builder_config()
+        self.attention = ""
 
-    def parse(self, onnx: Path) -> None:
+    def parse(self, onnx: Path, attention: Capability) -> None:
         """Read the graph and the weights that it points to.
+
+        Args:
+            onnx: The graph.
+            attention: Whether there is a plugin for its reference attentions.
 
         Raises:
             CheckpointError: It is damaged, or has an operator that TensorRT does not take.
@@ -170,6 +184,7 @@ class _Build:
             raise CheckpointError(
                 f"{onnx} is truncated or no ONNX graph; export the pair again", onnx
             ) from error
+        self._choose_attention(model, attention)
         cast_behind_scores(model)
         # With its path, beside which the weights lie.
         if parser.parse(model.SerializeToString(), str(onnx)):
@@ -184,6 +199,15 @@ class _Build:
             f"({' '.join(reason.split())[:400]}); export it again, with the opset of this version",
             onnx,
         )
+
+    def _choose_attention(self, model: ModelProto, attention: Capability) -> None:
+        """Have the plugin compute the reference attentions, or the operator's body; say which."""
+        if not any(node.domain == DOMAIN for node in model.graph.node):
+            return
+        if attention.is_there and not use_plugin(model):
+            attention = Capability(None, "it does not compute this merge")
+        self.attention = str(attention)
+        logger.info("reference attention of %s: %s", model.graph.name, attention)
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Name -> sizes, -1 for an open axis."""

@@ -18,7 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnx import ModelProto, helper
+
+from bootpig_rt.backends.tensorrt_flavours import Flavour
+from bootpig_rt.cuda_devices import CudaDevice
 from bootpig_rt.errors import BackendUnavailable, ParameterError
+from bootpig_rt.export.reference_op import DOMAIN, OP_TYPE
 from bootpig_rt.kernels import checks
 from bootpig_rt.kernels.compile import (
     SHARED_LIMIT,
@@ -29,8 +34,9 @@ from bootpig_rt.kernels.compile import (
 )
 from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
 from bootpig_rt.kernels.tiles import Tile
+from bootpig_rt.kernels.toolchain import require_triton
 
-PLUGIN_ID = "bootpig_rt::ReferenceAttention"
+PLUGIN_ID = f"{DOMAIN}::{OP_TYPE}"
 MERGES = ("one", "concat")
 """Merges that are one launch; `one` is what graphs for a single reference have."""
 
@@ -165,10 +171,111 @@ def _compiled(tactic: int, architecture: int, dtype: str, head_dim: int, scale: 
     )
 
 
+@dataclass(frozen=True)
+class Capability:
+    """Whether a build has the plugin.
+
+    Attributes:
+        architecture: Compute capability that its kernels are for; None without the plugin.
+        reason: Why it is not there; empty with it.
+    """
+
+    architecture: int | None
+    reason: str = ""
+
+    @property
+    def is_there(self) -> bool:
+        """Graphs whose merge the plugin supports are built with it."""
+        return self.architecture is not None
+
+    def __str__(self) -> str:
+        """For reports and the log."""
+        if self.is_there:
+            return f"plugin {PLUGIN_ID} for sm_{self.architecture}"
+        return f"the operator's body, without a plugin: {self.reason}"
+
+
+def capability(
+    flavour: Flavour, devices: Sequence[CudaDevice], *, is_wanted: bool = True, plugin: Any = None
+) -> Capability:
+    """Register the plugin where a build can have it; once in a process.
+
+    Args:
+        flavour: The TensorRT that builds.
+        devices: GPUs of this machine; TensorRT builds for the first.
+        is_wanted: The user did not ask for a build without.
+        plugin: The module `tensorrt.plugin`; imported by default.
+    """
+    if not flavour.has_plugins:
+        return Capability(None, f"{flavour.name} has no ahead-of-time plugins")
+    if not is_wanted:
+        return Capability(None, "it was not asked for")
+    if not devices:
+        return Capability(None, "there is no GPU whose kernels it could hold")
+    architecture = int(devices[0].architecture.removeprefix("sm_"))
+    if architecture not in SHARED_LIMIT:
+        return Capability(None, f"there are no kernels for sm_{architecture}")
+    try:
+        require_triton()
+        _register_once(architecture, plugin)
+    except BackendUnavailable as error:
+        return Capability(None, str(error))
+    return Capability(architecture)
+
+
+_registered: dict[int, int] = {}
+"""Identity of a module `tensorrt.plugin` -> the architecture that it knows the plugin for."""
+
+
+def _register_once(architecture: int, plugin: Any) -> None:
+    trtp = _plugin_module() if plugin is None else plugin
+    known = _registered.get(id(trtp))
+    if known is not None and known != architecture:
+        raise BackendUnavailable(
+            f"this process has registered the plugin for sm_{known}, and cannot for "
+            f"sm_{architecture}; build for each GPU in a process of its own"
+        )
+    if known is None:
+        register(architecture, plugin=trtp)
+        _registered[id(trtp)] = architecture
+
+
+def use_plugin(model: ModelProto) -> int:
+    """Have TensorRT's parser take the plugin for a graph's reference attentions.
+
+    Their nodes get the attributes that it looks a plugin up by, and the operator's body is taken
+    out, so that there is one way to read them. A graph with a merge that the plugin does not
+    support stays as it is.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        How many nodes are the plugin's now.
+    """
+    nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)]
+    merges = {
+        helper.get_attribute_value(attribute).decode()
+        for node in nodes
+        for attribute in node.attribute
+        if attribute.name == "merge"
+    }
+    if not nodes or not all(map(supports, merges)):
+        return 0
+    for node in nodes:
+        for name, value in (("plugin_namespace", DOMAIN), ("plugin_version", "1"), ("aot", 1)):
+            node.attribute.append(helper.make_attribute(name, value))
+    bodies = [body for body in model.functions if (body.domain, body.name) != (DOMAIN, OP_TYPE)]
+    del model.functions[:]
+    model.functions.extend(bodies)
+    return len(nodes)
+
+
 def register(architecture: int, *, plugin: Any = None) -> None:
     """Make the plugin known to TensorRT, for graphs whose merge it `supports`.
 
-    Call it once, ahead of parsing a graph. A plan built then holds PTX for `architecture` alone.
+    Call it once, ahead of parsing a graph, as `capability` does. A plan built then holds PTX for
+    `architecture` alone.
 
     Args:
         architecture: Compute capability of the GPU that the plan is for.

@@ -34,20 +34,26 @@ def is_fused(q: Tensor) -> bool:
         BackendUnavailable: `fused` is asked for and cannot run here; says why.
         ParameterError: The variable holds something else.
     """
+    # Neither is a change of mind between two runs, so neither is worth a log line.
+    is_watched = torch.compiler.is_exporting() or is_tracing()
+    is_watched |= torch.is_grad_enabled() and q.requires_grad
+    decided: bool = _decide(q.device, q.dtype, q.shape[-1], is_watched)
+    return decided
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _decide(device: torch.device, dtype: torch.dtype, head_dim: int, is_watched: bool) -> bool:
+    """The same from what does not change in a compiled function."""
     choice = os.environ.get(VARIABLE, "auto")
     if choice not in CHOICES:
         raise ParameterError(f"{VARIABLE} is {choice!r}, expected {', '.join(CHOICES)}")
     if choice == "eager":
         return _report(False, f"{VARIABLE} says so")
-    if choice == "auto":
-        # Neither is a change of mind between two runs, so neither is worth a log line.
-        if torch.compiler.is_exporting() or is_tracing():
-            return False
-        if torch.is_grad_enabled() and q.requires_grad:
-            return False
-    reason = _obstacle(q.device, q.dtype, q.shape[-1])
+    if choice == "auto" and is_watched:
+        return False
+    reason = _obstacle(device, dtype, head_dim)
     if reason is None:
-        return _report(True, f"{q.device.type}, {str(q.dtype).removeprefix('torch.')}")
+        return _report(True, f"{device.type}, {str(dtype).removeprefix('torch.')}")
     if choice == "fused":
         raise BackendUnavailable(
             f"{VARIABLE} is fused, but {reason}; set it to auto or eager, or choose another device"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
+from bootpig_rt.backends.base import DenoiseRun
 from bootpig_rt.backends.torch_backend import load
 from bootpig_rt.benchmarks.bare_unet import BareUNet, Gemm, unet_flops
 from bootpig_rt.benchmarks.diffusers_ways import DiffusersWay
@@ -19,12 +19,15 @@ from bootpig_rt.benchmarks.published import PublishedWay
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, with_ratios
 from bootpig_rt.benchmarks.rounds import Way, time_ways
 from bootpig_rt.benchmarks.settings import Settings
+from bootpig_rt.benchmarks.threads import torch_threads
 from bootpig_rt.errors import NumericalError
 
 NAME = "baselines"
 HELP = "a picture and a step, beside the published way, torch, diffusers and floors"
 
 _ROWS = 3
+_EXACT: dict[str, Any] = {"reference_schedule": "exact"}
+_OPTIONS = (("spinning", False), ("arena", False), ("portable", True))
 _PICTURES = "picture, image and prompt to pixels"
 _STEPS = "step of three rows"
 
@@ -52,17 +55,6 @@ def run(settings: Settings) -> SuiteResult:
     return SuiteResult(
         suite=NAME, rows=(*rows, *steps), settings=made.settings(), checks=tuple(checks)
     )
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Pin torch's threads, and give back what was."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Ways:
@@ -104,14 +96,13 @@ class _Ways:
     def check(self) -> list[Check]:
         """Ours against the published way in pixels, and the bare U-Net against torch."""
         _, theirs = self.published.picture(drawing())
-        exact = {"reference_schedule": "exact"}
         return [
             Check(
-                "pixels: ours, published", pixel_difference(self.ours.cold(**exact), theirs), 0.5
+                "pixels: ours, published", pixel_difference(self.ours.cold(**_EXACT), theirs), 0.5
             ),
             Check(
                 "pixels: torch backend, published",
-                pixel_difference(self.torch.cold(**exact), theirs),
+                pixel_difference(self.torch.cold(**_EXACT), theirs),
                 0.5,
             ),
             Check(
@@ -120,81 +111,75 @@ class _Ways:
         ]
 
     def pictures(self) -> Iterator[Way]:
-        ours, torch_, steps = self.ours, self.torch, self.config.default_steps
-        exact = {"reference_schedule": "exact"}
-        runtime = {"runtime": "ONNX Runtime"}
-        eager = {"runtime": "torch"}
+        """From image and prompt, or prompt alone, to pixels."""
+        ours, eager, steps = self.ours, self.torch, self.config.default_steps
 
         def way(
-            name: str, label: str, draw: Callable[[], object], count: float = 1, **notes: str
+            name: str, label: str, runtime: str, draw: Callable[[], object], count: float = 1
         ) -> Way:
-            return Way(name, label, draw, count, group=_PICTURES, notes=notes)
+            return Way(name, label, draw, count, group=_PICTURES, notes={"runtime": runtime})
 
-        yield way("published", "published way", lambda: self.published.picture(drawing()), **eager)
+        torch_name, ort_name = "torch", "ONNX Runtime"
         yield way(
-            "torch_cold",
-            "torch without the waste, new subject",
-            lambda: torch_.cold(**exact),
-            **eager,
+            "published", "published way", torch_name, lambda: self.published.picture(drawing())
         )
+        label = "torch without the waste"
+        yield way("torch_cold", f"{label}, new subject", torch_name, partial(eager.cold, **_EXACT))
         yield way(
-            "torch_warm",
-            "torch without the waste, known subject",
-            lambda: torch_.warm(**exact),
-            **eager,
+            "torch_warm", f"{label}, known subject", torch_name, partial(eager.warm, **_EXACT)
         )
         compiled = self._compiled()
         if compiled is not None:
-            yield way(
-                "torch_compile_warm",
-                "torch.compile, known subject",
-                lambda: compiled.warm(**exact),
-                **eager,
-            )
-        plain = self._diffusers(ip_adapter=False)
-        adapter = self._diffusers(ip_adapter=True)
-        yield way("diffusers_text_to_image", "diffusers, text to image", plain.picture, **eager)
-        yield way(
-            "diffusers_ip_adapter",
-            "diffusers, IP-Adapter layers (cost only)",
-            adapter.picture,
-            **eager,
-        )
-        yield way("ours_no_reference", "ours, text to image", ours.no_reference, **runtime)
-        yield way("ours_cold", "ours, new subject", lambda: ours.cold(**exact), **runtime)
-        yield way("ours_warm", "ours, known subject", lambda: ours.warm(**exact), **runtime)
-        yield way(
-            "ours_warm_4_images", "ours, four pictures of a known subject",
-            lambda: ours.warm(4, **exact), 4, **runtime,
-        )  # fmt: skip
-        yield way(
-            "bare_unet", f"floor: U-Net alone, {_ROWS} rows, {steps} times",
-            lambda: [self.bare.launch() for _ in range(steps)], **runtime,
-        )  # fmt: skip
-        yield way(
-            "arithmetic", "floor: its operations at the rate of a matrix product",
-            self.gemm.run, self.gemm.flops / (steps * self.flops), **eager,
-        )  # fmt: skip
+            draw = partial(compiled.warm, **_EXACT)
+            yield way("torch_compile_warm", "torch.compile, known subject", torch_name, draw)
+        plain, adapter = self._diffusers(ip_adapter=False), self._diffusers(ip_adapter=True)
+        yield way("diffusers_text_to_image", "diffusers, text to image", torch_name, plain.picture)
+        label = "diffusers, IP-Adapter layers (cost only)"
+        yield way("diffusers_ip_adapter", label, torch_name, adapter.picture)
+        yield way("ours_no_reference", "ours, text to image", ort_name, ours.no_reference)
+        yield way("ours_cold", "ours, new subject", ort_name, partial(ours.cold, **_EXACT))
+        yield way("ours_warm", "ours, known subject", ort_name, partial(ours.warm, **_EXACT))
+        label = "ours, four pictures of a known subject"
+        yield way("ours_warm_4_images", label, ort_name, partial(ours.warm, 4, **_EXACT), 4)
+        label = f"floor: U-Net alone, {_ROWS} rows, {steps} times"
+        yield way("bare_unet", label, ort_name, lambda: [self.bare.launch() for _ in range(steps)])
+        label = "floor: its operations at the rate of a matrix product"
+        share = self.gemm.flops / (steps * self.flops)
+        yield way("arithmetic", label, torch_name, self.gemm.run, share)
 
     def steps(self) -> Iterator[Way]:
         """Whole runs of a batch that is bound already, per step."""
         count = self.config.default_steps
         yield Way(
-            "bare_unet_step", "U-Net alone", lambda: [self.bare.launch() for _ in range(count)],
-            count, group=_STEPS, notes={"runtime": "ONNX Runtime"},
-        )  # fmt: skip
-        for name, label, ours, options in (
-            ("ours_step", "ours, with reference, guidance and solver", self.ours, {}),
-            ("torch_step", "torch backend", self.torch, {}),
-        ):
-            backend, batch = ours.recorded_batch(reference_schedule="exact", **options)
-            rows = len(batch.text_of_row)
-            run = backend.start(batch)
-            yield Way(
-                name, label, lambda run=run: [run.step(i) for i in range(count)],  # type: ignore[misc]
-                count, group=_STEPS, values={"rows": float(rows)},
-                notes={"runtime": "ONNX Runtime" if ours is self.ours else "torch"},
-            )  # fmt: skip
+            "bare_unet_step",
+            "U-Net alone",
+            lambda: [self.bare.launch() for _ in range(count)],
+            count,
+            group=_STEPS,
+            notes={"runtime": "ONNX Runtime"},
+        )
+        yield self._step("ours_step", "ours, with reference, guidance and solver", self.ours)
+        for option, value in () if self._settings.is_smoke else _OPTIONS:
+            other = OurWay(
+                self._settings.pair,
+                threads=self._settings.threads,
+                backend_options={option: value},
+            )
+            yield self._step(f"ours_step {option}", f"ours, {option} {value}", other)
+        yield self._step("torch_step", "torch backend", self.torch)
+
+    def _step(self, name: str, label: str, ours: OurWay) -> Way:
+        backend, batch = ours.recorded_batch(**_EXACT)
+        run, count = backend.start(batch), self.config.default_steps
+        return Way(
+            name,
+            label,
+            partial(_all_steps, run, count),
+            count,
+            group=_STEPS,
+            values={"rows": float(len(batch.text_of_row))},
+            notes={"runtime": backend.name},
+        )
 
     def _diffusers(self, *, ip_adapter: bool) -> DiffusersWay:
         return DiffusersWay(
@@ -222,6 +207,11 @@ class _Ways:
             self.missing[name] = (label, "compiled code draws another picture")
             return None
         return way
+
+
+def _all_steps(run: DenoiseRun, count: int) -> None:
+    for index in range(count):
+        run.step(index)
 
 
 def _with_missing(rows: tuple[Row, ...], missing: dict[str, tuple[str, str]]) -> tuple[Row, ...]:

@@ -39,7 +39,10 @@ class _Entry:
 
 BACKENDS: dict[str, _Entry] = {
     "torch": _Entry(
-        "bootpig_rt.backends.torch_backend", ("torch", "diffusers", "transformers"), "torch"
+        "bootpig_rt.backends.torch_backend",
+        ("torch", "diffusers", "transformers"),
+        "torch",
+        ("precision", "cuda_graph", "compile", "graphs_kept", "graph_table_bytes"),
     ),
     "onnxruntime": _Entry(
         "bootpig_rt.backends.onnxruntime_backend",

@@ -43,6 +43,8 @@ class PairSpec:
         size_multiple_px: Width and height must be multiples of this.
         reference_shapes: Heads, tokens and head dim of each self-attention for a reference of the
             pair's size: what the bytes of a table follow from.
+        table_dtype: How tables keep their numbers unless the user says otherwise: the type that
+            the steps compute in, where they can read a table of it without a copy.
     """
 
     config: PairConfig
@@ -53,6 +55,7 @@ class PairSpec:
     vae_scale_factor: int
     size_multiple_px: int
     reference_shapes: tuple[LayerShape, ...] = ()
+    table_dtype: TableDtype = "float32"
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision", help="float32 or float16 (default: float32 for cpu, else float16)"
     )
+    group.add_argument(
+        "--no-plugin",
+        action="store_true",
+        help="for local: leave the reference attention to TensorRT, without our kernel",
+    )
     group = parser.add_argument_group("how")
     group.add_argument("--sign", metavar="KEY", type=Path, help="Ed25519 private key, PEM")
     group.add_argument("--overwrite", action="store_true", help="replace a bundle of that name")
@@ -167,6 +172,7 @@ def _options(
         max_references=args.max_references,
         max_steps=args.steps,
         merges=tuple(args.merge or ()),
+        plugin=not args.no_plugin,
     )
 
 

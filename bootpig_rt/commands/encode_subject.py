@@ -90,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
         size = pipeline.table_bytes(len(references), params)
         schedule, steps = params.reference_schedule, params.num_inference_steps
         if args.json:
-            facts = {"table_bytes": size, "dtype": args.table_dtype, "schedule": str(schedule)}
+            facts = {"table_bytes": size, "dtype": pipeline.table_dtype, "schedule": str(schedule)}
             print(json.dumps({**facts, "steps": steps, "num_references": len(references)}))
         else:
-            print(f"reference table: {size} bytes in {args.table_dtype}, {schedule}, {steps} steps")
+            dtype = pipeline.table_dtype
+            print(f"reference table: {size} bytes in {dtype}, {schedule}, {steps} steps")
         return 0
     keep_table = args.full or store is not None
     subject = pipeline.encode_subject(

@@ -48,9 +48,8 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--table-dtype",
-        default="float32",
         metavar="TYPE",
-        help="float32 (default), float16, bfloat16, float8 or int8",
+        help="float32, float16, bfloat16, float8 or int8; default: as the backend computes",
     )
     group.add_argument(
         "--table-budget",
@@ -73,7 +72,8 @@ def table_options(args: argparse.Namespace) -> dict[str, Any]:
     from bootpig_rt.store_folder import default_folder
     from bootpig_rt.table_storage import TABLE_DTYPES
 
-    check_name("table_dtype", args.table_dtype, TABLE_DTYPES)
+    if args.table_dtype is not None:
+        check_name("table_dtype", args.table_dtype, TABLE_DTYPES)
     return {
         "table_dtype": args.table_dtype,
         "table_budget_bytes": args.table_budget,

@@ -51,7 +51,13 @@ def attention(attn: Any, tokens: Tensor, context: Tensor) -> Tensor:
 
 
 def reference_self_attention(
-    attn: Any, tokens: Tensor, reference: KV, plan: RowPlan, *, merge: Merge
+    attn: Any,
+    tokens: Tensor,
+    reference: KV,
+    plan: RowPlan,
+    *,
+    merge: Merge,
+    entry: Tensor | None = None,
 ) -> Tensor:
     """Self-attention in which each row also reads its references.
 
@@ -59,8 +65,11 @@ def reference_self_attention(
         attn: The self-attention module of the Base U-Net.
         tokens: [B, N, C], after the block's first norm, in the order of the plan.
         reference: Keys and values of all references, each [N_ref, H, M, D]; keys already scaled.
+            With `entry`, those of all entries of a table, each [T, N_ref, H, M, D].
         plan: Which rows read which references.
         merge: How several references of a row are combined.
+        entry: int32 [1] on the device of the tokens, the entry of the table to read. The kernels
+            follow it there, so that one captured graph reads another entry at each step.
 
     Returns:
         [B, N, C], after the output projection, in the order of the plan.
@@ -69,7 +78,9 @@ def reference_self_attention(
     k = split_heads(attn.to_k(tokens), attn.heads)
     v = split_heads(attn.to_v(tokens), attn.heads)
     if plan.ref_of_row is not None and choose.is_fused(q):
-        return _fused(attn, (q, k, v), reference, plan, merge=merge)
+        return _fused(attn, (q, k, v), reference, plan, merge=merge, entry=entry)
+    if entry is not None:
+        reference = _entry_of(reference, entry)
     attended: list[Tensor] = []
     deltas: list[tuple[slice, Tensor]] = []
     for group in plan.groups:
@@ -98,13 +109,24 @@ def reference_self_attention(
 
 
 def _fused(
-    attn: Any, own: tuple[Tensor, Tensor, Tensor], reference: KV, plan: RowPlan, *, merge: Merge
+    attn: Any,
+    own: tuple[Tensor, Tensor, Tensor],
+    reference: KV,
+    plan: RowPlan,
+    *,
+    merge: Merge,
+    entry: Tensor | None,
 ) -> Tensor:
     """The same with the fused kernels; the plan has checked the indices."""
     refs, first = plan.ref_of_row, plan.first_of_several
     assert refs is not None  # the caller has looked
-    table_k, table_v = (ref.to(own[0].dtype).contiguous().unsqueeze(0) for ref in reference)
-    step = refs.new_zeros(1)
+    if entry is not None and reference[0].dtype != own[0].dtype:
+        reference, entry = _entry_of(reference, entry), None  # converts what is read, no more
+    if entry is None:
+        table_k, table_v = (ref.to(own[0].dtype).contiguous().unsqueeze(0) for ref in reference)
+        step = refs.new_zeros(1)
+    else:
+        (table_k, table_v), step = reference, entry
     if first == plan.num_rows or merge == "concat":
         joined = ops.reference_attention(*own, table_k, table_v, refs, step, checks_indices=False)
         return _dropped(attn, attn.to_out[0](joined))
@@ -122,6 +144,15 @@ def _fused(
         merge=merge,
     )
     return _dropped(attn, merged)
+
+
+def _entry_of(table: KV, entry: Tensor) -> KV:
+    """One entry of a table: a view on a CPU; elsewhere a copy, for which no one waits."""
+    keys, values = table
+    if keys.device.type == "cpu" and not torch.compiler.is_compiling():
+        index = int(entry)
+        return keys[index], values[index]
+    return keys.index_select(0, entry).squeeze(0), values.index_select(0, entry).squeeze(0)
 
 
 def _dropped(attn: Any, projected: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def load_pair(
     base_model: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    upcasts_vae: bool = False,
 ) -> Pair:
     """Load a pair in either layout, in evaluation mode.
 
@@ -100,6 +101,8 @@ def load_pair(
             `text_encoder`, `tokenizer` and `scheduler`. By default they lie in `folder`.
         device: Where the modules go.
         dtype: Type of the weights in memory; on disk they may be float32, float16 or bfloat16.
+        upcasts_vae: The autoencoder stays in float32 where its configuration says `force_upcast`,
+            which is diffusers' default: in float16 the activations of Stable Diffusion's overflow.
 
     Raises:
         CheckpointError: A file is missing, a pickle, damaged or wrong, or the parts do not fit
@@ -120,7 +123,9 @@ def load_pair(
     base_unet, ref_unet = folder / "base_unet", folder / "ref_unet"
     if config is not None and config.shared_unet:
         ref_unet = base_unet
-    return assemble_pair(base_unet, ref_unet, rest, config, device=device, dtype=dtype)
+    return assemble_pair(
+        base_unet, ref_unet, rest, config, device=device, dtype=dtype, upcasts_vae=upcasts_vae
+    )
 
 
 def assemble_pair(
@@ -131,6 +136,7 @@ def assemble_pair(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    upcasts_vae: bool = False,
 ) -> Pair:
     """Put a pair together from the folders of its parts, each checked.
 
@@ -141,6 +147,7 @@ def assemble_pair(
         config: Settings of the pair; by default those of the published trainer.
         device: Where the modules go.
         dtype: Type of the weights in memory.
+        upcasts_vae: As for `load_pair`.
 
     Raises:
         CheckpointError: As for `load_pair`.
@@ -149,7 +156,7 @@ def assemble_pair(
     load = _Loader(device, dtype, digest)
     base_module = load.unet(base_unet)
     ref_module = base_module if ref_unet == base_unet else load.unet(ref_unet)
-    vae = load.vae(rest / "vae")
+    vae = load.vae(rest / "vae", upcasts=upcasts_vae)
     text_encoder = load.text_encoder(rest / "text_encoder")
     scheduler = _read_scheduler(rest / "scheduler" / "scheduler_config.json")
     tokenizer_folder = rest / "tokenizer"
@@ -207,9 +214,16 @@ class _Loader:
             folder, UNET_STEM, config, lambda: _from_config(UNet2DConditionModel, config)
         )
 
-    def vae(self, folder: Path) -> Any:
+    def vae(self, folder: Path, *, upcasts: bool = False) -> Any:
         config = read_json(folder / "config.json")
-        return self._module(folder, UNET_STEM, config, lambda: _from_config(AutoencoderKL, config))
+        is_wide = upcasts and config.get("force_upcast", True)
+        return self._module(
+            folder,
+            UNET_STEM,
+            config,
+            lambda: _from_config(AutoencoderKL, config),
+            dtype=torch.float32 if is_wide else self._dtype,
+        )
 
     def text_encoder(self, folder: Path) -> Any:
         config = read_json(folder / "config.json")
@@ -218,7 +232,13 @@ class _Loader:
         )
 
     def _module(
-        self, folder: Path, stem: str, config: Mapping[str, Any], build: Callable[[], nn.Module]
+        self,
+        folder: Path,
+        stem: str,
+        config: Mapping[str, Any],
+        build: Callable[[], nn.Module],
+        *,
+        dtype: torch.dtype | None = None,
     ) -> nn.Module:
         """Build without memory, compare with the file, then fill in the file's tensors."""
         try:
@@ -236,7 +256,7 @@ class _Loader:
         self.add(folder.name, _canonical(config) + digest_tensors(tensors).encode())
         # A copy, because the file's own pages must not stay mapped: it may be replaced.
         placed = {
-            name: tensor.to(device=self._device, dtype=self._dtype, copy=True)
+            name: tensor.to(device=self._device, dtype=dtype or self._dtype, copy=True)
             for name, tensor in tensors.items()
         }
         module.load_state_dict(placed, assign=True)

@@ -116,7 +116,11 @@ class RowPlan:
 
 
 def plan_rows(
-    ref_of_row: Tensor, num_references: int, picture_of_row: Tensor | None = None
+    ref_of_row: Tensor,
+    num_references: int,
+    picture_of_row: Tensor | None = None,
+    *,
+    device: torch.device | str | None = None,
 ) -> RowPlan:
     """Sort and group the rows of a batch by what they read.
 
@@ -128,6 +132,8 @@ def plan_rows(
         num_references: N, references in the table.
         picture_of_row: int64 [B], where rows show the same picture; `BaseUNet` then takes one
             sample a picture in place of one a row. None: every row is a picture of its own.
+        device: Where the plan's tensors go; by default where `ref_of_row` lies. Give host tensors
+            and the device, and planning does not wait for what the device is doing.
 
     Raises:
         ParameterError: Wrong shape or type, or an index outside -1..N-1.
@@ -145,7 +151,7 @@ def plan_rows(
             f"ref_of_row names reference {low if low < 0 else high}, expected -1 (none) or "
             f"0..{num_references - 1}: the table holds {num_references}"
         )
-    device = ref_of_row.device
+    device = ref_of_row.device if device is None else torch.device(device)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     groups: list[RowGroup] = []
     start = 0
@@ -162,7 +168,7 @@ def plan_rows(
         table = torch.tensor(filled, dtype=torch.int32, device=device)
     shared = None
     if picture_of_row is not None:
-        shared = _shared(rows, picture_of_row, order, num_references)
+        shared = _shared(rows, picture_of_row, order, num_references, device)
     if order == list(range(len(rows))):
         return RowPlan(tuple(groups), ref_of_row=table, shared=shared)
     inverse = [0] * len(order)
@@ -183,7 +189,11 @@ def plain_rows(num_rows: int) -> RowPlan:
 
 
 def _shared(
-    rows: list[list[int]], picture_of_row: Tensor, order: list[int], num_references: int
+    rows: list[list[int]],
+    picture_of_row: Tensor,
+    order: list[int],
+    num_references: int,
+    device: torch.device,
 ) -> SharedRows:
     """The distinct (picture, references) of the rows; `order` is that of the sorted rows."""
     pictures: list[int] = picture_of_row.tolist()
@@ -196,8 +206,7 @@ def _shared(
     pairs = sorted(dict.fromkeys(wanted), key=lambda pair: len(pair[1]))  # as a plan sorts them
     slots = max(1, *(len(refs) for _, refs in pairs))
     filled = [[*refs, *[-1] * (slots - len(refs))] for _, refs in pairs]
-    device = picture_of_row.device
-    plan = plan_rows(torch.tensor(filled, device=device), num_references)
+    plan = plan_rows(torch.tensor(filled), num_references, device=device)
     return SharedRows(
         plan,
         torch.tensor([picture for picture, _ in pairs], device=device),

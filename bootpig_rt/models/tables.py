@@ -6,6 +6,7 @@ host, to a file and to another backend without a change. This file knows nothing
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from bootpig_rt.errors import NumericalError
 from bootpig_rt.models.unet import ReferenceKVLayers
-from bootpig_rt.models.weights import is_finite
 from bootpig_rt.table_storage import HostArray, HostTable, TableDtype
 
 _TYPES = {
@@ -59,26 +59,43 @@ Table: TypeAlias = "tuple[tuple[Stored, Stored], ...]"
 
 
 def pack(tensor: Tensor, dtype: TableDtype) -> Stored:
-    """Keys or values float32 [N, H, M, D] in another type.
+    """Keys or values [N, H, M, D] in another type.
 
     Raises:
         NumericalError: NaN or Inf, or numbers that the type cannot hold.
     """
+    packed = _packed(tensor, dtype)
+    _check_finite([packed], dtype)
+    return packed
+
+
+def _packed(tensor: Tensor, dtype: TableDtype) -> Stored:
     scale = None
     packed = tensor
     if dtype in _LARGEST:
         largest = _LARGEST[dtype]
+        tensor = tensor.float()
         scale = tensor.abs().amax(dim=(-2, -1), keepdim=True) / largest
         scale = torch.where(scale == 0, 1.0, scale)
         packed = (tensor / scale).clamp(-largest, largest)
         packed = packed.round() if dtype == "int8" else packed
     packed = packed.to(_TYPES[dtype])
-    if not is_finite(tensor if scale is not None else packed):
-        raise NumericalError(
-            f"NaN or Inf in the reference table in {dtype}, expected finite numbers; check the "
-            "weights, or keep the table in a wider type"
-        )
     return packed if scale is None else Scaled(packed, scale)
+
+
+def _check_finite(parts: list[Stored], dtype: TableDtype) -> None:
+    """Read back once for all parts. NaN and Inf reach the scale where there is one.
+
+    One sum a part usually answers; it can only overflow, never hide a number that is not finite.
+    """
+    told = [part.scale if isinstance(part, Scaled) else part for part in parts]
+    sums = torch.stack([one.sum(dtype=torch.float32) for one in told])
+    if bool(sums.isfinite().all()) or all(bool(one.isfinite().all()) for one in told):
+        return
+    raise NumericalError(
+        f"NaN or Inf in the reference table in {dtype}, expected finite numbers; check the "
+        "weights, or keep the table in a wider type"
+    )
 
 
 class TableBuilder:
@@ -97,12 +114,8 @@ class TableBuilder:
         self._parts: list[list[Tensor]] = []
 
     def put(self, rows: slice, layers: ReferenceKVLayers) -> None:
-        """Keep some rows (entry, reference), L pairs of float32 [n, H, M, D].
-
-        Raises:
-            NumericalError: NaN or Inf, or numbers that the type cannot hold.
-        """
-        packed = [_tensors(pack(part, self._dtype)) for layer in layers for part in layer]
+        """Keep some rows (entry, reference), L pairs of [n, H, M, D]. Waits for nothing."""
+        packed = [_tensors(_packed(part, self._dtype)) for layer in layers for part in layer]
         if not self._parts:
             num_rows = self._shape[0] * self._shape[1]
             self._parts = [
@@ -113,11 +126,16 @@ class TableBuilder:
                 whole[rows] = some
 
     def table(self) -> Table:
-        """All of them, [E, R, H, M, D]."""
+        """All of them, [E, R, H, M, D]. Waits until they are computed.
+
+        Raises:
+            NumericalError: NaN or Inf, or numbers that the type cannot hold.
+        """
         shaped = [
             _stored([one.view(*self._shape, *one.shape[1:]) for one in part])
             for part in self._parts
         ]
+        _check_finite(shaped, self._dtype)
         return tuple(zip(shaped[::2], shaped[1::2], strict=True))
 
 
@@ -158,41 +176,90 @@ def upload(table: HostTable, device: str, *, is_resident: bool) -> Table:
 
 
 class TableReader:
-    """Gives each step the entries that it reads, references of all tables counted through.
+    """Gives each step what it reads, references of all tables counted through.
 
-    What lies on the host is copied one step ahead, beside the computation of the step before. Steps
-    that read the same entries share them.
+    One table on the device in the type of the steps is read where it lies, by the number of its
+    entry (`whole`). Of others, steps get the entries that they read, converted and side by side;
+    what lies on the host is copied one step ahead, beside the computation of the step before.
 
     Args:
         tables: Of the subjects of a batch.
         entry_of_step: int64 [S, T].
         device: Of the pair.
+        dtype: That the steps compute in.
     """
 
     def __init__(
-        self, tables: tuple[Table, ...], entry_of_step: np.ndarray[Any, Any], device: str
+        self,
+        tables: tuple[Table, ...],
+        entry_of_step: np.ndarray[Any, Any],
+        device: str,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Nothing is copied yet."""
         self._tables = tables
         self._entries: list[tuple[int, ...]] = [tuple(step) for step in entry_of_step.T.tolist()]
         self._device = device
+        self._dtype = dtype
         self._stream: Any = None
-        if device.startswith("cuda") and any(_is_on_host(table) for table in tables):
-            self._stream = torch.cuda.Stream(device)
+        if device.startswith("cuda"):
+            if any(_is_on_host(table) for table in tables):
+                self._stream = torch.cuda.Stream(device)
+            _keep_for_stream(tables, torch.cuda.current_stream(device))
         self._now: tuple[tuple[int, ...], ReferenceKVLayers] | None = None
         self._ahead: tuple[tuple[int, ...], list[Table], Any] | None = None
 
+    @property
+    def whole(self) -> ReferenceKVLayers | None:
+        """The one table, L pairs [E, R, H, M, D], where steps can read it as it lies."""
+        if len(self._tables) != 1 or _is_on_host(self._tables[0], self._device):
+            return None
+        layers: list[tuple[Tensor, Tensor]] = []
+        for k, v in self._tables[0]:
+            if isinstance(k, Scaled) or isinstance(v, Scaled) or k.dtype != self._dtype:
+                return None
+            layers.append((k, v))
+        return tuple(layers)
+
+    @property
+    def entry_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """[N_ref, H, M, D] of each layer: what `read` gives."""
+        count = sum(_values(table[0][0]).shape[1] for table in self._tables)
+        shapes = [_values(k).shape for k, _ in self._tables[0]] if self._tables else []
+        return tuple((count, shape[2], shape[3], shape[4]) for shape in shapes)
+
+    def entries(self, index: int) -> tuple[int, ...]:
+        """The entry of each table that step `index` reads."""
+        return self._entries[index]
+
     def read(self, index: int) -> ReferenceKVLayers | None:
-        """Keys and values of step `index`, L pairs [N_ref, H, M, D] in float32."""
+        """Keys and values of step `index`, L pairs [N_ref, H, M, D] in the type of the steps."""
         if not self._tables:
             return None
         entries = self._entries[index]
         if self._now is None or self._now[0] != entries:
             self._now = None  # frees the entry of the step before
             self._now = (entries, self._join(self._fetch(entries)))
-        if self._stream is not None and index + 1 < len(self._entries):
-            self._prefetch(self._entries[index + 1])
+        self._look_ahead(index, entries)
         return self._now[1]
+
+    def fill(self, buffers: ReferenceKVLayers, index: int) -> None:
+        """Write what `read` would give into buffers of one entry, L pairs [1, N_ref, H, M, D]."""
+        entries = self._entries[index]
+        first = 0
+        for table in self._fetch(entries):
+            last = first + _values(table[0][0]).shape[0]
+            for buffer, layer in zip(buffers, table, strict=True):
+                for whole, part in zip(buffer, layer, strict=True):
+                    _unpack_into(whole[0, first:last], part)
+            first = last
+        self._look_ahead(index, entries)
+
+    def _look_ahead(self, index: int, entries: tuple[int, ...]) -> None:
+        if self._stream is not None and index + 1 < len(self._entries):
+            following = self._entries[index + 1]
+            if following != entries:
+                self._prefetch(following)
 
     def _fetch(self, entries: tuple[int, ...]) -> list[Table]:
         ahead, self._ahead = self._ahead, None
@@ -200,16 +267,10 @@ class TableReader:
             return self._slices(entries)
         current = torch.cuda.current_stream(self._device)
         current.wait_event(ahead[2])
-        for table in ahead[1]:
-            for layer in table:
-                for part in layer:
-                    for tensor in _tensors(part):
-                        tensor.record_stream(current)
+        _keep_for_stream(ahead[1], current)
         return ahead[1]
 
     def _prefetch(self, entries: tuple[int, ...]) -> None:
-        if self._now is not None and self._now[0] == entries:
-            return
         with torch.cuda.stream(self._stream):
             ahead = self._slices(entries)
             event = torch.cuda.Event()
@@ -228,7 +289,10 @@ class TableReader:
         return _stored(moved)
 
     def _join(self, entries: list[Table]) -> ReferenceKVLayers:
-        wide = [tuple((_unpack(k), _unpack(v)) for k, v in entry) for entry in entries]
+        wide = [
+            tuple((_unpack(k, self._dtype), _unpack(v, self._dtype)) for k, v in entry)
+            for entry in entries
+        ]
         if len(wide) == 1:
             return wide[0]
         return tuple(
@@ -237,10 +301,30 @@ class TableReader:
         )
 
 
-def _unpack(part: Stored) -> Tensor:
+def _unpack(part: Stored, dtype: torch.dtype) -> Tensor:
     if isinstance(part, Scaled):
-        return part.values.float() * part.scale
-    return part.float()
+        return (part.values.float() * part.scale).to(dtype)
+    return part.to(dtype)
+
+
+def _unpack_into(buffer: Tensor, part: Stored) -> None:
+    """The same numbers, rounded once: the narrow types are exact in every type of a buffer."""
+    buffer.copy_(_values(part), non_blocking=True)
+    if isinstance(part, Scaled):
+        buffer.mul_(part.scale)
+
+
+def _values(part: Stored) -> Tensor:
+    return part.values if isinstance(part, Scaled) else part
+
+
+def _keep_for_stream(tables: Iterable[Table], stream: Any) -> None:
+    """Memory that another stream allocated is not given away while this one reads it."""
+    for table in tables:
+        for layer in table:
+            for tensor in (one for part in layer for one in _tensors(part)):
+                if tensor.is_cuda:
+                    tensor.record_stream(stream)
 
 
 def _tensors(part: Stored) -> list[Tensor]:
@@ -251,8 +335,9 @@ def _stored(tensors: list[Tensor]) -> Stored:
     return tensors[0] if len(tensors) == 1 else Scaled(*tensors)
 
 
-def _is_on_host(table: Table) -> bool:
-    return _tensors(table[0][0])[0].device.type == "cpu"
+def _is_on_host(table: Table, device: str = "cuda") -> bool:
+    """The table is to be streamed to a device that is not the host."""
+    return device != "cpu" and _values(table[0][0]).device.type == "cpu"
 
 
 def _to_numpy(part: Stored) -> HostArray:

@@ -246,6 +246,7 @@ class BaseUNet(_WalkedUNet):
         ref_of_row: Tensor | RowPlan | None = None,
         *,
         merge: Merge = "argmax",
+        entry: Tensor | None = None,
     ) -> Tensor:
         """The model output (noise, v or x0, as the pair was trained).
 
@@ -255,11 +256,13 @@ class BaseUNet(_WalkedUNet):
             latents: [B, C, h, w]; one a picture where the plan knows the pictures of the rows.
             t: [B], timesteps; likewise.
             prompt_embeds: [B, S, E].
-            reference_kv: L pairs (keys, values) [N, H_l, M_l, D_l] from `project_reference`.
+            reference_kv: L pairs (keys, values) [N, H_l, M_l, D_l] from `project_reference`; with
+                `entry` a whole table, [T, N, H_l, M_l, D_l].
             ref_of_row: int64 [B, R], which references each row reads, -1 for none; or the plan
                 that `plan_rows` made of it. The tensor is read on the host: on a GPU, in a loop
                 and for export pass the plan, whose groups are constants of the graph.
             merge: How several references of one row are combined.
+            entry: int32 [1] on the device: the entry of the table that this step reads.
 
         Returns:
             [B, C, h, w].
@@ -274,7 +277,9 @@ class BaseUNet(_WalkedUNet):
         def attend(layer: int, attn: Any, tokens: Tensor, rows: RowPlan) -> Tensor:
             if table is None or not rows.uses_references:
                 return attention(attn, tokens, tokens)
-            return reference_self_attention(attn, tokens, table[layer], rows, merge=merge)
+            return reference_self_attention(
+                attn, tokens, table[layer], rows, merge=merge, entry=entry
+            )
 
         def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
             if layer == 0 and shared is not None:
@@ -301,6 +306,7 @@ class BaseUNet(_WalkedUNet):
         self_attention: SelfAttention,
         *,
         picture_of_row: Tensor | None = None,
+        t_of_row: Tensor | None = None,
     ) -> Tensor:
         """All modules in order, with the self-attentions given: what `forward` and graphs share.
 
@@ -312,6 +318,9 @@ class BaseUNet(_WalkedUNet):
             picture_of_row: int64 [B], the entry of `latents` and `t` that each row starts from.
                 All up to the first self-attention is then computed once for each entry, and that
                 attention is called with the tokens of the entries and returns those of the rows.
+            t_of_row: [B], the timesteps of the rows, to be embedded for them once more. By default
+                the embedding of the entries is picked; TensorRT spreads that over two streams, with
+                a wait in every block and more memory.
 
         Returns:
             [B, C, h, w].
@@ -328,8 +337,11 @@ class BaseUNet(_WalkedUNet):
             for block in op.module.transformer_blocks:
                 change = self_attention(layer, block.attn1, block.norm1(tokens))
                 if layer == 0 and picture_of_row is not None:  # text tells the rows apart
-                    tokens, x, temb = (part[picture_of_row] for part in (tokens, x, temb))
-                    skips = [skip[picture_of_row] for skip in skips]
+                    tokens, x, temb, *skips = (
+                        part.index_select(0, picture_of_row) for part in (tokens, x, temb, *skips)
+                    )
+                    if t_of_row is not None:
+                        temb = self._time_embedding(t_of_row, latents)
                 tokens = _text_and_feed_forward(block, tokens + change, prompt_embeds)
                 layer += 1
             x = _tokens_out(op.module, tokens, x)
@@ -361,7 +373,7 @@ class BaseUNet(_WalkedUNet):
             )
         plan = ref_of_row
         if isinstance(plan, Tensor):
-            plan = plan_rows(plan, reference_kv[0][0].shape[0])
+            plan = plan_rows(plan, reference_kv[0][0].shape[-4])
         if plan.num_rows != rows:
             raise ParameterError(
                 f"ref_of_row has {plan.num_rows} rows, expected {rows}: one per row of latents"

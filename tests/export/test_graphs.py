@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.export import graphs
 from bootpig_rt.export.graphs import GRAPH_NAMES, build_graph, table_names
 from bootpig_rt.models.load import Pair, load_pair
 
@@ -107,3 +108,62 @@ def test_the_autoencoder_graphs_scale_latents(pair: Pair) -> None:
 
 def test_layer_levels_count_the_halvings(pair: Pair) -> None:
     assert pair.base.layer_levels() == (0, 1, 1, 1, 1, 0, 0)
+
+
+def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Six rows of two pictures: the first layers see two, and the result is that of six."""
+    graph = build_graph("denoise_step", pair)
+    monkeypatch.setattr(graphs, "reference_attention", _attend_to_own_tokens)
+    torch.manual_seed(0)
+    values = {
+        "step": torch.tensor([1]),
+        "state": torch.randn(3, 2, 4, 8, 8),
+        "timesteps": torch.tensor([[900, 800], [700, 20]]),
+        "matrices": torch.randn(2, 2, 3, 4),
+        "x0": torch.randn(2, 2, 2),
+        "clip_weight": torch.zeros(2, 2),
+        "clip_range": torch.full((1,), 3e38),
+        "prompt_embeds": torch.randn(3, 24, 16),
+        "text_of_row": torch.tensor([0, 0, 0, 0, 1, 2]),
+        "picture_of_row": torch.tensor([0, 1, 0, 1, 0, 1]),
+        "rows_of_picture": torch.tensor([[0, 1], [2, 3], [4, 5]]),
+        "image_guidance_scale": torch.tensor([2.0, 3.0]),
+        "text_guidance_scale": torch.tensor([4.0, 5.0]),
+        "ref_of_row": torch.zeros(2, 4, 1, dtype=torch.int64),
+    }
+    table = [torch.zeros(1)] * (2 * pair.base.num_layers)
+    seen: list[int] = []
+    unet = pair.base.unet
+    for module in (unet.conv_in, unet.down_blocks[0].resnets[0]):
+        handle = module.register_forward_hook(lambda _, inputs, out: seen.append(len(out)))
+        request.addfinalizer(handle.remove)
+    with torch.inference_mode():
+        together, _ = graph.module(*values.values(), *table)
+    assert set(seen) == {2}
+    # A picture for each row: nothing is shared.
+    pictures = values["picture_of_row"]
+    alone = {
+        **values,
+        "state": values["state"][:, pictures],
+        "picture_of_row": torch.arange(6),
+        **{name: values[name][:, pictures] for name in ("timesteps", "matrices", "x0")},
+        "clip_weight": values["clip_weight"][:, pictures],
+        "rows_of_picture": values["rows_of_picture"][:, [0, 1, 0, 1, 0, 1]],
+        **{
+            name: values[name][pictures] for name in ("image_guidance_scale", "text_guidance_scale")
+        },
+    }
+    seen.clear()
+    with torch.inference_mode():
+        apart, _ = graph.module(*alone.values(), *table)
+    assert set(seen) == {6}
+    torch.testing.assert_close(together, apart[:, :2], rtol=1e-4, atol=1e-5)
+
+
+def _attend_to_own_tokens(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object
+) -> torch.Tensor:
+    """In place of the operator, which only the exporter knows."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from bootpig_rt.backends.tensorrt_flavours import FULL, RTX
+from bootpig_rt.cuda_devices import CudaDevice
 from bootpig_rt.errors import BackendUnavailable, BootPIGError, ParameterError
 from bootpig_rt.export import tensorrt_plugin
+from bootpig_rt.export.reference_op import function_body, needs_out_weight
 from bootpig_rt.kernels.compile import without_hidden_pointers
 from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
 
@@ -176,3 +179,168 @@ def test_a_tensorrt_without_such_plugins_is_named() -> None:
 def test_a_missing_tensorrt_is_named() -> None:
     with pytest.raises(BackendUnavailable, match="pip install 'bootpig-rt\\[tensorrt\\]'"):
         tensorrt_plugin.register(90)
+
+
+H100 = CudaDevice(0, "H100", "sm_90", 80 << 30)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_plugin, "_registered", {})
+
+
+@needs_triton
+def test_the_full_tensorrt_has_the_plugin_and_registers_it_once() -> None:
+    plugin = _Plugin()
+    for _ in range(3):
+        found = tensorrt_plugin.capability(FULL, [H100], plugin=plugin)
+        assert (found.architecture, found.is_there) == (90, True)
+    assert set(plugin.made) == {"register", "autotune", "aot_impl"}
+    assert str(found) == "plugin bootpig_rt::ReferenceAttention for sm_90"
+    # Kernels are for one architecture, and TensorRT knows a name once.
+    other = CudaDevice(0, "A100", "sm_80", 80 << 30)
+    refused = tensorrt_plugin.capability(FULL, [other], plugin=plugin)
+    assert "has registered the plugin for sm_90" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "devices", "is_wanted", "plugin", "reason"),
+    [
+        (RTX, [H100], True, _Plugin(), "TensorRT-RTX has no ahead-of-time plugins"),
+        (FULL, [H100], False, _Plugin(), "it was not asked for"),
+        (FULL, [], True, _Plugin(), "there is no GPU"),
+        (FULL, [CudaDevice(0, "T4", "sm_75", 1)], True, _Plugin(), "no kernels for sm_75"),
+        pytest.param(
+            FULL, [H100], True, SimpleNamespace(), "no ahead-of-time plugins", marks=needs_triton
+        ),
+    ],
+)
+def test_without_the_plugin_a_build_says_why(
+    flavour: Any, devices: Any, is_wanted: bool, plugin: Any, reason: str
+) -> None:
+    found = tensorrt_plugin.capability(flavour, devices, is_wanted=is_wanted, plugin=plugin)
+    assert not found.is_there
+    assert reason in found.reason
+    assert str(found).startswith("the operator's body, without a plugin: ")
+
+
+def _graph(*merges: str) -> Any:
+    from onnx import TensorProto, helper
+
+    info, half = helper.make_tensor_value_info, TensorProto.FLOAT16
+    nodes = [
+        helper.make_node(
+            "ReferenceAttention",
+            ["q", "k", "v", "ref_k", "ref_v", "refs"] + ["w"] * needs_out_weight(merge),
+            [f"out_{index}"],
+            domain="bootpig_rt",
+            merge=merge,
+            scale=0.125,
+        )
+        for index, merge in enumerate(merges)
+    ]
+    floats = [info(name, half, [None] * 4) for name in ("q", "k", "v", "ref_k", "ref_v")]
+    graph = helper.make_graph(
+        nodes,
+        "denoise_step",
+        [*floats, info("refs", TensorProto.INT64, [None, None]), info("w", half, [None, None])],
+        [info(f"out_{index}", half, [None] * 4) for index in range(len(merges))],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("bootpig_rt", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    model.functions.append(function_body(merges[0], half=True, opset=20))  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize("merge", ["one", "concat"])
+def test_nodes_name_the_plugin_and_the_body_is_gone(merge: str) -> None:
+    from onnx import helper
+
+    model = _graph(merge, merge)
+    assert tensorrt_plugin.use_plugin(model) == 2
+    assert list(model.functions) == []
+    for node in model.graph.node:
+        values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        assert values == {
+            "merge": merge.encode(),
+            "scale": 0.125,
+            "plugin_namespace": b"bootpig_rt",
+            "plugin_version": b"1",
+            "aot": 1,
+        }
+
+
+@pytest.mark.parametrize("merge", ["argmax", "softmax", "mean"])
+def test_a_graph_of_another_merge_stays_as_it_is(merge: str) -> None:
+    model = _graph(merge)
+    before = model.SerializeToString()
+    assert tensorrt_plugin.use_plugin(model) == 0
+    assert model.SerializeToString() == before
+
+
+class _FullTensorRT:
+    """As much of `tensorrt` as reading a graph takes; keeps what its parser was given."""
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR, WARNING = range(3)
+
+    class NetworkDefinitionCreationFlag:
+        STRONGLY_TYPED = 0
+
+    __version__ = "10.9"
+
+    def __init__(self) -> None:
+        self.read: list[Any] = []
+        self.Builder = lambda log: SimpleNamespace(
+            create_network=lambda flags: SimpleNamespace(num_inputs=0),
+            create_builder_config=SimpleNamespace,
+        )
+        self.OnnxParser = lambda network, log: SimpleNamespace(parse=self._parse)
+
+    def _parse(self, data: bytes, path: str) -> bool:
+        self.read.append(data)
+        return True
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("merge", "is_wanted", "told"),
+    [
+        ("one", True, "plugin bootpig_rt::ReferenceAttention for sm_90"),
+        ("one", False, "the operator's body, without a plugin: it was not asked for"),
+        ("argmax", True, "the operator's body, without a plugin: it does not compute this merge"),
+    ],
+)
+def test_a_build_for_this_machine_registers_the_plugin_and_reads_graphs_with_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    merge: str,
+    is_wanted: bool,
+    told: str,
+) -> None:
+    from onnx import load_model_from_string, save_model
+
+    from bootpig_rt.export import tensorrt_builder
+
+    trt, plugin = _FullTensorRT(), _Plugin()
+    monkeypatch.setattr(tensorrt_plugin, "_plugin_module", lambda: plugin)
+    monkeypatch.setattr(tensorrt_builder, "cuda_devices", lambda: (H100,))
+    monkeypatch.setattr(type(FULL), "load", lambda flavour: trt)
+    # What follows reading needs a GPU.
+    monkeypatch.setattr(tensorrt_builder._Build, "inputs", lambda build: 1 / 0)
+    save_model(_graph(merge), tmp_path / "denoise_step.onnx")
+    profile: Any = None
+    with caplog.at_level("INFO", "bootpig_rt"), pytest.raises(ZeroDivisionError):
+        tensorrt_builder.build_trt_engine(
+            tmp_path / "denoise_step.onnx",
+            tmp_path / "e.engine",
+            sm="local",
+            profile=profile,
+            plugin=is_wanted,
+        )
+    assert told in caplog.text
+    (read,) = trt.read
+    has_body = len(load_model_from_string(read).functions) == 1
+    assert has_body == (not told.startswith("plugin"))
+    assert bool(plugin.made) == is_wanted

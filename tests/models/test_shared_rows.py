@@ -48,12 +48,18 @@ def test_the_first_layers_run_once_a_picture(make_unet: Any) -> None:
         (torch.zeros(3, heads, 4, width // heads), torch.zeros(3, heads, 4, width // heads))
         for _, heads, width in base.layer_shapes()
     )
+    attended: list[int] = []
+    first_attention = base.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    first_attention.to_out[0].register_forward_hook(
+        lambda module, inputs, output: attended.append(len(output))
+    )
     plan = plan_rows(REFS, 3, PICTURES)
     assert plan.shared is not None
     assert plan.shared.plan.num_rows == 4  # per picture: with its references, and without
     with torch.no_grad():
         base(torch.zeros(2, 4, 8, 8), torch.zeros(2), torch.zeros(6, 5, 12), table, plan)
     assert seen == [2]
+    assert attended == [4]  # of six rows
 
 
 def test_a_picture_for_every_row_is_asked_for() -> None:

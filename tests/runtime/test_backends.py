@@ -300,7 +300,8 @@ def test_pictures_of_one_batch_may_have_solvers_and_steps_of_their_own(
 @pytest.mark.gpu
 def test_a_gpu_draws_what_the_cpu_draws(backend: Backend, tiny_pair_folder: Path) -> None:
     solver = solver_table("dpmpp_2m", backend.spec.noise_schedule, 6)
-    gpu = create_backend("torch", tiny_pair_folder, device="cuda")
+    exact = {"precision": "float32"}
+    gpu = create_backend("torch", tiny_pair_folder, device="cuda", options=exact)
     ids = np.arange(4 * 24, dtype=np.int64).reshape(4, 24)
     start, clean = latents(1, 4, 8, 8), latents(1, 1, 4, 8, 8)
     finished = []

@@ -399,3 +399,18 @@ def test_weights_that_are_cut_short_are_refused(tiny_bundle_folder: Path, tmp_pa
     path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(BundleError, match="graph vae_encoder"):
         sessions_of(folder).get("vae_encoder")
+
+
+def test_a_warm_up_draws_a_batch_of_each_shape(
+    bundle_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = bundle_pipeline._backend
+    start, drawn = backend.start, []
+
+    def watch(batch: Any, state: Any = None) -> Any:
+        drawn.append((len(batch.latents), sum(batch.num_references)))
+        return start(batch, state)
+
+    monkeypatch.setattr(backend, "start", watch)
+    assert bundle_pipeline.warmup(batch_sizes=(1, 2), num_references=(0, 2)) > 0
+    assert drawn == [(1, 0), (2, 0), (1, 2), (2, 2)]

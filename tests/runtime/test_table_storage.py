@@ -240,5 +240,11 @@ def test_a_gpu_streams_and_draws_what_the_cpu_draws(
     params = cpu.sampling_params(**settings)
     budget = cpu.table_bytes(2, params) // 2
     for limit in (None, budget):
-        gpu = Pipeline(tiny_pair_folder, device="cuda", table_budget_bytes=limit, **options)
+        gpu = Pipeline(
+            tiny_pair_folder,
+            device="cuda",
+            table_budget_bytes=limit,
+            backend_options={"precision": "float32"},
+            **options,
+        )
         np.testing.assert_allclose(latents_of(gpu, requests, **settings), expected, atol=5e-2)

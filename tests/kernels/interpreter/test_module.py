@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from bootpig_rt.kernels import choose
+from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.attention import reference_self_attention
 from bootpig_rt.models.rows import plan_rows
 from bootpig_rt.pair_config import Merge
@@ -46,6 +46,37 @@ def test_fused_equals_eager(
         fused = attend()
     assert "fused Triton kernels" in caplog.text
     torch.testing.assert_close(fused, eager, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("merge", get_args(Merge))
+def test_the_kernels_get_the_table_itself_and_the_entry(
+    monkeypatch: pytest.MonkeyPatch, merge: Merge
+) -> None:
+    """No copy of the table and no other entry than the one on the device."""
+    torch.manual_seed(0)
+    attn: Any = Attention(query_dim=32, heads=2, dim_head=16)
+    keys, values = torch.randn(2, 4, 3, 2, 13, 16)  # four entries
+    plan = plan_rows(torch.tensor([[-1, -1], [1, -1], [0, 2]]), 3)
+    tokens, entry = torch.randn(3, 20, 32), torch.tensor([2], dtype=torch.int32)
+    seen = []
+
+    def watch(real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            seen.append([args[3].data_ptr(), args[4].data_ptr(), args[6].data_ptr()])
+            return real(*args, **options)
+
+        return call
+
+    for name in ("reference_attention", "reference_attention_deltas"):
+        monkeypatch.setattr(ops, name, watch(getattr(ops, name)))
+    monkeypatch.setenv(choose.VARIABLE, "fused")
+    with torch.no_grad():
+        whole = reference_self_attention(
+            attn, tokens, (keys, values), plan, merge=merge, entry=entry
+        )
+        alone = reference_self_attention(attn, tokens, (keys[2], values[2]), plan, merge=merge)
+    assert seen[0] == [keys.data_ptr(), values.data_ptr(), entry.data_ptr()]
+    assert torch.equal(whole, alone)
 
 
 def test_autograd_takes_the_eager_path_by_itself_and_the_fused_one_when_told(

@@ -1,0 +1,195 @@
+"""Identity and scene accuracy of a way to draw, on subjects held out from training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bootpig_rt.benchmarks.settings import Progress, no_progress
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.subject import Subject
+from bootpig_rt.training.evaluation.counting import (
+    MAIN_JUDGE,
+    Verdicts,
+    identity_hits,
+    scene_hits,
+)
+from bootpig_rt.training.evaluation.evaluate import build_judges
+from bootpig_rt.training.evaluation.generators import (
+    PipelineGenerator,
+    draw_shots,
+    suite_digest,
+)
+from bootpig_rt.training.evaluation.statistics import Rate, rate
+from bootpig_rt.training.evaluation.suite import (
+    SUITES,
+    Shot,
+    choose_subjects,
+    count_shots,
+    main_shots,
+    reference_pictures,
+)
+from bootpig_rt.training.splits import load_splits
+from bootpig_rt.training.sprites import load_sprites
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What judges who never saw the pair say of its pictures.
+
+    Attributes:
+        identity: Share that is nearest to its own reference among all drawings of its concept.
+        scene: Share that shows the scene of its prompt.
+        pictures: uint8 [N, S, S, 3], in the order of the shots.
+    """
+
+    identity: Rate
+    scene: Rate
+    pictures: NDArray[np.uint8]
+
+    def values(self) -> dict[str, float | None]:
+        """For a row."""
+        return {
+            "identity": round(self.identity.value, 4),
+            "identity_low": round(self.identity.low, 4),
+            "identity_high": round(self.identity.high, 4),
+            "scene": round(self.scene.value, 4),
+            "scene_low": round(self.scene.low, 4),
+            "scene_high": round(self.scene.high, 4),
+            "judged_pictures": float(self.identity.pictures),
+        }
+
+
+class Jury:
+    """The subjects of a suite, and judges that are made once.
+
+    Args:
+        data: Folder that `fetch-data` made.
+        work: Folder for judges and pictures, kept between runs.
+        size_px: Side of the pictures.
+        suite: Of `evaluate`.
+        prompts: Prompts of each subject, one seed each.
+
+    Raises:
+        ParameterError: There are no drawings in `data`.
+    """
+
+    def __init__(
+        self, data: Path, work: Path, *, size_px: int, suite: str = "small", prompts: int = 4
+    ) -> None:
+        """Load the drawings, make the judges."""
+        if not (data / "sprites.npz").is_file():
+            raise ParameterError(
+                f"no drawings in {data}; fetch them with `bootpig-rt fetch-data -o {data}`, or "
+                "name the folder with --data"
+            )
+        self._work = work
+        self.config = replace(SUITES[suite], seeds=1)
+        sprites = load_sprites(data)
+        self.subjects = choose_subjects(sprites, load_splits(), self.config)
+        training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
+        self._judges = build_judges(
+            self.subjects, self.config, training, size_px=size_px, cache=work / "judges"
+        )
+        self.shots = [
+            shot for shot in main_shots(self.subjects, self.config) if shot.prompt < prompts
+        ]
+
+    def shots_with(self, references: int) -> list[Shot]:
+        """Shots of the drawings of known concepts, with several references each."""
+        return count_shots(self.subjects, self.config, references)
+
+    def judge(
+        self,
+        pipe: Pipeline,
+        *,
+        shots: Sequence[Shot] | None = None,
+        distractors: int = 0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> Quality:
+        """Draw shots and judge them.
+
+        Args:
+            pipe: Who draws.
+            shots: Which; by default the first prompts of every subject.
+            distractors: Pictures of another drawing of the concept that are mixed into the
+                references of each subject.
+            guidance_interval: Share of the steps with guidance.
+            progress: Told after each chunk.
+            options: Of `Pipeline.sampling_params`: steps, solver, merge, schedule.
+        """
+        chosen = list(self.shots if shots is None else shots)
+        generator = _Distracted(
+            pipe, self.subjects, self.config, params=pipe.sampling_params(**options)
+        )
+        generator.distractors = distractors
+        generator.guidance_interval = guidance_interval
+        done = 0
+
+        def on_progress(count: int) -> None:
+            nonlocal done
+            done += count
+            progress("pictures", done, len(chosen))
+
+        pictures = draw_shots(
+            generator,
+            chosen,
+            suite_digest=suite_digest(self.subjects, self.config),
+            folder=self._work / "pictures",
+            resume=True,
+            on_progress=on_progress,
+        )
+        judge = next(each for each in self._judges.identity if each.name == MAIN_JUDGE)
+        verdicts = Verdicts(
+            shots=chosen,
+            pictures=pictures,
+            chosen={MAIN_JUDGE: [int(row.argmax()) for row in judge.scores(chosen, pictures)]},
+            scenes=self._judges.scene(pictures),
+        )
+        whose = [shot.subject for shot in chosen]
+        identity = rate(identity_hits(verdicts, self.subjects, MAIN_JUDGE), whose)
+        scene = rate(scene_hits(verdicts, self.subjects), whose)
+        if identity is None or scene is None:
+            raise ParameterError("no pictures to judge")
+        return Quality(identity, scene, pictures)
+
+
+class _Distracted(PipelineGenerator):
+    """Draws shots; references of another subject may be mixed into those of each."""
+
+    distractors = 0
+    guidance_interval = (0.0, 1.0)
+
+    @property
+    def fingerprint(self) -> str:
+        options = self.pipeline._planner.options
+        name = f"{super().fingerprint} {options} {self.pipeline._backend.name} {self.distractors}"
+        return name if self.guidance_interval == (0, 1) else f"{name} {self.guidance_interval}"
+
+    def _request(self, shot: Shot) -> Request:
+        return replace(super()._request(shot), guidance_interval=self.guidance_interval)
+
+    def _encode(self, shot: Shot, reference_prompt: str) -> Subject | None:
+        if not self.distractors:
+            return super()._encode(shot, reference_prompt)
+        key = (shot.subject, -1, shot.num_references)
+        if key not in self._encoded:
+            subject, seed = self.subjects[shot.subject], self.config.seed
+            own = reference_pictures(subject, subject.own, shot.num_references, seed)
+            others = reference_pictures(subject, subject.wrong, self.distractors, seed)
+            self._encoded[key] = self.pipeline.encode_subject([*own, *others], reference_prompt)
+        return self._encoded[key]
+
+
+def psnr_db(a: NDArray[Any], b: NDArray[Any], *, largest: float) -> float:
+    """Peak signal-to-noise ratio; 200 for equal arrays."""
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 200.0 if error == 0 else min(200.0, 10 * float(np.log10(largest**2 / error)))
