@@ -42,7 +42,14 @@ BACKENDS: dict[str, _Entry] = {
         "bootpig_rt.backends.torch_backend",
         ("torch", "diffusers", "transformers"),
         "torch",
-        ("precision", "cuda_graph", "compile", "graphs_kept", "graph_table_bytes"),
+        (
+            "precision",
+            "cuda_graph",
+            "channels_last",
+            "compile",
+            "graphs_kept",
+            "graph_table_bytes",
+        ),
     ),
     "onnxruntime": _Entry(
         "bootpig_rt.backends.onnxruntime_backend",

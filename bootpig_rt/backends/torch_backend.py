@@ -125,7 +125,7 @@ class TorchBackend:
         self.options = replace(options, precision=_NAMES.get(self.dtype, "float32"))
         self._vae: Any = pair.vae
         self._vae_dtype: torch.dtype = next(self._vae.parameters()).dtype
-        if device.startswith("cuda"):  # the layout that tensor cores read
+        if options.channels_last:
             for module in (pair.base.unet, pair.reference.unet, self._vae):
                 nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._base: Callable[..., Tensor] = pair.base

@@ -23,6 +23,8 @@ class TorchOptions:
         cuda_graph: Keep buffers for each shape, and record what runs over them once, to replay it
             for every step and call: by default on CUDA. On a CPU True uses the same buffers, and
             recording is nothing but a call.
+        channels_last: Keep pictures inside the convolutions as height, width, channels, which is
+            what tensor cores read: by default on CUDA.
         compile: Run the U-Nets through `torch.compile`, which takes a minute for each new shape.
             Whether it is quicker on a GPU has not been measured.
         graphs_kept: Recordings of each kind that are kept, least recently used out first.
@@ -36,6 +38,7 @@ class TorchOptions:
 
     precision: Precision | None = None
     cuda_graph: bool | None = None
+    channels_last: bool | None = None
     compile: bool = False
     graphs_kept: int = 4
     graph_table_bytes: int | None = None
@@ -47,7 +50,7 @@ class TorchOptions:
                 f"backend option precision is {self.precision!r}, expected one of "
                 f"{', '.join(PRECISIONS)}"
             )
-        for name in ("cuda_graph", "compile"):
+        for name in ("cuda_graph", "channels_last", "compile"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (name == "compile" or value is not None):
                 raise ParameterError(f"backend option {name} is {value!r}, expected True or False")
@@ -67,4 +70,5 @@ class TorchOptions:
             self,
             precision=self.precision or ("float16" if is_cuda else "float32"),
             cuda_graph=is_cuda if self.cuda_graph is None else self.cuda_graph,
+            channels_last=is_cuda if self.channels_last is None else self.channels_last,
         )

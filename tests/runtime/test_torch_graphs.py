@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -288,3 +290,69 @@ def test_what_could_not_be_made_is_not_kept() -> None:
     assert len(kept) == 0
     assert kept.get("a", lambda: 7) == 7
     assert kept.get("a", lambda: 8) == 7
+
+
+class FakeCuda:
+    """Stands in for what a recording asks of `torch.cuda`, and keeps what was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.asked: list[str] = []
+        self.recordings: list[dict[str, Any]] = []
+        self.error = error
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, len(self.asked)))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "graph", self._graph)
+        self.lane = Lane("cpu", records=True)
+        self.lane.stream = "the stream of the lane"
+
+    def replay(self) -> None:
+        self.asked.append("replay")
+
+    @contextmanager
+    def _graph(self, graph: Any, **settings: Any) -> Iterator[None]:
+        assert graph is self
+        self.recordings.append(settings)
+        self.asked.append("begin")
+        yield
+        if self.error is not None:
+            raise self.error
+        self.asked.append("end")
+
+
+def test_on_cuda_a_function_is_called_twice_then_recorded_and_never_called_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    replay = cuda.lane.record(lambda: cuda.asked.append("call"))
+    assert cuda.asked == ["call", "call", "begin", "call", "end"]
+    replay()
+    replay()
+    assert cuda.asked[5:] == ["replay", "replay"]
+    cuda.lane.record(lambda: None)
+    first, second = cuda.recordings
+    assert first["stream"] == cuda.lane.stream
+    assert first["capture_error_mode"] == "thread_local"
+    assert first["pool"] is second["pool"]  # intermediate results share memory
+    cuda.lane.forget()
+    cuda.lane.record(lambda: None)
+    assert cuda.recordings[2]["pool"] is not first["pool"]
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = FakeCuda(monkeypatch, RuntimeError("operation not permitted\nmore"))
+    called: list[int] = []
+    function = cuda.lane.record(lambda: called.append(1))
+    assert "runs without a CUDA graph" in caplog.text
+    assert "operation not permitted" in caplog.text
+    function()
+    assert (len(called), cuda.asked) == (4, ["begin"])
+
+
+def test_a_lack_of_memory_while_recording_is_not_taken_for_another_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda.lane.record(lambda: None)

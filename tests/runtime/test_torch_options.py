@@ -52,9 +52,9 @@ def test_wrong_options_are_refused_before_a_file_is_read(
 
 
 def test_the_precision_follows_the_device_unless_it_is_said() -> None:
-    assert TorchOptions().on("cpu") == TorchOptions(precision="float32", cuda_graph=False)
-    assert TorchOptions().on("cuda:1") == TorchOptions(precision="float16", cuda_graph=True)
-    said = TorchOptions(precision="bfloat16", cuda_graph=False)
+    assert TorchOptions().on("cpu") == TorchOptions("float32", False, False)
+    assert TorchOptions().on("cuda:1") == TorchOptions("float16", True, True)
+    said = TorchOptions(precision="bfloat16", cuda_graph=False, channels_last=False)
     assert said.on("cuda") == said
 
 
@@ -85,6 +85,24 @@ def test_narrow_precisions_draw_about_the_same_picture(
     # Tables are kept in the type that the steps read.
     assert found.parameters[0].table_dtype == precision
     assert narrow.table_dtype == precision
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_channels_last_changes_the_layout_and_not_the_picture(
+    tiny_pair_folder: Path, pipeline: Pipeline, cat: Any, graph: bool
+) -> None:
+    options = {"channels_last": True, "cuda_graph": graph}
+    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", backend_options=options)
+    backend: Any = other._backend
+    seen: list[bool] = []
+    resnet = backend.pair.base.unet.down_blocks[1].resnets[0]
+    resnet.conv2.register_forward_hook(
+        lambda _, inputs, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    found, expected = (one(PROMPT, subject=cat, seed=3) for one in (other, pipeline))
+    assert seen
+    assert all(seen)
+    assert np.abs(pixels(found) - pixels(expected)).max() <= 1
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
