@@ -50,6 +50,7 @@ MODULE_OF_COMMAND = {
     "train": "bootpig_rt.training.commands.train",
     "evaluate": "bootpig_rt.training.commands.evaluate",
     "bench": "bootpig_rt.benchmarks.commands.bench",
+    "bench-gpu": "bootpig_rt.benchmarks.commands.bench_gpu",
 }
 
 EXTRA_OF_PACKAGE = {

@@ -90,14 +90,19 @@ def make_inputs(
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, generator=generator).to(dtype)
 
-    own = [
-        draw(case.rows, level.tokens, level.heads, level.head_dim).transpose(1, 2) for _ in range(3)
-    ]
-    table = [draw(1, references, level.heads, level.tokens, level.head_dim) for _ in range(2)]
+    def own() -> Tensor:
+        return draw(case.rows, level.tokens, level.heads, level.head_dim).transpose(1, 2)
+
+    def table() -> Tensor:
+        return draw(1, references, level.heads, level.tokens, level.head_dim)
+
     refs = [[-1] * references] * case.plain_rows + [list(range(references))] * case.guided_rows
     return AttentionInputs(
-        *own,
-        *table,
+        own(),
+        own(),
+        own(),
+        table(),
+        table(),
         torch.tensor(refs, dtype=torch.int32, device=device),
         torch.zeros(1, dtype=torch.int32, device=device),
         case.plain_rows,
@@ -106,12 +111,16 @@ def make_inputs(
 
 def oracle(inputs: AttentionInputs) -> Attended:
     """The same in float32, row by row, with products that round to float32."""
-    parts = [part.float() for part in (inputs.q, inputs.k, inputs.v, inputs.ref_k, inputs.ref_v)]
-    arguments = (*parts, inputs.ref_of_row, inputs.step)
+    q, k, v, ref_k, ref_v = (
+        part.float() for part in (inputs.q, inputs.k, inputs.v, inputs.ref_k, inputs.ref_v)
+    )
+    refs, step = inputs.ref_of_row, inputs.step
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if inputs.references == 1:
-            return Attended((eager_ops.attention(*arguments),))
-        plain, deltas = eager_ops.attention_deltas(*arguments, inputs.plain_rows)
+            return Attended((eager_ops.attention(q, k, v, ref_k, ref_v, refs, step),))
+        plain, deltas = eager_ops.attention_deltas(
+            q, k, v, ref_k, ref_v, refs, step, inputs.plain_rows
+        )
     return Attended((plain,), deltas)
 
 

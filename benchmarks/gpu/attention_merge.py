@@ -11,13 +11,16 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from bootpig_rt.benchmarks.gpu.attention_inputs import Attended, AttentionInputs, Call
 from bootpig_rt.benchmarks.gpu.timer import NotAvailable
+
+_AttendLse: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""q, k, v [b, H, N, D] -> attention [b, H, N, D] and its log-sum-exp, float32 [b, H, N, 1]."""
 
 
 def attention_by_merge(kernel: str, inputs: AttentionInputs) -> Call:
@@ -31,13 +34,19 @@ def attention_by_merge(kernel: str, inputs: AttentionInputs) -> Call:
     first = inputs.plain_rows
     q, k, v = inputs.q, inputs.k, inputs.v
     is_cuda = q.is_cuda
+    reference = inputs.reference
+    if not _reads_expanded(attend, inputs):
+
+        def reference(index: int) -> tuple[Tensor, Tensor]:  # copied for each row, inside the time
+            keys, values = inputs.reference(index)
+            return keys.contiguous(), values.contiguous()
 
     def run() -> Attended:
         own, own_lse = attend(q, k, v)
         plain = own.transpose(1, 2).flatten(-2)
         guided, guided_lse = own[first:], own_lse[first:]
         if inputs.references == 1:
-            ref, ref_lse = attend(q[first:], *inputs.reference(0))
+            ref, ref_lse = attend(q[first:], *reference(0))
             merge = _compiled_merge() if is_cuda else merge_into
             # In place: `plain` is a view of `own`, so this is what the next layer reads.
             merge(guided, guided_lse, ref, ref_lse)
@@ -46,7 +55,7 @@ def attention_by_merge(kernel: str, inputs: AttentionInputs) -> Call:
         by_head = deltas.unflatten(-1, (q.shape[1], q.shape[3])).transpose(2, 3)
         change = _compiled_change() if is_cuda else change_into
         for index in range(inputs.references):
-            ref, ref_lse = attend(q[first:], *inputs.reference(index))
+            ref, ref_lse = attend(q[first:], *reference(index))
             change(by_head[:, index], guided, guided_lse, ref, ref_lse)
         return Attended((plain,), deltas)
 
@@ -93,6 +102,18 @@ def _compiled_change() -> Callable[..., None]:
     return torch.compile(change_into, dynamic=True)
 
 
+def _reads_expanded(attend: _AttendLse, inputs: AttentionInputs) -> bool:
+    """The kernel takes keys that all rows share by a stride of zero."""
+    try:
+        with torch.no_grad():
+            attend(inputs.q[inputs.plain_rows :], *inputs.reference(0))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
+    return True
+
+
 def _shares(view: Tensor, whole: Tensor) -> bool:
     return view.data_ptr() == whole.data_ptr()
 
@@ -127,7 +148,7 @@ def _fa3(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return found[0].transpose(1, 2), _column(found[1], q)
 
 
-_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+_KERNELS: dict[str, _AttendLse] = {
     "flash": _flash,
     "cudnn": _cudnn,
     "efficient": _efficient,

@@ -52,6 +52,11 @@ class AttentionWay:
     why_not: Callable[[str], str | None]
     compiles: bool = False
 
+    def remark(self, device: str) -> str:
+        """What to know about its rows on a device."""
+        is_twin = self.name == "fused" and not device.startswith("cuda")
+        return "eager twin of the kernel" if is_twin else ""
+
 
 def attention_ways() -> list[AttentionWay]:
     """All of them, ours first."""

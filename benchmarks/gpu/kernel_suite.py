@@ -131,7 +131,7 @@ def measure_case(
             why = f"relative error {error_found:.1e}, expected at most {limit:.0e}"
             rows[way.name] = _row(case, way, "wrong", why, error_found)
             continue
-        rows[way.name] = _row(case, way, "ok", "", error_found)
+        rows[way.name] = _row(case, way, "ok", way.remark(plan.device), error_found)
         prepared[way.name] = ready
     with torch.no_grad():
         timed = time_in_turn(prepared, plan.kernel_rounds) if prepared else {}
@@ -201,7 +201,7 @@ def _with_time(
         row,
         ms=timed.ms,
         samples_ms=timed.samples_ms,
-        reason="" if timed.is_recorded else "launched by the host, not replayed from a CUDA graph",
+        reason=row.reason or timed.remark,
         values=values,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, ReferencePass
 from bootpig_rt.backends.torch_backend import TorchBackend
@@ -59,12 +59,26 @@ class UnsharedRows(BaseUNet):
         return super().forward(latents, t, prompt_embeds, reference_kv, plan, **kwargs)
 
 
+class KnownSubject:
+    """The table of the one subject of a case: all ways that know it read the same."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.table: ReferencePass | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that it holds."""
+        return 0 if self.table is None else self.table.size_bytes
+
+
 class OurWay:
     """Implements `PictureWay`.
 
     Args:
         backend: Draws.
         subject: What is known ahead of the call.
+        known: Where the table of a known subject is kept.
         rows_per_launch: Of a reference pass; None: the references of one timestep at a time.
         attention: `auto` or `eager`, see `bootpig_rt.kernels.choose`.
     """
@@ -73,6 +87,7 @@ class OurWay:
         self,
         backend: TorchBackend,
         subject: Subject,
+        known: KnownSubject,
         *,
         rows_per_launch: int | None = 16,
         attention: str = "auto",
@@ -80,7 +95,7 @@ class OurWay:
         """Keep what to draw with."""
         self.backend = backend
         self._subject, self._rows, self._attention = subject, rows_per_launch, attention
-        self._kept: ReferencePass | None = None
+        self._known = known
 
     def begin(self, inputs: PictureInputs, stages: Stages) -> Steps:
         """Text; for a new subject also its images and its table."""
@@ -92,20 +107,24 @@ class OurWay:
             if self._subject == "cold":
                 table = self._read(inputs, texts[REFERENCE:], stages)
             elif self._subject == "warm":
-                if self._kept is None:
-                    states = self.backend.encode_text(inputs.ids[REFERENCE:])
-                    self._kept = self._read(inputs, states, Stages(stages.device))
-                table = self._kept
+                table = self.read_subject(inputs)
             batch = make_batch(inputs, texts, table)
             return _OurSteps(self, self.backend.start(batch))
+
+    def read_subject(self, inputs: PictureInputs) -> ReferencePass:
+        """The table of the known subject; made by whoever asks first."""
+        if self._known.table is None:
+            with choice_of_attention(self._attention):
+                states = self.backend.encode_text(inputs.ids[REFERENCE:])
+                self._known.table = self._read(inputs, states, Stages(self.backend.device))
+        return self._known.table
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """Pixels of the latents."""
         return self.backend.decode(latents)
 
     def forget(self) -> None:
-        """Drop the table and all recordings."""
-        self._kept = None
+        """Drop all recordings; the table belongs to the case."""
         self.backend.free_caches()
 
     @property
@@ -190,7 +209,7 @@ def make_backend(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     modules: tuple[Any, ...] = (pair.base.unet, pair.reference.unet, pair.vae)
     for module in modules:
-        module.to(memory_format=layout)
+        nn.Module.to(module, memory_format=layout)  # type: ignore[call-overload]
     return backend
 
 

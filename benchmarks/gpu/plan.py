@@ -103,7 +103,7 @@ def make_plan(
             gemm_size=64,
             picture_cases=(
                 PictureCase(1, 1, is_ladder=True),
-                PictureCase(2, 1, is_ladder=True),
+                PictureCase(4, 1, is_ladder=True),
                 PictureCase(1, 2, is_ladder=False),
             ),
             picture_rounds=1,

@@ -104,7 +104,8 @@ class PublishedWay:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._mode == "eager":
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            return scores.softmax(dim=-1) @ v
+            attended: Tensor = scores.softmax(dim=-1) @ v
+            return attended
         return F.scaled_dot_product_attention(q, k, v)
 
     def _plain(self, attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:

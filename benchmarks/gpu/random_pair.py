@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bootpig_rt.models.load import Pair
@@ -47,6 +48,8 @@ _SD21_TEXT: dict[str, Any] = {
     "num_hidden_layers": 23,
     "num_attention_heads": 16,
     "max_position_embeddings": TEXT_TOKENS,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
 }
 _TOY_UNET: dict[str, Any] = {
     "sample_size": 16,
@@ -72,6 +75,8 @@ _TOY_TEXT: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": TEXT_TOKENS,
+    "bos_token_id": 98,
+    "eos_token_id": 99,
 }
 
 
@@ -102,8 +107,7 @@ def make_pair(device: str, dtype: torch.dtype, *, size_px: int, is_toy: bool) ->
         )
         encoder = CLIPTextModel(CLIPTextConfig(**text))
     for module in (base, reference, encoder):
-        module.to(device=device, dtype=dtype)
-    autoencoder.to(device)
+        nn.Module.to(module, dtype=dtype)  # diffusers' own `to` warns, of no module at all
     for module in (base, reference, encoder, autoencoder):
         module.eval().requires_grad_(False)
     with torch.no_grad():
@@ -142,7 +146,7 @@ def copy_unets(pair: Pair, memory_format: torch.memory_format) -> Pair:
         copy.deepcopy(module) for module in (pair.base.unet, pair.reference.unet, pair.vae)
     )
     for module in (base, reference, vae):
-        module.to(memory_format=memory_format)
+        nn.Module.to(module, memory_format=memory_format)  # type: ignore[call-overload]
     return dataclasses.replace(
         pair, base=BaseUNet(base), reference=ReferenceUNet(reference), vae=vae
     )

@@ -119,8 +119,8 @@ def sd21_cases() -> list[KernelCase]:
 def toy_cases() -> list[KernelCase]:
     """The same kinds of shapes at a size that a CPU computes at once."""
     levels = (Level(64, 2, 16, 5), Level(16, 2, 16, 11))
-    first = [KernelCase(64, levels[0], references, guided_rows=1) for references in (1, 2)]
+    first = [KernelCase(64, levels[0], references, guided_rows=1) for references in (1, 4)]
     usual = [
-        KernelCase(64, level, references, is_key=True) for references in (1, 2) for level in levels
+        KernelCase(64, level, references, is_key=True) for references in (1, 4) for level in levels
     ]
-    return [*usual, *first, KernelCase(64, levels[0], 2, 2, 4)]
+    return [*usual, *first, KernelCase(64, levels[0], 4, 2, 4)]

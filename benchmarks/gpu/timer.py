@@ -29,11 +29,11 @@ class Timed:
 
     Attributes:
         samples_ms: Of the rounds, one call each.
-        is_recorded: It was replayed from a CUDA graph; otherwise the host launched it.
+        remark: What to know about them.
     """
 
     samples_ms: tuple[float, ...]
-    is_recorded: bool
+    remark: str = ""
 
     @property
     def ms(self) -> float:
@@ -67,7 +67,7 @@ class Prepared:
         """
         self._calls = calls
         self._device = device
-        self.is_recorded = False
+        self.remark = ""
         self._run: Callable[[], object] = self._run_all
         for _ in range(2):  # libraries load, kernels are compiled and chosen
             self._run_all()
@@ -103,9 +103,9 @@ class Prepared:
             raise
         except RuntimeError:  # a library that waits for the device: the host launches it then
             torch.cuda.synchronize(self._device)
+            self.remark = "launched by the host: it could not be recorded into a CUDA graph"
             return
         self._run = graph.replay
-        self.is_recorded = True
 
 
 def time_in_turn(
@@ -129,7 +129,7 @@ def time_in_turn(
             found = prepared[names[place]].time_ms()
             if index >= warmups:
                 samples[names[place]].append(found)
-    return {name: Timed(tuple(samples[name]), prepared[name].is_recorded) for name in names}
+    return {name: Timed(tuple(samples[name]), prepared[name].remark) for name in names}
 
 
 def why_failed(error: Exception) -> tuple[str, str]:

@@ -206,7 +206,7 @@ def _table_checks(cases: list[_Case], pipes: dict[str, OurWay]) -> list[Check]:
 def _merges(settings: Settings, jury: Jury, ours: OurWay) -> list[Row]:
     """Merges over several references, and references of two subjects at once."""
     rows = []
-    counts = (2,) if settings.is_smoke else (2, 3, 4)
+    counts = (2,) if settings.is_smoke else (2, 4)
     one = jury.judge(ours.pipe, shots=jury.shots_with(1))
     rows.append(Row("merge/1", "one reference", "references and merges", values=one.values()))
     for merge in MERGES[:1] if settings.is_smoke else MERGES:

@@ -55,7 +55,16 @@ BACKENDS: dict[str, _Entry] = {
         "bootpig_rt.backends.onnxruntime_backend",
         ("onnxruntime",),
         "onnxruntime",
-        ("intra_op_threads", "spinning", "arena", "cuda_graph", "portable", "cuda_memory_bytes"),
+        (
+            "intra_op_threads",
+            "spinning",
+            "arena",
+            "cuda_graph",
+            "portable",
+            "cuda_memory_bytes",
+            "sessions_kept",
+            "profile_prefix",
+        ),
     ),
     "tensorrt": _Entry("bootpig_rt.backends.tensorrt_backend", ("cuda",), "tensorrt"),
 }

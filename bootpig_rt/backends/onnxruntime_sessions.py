@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class OnnxRuntimeOptions:
         portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
             less from machine to machine, and steps take about a tenth longer.
         cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
+        sessions_kept: Graphs that stay loaded, least recently used out first; 0 keeps all. 1 needs
+            the least memory and loads a graph each time that another one ran before.
+        profile_prefix: Beginning of the files that ONNX Runtime's profiler writes, one for each
+            graph; empty for none. Slows every launch.
 
     Raises:
         ParameterError: A value is of the wrong type or out of range.
@@ -64,16 +69,27 @@ class OnnxRuntimeOptions:
     cuda_graph: bool = True
     portable: bool = False
     cuda_memory_bytes: int = 0
+    sessions_kept: int = 0
+    profile_prefix: str = ""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, most in (("intra_op_threads", 1024), ("cuda_memory_bytes", 1 << 50)):
+        numbers = (
+            ("intra_op_threads", 1024),
+            ("cuda_memory_bytes", 1 << 50),
+            ("sessions_kept", 1024),
+        )
+        for name, most in numbers:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
                 raise ParameterError(
                     f"backend option {name} is {value!r}, expected a whole number 0..{most}; "
                     "0 leaves it to ONNX Runtime"
                 )
+        if not isinstance(self.profile_prefix, str):
+            raise ParameterError(
+                f"backend option profile_prefix is {self.profile_prefix!r}, expected a path"
+            )
         for name in ("spinning", "arena", "cuda_graph", "portable"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(
@@ -105,10 +121,17 @@ class Sessions:
         self._device = device
         self._options = options
         self._lock = threading.Lock()
-        self._futures: dict[str, Future[ort.InferenceSession]] = {}
+        # In the order of their last use.
+        self._futures: OrderedDict[str, Future[ort.InferenceSession]] = OrderedDict()
+        self._metadata: dict[str, dict[str, Any]] = {}
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Create several sessions, two at a time, and wait for them."""
+        """Create several sessions, two at a time, and wait for them.
+
+        Does nothing where few are kept: each is created when it is asked for.
+        """
+        if self._options.sessions_kept:
+            return
         with ThreadPoolExecutor(2) as pool:
             for _ in pool.map(self.get, names):
                 pass
@@ -123,18 +146,24 @@ class Sessions:
             future = self._futures.get(name)
             is_ours = future is None
             if future is None:
+                kept = self._options.sessions_kept
+                while kept and len(self._futures) >= kept:
+                    self._futures.popitem(last=False)  # who runs it holds it until the end
                 future = self._futures[name] = Future()
+            self._futures.move_to_end(name)
         if is_ours:
             try:
                 future.set_result(self._create(name))
             except BaseException as error:
                 with self._lock:
-                    del self._futures[name]
+                    self._futures.pop(name, None)
                 future.set_exception(error)
         return future.result()
 
     def metadata(self, name: str) -> dict[str, Any]:
         """What the exporter wrote into a graph: `precision`, `merge`, `layers`."""
+        if name in self._metadata:
+            return self._metadata[name]
         found: dict[str, str] = self.get(name).get_modelmeta().custom_metadata_map
         try:
             values: dict[str, Any] = json.loads(found[METADATA_KEY])
@@ -144,6 +173,7 @@ class Sessions:
                 f"metadata {METADATA_KEY!r}; build the bundle again",
                 self._folder,
             ) from error
+        self._metadata[name] = values
         return values
 
     def launch(
@@ -186,6 +216,9 @@ class Sessions:
         if chosen.portable:
             level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.graph_optimization_level = level
+        if chosen.profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = f"{chosen.profile_prefix}-{name}"
         spinning = "1" if chosen.spinning else "0"
         options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         # The graph comes as the bytes that were checked; its weights lie beside it.

@@ -353,6 +353,24 @@ def test_options_reach_the_sessions(tiny_bundle_folder: Path) -> None:
     assert used.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) -> None:
+    drawn, dog = [], np.full((32, 32, 3), 90, np.uint8)
+    for kept in (0, 1):
+        pipeline = Pipeline(
+            tiny_bundle_folder,
+            backend="onnxruntime",
+            device="cpu",
+            backend_options={"sessions_kept": kept},
+        )
+        result = pipeline(
+            "a dog", reference_images=dog, reference_prompt="a dog", seed=1, num_inference_steps=2
+        )
+        drawn.append(np.asarray(result.images[0]))
+        loaded = pipeline._backend.sessions._futures  # type: ignore[attr-defined]
+        assert len(loaded) == (1 if kept else 5)
+    assert (drawn[0] == drawn[1]).all()
+
+
 def test_a_device_that_is_not_there_is_refused(tiny_bundle_folder: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"was built without CUDA; use\s+cpu, or: pip"):
         create_backend("onnxruntime", tiny_bundle_folder, device="cuda:0")

@@ -1,0 +1,110 @@
+"""Where a picture's time goes: Chrome traces and a table of operators, per runtime."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.benchmarks.ours import OurWay
+from bootpig_rt.benchmarks.result import Row, SuiteResult
+from bootpig_rt.benchmarks.settings import Settings
+from bootpig_rt.benchmarks.threads import torch_threads
+
+_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one kind of operator took in a profile."""
+
+    self_ms: float
+    calls: int
+
+
+def profile_picture(settings: Settings, folder: Path) -> SuiteResult:
+    """Profile the steps in ONNX Runtime and a picture in torch, of a known subject.
+
+    Args:
+        settings: Pair and threads.
+        folder: Gets `onnxruntime.json` and `torch.json`, for chrome://tracing or Perfetto, and
+            `operators.md`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch_threads(settings.threads):
+        settings.progress("ONNX Runtime", 0, 2)
+        found = {"step in ONNX Runtime": _onnxruntime(settings, folder / "onnxruntime.json")}
+        settings.progress("torch", 1, 2)
+        found["picture in torch"] = _torch(settings, folder / "torch.json")
+    rows = [row for group, costs in found.items() for row in _rows(group, costs)]
+    atomic_write_text(folder / "operators.md", _markdown(found))
+    return SuiteResult("profile", tuple(rows), settings={"pair": settings.pair.name})
+
+
+def _onnxruntime(settings: Settings, path: Path) -> dict[str, Cost]:
+    """All steps of two pictures, the first of which reads the subject too."""
+    with tempfile.TemporaryDirectory() as work:
+        options = {"profile_prefix": str(Path(work) / "profile")}
+        ours = OurWay(settings.pair, threads=settings.threads, backend_options=options)
+        ours.warm()
+        backend: Any = ours.pipe._backend
+        written = Path(backend.sessions.get("denoise_step").end_profiling())
+        text = written.read_text(encoding="utf-8")
+    atomic_write_text(path, text)
+    costs: dict[str, list[float]] = defaultdict(list)
+    for event in json.loads(text):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            costs[event["args"]["op_name"]].append(event["dur"] / 1e3)
+    return {name: Cost(sum(times), len(times)) for name, times in costs.items()}
+
+
+def _torch(settings: Settings, path: Path) -> dict[str, Cost]:
+    ours = OurWay(settings.pair, backend="torch", threads=settings.threads)
+    ours.warm()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        ours.warm()
+    part = path.with_suffix(".part.json")
+    seen.export_chrome_trace(str(part))
+    part.replace(path)
+    return {
+        event.key: Cost(event.self_cpu_time_total / 1e3, event.count)
+        for event in seen.key_averages()
+    }
+
+
+def _rows(group: str, costs: Mapping[str, Cost]) -> list[Row]:
+    total = sum(cost.self_ms for cost in costs.values()) or 1.0
+    largest = sorted(costs.items(), key=lambda item: -item[1].self_ms)[:_ROWS]
+    return [
+        Row(
+            name=f"{group}/{name}",
+            label=name,
+            group=group,
+            values={
+                "share": round(cost.self_ms / total, 4),
+                "self_ms": round(cost.self_ms, 3),
+                "calls": float(cost.calls),
+            },
+        )
+        for name, cost in largest
+    ]
+
+
+def _markdown(found: Mapping[str, Mapping[str, Cost]]) -> str:
+    lines = []
+    for group, costs in found.items():
+        lines += [f"## {group}", "", "| operator | share | ms | calls |", "|---|---|---|---|"]
+        lines += [
+            f"| {row.label} | {row.values['share']:.1%} | {row.values['self_ms']:.2f} | "
+            f"{row.values['calls']:.0f} |"
+            for row in _rows(group, costs)
+        ]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""Results as files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from bootpig_rt.benchmarks.intervals import Ratio
+from bootpig_rt.benchmarks.machine import Watch
+from bootpig_rt.benchmarks.report.page import write_report
+from bootpig_rt.benchmarks.report.plots import Point, pareto_front
+from bootpig_rt.benchmarks.result import (
+    SCHEMA,
+    Check,
+    Row,
+    SuiteResult,
+    load_results,
+    save_results,
+)
+from bootpig_rt.benchmarks.table import lines
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.json_schema import SchemaError, check_schema
+
+
+@pytest.fixture(scope="module")
+def result() -> SuiteResult:
+    rows = (
+        Row(
+            "published",
+            "published <way>",
+            "picture",
+            (30.0, 31.0, 29.0),
+            "published",
+            Ratio(1, 1, 1),
+        ),
+        Row("ours_warm", "ours", "picture", (10.0, 11.0, 9.0), "published", Ratio(3, 2.9, 3.1)),
+        Row(
+            "exact",
+            "exact",
+            "",
+            (5.0,),
+            values={"identity": 0.9, "identity_low": 0.8, "identity_high": 0.95, "bytes": None},
+        ),
+        Row("gone", "torch.compile", "picture", notes={"status": "no compiler"}),
+    )
+    checks = (Check("pixels", 0.1, 0.5),)
+    return SuiteResult("baselines", rows, {"pair": "p"}, checks, Watch(2).machine())
+
+
+def test_results_come_back_as_they_were_written(result: SuiteResult, tmp_path: Path) -> None:
+    save_results([result], tmp_path / "r.json")
+    (again,) = load_results(tmp_path / "r.json")
+    assert again == result
+
+
+def test_what_is_written_is_what_the_schema_says(result: SuiteResult, tmp_path: Path) -> None:
+    save_results([result, replace(result, machine=None)], tmp_path / "r.json")
+    written = json.loads((tmp_path / "r.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
+    check_schema(written, schema)
+    jsonschema.validate(written, schema)
+    written[0]["rows"][0]["median_ms"] = "fast"
+    with pytest.raises(SchemaError, match="median_ms"):
+        check_schema(written, schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", "cannot read"),
+        ("[1]", "holds no results"),
+        ('[{"format_version": 9}]', "format version"),
+        ('[{"format_version": 1}]', "holds no results"),
+    ],
+)
+def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ParameterError, match=message):
+        load_results(tmp_path / "r.json")
+
+
+def test_an_unknown_row_is_named_with_those_there_are(result: SuiteResult) -> None:
+    with pytest.raises(ParameterError, match="expected one of published, ours_warm"):
+        result.row("nothing")
+
+
+def test_the_table_shows_ratios_intervals_and_reasons(result: SuiteResult) -> None:
+    text = "\n".join(lines(result))
+    assert "3.00 [2.90, 3.10]" in text
+    assert "0.9 [0.8, 0.95]" in text
+    assert "no compiler" in text
+    assert "ok: pixels" in text
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [Point("a", 1, 0.5), Point("b", 2, 0.4), Point("c", 3, 0.9), Point("d", 3, 0.8)]
+    assert [point.label for point in pareto_front(points)] == ["a", "c"]
+
+
+def test_the_page_holds_plots_tables_and_pictures_and_nothing_from_elsewhere(
+    result: SuiteResult, tmp_path: Path
+) -> None:
+    results = [result, replace(result, suite="reference")]
+    page = write_report(results, tmp_path / "page").read_text()
+    assert page.count("<svg") == 2
+    assert "published &lt;way&gt;" in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "<script" not in page
+    assert "Not in this report: quality" in page
+    assert (tmp_path / "page" / "report.md").read_text().count(".svg)") == 2
+    assert (tmp_path / "page" / "time-of-a-picture.svg").is_file()
