@@ -1,6 +1,7 @@
 # make demo   install and draw a sheet of pictures
 # make test   install and run the tests
 # make lint   the checks that need no running code
+# make bench-smoke   see that the benchmarks run; a minute
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -16,7 +17,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench-smoke clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo-installed
@@ -30,6 +31,9 @@ lint: $(VENV)/.dev-installed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench-smoke: $(VENV)/.dev-installed
+	@$(BIN)/bootpig-rt bench --suite baselines --suite kernels --smoke --work bench
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

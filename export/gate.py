@@ -122,11 +122,12 @@ def compare_backend(
 def _options(folder: Path, place: Place) -> dict[str, int]:
     """One graph at a time in ONNX Runtime, where all of them would not fit into a small machine.
 
-    A graph's float32 weights take twice their bytes on disk, and as much again while it loads.
+    A graph's float32 weights take twice their bytes on disk, and as much again while it loads. An
+    arena grows by powers of two, which wastes gigabytes here.
     """
     stored = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
     is_large = place.backend == "onnxruntime" and stored > _LARGE_BYTES
-    return {"sessions_kept": 1} if is_large else {}
+    return {"sessions_kept": 1, "arena": False} if is_large else {}
 
 
 def place_of(target: Target) -> Place:

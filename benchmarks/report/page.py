@@ -125,7 +125,7 @@ def _waterfall(result: SuiteResult) -> list[Bar]:
             continue
         ratio = "" if row.ratio is None or name == "published" else f", {row.ratio.value:.2f}x"
         items.append(
-            Bar(row.label[:44], row.median_ms, f"{row.median_ms:.0f} ms{ratio}", name in _FLOORS)
+            Bar(row.label, row.median_ms, f"{row.median_ms:.0f} ms{ratio}", name in _FLOORS)
         )
     return items
 
@@ -275,7 +275,7 @@ overflow-wrap:anywhere}code{font-size:13px}figure{margin:0}svg{width:100%;height
 .box{overflow-x:auto;margin:12px 0}table{border-collapse:collapse;font-size:13.5px;
 font-variant-numeric:tabular-nums}th,td{padding:4px 12px 4px 0;text-align:right;
 border-bottom:1px solid var(--line);white-space:nowrap}thead th{color:var(--faint);font-weight:600}
-th:first-child{text-align:left;font-weight:500}.faint{color:var(--faint);font-size:12px}
+th:first-child{text-align:left;font-weight:500;white-space:normal;min-width:150px}.faint{color:var(--faint);font-size:12px}
 .meter{display:inline-block;height:9px;background:var(--accent);border-radius:2px}
 .warn{color:#9a3412;font-weight:600}.samples{display:flex;flex-wrap:wrap;gap:16px}
 .samples img{width:144px;max-width:48%;image-rendering:pixelated}

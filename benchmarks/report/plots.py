@@ -45,12 +45,17 @@ def bars(title: str, items: Sequence[Bar]) -> str:
         length = max(1.0, room * item.value / largest)
         style = "floor" if item.is_floor else "bar"
         middle = y + _BAR * 0.7
+        label = escape(_short(item.label))
         parts += [
-            f'<text x="{_LABEL - 8}" y="{middle}" text-anchor="end">{escape(item.label)}</text>',
+            f'<text x="{_LABEL - 8}" y="{middle}" text-anchor="end">{label}</text>',
             f'<rect class="{style}" x="{_LABEL}" y="{y}" width="{length:.1f}" height="{_BAR}"/>',
             f'<text x="{_LABEL + length + 6:.1f}" y="{middle}">{escape(item.text)}</text>',
         ]
     return _svg(title, height, parts)
+
+
+def _short(label: str, most: int = 40) -> str:
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:

@@ -22,8 +22,8 @@ NAME = "reference"
 HELP = "reference schedules, storage types and merges: time, bytes, identity and scenes"
 
 SCHEDULES = (
-    "exact", "stride:2", "stride:5", "stride:13", "clean", "anchor:200", "anchor:600",
-    "clean+window:0-0.5", "clean+window:0-0.8", "clean+window:0.2-1",
+    "exact", "stride:2", "stride:5", "stride:13", "clean", "anchor:200",
+    "clean+window:0-0.5", "clean+window:0.2-1",
 )  # fmt: skip
 DTYPES = ("float16", "bfloat16", "float8", "int8")
 MERGES = ("argmax", "softmax", "mean", "concat")
@@ -67,6 +67,9 @@ def run(settings: Settings) -> SuiteResult:
         )
         judged: dict[str, Quality] = {}
         for number, case in enumerate(cases):
+            if "table_budget_bytes" in case.options:
+                judged[case.name] = judged["exact"]  # the same numbers, see the distance
+                continue
             settings.progress(f"judging {case.name}", number, len(cases))
             judged[case.name] = jury.judge(pipes[_key(case)].pipe, reference_schedule=case.schedule)
         rows = [
