@@ -175,7 +175,8 @@ def _build(order: _Order, track: _Track) -> BuildResult:
             for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
                 nn.Module.half(module)
         resumed = _export(order, pair, work, track)
-        del pair  # it would not fit beside the new backend's copy
+        _release(pair)  # it would not fit beside the new backend's copy
+        del pair
         gc.collect()
 
         not_run = ParityReport("not run", "the build has not come to it")
@@ -205,6 +206,13 @@ def _build(order: _Order, track: _Track) -> BuildResult:
         write_manifest(finished, replace(manifest, parity=report), key=order.key)
         bundle = _publish(order, finished, work)
     return BuildResult(bundle, resumed)
+
+
+def _release(pair: Pair) -> None:
+    """Give back the memory of the weights, whoever still knows the tensors: the exporter does."""
+    for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.new_empty(0)
 
 
 def _export(order: _Order, pair: Pair, work: WorkFolder, track: _Track) -> int:
