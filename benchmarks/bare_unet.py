@@ -84,6 +84,7 @@ class BareUNet:
 def _session(path: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as our own sessions
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -351,6 +351,7 @@ def test_options_reach_the_sessions(tiny_bundle_folder: Path) -> None:
     assert used.intra_op_num_threads == 1
     assert used.enable_cpu_mem_arena is False
     assert used.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert used.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) -> None:
