@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.export.plane_norm import with_plane_norms
 from bootpig_rt.export.reference_op import OpMerge, reference_attention
 from bootpig_rt.models.attention import join_heads, split_heads
 from bootpig_rt.models.load import Pair
@@ -87,7 +88,7 @@ class VaeEncoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         """Wrap an autoencoder."""
         super().__init__()
-        self.vae = vae
+        self.vae: Any = with_plane_norms(vae)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""

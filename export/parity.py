@@ -183,10 +183,6 @@ def _compare(
         other = got[index].astype(np.float64).ravel() if index < len(got) else want[:0]
         difference = np.abs((other if other.size == want.size else np.nan) - want)
         norm = float(np.linalg.norm(want)) or 1.0
-        if name == "vae_encoder":
-            # Latents are scaled to unit variance: an encoder that puts out less, as untrained ones
-            # do, is not held to more digits than its latents have.
-            norm = max(norm, want.size**0.5)
         relative = _worse(relative, float(np.linalg.norm(difference)) / norm)
         largest = _worse(largest, float(difference.max()))
     is_picture, is_run = name.endswith(PICTURE), name.endswith((PICTURE, LATENTS))
