@@ -2,6 +2,7 @@
 # make test   install and run the tests
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
+# make figures   measure every figure of README.md again; two hours on two idle cores
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -17,7 +18,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint format bench-smoke clean
+.PHONY: demo test lint format bench-smoke figures clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo-installed
@@ -34,6 +35,17 @@ lint: $(VENV)/.dev-installed
 
 bench-smoke: $(VENV)/.dev-installed
 	@$(BIN)/bootpig-rt bench --suite baselines --suite kernels --smoke --work bench
+
+SUITES := baselines reference quality latency scale kernels builds
+
+figures: $(VENV)/.dev-installed
+	@$(BIN)/bootpig-rt fetch-data -o data
+	@for suite in $(SUITES); do \
+		$(BIN)/bootpig-rt bench --suite $$suite -o benchmarks/results/$$suite-cpu.json || exit 1; \
+	done
+	@$(BIN)/bootpig-rt evaluate --suite small --steps 12 -o bench/evaluation
+	@cp bench/evaluation/report.json benchmarks/results/evaluation-small.json
+	@$(BIN)/python -m bootpig_rt.benchmarks.readme
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

@@ -9,10 +9,27 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bootpig_rt.errors import BootPIGError
 
-_KILO = 1 if sys.platform == "darwin" else 1024
+# The resources that `wait4` reports begin with the memory of the process that forked: a child of a
+# large process always looks large. So the child says itself what it took, when it ends.
+_BOOT = """
+import atexit, sys
+def peak(path=sys.argv[1]):
+    with open("/proc/self/status") as status, open(path, "w") as out:
+        out.writelines(line for line in status if line.startswith("VmHWM:"))
+if sys.platform == "linux":
+    atexit.register(peak)
+kind, what = sys.argv[2:4]
+sys.argv[:] = [kind, *sys.argv[4:]]
+if kind == "-c":
+    exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+else:
+    import runpy
+    runpy.run_module(what, run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -21,43 +38,50 @@ class ChildRun:
 
     Attributes:
         wall_ms: From its start to its end.
-        peak_bytes: Largest resident memory.
+        peak_bytes: Largest resident memory, of this process alone; None where the system does not
+            tell (only Linux does).
     """
 
     wall_ms: float
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def run_child(words: Sequence[str], *, environment: Mapping[str, str] | None = None) -> ChildRun:
-    """Run `python WORDS` to its end.
+    """Run `python -c CODE ...` or `python -m MODULE ...` to its end.
 
     Args:
-        words: Such as `["-m", "bootpig_rt", "demo"]`.
+        words: Such as `["-m", "bootpig_rt", "demo"]`; the first is `-c` or `-m`.
         environment: In addition to that of this process.
 
     Raises:
         BootPIGError: It failed; the last line that it wrote is in the message.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "peak"
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, "-c", _BOOT, str(told), *words],
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env={**os.environ, **(environment or {})},
         )
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            process.wait()
         except BaseException:
             process.kill()
             process.wait()
             raise
         wall_ms = 1e3 * (time.perf_counter() - start)
-        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             errors.seek(0)
             last = errors.read().decode(errors="replace").strip().splitlines()[-1:] or [""]
             raise BootPIGError(
                 f"`{' '.join(words)}` ended with code {process.returncode}: {last[0]}"
             )
-    return ChildRun(wall_ms, usage.ru_maxrss * _KILO)
+        return ChildRun(wall_ms, _peak_bytes(told))
+
+
+def _peak_bytes(path: Path) -> int | None:
+    """The number of a line `VmHWM:  1234 kB`."""
+    words = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return 1024 * int(words[1]) if len(words) == 3 else None

@@ -1,7 +1,7 @@
 """What a picture will cost: time and memory of a configuration, and machines for a load.
 
-The time is a sum of terms with a meaning, each a count times a price. The prices are fitted to
-measurements by least squares on relative errors, with none below zero.
+Time and memory are sums of terms with a meaning, each a count times a price. The prices are fitted
+to measurements by least squares on relative errors, with none below zero.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,11 @@ import numpy.typing as npt
 from bootpig_rt.errors import ParameterError
 
 TERMS = ("call", "step", "row", "attention", "picture")
+"""Of the time, in ms."""
+MEMORY_TERMS = ("process", "row", "attention", "table")
+"""Of the memory, in bytes."""
+
+Counts: TypeAlias = npt.NDArray[np.float64]
 ROWS = 3
 
 
@@ -36,7 +42,7 @@ class Configuration:
     size_px: int = 64
 
     @property
-    def counts(self) -> npt.NDArray[np.float64]:
+    def counts(self) -> Counts:
         """How often each of `TERMS` is paid.
 
         - call: once;
@@ -45,47 +51,62 @@ class Configuration:
         - attention: pairs of a query and a key in all rows and steps, in the same unit squared;
         - picture: pixels that the decoder makes, in units of 64 x 64.
         """
-        area = (self.size_px / 64) ** 2
-        rows = self.steps * self.batch * ROWS
-        readers = self.steps * self.batch * (ROWS - 1)
-        pairs = (rows + readers * self.references) * area**2
-        return np.array([1.0, self.steps, rows * area, pairs, self.batch * area])
+        _, rows, pairs, _ = self.memory_counts
+        return np.array(
+            [1.0, self.steps, self.steps * rows, self.steps * pairs, self.batch * self._area]
+        )
+
+    @property
+    def memory_counts(self) -> Counts:
+        """How often each of `MEMORY_TERMS` is paid.
+
+        - process: once;
+        - row: pixels of all rows of a step, in units of 64 x 64;
+        - attention: pairs of a query and a key in all rows of a step, in the same unit squared;
+        - table: pixels of all entries of the reference table, in units of 64 x 64.
+        """
+        rows, readers = self.batch * ROWS, self.batch * (ROWS - 1)
+        pairs = (rows + readers * self.references) * self._area**2
+        return np.array([1.0, rows * self._area, pairs, self.steps * self.references * self._area])
+
+    @property
+    def _area(self) -> float:
+        return (self.size_px / 64) ** 2
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Prices of `TERMS` in ms.
-
-    Attributes:
-        prices_ms: [5], none below zero.
-    """
-
-    prices_ms: tuple[float, ...]
-
-    def predict_ms(self, configuration: Configuration) -> float:
-        """Time of a whole call, for all pictures of its batch."""
-        return float(configuration.counts @ np.array(self.prices_ms))
-
-
-def fit(measured: Sequence[tuple[Configuration, float]]) -> CostModel:
-    """Find the prices that explain measured times.
+def predict(prices: Sequence[float], counts: Counts) -> float:
+    """What a configuration costs: ms of a whole call, or bytes of a process at most.
 
     Args:
-        measured: Configurations and their times in ms, at least as many as there are terms.
+        prices: Of the terms.
+        counts: Of the same terms, `Configuration.counts` or `Configuration.memory_counts`.
+    """
+    return float(counts @ np.array(prices))
+
+
+def fit(measured: Sequence[tuple[Counts, float]]) -> tuple[float, ...]:
+    """Find the prices that explain measurements.
+
+    Args:
+        measured: Counts of terms and what was measured, at least as many as there are terms.
+
+    Returns:
+        A price for each term, none below zero.
 
     Raises:
-        ParameterError: Too few measurements, or a time of zero.
+        ParameterError: Too few measurements, or one of zero.
     """
-    if len(measured) < len(TERMS):
+    terms = len(measured[0][0]) if measured else 1
+    if len(measured) < terms:
         raise ParameterError(
-            f"{len(measured)} measurements for {len(TERMS)} prices, expected at least as many"
+            f"{len(measured)} measurements for {terms} prices, expected at least as many"
         )
-    times = np.array([time for _, time in measured])
-    if times.min() <= 0:
-        raise ParameterError("a measured time is zero or less")
-    # Divided by its time, each measurement is to come out as 1: errors are relative.
-    matrix = np.array([configuration.counts for configuration, _ in measured]) / times[:, None]
-    return CostModel(tuple(_non_negative(matrix, np.ones(len(times)))))
+    found = np.array([value for _, value in measured])
+    if found.min() <= 0:
+        raise ParameterError("a measurement is zero or less")
+    # Divided by its value, each measurement is to come out as 1: errors are relative.
+    matrix = np.array([counts for counts, _ in measured]) / found[:, None]
+    return tuple(_non_negative(matrix, np.ones(len(found))))
 
 
 def _non_negative(

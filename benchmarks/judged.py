@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.benchmarks.settings import Progress, no_progress
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.pipeline import Pipeline, Request
@@ -147,19 +150,28 @@ class Jury:
             resume=True,
             on_progress=on_progress,
         )
-        judge = next(each for each in self._judges.identity if each.name == MAIN_JUDGE)
-        verdicts = Verdicts(
-            shots=chosen,
-            pictures=pictures,
-            chosen={MAIN_JUDGE: [int(row.argmax()) for row in judge.scores(chosen, pictures)]},
-            scenes=self._judges.scene(pictures),
-        )
+        verdicts = self._verdicts(chosen, pictures)
         whose = [shot.subject for shot in chosen]
         identity = rate(identity_hits(verdicts, self.subjects, MAIN_JUDGE), whose)
         scene = rate(scene_hits(verdicts, self.subjects), whose)
         if identity is None or scene is None:
             raise ParameterError("no pictures to judge")
         return Quality(identity, scene, pictures)
+
+    def _verdicts(self, shots: list[Shot], pictures: NDArray[np.uint8]) -> Verdicts:
+        """What the judges say; of pictures that they have seen before, what they said then."""
+        digest = hashlib.sha256(suite_digest(self.subjects, self.config).encode())
+        digest.update("".join(shot.tag for shot in shots).encode())
+        digest.update(pictures.tobytes())
+        path = self._work / "verdicts" / f"{digest.hexdigest()[:32]}.json"
+        if not path.is_file():
+            judge = next(each for each in self._judges.identity if each.name == MAIN_JUDGE)
+            nearest = [int(row.argmax()) for row in judge.scores(shots, pictures)]
+            said = {"nearest": nearest, "scenes": list(self._judges.scene(pictures))}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(path, json.dumps(said).encode())
+        said = json.loads(path.read_text())
+        return Verdicts(shots, pictures, {MAIN_JUDGE: said["nearest"]}, said["scenes"])
 
 
 class _Distracted(PipelineGenerator):

@@ -41,8 +41,8 @@ class Machine:
         command: What was run.
         started: UTC, ISO 8601.
         threads: Pinned, of torch and ONNX Runtime.
-        busy_share: Share of the cores that other processes took while the suite ran, 0 to 1; NaN
-            where the system does not tell.
+        busy_share: Share of the cores that other processes took while the suite ran, 0 to 1;
+            None where the system does not tell.
         noise: Half the interquartile range of a fixed piece of arithmetic, over its median, taken
             before the first row.
         is_busy: Others took more than a tenth of the machine, or the noise is above a tenth:
@@ -59,7 +59,7 @@ class Machine:
     command: str
     started: str
     threads: int
-    busy_share: float
+    busy_share: float | None
     noise: float
     is_busy: bool
 
@@ -79,11 +79,11 @@ class Watch:
         """What was seen since."""
         after, wall_s = _busy_seconds(), time.perf_counter() - self._clock
         cores = _cores()
-        others = float("nan")
+        others: float | None = None
         if self._before is not None and after is not None and wall_s > 0:
             total = after[0] - self._before[0]
             ours = after[1] - self._before[1]
-            others = min(1.0, max(0.0, (total - ours) / (wall_s * cores)))
+            others = round(min(1.0, max(0.0, (total - ours) / (wall_s * cores))), 4)
         return Machine(
             processor=processor(),
             cores=cores,
@@ -95,9 +95,9 @@ class Watch:
             command=command(),
             started=self._started,
             threads=self._threads,
-            busy_share=round(others, 4),
+            busy_share=others,
             noise=round(self._noise, 4),
-            is_busy=bool(others > BUSY_SHARE or self._noise > NOISY),
+            is_busy=(others or 0.0) > BUSY_SHARE or self._noise > NOISY,
         )
 
 

@@ -42,14 +42,15 @@ def profile_picture(settings: Settings, folder: Path) -> SuiteResult:
         settings.progress("ONNX Runtime", 0, 2)
         found = {"step in ONNX Runtime": _onnxruntime(settings, folder / "onnxruntime.json")}
         settings.progress("torch", 1, 2)
-        found["picture in torch"] = _torch(settings, folder / "torch.json")
+        ours = OurWay(settings.pair, backend="torch", threads=settings.threads)
+        found["picture in torch"] = _torch(ours, folder / "torch.json")
     rows = [row for group, costs in found.items() for row in _rows(group, costs)]
     atomic_write_text(folder / "operators.md", _markdown(found))
-    return SuiteResult("profile", tuple(rows), settings={"pair": settings.pair.name})
+    return SuiteResult("profile", tuple(rows), settings={"pair": ours.pipe.spec.config.name})
 
 
 def _onnxruntime(settings: Settings, path: Path) -> dict[str, Cost]:
-    """All steps of two pictures, the first of which reads the subject too."""
+    """All steps of one picture; the first ones pay for their memory too."""
     with tempfile.TemporaryDirectory() as work:
         options = {"profile_prefix": str(Path(work) / "profile")}
         ours = OurWay(settings.pair, threads=settings.threads, backend_options=options)
@@ -65,8 +66,8 @@ def _onnxruntime(settings: Settings, path: Path) -> dict[str, Cost]:
     return {name: Cost(sum(times), len(times)) for name, times in costs.items()}
 
 
-def _torch(settings: Settings, path: Path) -> dict[str, Cost]:
-    ours = OurWay(settings.pair, backend="torch", threads=settings.threads)
+def _torch(ours: OurWay, path: Path) -> dict[str, Cost]:
+    """One picture of a known subject, after one that warms up."""
     ours.warm()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         ours.warm()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,17 +24,10 @@ def write_random_pair(folder: Path) -> Path:
     Drawing with it costs what drawing with a trained pair of that shape costs.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = folder / "tokenizer"
-    tokenizer.mkdir()
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    (tokenizer / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 24}))
+    num_tokens = _write_tokenizer(tokenizer, length=24)
     torch.manual_seed(0)
     unets = [
         UNet2DConditionModel(
@@ -55,15 +51,15 @@ def write_random_pair(folder: Path) -> Path:
         sample_size=64,
     )
     text = CLIPTextConfig(
-        vocab_size=len(tokens),
+        vocab_size=num_tokens,
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=24,
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-        pad_token_id=len(tokens) - 1,
+        bos_token_id=num_tokens - 2,
+        eos_token_id=num_tokens - 1,
+        pad_token_id=num_tokens - 1,
     )
     pair = Pair(
         base=BaseUNet(unets[0]),
@@ -89,3 +85,33 @@ def write_random_pair(folder: Path) -> Path:
     saved = save_pair(pair, folder / "pair", dtype=torch.float32)
     build_engine(saved, bundle, build_options(pair.config, size_multiple_px=16))
     return bundle
+
+
+def write_full_size_pair(folder: Path) -> Path:
+    """Save an untrained pair of the size of Stable Diffusion 2.1, 4.5 GB in float16."""
+    from bootpig_rt.benchmarks.gpu.random_pair import TEXT_TOKENS, make_pair
+
+    pair = make_pair("cpu", torch.float16, size_px=512, is_toy=False)
+    tokenizer = folder.with_name(f"{folder.name}-tokenizer")
+    config: Any = pair.text_encoder.config
+    _write_tokenizer(tokenizer, length=TEXT_TOKENS, size=config.vocab_size)
+    return save_pair(replace(pair, tokenizer_folder=tokenizer), folder, dtype=torch.float16)
+
+
+def _write_tokenizer(folder: Path, *, length: int, size: int | None = None) -> int:
+    """A tokenizer of single letters, filled up to `size` words; returns how many words it has."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += [f"unused{number}</w>" for number in range((size or 0) - len(tokens) - 2)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
+    return len(tokens)
+
+
+if __name__ == "__main__":
+    write_full_size_pair(Path(sys.argv[1]))

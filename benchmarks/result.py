@@ -6,6 +6,7 @@ The JSON Schema beside this file, `result_schema.json`, describes the same for o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -65,13 +66,13 @@ class Row:
                 "rounds": len(self.samples_ms),
                 "samples_ms": [round(each, 4) for each in self.samples_ms],
             }
-        if self.ratio is not None:
+        if self.ratio is not None and all(map(math.isfinite, _ends(self.ratio))):
             found |= {
                 "ratio_to": self.ratio_to,
                 "ratio": round(self.ratio.value, 4),
                 "interval": [round(self.ratio.low, 4), round(self.ratio.high, 4)],
             }
-        return found | {"values": dict(self.values), "notes": dict(self.notes)}
+        return found | {"values": _finite(self.values), "notes": dict(self.notes)}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Row:
@@ -97,8 +98,8 @@ class Check:
 
     Attributes:
         name: What was compared.
-        value: The difference that was found.
-        limit: The largest that would be right.
+        value: The difference that was found; NaN and infinity come back from a file as NaN.
+        limit: The largest that would be right, finite.
     """
 
     name: str
@@ -147,8 +148,8 @@ class SuiteResult:
             "format_version": FORMAT_VERSION,
             "suite": self.suite,
             "machine": None if self.machine is None else asdict(self.machine),
-            "settings": dict(self.settings),
-            "checks": [asdict(check) | {"is_ok": check.is_ok} for check in self.checks],
+            "settings": _finite(self.settings),
+            "checks": [_finite(asdict(check)) | {"is_ok": check.is_ok} for check in self.checks],
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -160,7 +161,9 @@ class SuiteResult:
             suite=found["suite"],
             rows=tuple(Row.from_dict(row) for row in found["rows"]),
             settings=found["settings"],
-            checks=tuple(Check(c["name"], c["value"], c["limit"]) for c in found["checks"]),
+            checks=tuple(
+                Check(c["name"], _number(c["value"]), c["limit"]) for c in found["checks"]
+            ),
             machine=None if machine is None else Machine(**machine),
         )
 
@@ -181,7 +184,7 @@ def with_ratios(rows: Sequence[Row], *, to: str) -> tuple[Row, ...]:
 
 def save_results(results: Sequence[SuiteResult], path: Path) -> None:
     """Write results as one JSON file, whole or not at all."""
-    text = json.dumps([result.to_dict() for result in results], indent=1)
+    text = json.dumps([result.to_dict() for result in results], indent=1, allow_nan=False)
     atomic_write_text(path, text + "\n")
 
 
@@ -209,3 +212,19 @@ def load_results(path: Path) -> list[SuiteResult]:
         raise ParameterError(
             f"{path} holds no results of benchmarks ({type(error).__name__}: {error}); {again}"
         ) from None
+
+
+def _finite(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in found.items()
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _ends(ratio: Ratio) -> tuple[float, float, float]:
+    return ratio.value, ratio.low, ratio.high

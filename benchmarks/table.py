@@ -15,7 +15,8 @@ def lines(result: SuiteResult) -> Iterator[str]:
         seen = result.machine
         runtimes = ", ".join(f"{name} {version}" for name, version in seen.versions.items())
         yield f"   {seen.processor}, {seen.threads} threads of {seen.cores} cores, {runtimes}"
-        load = f"noise {seen.noise:.1%}, others {seen.busy_share:.0%}"
+        others = "unknown" if seen.busy_share is None else f"{seen.busy_share:.0%}"
+        load = f"noise {seen.noise:.1%}, others {others}"
         yield f"   commit {seen.commit or 'unknown'}, {load}"
         if seen.is_busy:
             yield "   The machine was busy: do not quote these times. Ratios suffer less."

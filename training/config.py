@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-StageName = Literal["vae", "base", "pair"]
+StageName = Literal["vae", "base", "pair", "distill"]
 ReferenceTimestep = Literal["same", "clean", "mixed"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSampling = Literal["uniform", "middle"]
@@ -91,6 +91,16 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Stage `distill` only: what the student's steps are."""
+
+    # Of the student; they become the pair's default.
+    steps: int = 8
+    # Steps of the teacher that one of the student covers; 1 bakes in the guidance alone.
+    substeps: int = 1
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what a run computes; written into the run's folder."""
 
@@ -98,7 +108,7 @@ class TrainConfig:
     output: str
     data: str = "data/train"
     validation_data: str = ""
-    # Stage `base` starts from a finished VAE; stage `pair` from a finished base.
+    # Stage `base` starts from a finished VAE, `pair` from a finished base, `distill` from a pair.
     start_from: str = ""
     steps: int = 1000
     batch_size: int = 16
@@ -114,6 +124,7 @@ class TrainConfig:
     vae: VaeConfig = field(default_factory=VaeConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded."""
@@ -128,6 +139,7 @@ class TrainConfig:
         _check_vae(self.vae)
         _check_unet(self.unet)
         _check_diffusion(self.diffusion)
+        _check_distill(self.distill)
         if self.stage != "vae" and not self.start_from:
             raise ConfigError(
                 f"stage {self.stage!r} needs start_from: the folder that the stage before it made"
@@ -207,6 +219,12 @@ def _check_diffusion(diffusion: DiffusionConfig) -> None:
         raise ConfigError(
             f"diffusion.max_references is {diffusion.max_references}, expected at least 1"
         )
+
+
+def _check_distill(distill: DistillConfig) -> None:
+    for name in ("steps", "substeps"):
+        if getattr(distill, name) < 1:
+            raise ConfigError(f"distill.{name} is {getattr(distill, name)}, expected at least 1")
 
 
 T = TypeVar("T")

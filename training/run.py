@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.training.config import StageName, TrainConfig
 from bootpig_rt.training.stages.base import BaseStage
+from bootpig_rt.training.stages.distill import DistillStage
 from bootpig_rt.training.stages.pair import PairStage
 from bootpig_rt.training.stages.vae import VaeStage
 from bootpig_rt.training.trainer import Stage, Trainer
@@ -21,6 +22,7 @@ STAGES: dict[StageName, Callable[[TrainConfig, torch.device], Stage]] = {
     "vae": VaeStage,
     "base": BaseStage,
     "pair": PairStage,
+    "distill": DistillStage,
 }
 
 

@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", type=Path, default=Path("bench"), metavar="DIR",
         help="graphs and pictures of the suites, kept between runs (default: bench)",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write results as JSON")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="write results as JSON, after each suite",
+    )  # fmt: skip
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FILE",
         help="take the results of an earlier run, and measure nothing",
@@ -77,10 +80,6 @@ def run(args: argparse.Namespace) -> int:
         raise ParameterError("--from measures nothing; leave out --suite and --profile")
     limit = _share(args.max_regression)
     results = _results(args)
-    if args.output is not None:
-        from bootpig_rt.benchmarks.result import save_results
-
-        save_results(results, args.output)
     if args.json:
         print(json.dumps([result.to_dict() for result in results], indent=1))
     else:
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         from bootpig_rt.benchmarks.report.page import write_report
 
-        path = write_report(results, args.report)
+        path = write_report(results, args.report, pair=args.model)
         if not args.json:
             print(f"report: {path}")
     if args.against is not None:
@@ -99,10 +98,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _results(args: argparse.Namespace) -> list[SuiteResult]:
-    from bootpig_rt.benchmarks.result import load_results
+    """Results of an earlier run, or of the suites that are asked for, saved after each of them."""
+    from bootpig_rt.benchmarks.result import load_results, save_results
 
     if args.source is not None:
-        return load_results(args.source)
+        found = load_results(args.source)
+        if args.output is not None:
+            save_results(found, args.output)
+        return found
     from dataclasses import replace
 
     from bootpig_rt.benchmarks.machine import Watch
@@ -122,19 +125,22 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
         work=args.work,
         only=tuple(args.only),
     )
-    results = []
-    for name in dict.fromkeys(args.suite or ([] if args.profile else ["baselines"])):
+    names = list(dict.fromkeys(args.suite or ([] if args.profile else ["baselines"])))
+    results: list[SuiteResult] = []
+    for name in [*names, *(["profile"] if args.profile is not None else [])]:
         watch = Watch(settings.threads)
         with bar(name) as progress:
-            result = load_suite(name).run(replace(settings, progress=progress))
-        results.append(replace(result, machine=watch.machine()))
-    if args.profile is not None:
-        from bootpig_rt.benchmarks.profile import profile_picture
+            shown = replace(settings, progress=progress)
+            if name == "profile":
+                from bootpig_rt.benchmarks.profile import profile_picture
 
-        watch = Watch(settings.threads)
-        with bar("profile") as progress:
-            result = profile_picture(replace(settings, progress=progress), args.profile)
+                result = profile_picture(shown, args.profile)
+            else:
+                result = load_suite(name).run(shown)
         results.append(replace(result, machine=watch.machine()))
+        # After each suite: what interrupts a long run costs the suite that runs, no more.
+        if args.output is not None:
+            save_results(results, args.output)
     return results
 
 

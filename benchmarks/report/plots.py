@@ -1,31 +1,55 @@
-"""Plots as SVG text: bars, points with a Pareto front, lines. No dependencies, no scripts."""
+"""Plots as SVG text: bars, a waterfall, points with a Pareto front, curves. No dependencies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-import numpy as np
+from bootpig_rt.benchmarks.report.svg import (
+    NARROW,
+    WIDE,
+    Box,
+    Scale,
+    axes,
+    frame,
+    line,
+    rect,
+    text,
+    text_width,
+)
 
-WIDTH = 720
-_BAR, _GAP, _LABEL = 22, 8, 270
-_COLOURS = ("#2f6f8f", "#c0632b", "#5a8f3c", "#8b5aa8", "#a8893a", "#4a4a4a")
+_BAR, _GAP, _NAME = 20.0, 12.0, 16.0
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its label, its length, and the text at its end."""
+    """One bar.
+
+    Attributes:
+        label: Its name.
+        value: Its length, zero and up.
+        text: What stands at its end.
+        is_other: Somebody else's, or no step of the story: drawn pale.
+    """
 
     label: str
     value: float
     text: str
-    is_floor: bool = False
+    is_other: bool = False
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a scatter plot."""
+    """One point of a scatter plot.
+
+    Attributes:
+        label: Its name.
+        x: Less is better.
+        y: More is better.
+        low: Lower end of the interval of y; None where it has none.
+        high: Upper end.
+    """
 
     label: str
     x: float
@@ -34,28 +58,48 @@ class Point:
     high: float | None = None
 
 
-def bars(title: str, items: Sequence[Bar]) -> str:
-    """Horizontal bars from zero, in the order given; floors are drawn pale."""
-    largest = max((item.value for item in items), default=1.0) or 1.0
-    room = WIDTH - _LABEL - 90
-    height = len(items) * (_BAR + _GAP) + 8
-    parts = []
-    for number, item in enumerate(items):
-        y = 4 + number * (_BAR + _GAP)
-        length = max(1.0, room * item.value / largest)
-        style = "floor" if item.is_floor else "bar"
-        middle = y + _BAR * 0.7
-        label = escape(_short(item.label))
-        parts += [
-            f'<text x="{_LABEL - 8}" y="{middle}" text-anchor="end">{label}</text>',
-            f'<rect class="{style}" x="{_LABEL}" y="{y}" width="{length:.1f}" height="{_BAR}"/>',
-            f'<text x="{_LABEL + length + 6:.1f}" y="{middle}">{escape(item.text)}</text>',
-        ]
-    return _svg(title, height, parts)
+def bars(title: str, items: Sequence[Bar], *, width: int = WIDE) -> str:
+    """Horizontal bars from zero, names above them."""
+    return waterfall(title, items, (), width=width)
 
 
-def _short(label: str, most: int = 40) -> str:
-    return label if len(label) <= most else f"{label[: most - 1]}…"
+def waterfall(
+    title: str, items: Sequence[Bar], floors: Sequence[Bar] = (), *, width: int = WIDE
+) -> str:
+    """Bars from zero; between a bar and the one before it, what was saved; floors as lines.
+
+    Args:
+        title: For a screen reader.
+        items: From top to bottom. Savings are drawn where there are floors to fall to.
+        floors: Drawn as lines over all bars, named below them.
+        width: Of the drawing.
+    """
+    largest = max([each.value for each in (*items, *floors)], default=0.0) or 1.0
+    room = width - 8 - max([text_width(each.text, 12.5) for each in items], default=0.0) - 10
+    row = _NAME + _BAR + _GAP
+    end = len(items) * row
+    # Words come last: floors cross the bars, and must not cross names.
+    shapes, words = [], []
+    before: float | None = None
+    for number, each in enumerate(items):
+        top = number * row
+        length = stop = room * each.value / largest
+        words.append(text(2, top + 11, each.label))
+        shapes.append(rect(2, top + _NAME, length, _BAR, "other" if each.is_other else "bar"))
+        if floors and before is not None and before > each.value:
+            stop = room * before / largest
+            shapes.append(rect(2 + length, top + _NAME, stop - length, _BAR, "saved"))
+        words.append(text(2 + stop + 7, top + _NAME + 15, each.text, style="strong"))
+        before = each.value
+    for number, each in enumerate(sorted(floors, key=lambda floor: -floor.value)):
+        x, y = 2 + room * each.value / largest, end + 12 + 15 * number
+        shapes.append(line(x, 0, x, y - 9, "floor"))
+        name = f"{each.label}, {each.text}"
+        # Moved to the left where it would leave the drawing.
+        left = max(2.0, min(x, width - 4 - text_width(name)))
+        words.append(text(left, y, name, style="floor-name"))
+    parts = [*shapes, *words]
+    return frame(title, width, end + 15 * len(floors) + 4, parts)
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -67,119 +111,94 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str) -> str:
-    """Points with intervals; those of the Pareto front are filled, joined and named."""
-    height = 380
+def scatter(
+    title: str, points: Sequence[Point], *, x_label: str, y_label: str, width: int = WIDE
+) -> str:
+    """Points with intervals; those of the Pareto front are filled, joined and named.
+
+    The others are named where a pointer rests on them, and in the table.
+    """
+    height = 380 if width == WIDE else 330
     front = pareto_front(points)
-    x_of, y_of, parts = _axes(
+    x_of, y_of, parts = axes(
         [point.x for point in points],
         [value for p in points for value in (p.y, p.low, p.high) if value is not None],
-        height,
-        x_label,
-        y_label,
+        width=width,
+        height=height,
+        x_label=x_label,
+        y_label=y_label,
+        is_share=True,
     )
     path = " ".join(f"{x_of(point.x):.1f},{y_of(point.y):.1f}" for point in front)
     parts.append(f'<polyline class="front" points="{path}"/>')
-    taken: list[tuple[float, float]] = []
     for point in points:
-        x, y = x_of(point.x), y_of(point.y)
+        x = x_of(point.x)
         if point.low is not None and point.high is not None:
-            parts.append(
-                f'<line class="error" x1="{x:.1f}" x2="{x:.1f}" y1="{y_of(point.low):.1f}" '
-                f'y2="{y_of(point.high):.1f}"/>'
-            )
+            parts.append(line(x, y_of(point.low), x, y_of(point.high), "error"))
+    # The front comes last: rings of others must not hide it.
+    for point in sorted(points, key=lambda each: each in front):
         style = "dot" if point in front else "ring"
-        parts.append(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
-        place = y + 4
-        while any(abs(place - other) < 13 and abs(x - left) < 130 for left, other in taken):
-            place += 13
-        taken.append((x, place))
-        anchor, shift = ("end", -9) if x > WIDTH - 160 else ("start", 9)
+        name = f"{point.label}: {point.x:.4g}, {point.y:.1%}"
         parts.append(
-            f'<text class="small" x="{x + shift:.1f}" y="{place:.1f}" text-anchor="{anchor}">'
-            f"{escape(point.label)}</text>"
+            f'<circle class="{style}" cx="{x_of(point.x):.1f}" cy="{y_of(point.y):.1f}" r="5">'
+            f"<title>{escape(name)}</title></circle>"
         )
-    return _svg(title, height, parts)
+    parts += _names(front, points, x_of, y_of, width)
+    return frame(title, width, height, parts)
 
 
-def lines(
-    title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str
-) -> str:
-    """One line a series over x, from zero."""
-    height = 320
-    xs = [x for each in series.values() for x, _ in each]
-    ys = [y for each in series.values() for _, y in each]
-    x_of, y_of, parts = _axes(xs, [0.0, *ys], height, x_label, y_label)
-    for number, (name, found) in enumerate(series.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in sorted(found))
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
-        parts += [
-            f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5" fill="{colour}"/>'
-            for x, y in found
-        ]
-        parts.append(
-            f'<text class="small" x="70" y="{20 + 15 * number}" style="fill:{colour}">'
-            f"{escape(name)}</text>"
-        )
-    return _svg(title, height, parts)
-
-
-def _axes(xs: Sequence[float], ys: Sequence[float], height: int, x_label: str, y_label: str):  # type: ignore[no-untyped-def]
-    left, right, top, bottom = 60, WIDTH - 20, 16, height - 46
-    x_low, x_high = _range(xs)
-    y_low, y_high = _range(ys)
-
-    def x_of(x: float) -> float:
-        return left + (right - left) * (x - x_low) / (x_high - x_low)
-
-    def y_of(y: float) -> float:
-        return bottom - (bottom - top) * (y - y_low) / (y_high - y_low)
-
+def _names(
+    named: Sequence[Point], points: Sequence[Point], x_of: Scale, y_of: Scale, width: int
+) -> list[str]:
+    """Labels of points, each at the first place beside it that is free; none where none is."""
+    taken = [Box(x_of(p.x) - 6, y_of(p.y) - 6, x_of(p.x) + 6, y_of(p.y) + 6) for p in points]
     parts = []
-    for value in _ticks(y_low, y_high):
-        y = f"{y_of(value):.1f}"
-        parts += [
-            f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>',
-            f'<text class="small" x="{left - 6}" y="{y}" text-anchor="end">{value:g}</text>',
-        ]
-    for value in _ticks(x_low, x_high):
-        place = f'x="{x_of(value):.1f}" y="{bottom + 18}"'
-        parts.append(f'<text class="small" {place} text-anchor="middle">{value:g}</text>')
-    place = f'x="{(left + right) / 2}" y="{height - 6}"'
-    parts.append(f'<text {place} text-anchor="middle">{escape(x_label)}</text>')
-    middle = (top + bottom) / 2
-    turned = f'x="14" y="{middle}" transform="rotate(-90 14 {middle})"'
-    parts.append(f'<text {turned} text-anchor="middle">{escape(y_label)}</text>')
-    return x_of, y_of, parts
+    for point in named:
+        x, y, long = x_of(point.x), y_of(point.y), text_width(point.label)
+        right, left = x + 9, x - 9 - long
+        # The front rises: to its lower right and upper left its own line is never in the way.
+        for at, dy in ((right, 15), (left, -7), (right, 28), (left, -20), (right, 4), (left, 4)):
+            box = Box(at, y + dy - 10, at + long, y + dy + 2)
+            inside = at > 40 and at + long < width and box.top > 18
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                parts.append(text(at, y + dy, point.label, style="small"))
+                break
+    return parts
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    margin = 0.06 * (high - low) or 0.5
-    return (0.0 if low == 0 else low - margin), high + margin
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    raw = (high - low) / 5
-    unit = 10 ** np.floor(np.log10(raw))
-    step = next(unit * each for each in (1, 2, 5, 10) if unit * each >= raw)
-    first = np.ceil(low / step)
-    return [float(round(step * (first + n), 10)) for n in range(12) if step * (first + n) <= high]
-
-
-def _svg(title: str, height: int, parts: Sequence[str]) -> str:
-    body = "\n".join(parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg">\n<title>{escape(title)}</title>\n'
-        f"<style>{SVG_STYLE}</style>\n{body}\n</svg>"
+def curve(title: str, points: Sequence[tuple[float, float]], *, x_label: str, y_label: str) -> str:
+    """One curve over x, y from zero."""
+    height = 240
+    ordered = sorted(points)
+    x_of, y_of, parts = axes(
+        [0.0, *(x for x, _ in ordered)],
+        [0.0, *(y for _, y in ordered)],
+        width=NARROW,
+        height=height,
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=[x for x, _ in ordered],
     )
+    path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in ordered)
+    parts.append(f'<polyline class="curve" points="{path}"/>')
+    for x, y in ordered:
+        parts.append(
+            f'<circle class="mark" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4">'
+            f"<title>{x:g}: {y:.4g}</title></circle>"
+        )
+    return frame(title, NARROW, height, parts)
 
 
-SVG_STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#333}.small{font-size:11px}"
-    ".bar{fill:#2f6f8f}.floor{fill:#b9c7cf}.grid{stroke:#e3e3e3}.front{fill:none;stroke:#c0632b;"
-    "stroke-width:1.5;stroke-dasharray:5 4}.dot{fill:#c0632b}.ring{fill:#fff;stroke:#2f6f8f;"
-    "stroke-width:2}.error{stroke:#9aa}"
-)
+def interval(value: float, low: float, high: float, largest: float) -> str:
+    """A value with its interval as a small bar of a table; the number stands beside it."""
+    width, height = 72, 14
+    scale = width / max(largest, 1e-9)
+    ends = f"{max(0.0, low) * scale:.1f}", f"{min(high, largest) * scale:.1f}"
+    return (
+        f'<svg class="interval" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'aria-hidden="true">'
+        f'<rect class="track" width="{width}" height="6" y="4" rx="2"/>'
+        f'<rect class="value" width="{min(value, largest) * scale:.1f}" height="6" y="4" rx="2"/>'
+        f'<path class="whisker" d="M{ends[0]} 7H{ends[1]}M{ends[0]} 2V12M{ends[1]} 2V12"/></svg>'
+    )

@@ -27,7 +27,7 @@ HELP = "a picture and a step, beside the published way, torch, diffusers and flo
 
 _ROWS = 3
 _EXACT: dict[str, Any] = {"reference_schedule": "exact"}
-_OPTIONS = (("spinning", False), ("arena", False), ("portable", True))
+_OPTIONS = (("spinning", False), ("arena", False), ("portable", True), ("intra_op_threads", 1))
 _PICTURES = "picture, image and prompt to pixels"
 _STEPS = "step of three rows"
 

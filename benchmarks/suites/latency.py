@@ -80,14 +80,18 @@ def _processes(settings: Settings, folder: Path) -> list[Row]:
 
     def child(name: str, command: list[str]) -> None:
         made = run_child(command, environment={"OMP_NUM_THREADS": str(settings.threads)})
-        peaks[name] = max(peaks.get(name, 0), made.peak_bytes)
+        if made.peak_bytes is not None:
+            peaks[name] = max(peaks.get(name, 0), made.peak_bytes)
 
     ways = [
         Way(name, label, partial(child, name, command), group=_PROCESS)
         for name, (label, command) in words.items()
     ]
     rows = time_ways(ways, max(2, settings.rounds // 2), progress=settings.progress)
-    return [replace(row, values={"peak_bytes": float(peaks[row.name])}) for row in rows]
+    return [
+        replace(row, values={"peak_bytes": float(peaks[row.name])}) if row.name in peaks else row
+        for row in rows
+    ]
 
 
 def _ways(settings: Settings, name: str, ours: OurWay) -> Iterator[Way]:

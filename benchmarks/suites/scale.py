@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from bootpig_rt.benchmarks.cost_model import TERMS, Configuration, exponent, fit, machines_for
+from bootpig_rt.benchmarks.child import run_child
+from bootpig_rt.benchmarks.cost_model import (
+    MEMORY_TERMS,
+    TERMS,
+    Configuration,
+    exponent,
+    fit,
+    machines_for,
+    predict,
+)
+from bootpig_rt.benchmarks.drawing import drawing
 from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.published import PROMPT, REFERENCE_PROMPT
 from bootpig_rt.benchmarks.result import Row, SuiteResult
@@ -18,7 +31,9 @@ from bootpig_rt.benchmarks.threads import torch_threads
 from bootpig_rt.pipeline import Pipeline
 
 NAME = "scale"
-HELP = "growth over references, batch, steps, size and subjects; a cost model; machines for a load"
+HELP = "growth of time and memory, a cost model held against measurements, machines for a load"
+
+_Peaks: TypeAlias = dict[Configuration, "int | None"]
 
 _TARGET = 0.15
 _UTILISATION = 0.7
@@ -57,6 +72,9 @@ def run(settings: Settings) -> SuiteResult:
         [(each, timed[_name(each)]) for each in fitted],
         [(each, timed[_name(each)]) for each in held_out],
     )
+    some = fitted[:: len(fitted) // len(MEMORY_TERMS)] if settings.is_smoke else fitted
+    if settings.is_wanted("memory"):
+        rows += _memory_rows(_memory(settings, some, list(held_out)), some, list(held_out))
     config = ours.pipe.spec.config
     return SuiteResult(
         suite=NAME,
@@ -135,16 +153,71 @@ def _subjects(ours: OurWay, counts: tuple[int, ...]) -> list[Row]:
     return rows
 
 
+def _memory(
+    settings: Settings, fitted: list[Configuration], held_out: list[Configuration]
+) -> _Peaks:
+    """Most memory of `bootpig-rt generate` in a process of its own for each setting, in bytes."""
+    peaks: _Peaks = {}
+    with tempfile.TemporaryDirectory() as work:
+        references = []
+        for index in range(max(each.references for each in (*fitted, *held_out))):
+            references.append(Path(work) / f"{index}.png")
+            drawing(index).save(references[-1])
+        wanted = [*fitted, *held_out]
+        for done, each in enumerate(wanted):
+            settings.progress(f"memory of {_name(each)}", done, len(wanted))
+            words = ["-m", "bootpig_rt", "generate", "--model", str(settings.pair), "--quiet"]
+            words += ["--device", "cpu", "--prompt", PROMPT, "--num-images", str(each.batch)]
+            words += ["--steps", str(each.steps), "--reference-schedule", "exact"]
+            words += ["--width", str(each.size_px), "--height", str(each.size_px)]
+            for path in references[: each.references]:
+                words += ["--reference", str(path)]
+            peaks[each] = run_child([*words, "-o", str(Path(work) / "out.png")]).peak_bytes
+    return peaks
+
+
+def _memory_rows(
+    peaks: _Peaks, fitted: list[Configuration], held_out: list[Configuration]
+) -> list[Row]:
+    """Peaks, prices of memory, and predictions of held-out settings."""
+    known = {each: float(peak) for each, peak in peaks.items() if peak is not None}
+    rows = [
+        Row(
+            f"memory {_name(each)}", _name(each), "memory of a process", values={"peak_bytes": peak}
+        )
+        for each, peak in known.items()
+        if each in fitted
+    ]
+    if len(known) < len(peaks):
+        return rows  # a system that does not say how much memory a process took
+    prices = fit([(each.memory_counts, known[each]) for each in fitted])
+    named = {f"{term}_bytes": float(round(p)) for term, p in zip(MEMORY_TERMS, prices, strict=True)}
+    rows.append(Row("memory prices", "prices of the memory model", "cost model", values=named))
+    errors = []
+    for each in held_out:
+        error = predict(prices, each.memory_counts) / known[each] - 1
+        errors.append(abs(error))
+        values: dict[str, float | None] = {
+            "peak_bytes": known[each],
+            "predicted_bytes": float(round(predict(prices, each.memory_counts))),
+            "error_share": round(error, 4),
+        }
+        rows.append(Row(f"memory {_name(each)}", _name(each), "held out, memory", values=values))
+    worst = {"worst_error_share": round(max(errors), 4), "target_share": _TARGET}
+    label = "worst prediction of a held-out memory"
+    return [*rows, Row("memory worst", label, "cost model", values=worst)]
+
+
 def _model(
     fitted: list[tuple[Configuration, Row]], held_out: list[tuple[Configuration, Row]]
 ) -> list[Row]:
     """Prices, predictions of held-out settings, and machines for a load."""
-    model = fit([(each, row.median_ms or 0.0) for each, row in fitted])
-    prices = {f"{term}_ms": round(p, 5) for term, p in zip(TERMS, model.prices_ms, strict=True)}
+    found = fit([(each.counts, row.median_ms or 0.0) for each, row in fitted])
+    prices = {f"{term}_ms": round(p, 5) for term, p in zip(TERMS, found, strict=True)}
     rows = [Row("prices", "prices of the cost model", "cost model", values=prices)]
     errors = []
     for each, row in held_out:
-        predicted, measured = model.predict_ms(each), row.median_ms or float("nan")
+        predicted, measured = predict(found, each.counts), row.median_ms or float("nan")
         errors.append(abs(predicted / measured - 1))
         values = {
             "predicted_ms": round(predicted, 2),
@@ -154,7 +227,7 @@ def _model(
     worst = {"worst_error_share": round(float(np.max(errors)), 4), "target_share": _TARGET}
     rows.append(Row("worst", "worst prediction of a held-out setting", "cost model", values=worst))
     batch = Configuration(batch=4)
-    each_ms = model.predict_ms(batch) / batch.batch
+    each_ms = predict(found, batch.counts) / batch.batch
     for load in _LOADS:
         count = machines_for(load, each_ms, utilisation=_UTILISATION)
         rows.append(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bootpig_rt.benchmarks.cost_model import (
+    MEMORY_TERMS,
     TERMS,
     Configuration,
-    CostModel,
     exponent,
     fit,
     machines_for,
+    predict,
 )
 from bootpig_rt.errors import ParameterError
 
@@ -25,44 +28,60 @@ SETTINGS = [
     for size in (32, 64, 128)
 ]
 PRICES = st.tuples(*[st.floats(0, 10)] * len(TERMS)).filter(lambda prices: max(prices) > 0.1)
+MEMORY_PRICES = st.tuples(st.floats(1, 10), *[st.floats(0, 10)] * (len(MEMORY_TERMS) - 1))
 
 
 @settings(max_examples=25, deadline=None)
 @given(prices=PRICES)
-def test_the_prices_behind_measurements_are_found(prices: tuple[float, ...]) -> None:
-    model = CostModel(prices)
-    measured = [(each, model.predict_ms(each)) for each in SETTINGS]
+def test_the_prices_behind_times_are_found(prices: tuple[float, ...]) -> None:
+    measured = [(each.counts, predict(prices, each.counts)) for each in SETTINGS]
     found = fit(measured)
-    for each, time in measured:
-        assert found.predict_ms(each) == pytest.approx(time, rel=1e-3)
+    for counts, time in measured:
+        assert predict(found, counts) == pytest.approx(time, rel=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(prices=MEMORY_PRICES)
+def test_the_prices_behind_memory_are_found(prices: tuple[float, ...]) -> None:
+    measured = [(each.memory_counts, predict(prices, each.memory_counts)) for each in SETTINGS]
+    found = fit(measured)
+    for counts, size in measured:
+        assert predict(found, counts) == pytest.approx(size, rel=1e-3)
 
 
 def test_noise_of_five_per_cent_leaves_predictions_within_ten() -> None:
-    model = CostModel((5.0, 0.4, 2.0, 0.3, 3.0))
+    prices = (5.0, 0.4, 2.0, 0.3, 3.0)
     rng = np.random.default_rng(0)
-    found = fit([(c, model.predict_ms(c) * rng.normal(1, 0.05)) for c in SETTINGS])
-    other = Configuration(12, 2, 2, 96)
-    assert found.predict_ms(other) == pytest.approx(model.predict_ms(other), rel=0.1)
+    found = fit([(c.counts, predict(prices, c.counts) * rng.normal(1, 0.05)) for c in SETTINGS])
+    other = Configuration(12, 2, 2, 96).counts
+    assert predict(found, other) == pytest.approx(predict(prices, other), rel=0.1)
 
 
 @settings(max_examples=50, deadline=None)
-@given(prices=PRICES, field=st.sampled_from(["steps", "batch", "references", "size_px"]))
-def test_more_of_anything_never_costs_less(prices: tuple[float, ...], field: str) -> None:
-    from dataclasses import replace
-
-    model, small = CostModel(prices), Configuration()
+@given(
+    prices=PRICES,
+    memory_prices=MEMORY_PRICES,
+    field=st.sampled_from(["steps", "batch", "references", "size_px"]),
+)
+def test_more_of_anything_never_costs_less(
+    prices: tuple[float, ...], memory_prices: tuple[float, ...], field: str
+) -> None:
+    small = Configuration()
     large = replace(small, **{field: getattr(small, field) * 2})
-    assert model.predict_ms(large) >= model.predict_ms(small)
+    assert predict(prices, large.counts) >= predict(prices, small.counts)
+    assert predict(memory_prices, large.memory_counts) >= predict(
+        memory_prices, small.memory_counts
+    )
 
 
 def test_no_price_is_below_zero() -> None:
     rng = np.random.default_rng(1)
-    assert min(fit([(each, rng.uniform(1, 2)) for each in SETTINGS]).prices_ms) >= 0
+    assert min(fit([(each.counts, rng.uniform(1, 2)) for each in SETTINGS])) >= 0
 
 
 def test_too_few_measurements_are_refused() -> None:
     with pytest.raises(ParameterError, match="expected at least as many"):
-        fit([(Configuration(), 1.0)])
+        fit([(Configuration().counts, 1.0)])
 
 
 @pytest.mark.parametrize(

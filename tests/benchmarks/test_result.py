@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,6 @@ import pytest
 
 from bootpig_rt.benchmarks.intervals import Ratio
 from bootpig_rt.benchmarks.machine import Watch
-from bootpig_rt.benchmarks.report.page import write_report
-from bootpig_rt.benchmarks.report.plots import Point, pareto_front
 from bootpig_rt.benchmarks.result import (
     SCHEMA,
     Check,
@@ -68,6 +67,33 @@ def test_what_is_written_is_what_the_schema_says(result: SuiteResult, tmp_path: 
         check_schema(written, schema)
 
 
+def test_what_is_no_number_is_written_as_null(result: SuiteResult, tmp_path: Path) -> None:
+    assert result.machine is not None
+    nan, inf = float("nan"), float("inf")
+    odd = replace(
+        result,
+        rows=(
+            replace(result.rows[0], values={"psnr_db": inf, "share": nan, "bytes": 1.0}),
+            replace(result.rows[1], ratio=Ratio(inf, inf, inf)),
+        ),
+        settings={"limit": nan},
+        checks=(Check("pixels", nan, 0.5), Check("latents", inf, 0.5)),
+        machine=replace(result.machine, busy_share=None),
+    )
+    save_results([odd], tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text()
+    assert not re.search(r"\b(NaN|Infinity)\b", text)
+    check_schema(json.loads(text), json.loads(SCHEMA.read_text()))
+    (again,) = load_results(tmp_path / "r.json")
+    assert again.rows[0].values == {"psnr_db": None, "share": None, "bytes": 1.0}
+    assert again.rows[1].ratio is None
+    assert not any(check.is_ok for check in again.checks)
+    assert again.machine == odd.machine
+    shown = "\n".join(lines(again))
+    assert "others unknown" in shown
+    assert "WRONG: pixels nan" in shown
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -83,6 +109,11 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, text: str, mess
         load_results(tmp_path / "r.json")
 
 
+def test_a_file_that_is_not_there_is_named_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"no file .*r\.json; make one with `bootpig-rt bench"):
+        load_results(tmp_path / "r.json")
+
+
 def test_an_unknown_row_is_named_with_those_there_are(result: SuiteResult) -> None:
     with pytest.raises(ParameterError, match="expected one of published, ours_warm"):
         result.row("nothing")
@@ -94,23 +125,3 @@ def test_the_table_shows_ratios_intervals_and_reasons(result: SuiteResult) -> No
     assert "0.9 [0.8, 0.95]" in text
     assert "no compiler" in text
     assert "ok: pixels" in text
-
-
-def test_the_front_holds_what_nothing_beats() -> None:
-    points = [Point("a", 1, 0.5), Point("b", 2, 0.4), Point("c", 3, 0.9), Point("d", 3, 0.8)]
-    assert [point.label for point in pareto_front(points)] == ["a", "c"]
-
-
-def test_the_page_holds_plots_tables_and_pictures_and_nothing_from_elsewhere(
-    result: SuiteResult, tmp_path: Path
-) -> None:
-    results = [result, replace(result, suite="reference")]
-    page = write_report(results, tmp_path / "page").read_text()
-    assert page.count("<svg") == 2
-    assert "published &lt;way&gt;" in page
-    assert "data:image/png;base64," in page
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
-    assert "<script" not in page
-    assert "Not in this report: quality" in page
-    assert (tmp_path / "page" / "report.md").read_text().count(".svg)") == 2
-    assert (tmp_path / "page" / "time-of-a-picture.svg").is_file()

@@ -24,7 +24,7 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_config_of_the_repository_is_valid(path: Path) -> None:
     config = load_config(path, [])
-    assert config.stage in ("vae", "base", "pair")
+    assert config.stage in ("vae", "base", "pair", "distill")
     assert config.steps > 100
 
 
@@ -76,7 +76,7 @@ def test_a_whole_number_is_fine_where_a_number_is_expected(tmp_path: Path) -> No
         ("steps=true", "steps is True, expected int"),
         ("output=12", "output is 12, expected str"),
         ("optimizer.beta1=fast", "beta1 is 'fast', expected float"),
-        ("stage=gan", r"stage is 'gan', expected one of \['vae', 'base', 'pair'\]"),
+        ("stage=gan", r"stage is 'gan', expected one of \['vae', 'base', 'pair', 'distill'\]"),
         ("diffusion.merge=max", "merge is 'max', expected one of"),
         ("vae.block_channels=32", "block_channels is 32, expected a list of whole numbers"),
         ("vae.block_channels=[32, 0.5]", "expected a list of whole numbers"),

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 NAME = "train"
-HELP = "train one stage (vae, base or pair) from a config file; runs again to resume"
+HELP = "train one stage (vae, base, pair or distill) from a config file; runs again to resume"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,223 @@
+"""Writes the tables and the plot of README.md from the files in `benchmarks/results/`.
+
+    python -m bootpig_rt.benchmarks.readme
+
+`make figures` measures first, then runs this; a test asserts that the README says what the files
+say, so no figure is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.benchmarks.report.figures import figures
+from bootpig_rt.benchmarks.report.svg import as_file
+from bootpig_rt.benchmarks.result import Row, SuiteResult, load_results
+from bootpig_rt.errors import ParameterError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "benchmarks/results"
+PLOT = "docs/identity-against-time.svg"
+
+_BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+_BASELINES = (
+    "published", "torch_cold", "torch_warm", "torch_compile", "diffusers_text_to_image",
+    "diffusers_ip_adapter",
+    "ours_cold", "ours_warm", "ours_warm_4_images", "bare_unet", "arithmetic",
+)  # fmt: skip
+
+
+def fill(text: str, root: Path = ROOT) -> str:
+    """The README with each block between `<!-- figures: NAME -->` and its end written anew.
+
+    Raises:
+        ParameterError: A block that is not known, or results that are not there.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        start, name, end = found.groups()
+        if name not in _TABLES:
+            raise ParameterError(
+                f"README.md asks for figures {name!r}, expected one of {', '.join(_TABLES)}"
+            )
+        return f"{start}{_TABLES[name](root / RESULTS)}\n{end}"
+
+    return _BLOCK.sub(table, text)
+
+
+def plot(root: Path = ROOT) -> str:
+    """Identity against time of the reference schedules and storage types, as an SVG file."""
+    found = figures("quality", [_suite(root / RESULTS, "reference")])
+    return as_file(next(each.wide for each in found if each.name == "identity-against-time"))
+
+
+def _baselines(folder: Path) -> str:
+    rows = {row.name: row for row in _suite(folder, "baselines").rows}
+    lines = ["| | ms a picture | faster | 95 % interval |", "|---|---|---|---|"]
+    for row in (rows[name] for name in _BASELINES if name in rows):
+        if row.median_ms is None:
+            continue
+        label = f"**{row.label}**" if row.name.startswith("ours") else row.label
+        lines.append(f"| {label} | {row.median_ms:.0f} | {_ratio(row)} | {_interval(row)} |")
+    return "\n".join(lines)
+
+
+def _reference(folder: Path) -> str:
+    result = _suite(folder, "reference")
+    rows = {row.name: row for row in result.rows}
+    head = "known subject | new subject | four pictures | table | identity | scene | from `exact`"
+    lines = [f"| schedule, storage | {head} |", "|" + "---|" * 8]
+    for row in result.rows:
+        if "latents_db" not in row.values:
+            continue
+        far = row.values["pixels_db"] or 0.0
+        cells = [
+            _ratio(row),
+            _ratio(rows.get(f"{row.name}/cold")),
+            _ratio(rows.get(f"{row.name}/four")),
+            f"{(row.values['table_bytes'] or 0) / 1e6:.2f} MB",
+            *_rates(row),
+            "the same" if far >= 200 else f"{far:.0f} dB",
+        ]
+        lines.append(f"| `{row.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _merges(folder: Path) -> str:
+    lines = ["| references | identity | scene |", "|---|---|---|"]
+    for row in _suite(folder, "reference").rows:
+        if row.name.startswith("merge/"):
+            lines.append(f"| {row.label} | {' | '.join(_rates(row))} |")
+    return "\n".join(lines)
+
+
+def _quality(folder: Path) -> str:
+    lines = ["| | ms a picture | faster | identity | scene |", "|---|---|---|---|---|"]
+    for row in _suite(folder, "quality").rows:
+        if row.values.get("identity") is not None and row.median_ms is not None:
+            cells = [f"{row.median_ms:.0f}", _ratio(row), *_rates(row)]
+            lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _evaluation(folder: Path) -> str:
+    report = json.loads((folder / "evaluation-small.json").read_text())
+    groups, controls = report["groups"], report["controls"]
+    drawings, concepts = groups["identities"], groups["concepts"]
+    networks = report["judges"]["network"]["renderer"]["value"]
+    lines = ["| | rate | 95 % interval | chance or ceiling |", "|---|---|---|---|"]
+
+    def add(label: str, found: Sequence[dict[str, Any]], last: str) -> None:
+        rates = ", ".join(_short(each["value"]) for each in found)
+        spans = ", ".join(f"{_short(each['low'])} to {_short(each['high'])}" for each in found)
+        lines.append(f"| {label} | {rates} | {spans} | {last} |")
+
+    both = ", ".join(_short(group["chance"]) for group in (drawings, concepts))
+    ceiling = f"{both}; {_short(networks)} on real renders"
+    for group, name in ((drawings, "30 held-out drawings of known concepts"),
+                        (concepts, "20 held-out concepts")):  # fmt: skip
+        chance = f"{_short(group['chance'])} by chance"
+        add(f"identity, {name}", [group["identity"]["pixels"]], chance)
+    for judge, name, last in (
+        ("grey_pixels", "the same without colours: drawings, concepts", both),
+        ("network", "by an ImageNet network: drawings, concepts", ceiling),
+    ):  # fmt: skip
+        add(name, [group["identity"][judge] for group in (drawings, concepts)], last)
+    for key, name in (("wrong_reference", "wrong reference"), ("no_reference", "no reference")):
+        chance = _short(controls[key]["chance"])
+        add(f"control: {name}", [controls[key]["identity"]["pixels"]], chance)
+    renderer = report["judges"]["pixels"]["renderer"]
+    add("control: the renderer's own picture", [renderer], "")
+    add("scene, held-out drawings", [drawings["scene"]], "")
+    return "\n".join(lines)
+
+
+def _manifest(folder: Path) -> str:
+    found = json.loads((folder.parents[1] / "bootpig_rt/assets/pair/manifest.json").read_text())
+    result = next(r for r in found["parity"]["results"] if r["name"] == "one_reference.latents")
+    step = next(f for f in found["files"] if f["path"] == "denoise_step.onnx")
+    shown = {
+        "target": found["target"], "precision": found["precision"], "opset": found["opset"],
+        "runtime": found["runtime"],
+        "pair": {
+            "name": found["pair"]["name"],
+            "fingerprint": f"{found['pair']['fingerprint'][:12]}...",
+        },
+        "profile": found["profile"],
+        "parity": {
+            "status": found["parity"]["status"],
+            "results": [{
+                "name": result["name"],
+                "relative_error": float(f"{result['relative_error']:.1e}"),
+                "relative_limit": result["relative_limit"],
+            }],
+        },
+        "files": [step | {"sha256": f"{step['sha256'][:12]}..."}],
+    }  # fmt: skip
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in shown.items())
+    return "```json\n{\n" + ",\n".join(lines) + "\n}\n```"
+
+
+def _builds(folder: Path) -> str:
+    lines = ["| build | seconds | most memory | bundle |", "|---|---|---|---|"]
+    for row in _suite(folder, "builds").rows:
+        if row.median_ms is None:
+            continue
+        memory, size = (row.values.get(name) for name in ("peak_bytes", "bundle_bytes"))
+        cells = [f"{value / 1e9:.2f} GB" if value else "" for value in (memory, size)]
+        lines.append(f"| {row.label} | {row.median_ms / 1e3:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_TABLES: dict[str, Callable[[Path], str]] = {
+    "baselines": _baselines,
+    "reference": _reference,
+    "merges": _merges,
+    "quality": _quality,
+    "evaluation": _evaluation,
+    "manifest": _manifest,
+    "builds": _builds,
+}
+
+
+def _suite(folder: Path, name: str) -> SuiteResult:
+    path = folder / f"{name}-cpu.json"
+    return next(each for each in load_results(path) if each.suite == name)
+
+
+def _ratio(row: Row | None) -> str:
+    return "" if row is None or row.ratio is None else f"{row.ratio.value:.2f}x"
+
+
+def _interval(row: Row) -> str:
+    is_base = row.ratio is None or row.name == row.ratio_to
+    return "" if is_base else f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"  # type: ignore[union-attr]
+
+
+def _rates(row: Row) -> Iterator[str]:
+    for what in ("identity", "scene"):
+        value, low, high = (row.values.get(f"{what}{end}") for end in ("", "_low", "_high"))
+        if value is None or low is None or high is None:
+            yield ""
+        else:
+            yield f"{_short(value)} ({_short(low)} to {_short(high)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def main() -> None:
+    """Write README.md and its plot."""
+    readme = ROOT / "README.md"
+    atomic_write_text(readme, fill(readme.read_text(encoding="utf-8")))
+    atomic_write_text(ROOT / PLOT, plot())
+
+
+if __name__ == "__main__":
+    main()
