@@ -32,7 +32,7 @@ class Interrupted(OneRow):
         raise KeyboardInterrupt
 
 
-@pytest.fixture()
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suites that are over at once; `quality` is interrupted."""
     monkeypatch.setattr(
