@@ -2,7 +2,7 @@
 # make test   install and run the tests
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
-# make figures   measure every figure of README.md again; two hours on two idle cores
+# make figures   measure every figure of README.md again
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -46,6 +46,7 @@ figures: $(VENV)/.dev-installed
 	@$(BIN)/bootpig-rt evaluate --suite small --steps 12 -o bench/evaluation
 	@cp bench/evaluation/report.json benchmarks/results/evaluation-small.json
 	@$(BIN)/python -m bootpig_rt.benchmarks.readme
+	@$(BIN)/bootpig-rt bench $(SUITES:%=--from benchmarks/results/%-cpu.json) --report bench/report
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

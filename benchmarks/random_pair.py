@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bootpig_rt.benchmarks.gpu.random_pair import TEXT_TOKENS, make_pair
 from bootpig_rt.export.build import build_engine
 from bootpig_rt.export.build_options import build_options
 from bootpig_rt.models.load import Pair
@@ -89,8 +90,6 @@ def write_random_pair(folder: Path) -> Path:
 
 def write_full_size_pair(folder: Path) -> Path:
     """Save an untrained pair of the size of Stable Diffusion 2.1, 4.5 GB in float16."""
-    from bootpig_rt.benchmarks.gpu.random_pair import TEXT_TOKENS, make_pair
-
     pair = make_pair("cpu", torch.float16, size_px=512, is_toy=False)
     tokenizer = folder.with_name(f"{folder.name}-tokenizer")
     config: Any = pair.text_encoder.config

@@ -237,7 +237,7 @@ def solver_table(name: SolverName, schedule: NoiseSchedule, num_steps: int) -> S
     if name == "ddim":
         return _ddim(schedule, timesteps)
     levels = noise_levels(schedule, timesteps)
-    x0 = _x0_rows(schedule.prediction_type, levels.alpha[:-1], levels.sigma[:-1])
+    x0 = x0_rows(schedule.prediction_type, levels.alpha[:-1], levels.sigma[:-1])
     return SolverTable(
         name=name,
         timesteps=timesteps,
@@ -260,7 +260,7 @@ def _combine(row: FloatArray, state: Sequence[ArrayT]) -> ArrayT:
     return total
 
 
-def _x0_rows(
+def x0_rows(
     prediction_type: PredictionType, alpha: Float64Array, sigma: Float64Array
 ) -> Float64Array:
     """x_0 as a combination of (sample, model output), [T, 2].
@@ -278,7 +278,7 @@ def _x0_rows(
 def _noise_rows(
     prediction_type: PredictionType, alpha: Float64Array, sigma: Float64Array
 ) -> Float64Array:
-    """The noise as a combination of (sample, model output), [T, 2]; see `_x0_rows`."""
+    """The noise as a combination of (sample, model output), [T, 2]; see `x0_rows`."""
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     if prediction_type == "epsilon":
         return np.stack([zero, one], axis=-1)
@@ -307,7 +307,7 @@ def _ddim(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> SolverTa
     next_bars[-1] = 1.0 if schedule.set_alpha_to_one else bars[0]
     next_alpha, next_sigma = np.sqrt(next_bars), np.sqrt(1.0 - next_bars)
 
-    x0 = _x0_rows(schedule.prediction_type, alpha, sigma)
+    x0 = x0_rows(schedule.prediction_type, alpha, sigma)
     noise = _noise_rows(schedule.prediction_type, alpha, sigma)
     next_sample = next_alpha[:, None] * x0 + next_sigma[:, None] * noise
     return SolverTable(

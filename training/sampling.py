@@ -22,6 +22,10 @@ class Guidance:
     image: float
     text: float
 
+    def combine(self, text_image: Tensor, image: Tensor, uncond: Tensor) -> Tensor:
+        """The guided output of a picture's three rows."""
+        return uncond + self.image * (image - uncond) + self.text * (text_image - image)
+
 
 @torch.no_grad()
 def sample(
@@ -71,9 +75,8 @@ def sample(
     for i, t in enumerate(table.timesteps.tolist()):
         rows = torch.cat([latents] * 3)
         steps_of_rows = torch.full((3 * count,), t, device=device)
-        text_image, image, uncond = base(
-            rows, steps_of_rows, embeds, keys_values, ref_of_row
-        ).chunk(3)
-        guided = uncond + guidance.image * (image - uncond) + guidance.text * (text_image - image)
+        guided = guidance.combine(
+            *base(rows, steps_of_rows, embeds, keys_values, ref_of_row).chunk(3)
+        )
         latents, history = table.step(i, latents, output=guided, history=history)
     return latents

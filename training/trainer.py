@@ -16,7 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -322,7 +322,7 @@ class Trainer:
         checkpoints = self._checkpoints()
         if checkpoints:
             try:
-                before = json.loads(path.read_text())
+                before = {**_later_options(), **json.loads(path.read_text())}
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{self.folder} has checkpoints but no readable config.json ({error}); "
@@ -369,6 +369,15 @@ class Trainer:
     def ask_to_stop(self) -> None:
         """Finish the current step, write a checkpoint and return from `run`."""
         self._stop = True
+
+
+def _later_options() -> dict[str, Any]:
+    """Groups of options with their defaults, which runs had that began before there were any."""
+    return {
+        each.name: json.loads(json.dumps(asdict(each.default_factory())))
+        for each in fields(TrainConfig)
+        if each.default_factory is not MISSING
+    }
 
 
 class _SignalGuard:

@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write results as JSON, after each suite",
     )  # fmt: skip
     parser.add_argument(
-        "--from", dest="source", type=Path, metavar="FILE",
-        help="take the results of an earlier run, and measure nothing",
+        "--from", dest="source", type=Path, metavar="FILE", action="append",
+        help="take the results of an earlier run, and measure nothing; may be repeated",
     )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with plots")
     parser.add_argument(
@@ -102,7 +102,7 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
     from bootpig_rt.benchmarks.result import load_results, save_results
 
     if args.source is not None:
-        found = load_results(args.source)
+        found = [result for path in args.source for result in load_results(path)]
         if args.output is not None:
             save_results(found, args.output)
         return found

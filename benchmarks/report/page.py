@@ -108,7 +108,7 @@ def _html(
         if theme == "picture" and pictures:
             yield from _samples(results, pictures)
     yield '<section id="machine"><h2>What it was measured on</h2>'
-    for machine, names in _machines(results).items():
+    for machine, names in _machines(results):
         yield f"<h3>{escape(names)}</h3><dl>"
         for name, words in _about(machine):
             yield f"<dt>{name}</dt><dd>{escape(words)}</dd>"
@@ -187,37 +187,24 @@ def _markdown(
                 yield "| " + " | ".join(f"![{sample.prompt}]({name})" for name in files) + " |"
             yield ""
     yield "## What it was measured on\n"
-    for machine, names in _machines(results).items():
+    for machine, names in _machines(results):
         yield f"### {names}\n"
         yield from (f"- {name}: {words}" for name, words in _about(machine))
         yield ""
 
 
-def _machines(results: Sequence[SuiteResult]) -> dict[_Seen, str]:
-    """Each machine with the suites that ran on it."""
-    found: dict[_Seen, list[str]] = {}
+def _machines(results: Sequence[SuiteResult]) -> list[tuple[Machine, str]]:
+    """Each run, told apart by processor, commit and command, with the suites that it was of."""
+    found: dict[tuple[str, ...], tuple[Machine, list[str]]] = {}
     for result in results:
-        if result.machine is not None:
-            found.setdefault(_Seen(result.machine), []).append(result.suite)
-    return {seen: ", ".join(names) for seen, names in found.items()}
+        seen = result.machine
+        if seen is not None:
+            key = (seen.processor, str(seen.commit), seen.command)
+            found.setdefault(key, (seen, []))[1].append(result.suite)
+    return [(seen, ", ".join(names)) for seen, names in found.values()]
 
 
-class _Seen:
-    """A run of one or more suites; equal where command, commit and processor are."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self._key = (machine.processor, machine.commit, machine.command)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Seen) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _about(seen: _Seen) -> Iterator[tuple[str, str]]:
-    machine = seen.machine
+def _about(machine: Machine) -> Iterator[tuple[str, str]]:
     yield "processor", f"{machine.processor}, {machine.threads} threads of {machine.cores} cores"
     yield "memory", f"{machine.memory_bytes / 2**30:.1f} GiB"
     yield "system", f"{machine.system}, Python {machine.python}"

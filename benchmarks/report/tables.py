@@ -32,7 +32,7 @@ def html_table(group: str, rows: Sequence[Row]) -> Iterator[str]:
         cells = f'<th scope="row">{escape(row.label)}{words}</th>'
         for text in _times(row) if "median ms" in head else ():
             cells += f"<td>{text}</td>"
-        if len(head) > len(names) and head[-len(names) - 1].startswith("times faster"):
+        if _against(rows):
             bar = ""
             if row.ratio is not None:
                 bar = interval(row.ratio.value, row.ratio.low, row.ratio.high, largest)
@@ -63,7 +63,7 @@ def markdown_table(group: str, rows: Sequence[Row]) -> Iterator[str]:
         status = row.notes.get("status", "")
         cells = [_plain(f"{row.label} ({status})" if status else row.label)]
         cells += _times(row) if "median ms" in head else []
-        if len(head) > len(names) and head[-len(names) - 1].startswith("times faster"):
+        if _against(rows):
             cells.append(_ratio(row))
         cells += [_value(row, name) for name in names]
         yield f"| {' | '.join(cells)} |"
@@ -78,9 +78,14 @@ def _head(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
         if not name.endswith(("_low", "_high")) and name not in _HIDDEN
     ]
     head = ["median ms", "p95 ms"] if any(row.samples_ms for row in rows) else []
-    against = next((row.ratio_to for row in rows if row.ratio is not None), None)
+    against = _against(rows)
     head += [f"times faster than {against}"] if against else []
     return [*head, *(name.replace("_", " ") for name in names)], names
+
+
+def _against(rows: Sequence[Row]) -> str | None:
+    """The row that ratios are to; None where there are none."""
+    return next((row.ratio_to for row in rows if row.ratio is not None), None)
 
 
 def _times(row: Row) -> list[str]:

@@ -388,6 +388,22 @@ def test_a_finished_stage_is_not_trained_again(trainer: MakeTrainer) -> None:
     assert (third.folder / "result" / "line.pt").exists()
 
 
+def test_a_run_from_before_an_option_existed_goes_on_with_its_default(
+    trainer: MakeTrainer,
+) -> None:
+    first = trainer()
+    first.run()
+    path = first.folder / "config.json"
+    before = json.loads(path.read_text())
+    del before["distill"]
+    path.write_text(json.dumps(before))
+    trainer().run()
+    before["distill"] = {"steps": 3, "substeps": 1}
+    path.write_text(json.dumps(before))
+    with pytest.raises(CheckpointError, match="other distill"):
+        trainer().run()
+
+
 def test_other_settings_in_the_folder_are_refused_by_name(trainer: MakeTrainer) -> None:
     stop_at(trainer(), 7).run()
     with pytest.raises(CheckpointError, match="run with other batch_size, optimizer; use its"):

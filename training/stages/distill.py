@@ -29,7 +29,7 @@ from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers
 from bootpig_rt.schedule import PredictionType
-from bootpig_rt.solver import NoiseSchedule, SolverTable, solver_table
+from bootpig_rt.solver import NoiseSchedule, SolverTable, solver_table, x0_rows
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.latents import Latents
 from bootpig_rt.training.losses import loss_weight, target_of
@@ -111,12 +111,7 @@ class Drawer:
         output = output.float()
         if self._guidance is None:
             return output
-        text_image, image, uncond = output.chunk(3)
-        scales = self._guidance
-        guided: Tensor = (
-            uncond + scales.image * (image - uncond) + scales.text * (text_image - image)
-        )
-        return guided
+        return self._guidance.combine(*output.chunk(3))
 
     def picture(self, table: SolverTable, noise: Tensor) -> Tensor:
         """Draw from noise of unit variance to latents [B, C, h, w]."""
@@ -271,12 +266,10 @@ class DistillStage:
 
     def _x0(self, latents: Tensor, output: Tensor, t: int) -> Tensor:
         """Clean latents that a model output stands for, [B, C, h, w]."""
-        alpha, sigma = self._level(t)
-        if self._prediction_type == "epsilon":
-            return (latents - sigma * output) / alpha
-        if self._prediction_type == "v_prediction":
-            return alpha * latents - sigma * output
-        return output
+        alpha, sigma = (np.array([level]) for level in self._level(t))
+        of_latents, of_output = x0_rows(self._prediction_type, alpha, sigma)[0].tolist()
+        x0: Tensor = of_latents * latents + of_output * output
+        return x0
 
     def _level(self, t: int) -> tuple[float, float]:
         """Alpha and sigma of a timestep; -1 is the end, without noise."""
