@@ -2,7 +2,9 @@
 # make test   install and run the tests
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
-# make figures   measure every figure of README.md again
+# make figures   measure every figure of README.md again; hours, on an idle machine
+# make report    README.md, docs/report and plots from what was measured last
+# make screenshots   pictures of docs/report at desk and phone width; needs chromium
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -18,7 +20,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint format bench-smoke figures clean
+.PHONY: demo test lint format bench-smoke figures report screenshots clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo-installed
@@ -36,17 +38,32 @@ lint: $(VENV)/.dev-installed
 bench-smoke: $(VENV)/.dev-installed
 	@$(BIN)/bootpig-rt bench --suite baselines --suite kernels --smoke --work bench
 
+RESULTS := benchmarks/results
 SUITES := baselines reference quality latency scale kernels builds
 
 figures: $(VENV)/.dev-installed
 	@$(BIN)/bootpig-rt fetch-data -o data
+	@$(BIN)/bootpig-rt synthesize -o data/train --samples 4000 --seed 300
+	@$(BIN)/bootpig-rt synthesize -o data/validation --split held_out_identity --samples 32 --seed 7
+	@$(BIN)/bootpig-rt train training/configs/distill.toml start_from=bootpig_rt/assets/pair
 	@for suite in $(SUITES); do \
-		$(BIN)/bootpig-rt bench --suite $$suite -o benchmarks/results/$$suite-cpu.json || exit 1; \
+		$(BIN)/bootpig-rt bench --suite $$suite -o $(RESULTS)/$$suite-cpu.json || exit 1; \
 	done
+	@$(BIN)/bootpig-rt bench --profile bench/traces -o $(RESULTS)/profile-cpu.json
+	@$(BIN)/bootpig-rt verify-golden tests/golden/data --json > bench/golden.jsonl
+	@cp bench/golden.jsonl $(RESULTS)/golden-cpu.jsonl
 	@$(BIN)/bootpig-rt evaluate --suite small --steps 12 -o bench/evaluation
-	@cp bench/evaluation/report.json benchmarks/results/evaluation-small.json
+	@cp bench/evaluation/report.json $(RESULTS)/evaluation-small.json
+	@$(MAKE) --no-print-directory report
+
+report: $(VENV)/.dev-installed
 	@$(BIN)/python -m bootpig_rt.benchmarks.readme
-	@$(BIN)/bootpig-rt bench $(SUITES:%=--from benchmarks/results/%-cpu.json) --report bench/report
+	@$(BIN)/bootpig-rt bench --report bench/report \
+		$(foreach name,$(SUITES) profile,--from $(RESULTS)/$(name)-cpu.json)
+	@mkdir -p docs/report && cp bench/report/index.html docs/report/index.html
+
+screenshots: $(VENV)/.dev-installed
+	@$(BIN)/python -m bootpig_rt.benchmarks.report.screenshots docs/report/index.html docs
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

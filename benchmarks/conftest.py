@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of a bundle; 'random' for an untrained one of 11 M parameters per U-Net; "
         "default: the packaged pair",
     )
-    group.addoption("--rounds", type=int, default=10, help="rounds of all ways in turn")
+    group.addoption("--rounds", type=int, default=20, help="rounds of all ways in turn")
     group.addoption("--threads", type=int, default=2, help="of torch and ONNX Runtime")
     group.addoption("--smoke", action="store_true", help="small numbers, to see that all runs")
     group.addoption("--data", type=Path, default=Path("data"), help="what `fetch-data` made")
@@ -41,7 +41,7 @@ def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         pair = write_random_pair(tmp_path_factory.mktemp("pair"))
     return Settings(
         pair=pair,
-        rounds=2 if option("--smoke") else option("--rounds"),
+        rounds=1 if option("--smoke") else option("--rounds"),
         threads=option("--threads"),
         is_smoke=option("--smoke"),
         data=option("--data"),

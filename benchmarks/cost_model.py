@@ -1,4 +1,4 @@
-"""What a picture will cost: time and memory of a configuration, and machines for a load.
+"""What a picture will cost: time and memory of a configuration.
 
 Time and memory are sums of terms with a meaning, each a count times a price. The prices are fitted
 to measurements by least squares on relative errors, with none below zero.
@@ -14,60 +14,91 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bootpig_rt.benchmarks.intervals import RESAMPLES
 from bootpig_rt.errors import ParameterError
 
-TERMS = ("call", "step", "row", "attention", "picture")
+TERMS = (
+    "call", "step", "row", "own_pair", "reference_pair", "reference", "picture", "image", "entry",
+)  # fmt: skip
 """Of the time, in ms."""
-MEMORY_TERMS = ("process", "row", "attention", "table")
+MEMORY_TERMS = ("process", "row", "attention", "table", "pass", "merge")
 """Of the memory, in bytes."""
 
 Counts: TypeAlias = npt.NDArray[np.float64]
-ROWS = 3
+ROWS, READERS = 3, 2
+"""Rows of a picture with guidance, and those of them that read its references."""
+PASS_ROWS = 16
+"""(entry, reference) pairs that go through the Reference U-Net at once, `TableOptions`."""
 
 
 @dataclass(frozen=True)
 class Configuration:
     """What is drawn.
 
+    References are always encoded at the pair's own size: what they cost does not grow with that of
+    the picture, but where each of its tokens is compared with each of theirs.
+
     Attributes:
         steps: T.
-        batch: Pictures at once.
-        references: Of each subject; 0 for none.
+        batch: B, pictures at once.
+        references: R, of each subject.
         size_px: Side of a picture.
+        entries: E, of the reference table: 1 for the schedules `clean` and `anchor`, T for `exact`.
+        is_new: The subject was never seen: its pictures are encoded and read as well.
     """
 
     steps: int = 25
     batch: int = 1
     references: int = 1
     size_px: int = 64
+    entries: int = 1
+    is_new: bool = False
 
     @property
     def counts(self) -> Counts:
-        """How often each of `TERMS` is paid.
+        """How often each of `TERMS` is paid, with an area of 64 x 64 pixels as 1.
 
         - call: once;
         - step: launches;
-        - row: pixels of all rows in all steps, in units of 64 x 64;
-        - attention: pairs of a query and a key in all rows and steps, in the same unit squared;
-        - picture: pixels that the decoder makes, in units of 64 x 64.
+        - row: area of all rows in all steps;
+        - own_pair: pairs of a query and a key of the same picture, which is attended to once
+          without a reference and again beside each one;
+        - reference_pair: pairs of a query and a key of a reference;
+        - reference: references that rows read in all steps, whatever the size of the picture;
+        - picture: area that the decoder makes;
+        - image: references of a new subject, encoded;
+        - entry: references of a new subject in each entry of its table.
         """
-        _, rows, pairs, _ = self.memory_counts
+        rows, own, pairs, read = self._step
+        new = self.references if self.is_new else 0
+        each_step = (1.0, rows, own, pairs, read)
         return np.array(
-            [1.0, self.steps, self.steps * rows, self.steps * pairs, self.batch * self._area]
-        )
+            [1.0, *(self.steps * count for count in each_step), self.batch * self._area,
+             new, new * self.entries]
+        )  # fmt: skip
 
     @property
     def memory_counts(self) -> Counts:
         """How often each of `MEMORY_TERMS` is paid.
 
         - process: once;
-        - row: pixels of all rows of a step, in units of 64 x 64;
-        - attention: pairs of a query and a key in all rows of a step, in the same unit squared;
-        - table: pixels of all entries of the reference table, in units of 64 x 64.
+        - row: area of all rows of a step;
+        - attention: pairs of a query and a key of the same picture in a step;
+        - table: references in each entry of the table;
+        - pass: those of them that are read at once;
+        - merge: the graph that combines several references, where there are several.
         """
-        rows, readers = self.batch * ROWS, self.batch * (ROWS - 1)
-        pairs = (rows + readers * self.references) * self._area**2
-        return np.array([1.0, rows * self._area, pairs, self.steps * self.references * self._area])
+        rows, own, *_ = self._step
+        table = self.entries * self.references
+        return np.array(
+            [1.0, rows, own, table, min(PASS_ROWS, table), 1.0 if self.references > 1 else 0.0]
+        )
+
+    @property
+    def _step(self) -> tuple[float, float, float, float]:
+        area, read = self._area, self.batch * READERS * self.references
+        own = (self.batch + read) * area**2
+        return self.batch * ROWS * area, own, read * area, float(read)
 
     @property
     def _area(self) -> float:
@@ -125,31 +156,34 @@ def _non_negative(
     return best
 
 
-def machines_for(
-    pictures_per_minute: float,
-    ms_a_picture: float,
-    *,
-    utilisation: float = 0.7,
-) -> int:
-    """Machines that draw a load, each drawing one call after the other.
-
-    Args:
-        pictures_per_minute: On average.
-        ms_a_picture: Of one machine, in the batch that it will use.
-        utilisation: Share of the time that a machine may be busy; the rest keeps queues short.
-
-    Raises:
-        ParameterError: A number is out of range.
-    """
-    if pictures_per_minute < 0 or ms_a_picture <= 0 or not 0 < utilisation <= 1:
-        raise ParameterError(
-            f"a load of {pictures_per_minute} a minute at {ms_a_picture} ms and utilisation "
-            f"{utilisation}, expected 0 or more, above 0, and above 0 up to 1"
-        )
-    busy_minutes = pictures_per_minute * ms_a_picture / 60_000
-    return math.ceil(busy_minutes / utilisation - 1e-9)
-
-
 def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Slope of log y over log x: 1 is proportional, 2 is quadratic."""
     return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
+
+
+def exponent_interval(
+    xs: Sequence[float], samples: Sequence[Sequence[float]], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """Exponent of the medians, and its 95 % interval from a bootstrap over rounds.
+
+    Args:
+        xs: K, what is varied.
+        samples: K x rounds. All of a round are drawn together: a slow round slowed all of them.
+        seed: Of the bootstrap.
+
+    Returns:
+        The exponent, the 2.5th and the 97.5th percentile.
+    """
+    found = np.array(samples)
+    picks = np.random.default_rng(seed).integers(found.shape[1], size=(RESAMPLES, found.shape[1]))
+    slopes = [exponent(xs, np.median(found[:, pick], axis=1).tolist()) for pick in picks]
+    low, high = np.percentile(slopes, (2.5, 97.5))
+    return exponent(xs, np.median(found, axis=1).tolist()), float(low), float(high)
+
+
+def exponent_range(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
+    """Exponent of values that were measured once, and its range when each one is left out."""
+    without = [
+        exponent([*xs[:n], *xs[n + 1 :]], [*ys[:n], *ys[n + 1 :]]) for n in range(len(xs))
+    ]  # fmt: skip
+    return exponent(xs, ys), min(without), max(without)

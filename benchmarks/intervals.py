@@ -1,7 +1,8 @@
-"""Medians and ratios of times, with bootstrap intervals. numpy only."""
+"""Ratios of times with bootstrap intervals, and how much times scatter. numpy only."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2000
+
+_Z_95 = 1.959964
 
 Floats = npt.NDArray[np.float64]
 
@@ -19,7 +22,7 @@ class Ratio:
 
     Attributes:
         value: Time of the baseline over the time of the way: above 1 is faster.
-        low: 2.5th percentile of the bootstrap over rounds.
+        low: 2.5th percentile of the bootstrap over pairs.
         high: 97.5th percentile.
     """
 
@@ -27,33 +30,41 @@ class Ratio:
     low: float
     high: float
 
+    @property
+    def log_error(self) -> float:
+        """Standard error of the logarithm, from the interval; infinite where an end is 0."""
+        if self.low <= 0 or not math.isfinite(self.high):
+            return math.inf
+        return math.log(self.high / self.low) / (2 * _Z_95)
+
 
 def median_ratio(
     baseline_ms: Sequence[float] | Floats, way_ms: Sequence[float] | Floats, *, seed: int = 0
 ) -> Ratio:
-    """Ratio of the medians of two ways that ran in the same rounds.
+    """Median of the ratios of pairs of runs that lie close to each other in time.
 
-    Rounds are resampled as pairs: what slowed the machine in a round slowed both, and cancels.
+    What slowed the machine during a pair slowed both of its runs, and cancels. The interval is a
+    bootstrap of the same estimator: pairs are drawn anew, and the median of their ratios taken.
 
     Args:
-        baseline_ms: Times of the baseline, one a round, [K].
-        way_ms: Times of the way in the same rounds, [K].
+        baseline_ms: Times of the baseline, one a pair, [K].
+        way_ms: Times of the way in the same pairs, [K].
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: No rounds, other numbers of rounds, or a time that is not above zero.
+        ValueError: No pairs, other numbers of times, or a time that is not above zero.
     """
     base, way = np.asarray(baseline_ms, dtype=float), np.asarray(way_ms, dtype=float)
     if base.shape != way.shape or base.ndim != 1 or not len(base):
         raise ValueError(
-            f"rounds of shape {base.shape} and {way.shape}, expected the same number for both"
+            f"times of shape {base.shape} and {way.shape}, expected the same number for both"
         )
     if min(base.min(), way.min()) <= 0:
         raise ValueError("a time is zero or less; the clock is too coarse for this way")
+    ratios = base / way
     picks = np.random.default_rng(seed).integers(len(base), size=(RESAMPLES, len(base)))
-    ratios = np.median(base[picks], axis=1) / np.median(way[picks], axis=1)
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return Ratio(float(np.median(base) / np.median(way)), float(low), float(high))
+    low, high = np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5))
+    return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
 def spread(times_ms: Sequence[float] | Floats) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from bootpig_rt.training.evaluation.generators import (
     draw_shots,
     suite_digest,
 )
-from bootpig_rt.training.evaluation.statistics import Rate, rate
+from bootpig_rt.training.evaluation.statistics import rate
 from bootpig_rt.training.evaluation.suite import (
     SUITES,
     Shot,
@@ -41,32 +41,70 @@ from bootpig_rt.training.evaluation.suite import (
 from bootpig_rt.training.splits import load_splits
 from bootpig_rt.training.sprites import load_sprites
 
+_JUDGES = {"identity": MAIN_JUDGE, "identity_network": "network"}
+"""Name of a value, and the judge behind it: shape and colour, and the stricter network."""
+
 
 @dataclass(frozen=True)
 class Quality:
     """What judges who never saw the pair say of its pictures.
 
     Attributes:
-        identity: Share that is nearest to its own reference among all drawings of its concept.
-        scene: Share that shows the scene of its prompt.
+        said: For each of N pictures, 1 or 0: `identity`, nearest to its own reference among all
+            drawings of its concept; `identity_network`, the same by features of an ImageNet
+            network; `other`, nearest to the drawing that was mixed in; `scene`, shows the scene of
+            its prompt.
+        whose: The subject of each picture.
         pictures: uint8 [N, S, S, 3], in the order of the shots.
     """
 
-    identity: Rate
-    scene: Rate
+    said: Mapping[str, tuple[float, ...]]
+    whose: tuple[int, ...]
     pictures: NDArray[np.uint8]
 
     def values(self) -> dict[str, float | None]:
         """For a row."""
-        return {
-            "identity": round(self.identity.value, 4),
-            "identity_low": round(self.identity.low, 4),
-            "identity_high": round(self.identity.high, 4),
-            "scene": round(self.scene.value, 4),
-            "scene_low": round(self.scene.low, 4),
-            "scene_high": round(self.scene.high, 4),
-            "judged_pictures": float(self.identity.pictures),
-        }
+        found: dict[str, float | None] = {}
+        for name in (*_JUDGES, "scene"):
+            found |= _ends(name, self.said[name], self.whose)
+        return found | {"judged_pictures": float(len(self.whose))}
+
+    def change_from(self, other: Quality) -> dict[str, float | None]:
+        """How much higher each rate is than that of other pictures of the same shots, for a row.
+
+        Pictures are compared one by one, so that subjects that are hard for both cancel out.
+
+        Raises:
+            ParameterError: The pictures are of other shots.
+        """
+        if self.whose != other.whose:
+            raise ParameterError("pictures of other shots cannot be compared one by one")
+        found: dict[str, float | None] = {}
+        for name in (*_JUDGES, "scene"):
+            change = np.subtract(self.said[name], other.said[name]).tolist()
+            found |= _ends(f"{name}_change", change, self.whose)
+        return found
+
+    def mixture(self) -> dict[str, float | None]:
+        """Which of two mixed drawings the pictures show, for a row."""
+        neither = [1 - own - other for own, other in zip(*self._two, strict=True)]
+        found = _ends("nearest_to_own", self._two[0], self.whose)
+        found |= _ends("nearest_to_other", self._two[1], self.whose)
+        found |= _ends("nearest_to_neither", neither, self.whose)
+        return found | _ends("scene", self.said["scene"], self.whose)
+
+    @property
+    def _two(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.said["identity"], self.said["other"]
+
+
+def _ends(name: str, said: Sequence[float], whose: Sequence[int]) -> dict[str, float | None]:
+    """A mean by subject and its 95 % interval, from a bootstrap over subjects."""
+    found = rate(said, whose)
+    if found is None:
+        raise ParameterError("no pictures to judge")
+    ends = {"": found.value, "_low": found.low, "_high": found.high}
+    return {f"{name}{end}": round(value, 4) for end, value in ends.items()}
 
 
 class Jury:
@@ -115,6 +153,7 @@ class Jury:
         shots: Sequence[Shot] | None = None,
         distractors: int = 0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_scales: tuple[float, float] | None = None,
         progress: Progress = no_progress,
         **options: Any,
     ) -> Quality:
@@ -126,12 +165,21 @@ class Jury:
             distractors: Pictures of another drawing of the concept that are mixed into the
                 references of each subject.
             guidance_interval: Share of the steps with guidance.
+            guidance_scales: s_image and s_text; the pair's own if None.
             progress: Told after each chunk.
             options: Of `Pipeline.sampling_params`: steps, solver, merge, schedule.
         """
         chosen = list(self.shots if shots is None else shots)
+        if not chosen:
+            raise ParameterError("no pictures to judge")
+        image_scale, text_scale = guidance_scales or (None, None)
         generator = _Distracted(
-            pipe, self.subjects, self.config, params=pipe.sampling_params(**options)
+            pipe,
+            self.subjects,
+            self.config,
+            params=pipe.sampling_params(**options),
+            image_guidance_scale=image_scale,
+            text_guidance_scale=text_scale,
         )
         generator.distractors = distractors
         generator.guidance_interval = guidance_interval
@@ -151,27 +199,36 @@ class Jury:
             on_progress=on_progress,
         )
         verdicts = self._verdicts(chosen, pictures)
-        whose = [shot.subject for shot in chosen]
-        identity = rate(identity_hits(verdicts, self.subjects, MAIN_JUDGE), whose)
-        scene = rate(scene_hits(verdicts, self.subjects), whose)
-        if identity is None or scene is None:
-            raise ParameterError("no pictures to judge")
-        return Quality(identity, scene, pictures)
+        said = {
+            name: identity_hits(verdicts, self.subjects, judge) for name, judge in _JUDGES.items()
+        }
+        others = [self.subjects[shot.subject].wrong for shot in chosen]
+        pairs = zip(verdicts.chosen[MAIN_JUDGE], others, strict=True)
+        said["other"] = [nearest == other for nearest, other in pairs]
+        said["scene"] = scene_hits(verdicts, self.subjects)
+        return Quality(
+            {name: tuple(map(float, hits)) for name, hits in said.items()},
+            tuple(shot.subject for shot in chosen),
+            pictures,
+        )
 
     def _verdicts(self, shots: list[Shot], pictures: NDArray[np.uint8]) -> Verdicts:
         """What the judges say; of pictures that they have seen before, what they said then."""
         digest = hashlib.sha256(suite_digest(self.subjects, self.config).encode())
-        digest.update("".join(shot.tag for shot in shots).encode())
+        digest.update("".join([*_JUDGES.values(), *(shot.tag for shot in shots)]).encode())
         digest.update(pictures.tobytes())
         path = self._work / "verdicts" / f"{digest.hexdigest()[:32]}.json"
         if not path.is_file():
-            judge = next(each for each in self._judges.identity if each.name == MAIN_JUDGE)
-            nearest = [int(row.argmax()) for row in judge.scores(shots, pictures)]
+            nearest = {
+                judge.name: [int(row.argmax()) for row in judge.scores(shots, pictures)]
+                for judge in self._judges.identity
+                if judge.name in _JUDGES.values()
+            }
             said = {"nearest": nearest, "scenes": list(self._judges.scene(pictures))}
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_bytes(path, json.dumps(said).encode())
         said = json.loads(path.read_text())
-        return Verdicts(shots, pictures, {MAIN_JUDGE: said["nearest"]}, said["scenes"])
+        return Verdicts(shots, pictures, said["nearest"], said["scenes"])
 
 
 class _Distracted(PipelineGenerator):

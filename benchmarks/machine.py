@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bootpig_rt import __version__
+from bootpig_rt.benchmarks.intervals import spread
 
 PACKAGES = (
     "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "diffusers", "transformers", "numpy",
@@ -24,6 +25,9 @@ PACKAGES = (
 
 BUSY_SHARE = 0.10
 NOISY = 0.10
+
+_WRITTEN = ("benchmarks/results", "docs/*.svg", "README.md")
+"""What `make figures` writes: it must not mark its own later results as of a changed checkout."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,19 @@ class Machine:
         system: Kernel and architecture.
         python: Version.
         versions: Of the packages that are installed, by name.
-        commit: Of the checkout; with `-dirty` where files differ from it; empty in a wheel.
+        commit: Of the checkout; with `-dirty` where files differ from it, results and what is made
+            of them apart; empty in a wheel.
         command: What was run.
         started: UTC, ISO 8601.
         threads: Pinned, of torch and ONNX Runtime.
         busy_share: Share of the cores that other processes took while the suite ran, 0 to 1;
             None where the system does not tell.
-        noise: Half the interquartile range of a fixed piece of arithmetic, over its median, taken
-            before the first row.
+        noise: The largest of three: half the interquartile range over the median of a fixed piece
+            of arithmetic before the first row, the same after the last one, and the median of that
+            of all rows.
         is_busy: Others took more than a tenth of the machine, or the noise is above a tenth:
-            absolute times are then not worth quoting.
+            absolute times are then not worth quoting. The noise may be of the machine's host, of
+            which this system knows nothing.
     """
 
     processor: str
@@ -75,9 +82,15 @@ class Watch:
         self._before = _busy_seconds()
         self._clock = time.perf_counter()
 
-    def machine(self) -> Machine:
-        """What was seen since."""
+    def machine(self, spreads: Sequence[float] = ()) -> Machine:
+        """What was seen since.
+
+        Args:
+            spreads: Half the interquartile range of each row, over its median.
+        """
+        rows = float(np.median(spreads)) if len(spreads) else 0.0
         after, wall_s = _busy_seconds(), time.perf_counter() - self._clock
+        noise = max(self._noise, _noise(), rows)
         cores = _cores()
         others: float | None = None
         if self._before is not None and after is not None and wall_s > 0:
@@ -96,8 +109,8 @@ class Watch:
             started=self._started,
             threads=self._threads,
             busy_share=others,
-            noise=round(self._noise, 4),
-            is_busy=(others or 0.0) > BUSY_SHARE or self._noise > NOISY,
+            noise=round(noise, 4),
+            is_busy=(others or 0.0) > BUSY_SHARE or noise > NOISY,
         )
 
 
@@ -124,14 +137,25 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of the checkout that this file lies in; empty outside of one."""
-    folder = Path(__file__).resolve().parent
+    return commit_of(Path(__file__).resolve().parents[1])
+
+
+def commit_of(root: Path) -> str:
+    """The commit of a checkout, see `Machine.commit`; empty where `root` is none."""
+    others = [f":(exclude){path}" for path in _WRITTEN]
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"],
-            cwd=folder, capture_output=True, text=True, timeout=20, check=True,
-        )  # fmt: skip
+        name = _git(root, "rev-parse", "--short=12", "HEAD")
+        # As `git describe --dirty`: files that git does not know do not count.
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *others)
     except (OSError, subprocess.SubprocessError):
         return ""
+    return f"{name}-dirty" if changed else name
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=True
+    )
     return done.stdout.strip()
 
 
@@ -180,5 +204,4 @@ def _noise(repeats: int = 40) -> float:
         for _ in range(8):
             a @ a
         times.append(time.perf_counter() - start)
-    low, middle, high = np.percentile(times[5:], (25, 50, 75))
-    return float((high - low) / 2 / middle)
+    return spread(times[5:])

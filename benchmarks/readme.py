@@ -19,10 +19,14 @@ from bootpig_rt.benchmarks.report.figures import figures
 from bootpig_rt.benchmarks.report.svg import as_file
 from bootpig_rt.benchmarks.result import Row, SuiteResult, load_results
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.golden import END_TO_END, END_TO_END_LIMIT, STEP_LIMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 PLOT = "docs/identity-against-time.svg"
+
+_COSTS = 5
+_NOT_YET = "Not measured yet: `make figures` measures it."
 
 _BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
@@ -126,20 +130,98 @@ def _reference(folder: Path) -> str:
 
 
 def _merges(folder: Path) -> str:
+    rows = _suite(folder, "reference").rows
     lines = ["| references | identity | scene |", "|---|---|---|"]
-    for row in _suite(folder, "reference").rows:
-        if row.name.startswith("merge/"):
-            lines.append(f"| {row.label} | {' | '.join(_rates(row))} |")
+    lines += [
+        f"| {row.label} | {' | '.join(_rates(row))} |"
+        for row in rows
+        if row.name.startswith("merge/")
+    ]
+    mixed = [row for row in rows if row.name.startswith("mixed/")]
+    if mixed:
+        lines += ["", "| two drawings mixed | nearest to own | to the other | to neither |"]
+        lines.append("|---|---|---|---|")
+    for row in mixed:
+        cells = [_rate(row, f"nearest_to_{name}") for name in ("own", "other", "neither")]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _quality(folder: Path) -> str:
+    rows = [
+        row
+        for row in _suite(folder, "quality").rows
+        if row.values.get("identity") is not None and row.median_ms is not None
+    ]
     lines = ["| | ms a picture | faster | identity | scene |", "|---|---|---|---|---|"]
-    for row in _suite(folder, "quality").rows:
-        if row.values.get("identity") is not None and row.median_ms is not None:
-            cells = [f"{row.median_ms:.0f}", _ratio(row), *_rates(row)]
-            lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    has_changes = any("identity_change" in row.values for row in rows)
+    if has_changes:
+        heads = ("", "ms a picture", "faster", "identity", "change", "by the network", "scene")
+        lines = [f"| {' | '.join(heads)} |".replace("|  |", "| |"), "|" + "---|" * len(heads)]
+    for row in rows:
+        identity, scene = _rates(row)
+        rates = [identity, scene]
+        if has_changes:
+            rates = [identity, _change(row, "identity"), _rate(row, "identity_network"), scene]
+        cells = [f"{row.median_ms:.0f}", _ratio(row), *rates]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _options(folder: Path) -> str:
+    """Settings of the runtime that change no picture."""
+    rows = [row for row in _suite(folder, "quality").rows if row.group == "exact changes"]
+    if not rows:
+        return _NOT_YET
+    lines = ["| | ms a picture | faster | 95 % interval |", "|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{row.median_ms or 0:.0f}", _ratio(row), _interval(row)]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _operations(folder: Path) -> str:
+    """The ceiling by arithmetic."""
+    rows = [row for row in _suite(folder, "reference").rows if row.name == "operations"]
+    if not rows:
+        return _NOT_YET
+    values = rows[0].values
+    return (
+        f"A picture takes {values['published_gflop']:.0f} billion multiplications and additions "
+        f"the published way. With `exact` it takes\n{values['fewer_known']:.2f} times fewer for a "
+        f"known subject and {values['fewer_new']:.2f} times fewer for a new one: the rest of a "
+        "ratio is engine and kernels."
+    )
+
+
+def _costs(folder: Path) -> str:
+    """The largest costs of a step."""
+    if not (folder / "profile-cpu.json").is_file():
+        return _NOT_YET
+    every = _suite(folder, "profile").rows
+    rows = [row for row in every if row.group == every[0].group][:_COSTS]
+    lines = ["| operator | share of a step | ms a step | calls a step |", "|---|---|---|---|"]
+    for row in rows:
+        share, ms, calls = (row.values[name] or 0.0 for name in ("share", "self_ms", "calls"))
+        lines.append(f"| {row.label} | {share:.0%} | {ms:.2f} | {calls:.0f} |")
+    return "\n".join(lines)
+
+
+def _golden(folder: Path) -> str:
+    path = folder / "golden-cpu.jsonl"
+    if not path.is_file():
+        return _NOT_YET
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    ends = [e for line in lines for key, e in line["errors"].items() if key == END_TO_END]
+    steps = [e for line in lines for key, e in line["errors"].items() if key != END_TO_END]
+    if None in ends or None in steps:
+        raise ParameterError(f"{path} holds an error that is no number; mend the pair first")
+    return (
+        "`bootpig-rt verify-golden DIR` checks the pair's arithmetic against tensors recorded from "
+        f"the published pipeline:\nat most {max(steps):.1e} relative error within a step and "
+        f"{max(ends):.1e} end to end (float32, CPU; limits {STEP_LIMIT:.0e} and\n"
+        f"{END_TO_END_LIMIT:.0e})."
+    )
 
 
 def _evaluation(folder: Path) -> str:
@@ -249,6 +331,10 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "reference": _reference,
     "merges": _merges,
     "quality": _quality,
+    "options": _options,
+    "operations": _operations,
+    "costs": _costs,
+    "golden": _golden,
     "evaluation": _evaluation,
     "references": _references,
     "parity": _parity,
@@ -273,12 +359,23 @@ def _interval(row: Row) -> str:
 
 
 def _rates(row: Row) -> Iterator[str]:
-    for what in ("identity", "scene"):
-        value, low, high = (row.values.get(f"{what}{end}") for end in ("", "_low", "_high"))
-        if value is None or low is None or high is None:
-            yield ""
-        else:
-            yield f"{_short(value)} ({_short(low)} to {_short(high)})"
+    yield from (_rate(row, what) for what in ("identity", "scene"))
+
+
+def _rate(row: Row, what: str) -> str:
+    value, low, high = (row.values.get(f"{what}{end}") for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return ""
+    return f"{_short(value)} ({_short(low)} to {_short(high)})"
+
+
+def _change(row: Row, what: str) -> str:
+    """In points of a hundred, with the sign."""
+    ends = [row.values.get(f"{what}_change{end}") for end in ("", "_low", "_high")]
+    value, low, high = (None if each is None else 100 * each + 0.0 for each in ends)
+    if value is None or low is None or high is None:
+        return ""
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _short(value: float) -> str:

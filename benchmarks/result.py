@@ -15,12 +15,17 @@ from typing import Any
 import numpy as np
 
 from bootpig_rt.atomic import atomic_write_text
-from bootpig_rt.benchmarks.intervals import Ratio, median_ratio
-from bootpig_rt.benchmarks.machine import Machine
+from bootpig_rt.benchmarks.intervals import Ratio, median_ratio, spread
+from bootpig_rt.benchmarks.machine import Machine, Watch
 from bootpig_rt.errors import ParameterError
 
 FORMAT_VERSION = 1
 SCHEMA = Path(__file__).with_name("result_schema.json")
+
+_LEAST_SAMPLES = {"p95_ms": 20, "p99_ms": 100}
+"""Below these a percentile is no more than the largest sample."""
+
+_LEAST_FOR_SPREAD = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Row:
         group: Rows that belong together in a table or plot.
         samples_ms: Times of the rounds, per picture where a way draws several; empty where a row
             is no time.
+        baseline_ms: Time of the baseline around each sample; empty where none ran beside it.
         ratio_to: Name of the row whose time is divided by this one's.
         ratio: That ratio.
         values: Numbers beside the time: bytes, rates, sizes, in the unit of their name's suffix.
@@ -47,6 +53,12 @@ class Row:
     ratio: Ratio | None = None
     values: Mapping[str, float | None] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    baseline_ms: tuple[float, ...] = ()
+
+    @property
+    def spread(self) -> float | None:
+        """Half the interquartile range over the median; None where there are too few samples."""
+        return spread(self.samples_ms) if len(self.samples_ms) >= _LEAST_FOR_SPREAD else None
 
     @property
     def median_ms(self) -> float | None:
@@ -54,23 +66,28 @@ class Row:
         return float(np.median(self.samples_ms)) if self.samples_ms else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with the percentiles that people look for."""
+        """For JSON, with the percentiles that people look for and the samples are enough for."""
         found: dict[str, Any] = {"name": self.name, "label": self.label, "group": self.group}
         if self.samples_ms:
-            p50, p95, p99 = np.percentile(self.samples_ms, (50, 95, 99))
+            found["median_ms"] = round(float(np.median(self.samples_ms)), 4)
+            for name, least in _LEAST_SAMPLES.items():
+                if len(self.samples_ms) >= least:
+                    percent = float(name[1:3])
+                    found[name] = round(float(np.percentile(self.samples_ms, percent)), 4)
+            if self.spread is not None:
+                found["spread"] = round(self.spread, 4)
             found |= {
-                "median_ms": round(float(p50), 4),
-                "p95_ms": round(float(p95), 4),
-                "p99_ms": round(float(p99), 4),
                 "min_ms": round(min(self.samples_ms), 4),
                 "rounds": len(self.samples_ms),
                 "samples_ms": [round(each, 4) for each in self.samples_ms],
             }
+        if self.baseline_ms:
+            found["baseline_ms"] = [round(each, 4) for each in self.baseline_ms]
         if self.ratio is not None and all(map(math.isfinite, _ends(self.ratio))):
             found |= {
                 "ratio_to": self.ratio_to,
-                "ratio": round(self.ratio.value, 4),
-                "interval": [round(self.ratio.low, 4), round(self.ratio.high, 4)],
+                "ratio": round(self.ratio.value, 6),
+                "interval": [round(self.ratio.low, 6), round(self.ratio.high, 6)],
             }
         return found | {"values": _finite(self.values), "notes": dict(self.notes)}
 
@@ -85,6 +102,7 @@ class Row:
             label=found["label"],
             group=found["group"],
             samples_ms=tuple(found.get("samples_ms", ())),
+            baseline_ms=tuple(found.get("baseline_ms", ())),
             ratio_to=found.get("ratio_to"),
             ratio=ratio,
             values=found["values"],
@@ -94,11 +112,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """Something that was compared before times were taken.
+    """A number that must not, or, as a goal, should not, be above a limit.
 
     Attributes:
-        name: What was compared.
-        value: The difference that was found; NaN and infinity come back from a file as NaN.
+        name: What was compared or measured.
+        value: What was found; NaN and infinity come back from a file as NaN.
         limit: The largest that would be right, finite.
     """
 
@@ -108,7 +126,7 @@ class Check:
 
     @property
     def is_ok(self) -> bool:
-        """Is the difference within its limit? NaN is not."""
+        """Is the value within its limit? NaN is not."""
         return self.value <= self.limit
 
 
@@ -120,8 +138,9 @@ class SuiteResult:
         suite: Its name.
         rows: In the order in which they are shown.
         settings: What was measured: pair, steps, size, rounds, threads.
-        checks: What was compared before times were taken.
-        machine: Hardware, versions, commit, command and load; filled by `measured_on`.
+        checks: What was compared before times were taken; one that is wrong makes them worthless.
+        machine: Hardware, versions, commit, command and load.
+        goals: Times and ratios that are aimed at. One that is missed is shown, and fails nothing.
     """
 
     suite: str
@@ -129,6 +148,12 @@ class SuiteResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     machine: Machine | None = None
+    goals: tuple[Check, ...] = ()
+
+    def measured_on(self, watch: Watch) -> SuiteResult:
+        """The same with the machine that was watched, and the noise of the rows."""
+        spreads = [row.spread for row in self.rows if row.spread is not None]
+        return replace(self, machine=watch.machine(spreads))
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -149,7 +174,8 @@ class SuiteResult:
             "suite": self.suite,
             "machine": None if self.machine is None else asdict(self.machine),
             "settings": _finite(self.settings),
-            "checks": [_finite(asdict(check)) | {"is_ok": check.is_ok} for check in self.checks],
+            "checks": [_check_to_dict(check) for check in self.checks],
+            "goals": [_check_to_dict(goal) for goal in self.goals],
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -161,19 +187,25 @@ class SuiteResult:
             suite=found["suite"],
             rows=tuple(Row.from_dict(row) for row in found["rows"]),
             settings=found["settings"],
-            checks=tuple(
-                Check(c["name"], _number(c["value"]), c["limit"]) for c in found["checks"]
-            ),
+            checks=_checks(found["checks"]),
             machine=None if machine is None else Machine(**machine),
+            goals=_checks(found.get("goals", ())),
         )
 
 
 def with_ratios(rows: Sequence[Row], *, to: str) -> tuple[Row, ...]:
-    """The rows, each with the ratio of the time of row `to` over its own.
+    """The rows, each with the ratio of the time of row `to` over its own, paired by round.
 
-    Rows without a time, or with another number of rounds, stay as they are.
+    For ways that were timed without a baseline beside them. Rows without a time, or with another
+    number of rounds, stay as they are.
+
+    Raises:
+        ParameterError: No row of that name.
     """
-    base = next(row for row in rows if row.name == to)
+    base = next((row for row in rows if row.name == to), None)
+    if base is None:
+        names = ", ".join(row.name for row in rows) or "no row"
+        raise ParameterError(f"no row {to!r} to compare with, expected it among {names}")
     return tuple(
         replace(row, ratio_to=to, ratio=median_ratio(base.samples_ms, row.samples_ms))
         if row.samples_ms and len(row.samples_ms) == len(base.samples_ms)
@@ -220,6 +252,14 @@ def _finite(found: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in found.items()
     }
+
+
+def _check_to_dict(check: Check) -> dict[str, Any]:
+    return _finite(asdict(check)) | {"is_ok": check.is_ok}
+
+
+def _checks(found: Sequence[Mapping[str, Any]]) -> tuple[Check, ...]:
+    return tuple(Check(each["name"], _number(each["value"]), each["limit"]) for each in found)
 
 
 def _number(value: float | None) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+from bootpig_rt.errors import ParameterError
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 """Called with (what is done, done so far, in all)."""
@@ -21,22 +23,25 @@ class Settings:
 
     Attributes:
         pair: Folder of the pair under test.
-        rounds: Rounds in which all ways run in turn, after one that warms up.
+        rounds: Rounds in which all ways run in turn, after one that warms up. Suites take more of
+            what is quick and fewer of what is slow.
         threads: Of torch and of ONNX Runtime, pinned.
         is_smoke: Small numbers, to see that everything runs; times mean nothing then.
         data: Folder that `fetch-data` made, for suites that judge pictures.
         work: Folder for intermediate files, such as drawn pictures; kept between runs.
+        student: A pair that stage `distill` wrote, or a bundle of it; None: there is none.
         profile: Folder for traces and tables of operators; None: no profile is made.
         only: Names of rows, or beginnings of them, that are run; empty: all.
         progress: Told what is done.
     """
 
     pair: Path
-    rounds: int = 10
+    rounds: int = 20
     threads: int = 2
     is_smoke: bool = False
     data: Path = Path("data")
     work: Path = Path("bench")
+    student: Path | None = None
     profile: Path | None = None
     only: tuple[str, ...] = ()
     progress: Progress = field(default=no_progress, compare=False)
@@ -44,3 +49,16 @@ class Settings:
     def is_wanted(self, name: str) -> bool:
         """Should the row `name` be measured?"""
         return not self.only or any(name.startswith(start) for start in self.only)
+
+    def check_only(self, names: Iterable[str]) -> None:
+        """Refuse an `--only` that none of the names of a suite begins with.
+
+        Raises:
+            ParameterError: Says which names there are.
+        """
+        names = list(dict.fromkeys(names))
+        if names and not any(map(self.is_wanted, names)):
+            raise ParameterError(
+                f"--only {' '.join(self.only)} matches no row, expected the beginning of one of: "
+                f"{', '.join(names)}"
+            )

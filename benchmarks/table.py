@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 
+_TIMES = {
+    "median_ms": "median ms", "spread": "spread", "p95_ms": "p95", "p99_ms": "p99",
+    "min_ms": "min",
+}  # fmt: skip
+
 
 def lines(result: SuiteResult) -> Iterator[str]:
     """One table a group, headed by what it was measured on."""
@@ -23,6 +28,9 @@ def lines(result: SuiteResult) -> Iterator[str]:
     for check in result.checks:
         verdict = "ok" if check.is_ok else "WRONG"
         yield f"   {verdict}: {check.name} {check.value:.3g} (limit {check.limit:.3g})"
+    for goal in result.goals:
+        verdict = "met" if goal.is_ok else "missed"
+        yield f"   goal {verdict}: {goal.name} {goal.value:.3g} (goal {goal.limit:.3g})"
     for group in dict.fromkeys(row.group for row in result.rows):
         rows = [row for row in result.rows if row.group == group]
         yield ""
@@ -32,18 +40,19 @@ def lines(result: SuiteResult) -> Iterator[str]:
 
 def _group(group: str, rows: list[Row]) -> Iterator[str]:
     against = next((row.ratio_to for row in rows if row.ratio_to), None)
-    is_timed = any(row.samples_ms for row in rows)
+    seen = {name for row in rows for name in row.to_dict()}
+    times = [name for name in _TIMES if name in seen]
     names = [
         name
         for name in dict.fromkeys(name for row in rows for name in row.values)
         if not name.endswith(("_low", "_high"))
     ]
     head = [group or "rows"]
-    head += ["median ms", "p95", "min"] if is_timed else []
+    head += [_TIMES[name] for name in times]
     head += [f"times faster than {against}"] if against else []
     cells = [[*head, *names]]
     for row in rows:
-        line = [row.label, *(_times(row) if is_timed else [])]
+        line = [row.label, *_times(row, times)]
         line += [_ratio(row)] if against else []
         cells.append([*line, *(_value(row, name) for name in names)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -56,17 +65,20 @@ def _group(group: str, rows: list[Row]) -> Iterator[str]:
         yield "  ".join([first, *others, status]).rstrip()
 
 
-def _times(row: Row) -> list[str]:
-    if not row.samples_ms:
-        return ["", "", ""]
+def _times(row: Row, names: list[str]) -> list[str]:
     found = row.to_dict()
-    return [f"{found[name]:.2f}" for name in ("median_ms", "p95_ms", "min_ms")]
+    return [
+        "" if name not in found else f"{found[name]:{'.1%' if name == 'spread' else '.2f'}}"
+        for name in names
+    ]
 
 
 def _ratio(row: Row) -> str:
     if row.ratio is None:
         return ""
-    return f"{row.ratio.value:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
+    ends = row.ratio.value, row.ratio.low, row.ratio.high
+    value, low, high = (f"{each:.2f}" if each >= 0.1 else f"{each:.2g}" for each in ends)
+    return f"{value} [{low}, {high}]"
 
 
 def _value(row: Row, name: str) -> str:

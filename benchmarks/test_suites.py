@@ -5,7 +5,6 @@ A test fails where a check before timing fails, never because something is slow.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ def test_suite(name: str, settings: Settings, results: list[SuiteResult], benchm
         pytest.skip(f"no drawings in {settings.data}: `bootpig-rt fetch-data`, or --data DIR")
     watch = Watch(settings.threads)
     result = benchmark.pedantic(load_suite(name).run, args=(settings,), rounds=1)
-    result = replace(result, machine=watch.machine())
+    result = result.measured_on(watch)
     results.append(result)
     benchmark.extra_info.update(result.to_dict())
     assert all(check.is_ok for check in result.checks), result.checks

@@ -8,18 +8,19 @@ from threading import Lock
 
 import numpy as np
 
-from bootpig_rt.backends.base import Backend, DenoiseBatch, DeviceArray
+from bootpig_rt.backends.base import Backend, DenoiseBatch, FloatArray
 from bootpig_rt.flight import Flight, joint_state
 from bootpig_rt.guidance import PictureBranches, plan_guidance
 from bootpig_rt.reference_kv import ReferenceKV
 from bootpig_rt.solver import BatchSolver
 from bootpig_rt.text import Tokenizer
 
-_KEPT_TEXTS = 8
+_KEPT_TEXTS = 64
+"""20 MB at the sizes of SD 2.1."""
 
 
 class TextStates:
-    """Text states of lists of prompts; the last few lists are kept. Safe to use from threads.
+    """Text states of prompts; those of the last few are kept on the host. Safe to use from threads.
 
     Args:
         backend: Computes them.
@@ -29,21 +30,25 @@ class TextStates:
     def __init__(self, backend: Backend, tokenizer: Tokenizer) -> None:
         """Start empty."""
         self._backend, self._tokenizer = backend, tokenizer
-        self._kept: OrderedDict[tuple[str, ...], DeviceArray] = OrderedDict()
+        self._kept: OrderedDict[str, FloatArray] = OrderedDict()
         self._lock = Lock()
 
-    def of(self, texts: tuple[str, ...]) -> DeviceArray:
-        """[P, S, E], one entry a text."""
+    def of(self, texts: Sequence[str]) -> FloatArray:
+        """float32 [P, S, E], one entry a text; those that are not kept take one launch."""
         with self._lock:
-            if texts in self._kept:
-                self._kept.move_to_end(texts)
-                return self._kept[texts]
-        states = self._backend.encode_text(self._tokenizer(list(texts)))
+            states = {text: self._kept[text] for text in texts if text in self._kept}
+        missing = [text for text in dict.fromkeys(texts) if text not in states]
+        if missing:
+            made = self._backend.encode_text(self._tokenizer(missing))
+            for text, state in zip(missing, self._backend.download_states(made), strict=True):
+                states[text] = state.copy()  # not a view, which would keep all of them
         with self._lock:
-            self._kept[texts] = states
-            while len(self._kept) > _KEPT_TEXTS:
+            for text, state in states.items():
+                self._kept[text] = state
+                self._kept.move_to_end(text)
+            while len(self._kept) > max(_KEPT_TEXTS, len(states)):
                 self._kept.popitem(last=False)
-        return states
+        return np.stack([states[text] for text in texts])
 
 
 def texts_of(flights: Sequence[Flight]) -> tuple[str, ...]:
@@ -57,7 +62,7 @@ def build_batch(
     num_steps: int,
     *,
     texts: Sequence[str],
-    prompt_embeds: DeviceArray,
+    prompt_embeds: FloatArray,
 ) -> DenoiseBatch:
     """Lay out the next steps of some pictures.
 
@@ -65,7 +70,7 @@ def build_batch(
         flights: Pictures of one size and one merge, none of them done.
         num_steps: T, steps in which no picture's rows change.
         texts: Distinct prompts and negative prompts.
-        prompt_embeds: [P, S, E], text states of `texts`.
+        prompt_embeds: float32 [P, S, E], text states of `texts`.
     """
     # A table is one slot for all pictures that read the same entries at the same steps. Pictures of
     # one subject that are at different steps have a slot each; the table itself is shared.

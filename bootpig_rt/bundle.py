@@ -26,7 +26,7 @@ from bootpig_rt.bundle_files import (
     list_files,
     read_small,
 )
-from bootpig_rt.errors import BundleError, ParameterError, describe_os_error
+from bootpig_rt.errors import BundleError, describe_os_error
 from bootpig_rt.json_schema import SchemaError
 from bootpig_rt.manifest import (
     FORMAT,
@@ -149,51 +149,14 @@ class Bundle:
                 self.folder,
             )
         if wanted.architecture not in (None, architecture) and architecture is not None:
+            fix = f"with --target {architecture}"
+            if target == "local":
+                fix = "on this machine with --target local"
             raise BundleError(
                 f"{self.folder} was built for {wanted.architecture}, this device is "
-                f"{architecture}; build again with --target {architecture}",
+                f"{architecture}; build again {fix}",
                 self.folder,
             )
-
-    def check_sizes(
-        self,
-        *,
-        width_px: int | None = None,
-        height_px: int | None = None,
-        batch: int | None = None,
-        references: int | None = None,
-        steps: int | None = None,
-    ) -> None:
-        """Refuse sizes outside the profile; those left out are not compared.
-
-        Args:
-            width_px: Of pictures or reference images.
-            height_px: Of pictures or reference images.
-            batch: Pictures drawn at once.
-            references: Of one subject.
-            steps: Of the solver.
-
-        Raises:
-            ParameterError: Names the limit and the option of `build-engine` that raises it.
-        """
-        profile = self.manifest.profile
-        low, _, high = profile.resolution_px
-        for name, size in (("width", width_px), ("height", height_px)):
-            if size is not None and not low <= size <= high:
-                raise ParameterError(
-                    f"{name} is {size}, expected {low}..{high}, which {self.folder} was built "
-                    f"for; build again with --resolution {min(low, size)}:{max(high, size)}"
-                )
-        for name, count, limit, option in (
-            ("batch", batch, profile.max_batch, "--max-batch"),
-            ("number of references", references, profile.max_references, "--max-references"),
-            ("number of steps", steps, profile.max_steps, "--steps"),
-        ):
-            if count is not None and not 1 <= count <= limit:
-                raise ParameterError(
-                    f"{name} is {count}, expected 1..{limit}, which {self.folder} was built for; "
-                    f"build again with {option} {count}"
-                )
 
 
 def is_bundle(folder: str | os.PathLike[str]) -> bool:

@@ -51,6 +51,7 @@ MODULE_OF_COMMAND = {
     "evaluate": "bootpig_rt.training.commands.evaluate",
     "bench": "bootpig_rt.benchmarks.commands.bench",
     "bench-gpu": "bootpig_rt.benchmarks.commands.bench_gpu",
+    "plan": "bootpig_rt.benchmarks.commands.plan",
 }
 
 EXTRA_OF_PACKAGE = {
@@ -64,12 +65,14 @@ EXTRA_OF_PACKAGE = {
     "onnxscript": "export",
     "resvg_py": "train",
     "tensorboard": "train",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "rtx",
+    "tensorrt_rtx": "tensorrt",
     "torch": "torch",
     "transformers": "torch",
     "triton": "kernels",
 }
+
+IN_NO_EXTRA = ("tensorrt",)
+"""Packages that are installed under their own name; the extra `tensorrt` is TensorRT-RTX."""
 
 EXAMPLES = """\
 examples:
@@ -202,6 +205,8 @@ def _names() -> str:
 
 def _missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
+    if package in IN_NO_EXTRA:
+        return f"this command needs the package {package}; pip install {package}"
     extra = EXTRA_OF_PACKAGE.get(package)
     if extra is None:
         return f"{error}; the installation is incomplete, install {PROG} again"

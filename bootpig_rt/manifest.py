@@ -126,12 +126,15 @@ class PairInfo:
         fingerprint: sha256 over weights and configuration, as `Pipeline.spec.fingerprint`.
         weights_sha256: Over the weights files alone.
         config_sha256: Over all other files of the pair.
+        source_fingerprint: Of the pair as it was given, where its files were written anew, such as
+            in the published layout; None where they are the same.
     """
 
     name: str
     fingerprint: str
     weights_sha256: str
     config_sha256: str
+    source_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,8 @@ class Manifest:
         profile: Sizes that it was built for.
         merges: Ways to combine several references that it has graphs for.
         solver: Defaults of the pair.
-        rsa_kernel_sha256: Of the kernel of reference self-attention, None for standard operators.
+        rsa_kernel_sha256: Over the kernels of reference self-attention that engines hold; None for
+            standard operators.
         tools: Versions of what built it, by package.
         graphs: One for each graph or engine.
         parity: What the parity gate found.

@@ -138,6 +138,37 @@ def published_pair_config(sample_size_px: int) -> PairConfig:
     )
 
 
+def trained_size_px(unet: Path, vae: Path) -> int:
+    """Side of the pictures that a U-Net was trained on, from the configurations of two modules.
+
+    Args:
+        unet: Folder of the U-Net.
+        vae: Folder of the autoencoder.
+
+    Raises:
+        CheckpointError: They do not say it.
+    """
+    path = unet / "config.json"
+    latent_side = read_json(path).get("sample_size")
+    latent_side = 64 if latent_side is None else latent_side
+    blocks = read_json(vae / "config.json").get("block_out_channels")
+    is_side = isinstance(latent_side, int) and not isinstance(latent_side, bool)
+    if not is_side or not 1 <= latent_side <= 512:
+        raise CheckpointError(
+            f"{path}: sample_size is {latent_side!r}, expected a whole number 1..512, latents "
+            "along a side; repair it or copy the model folder again",
+            path,
+        )
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
+        path = vae / "config.json"
+        raise CheckpointError(
+            f"{path}: block_out_channels is {blocks!r}, expected a list of 1 to 8 numbers; "
+            "copy the model folder again",
+            path,
+        )
+    return min(4096, max(8, int(latent_side * 2 ** (len(blocks) - 1))))
+
+
 def read_pair_config(path: str | os.PathLike[str]) -> PairConfig:
     """Read and check a `pair.json`.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from PIL import Image
 
@@ -29,7 +29,7 @@ from bootpig_rt.planner import Planner, Tables, check_params, params_for_pair
 from bootpig_rt.reference_pass import TableOptions
 from bootpig_rt.sampler import Progress, StepCallback, StepEvent, check_finite, denoise
 from bootpig_rt.scheduler import Scheduler
-from bootpig_rt.store_folder import StoreFolder
+from bootpig_rt.store_folder import DEFAULT_BYTES, StoreFolder
 from bootpig_rt.subject import SavedTable, Subject
 from bootpig_rt.subject_encoder import encode
 from bootpig_rt.subject_store import SubjectStore
@@ -38,6 +38,9 @@ from bootpig_rt.text import Tokenizer
 from bootpig_rt.warmup import PROMPT, discs, requests_of
 
 __all__ = ["GenerationResult", "Pipeline", "Request", "StepEvent"]
+
+# Room for two tables of Stable Diffusion 2.1: 1.4 GB each at 512 px, float16, 30 steps.
+_STREAMED_BYTES = 4 << 30
 
 
 class Pipeline:
@@ -51,9 +54,11 @@ class Pipeline:
             two U-Nets alone.
         background_remover: Cuts the subject out of reference images without transparency.
         max_batch: Pictures drawn at once; more are drawn in several batches. Bounds memory and
-            changes no picture.
+            changes no picture. A bundle that was built for fewer lowers it.
         reference_cache_bytes: Device memory for reference tables that are kept between calls.
-        host_cache_bytes: Host memory for tables that leave the device for lack of room.
+        host_cache_bytes: Host memory for tables that leave the device for lack of room, and for
+            streamed ones. None: 4 GiB with a `table_budget_bytes`, none without; with 0 a streamed
+            table is computed anew in every call.
         table_dtype: How tables keep their numbers: `float32`, `float16`, `bfloat16`, `float8` or
             `int8`, the last two with a scale for each head. None: as the backend computes.
         table_budget_bytes: Device memory for the tables that one batch reads; a larger table
@@ -61,6 +66,7 @@ class Pipeline:
         reference_rows: Rows that go through the Reference U-Net at once: bounds its memory.
         store: Keeps tables, in place of one made from the sizes above; pipelines may share it.
         store_folder: Keeps tables on disk, between processes.
+        store_bytes: Disk space for those tables; the least recently used ones are removed.
         backend_options: Settings of the backend, such as `{"intra_op_threads": 2}` or
             `{"precision": "bfloat16"}`; see `OnnxRuntimeOptions` in
             `bootpig_rt.backends.onnxruntime_sessions` and `TorchOptions` in
@@ -84,12 +90,13 @@ class Pipeline:
         background_remover: BackgroundRemover | None = None,
         max_batch: int = 8,
         reference_cache_bytes: int = 1 << 30,
-        host_cache_bytes: int = 0,
+        host_cache_bytes: int | None = None,
         table_dtype: TableDtype | None = None,
         table_budget_bytes: int | None = None,
         reference_rows: int = 16,
         store: SubjectStore | None = None,
         store_folder: str | PathLike[str] | None = None,
+        store_bytes: int = DEFAULT_BYTES,
         backend_options: Mapping[str, Any] | None = None,
         trust: str | PathLike[str] | None = None,
     ) -> None:
@@ -97,7 +104,10 @@ class Pipeline:
         self.max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
         options = TableOptions(table_dtype or "float32", table_budget_bytes, reference_rows)
         if store is None:
-            folder = None if store_folder is None else StoreFolder(Path(store_folder))
+            if host_cache_bytes is None:
+                host_cache_bytes = 0 if table_budget_bytes is None else _STREAMED_BYTES
+            check_int("store_bytes", store_bytes, 0, 1 << 50, "0: keep no table")
+            folder = None if store_folder is None else StoreFolder(Path(store_folder), store_bytes)
             store = SubjectStore(
                 device_bytes=reference_cache_bytes, host_bytes=host_cache_bytes, folder=folder
             )
@@ -110,6 +120,7 @@ class Pipeline:
             options=backend_options,
             trust=None if trust is None else Path(trust),
         )
+        self.max_batch = min(self.max_batch, self.spec.max_batch or self.max_batch)
         if table_dtype is None:
             options = replace(options, dtype=self.spec.table_dtype)
         self._background_remover = background_remover
@@ -148,7 +159,9 @@ class Pipeline:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         width: int | None = None,
         height: int | None = None,
+        tenant: str = "",
         callback_on_step_end: StepCallback | None = None,
+        progress: PassProgress | None = None,
     ) -> GenerationResult:
         """Draw one subject as one or more prompts say.
 
@@ -172,7 +185,10 @@ class Pipeline:
             guidance_interval: Share of the steps with guidance, (0.0, 1.0) for all of them.
             width: Of the pictures, in pixels.
             height: Of the pictures, in pixels.
+            tenant: Whose call it is: tenants never share tables.
             callback_on_step_end: Called with a `StepEvent` after each step.
+            progress: Called with (rows done, rows in all) in each reference pass; what it raises
+                ends the call.
 
         Returns:
             Pictures in the order of the prompts, with all their parameters.
@@ -202,6 +218,7 @@ class Pipeline:
                 num_images=num_images,
                 seed=first_seed,
                 guidance_interval=guidance_interval,
+                tenant=tenant,
             )
             for one, first_seed in zip(
                 prompts, seeds_of_prompts(seed, len(prompts), num_images), strict=True
@@ -219,7 +236,7 @@ class Pipeline:
                 "got a subject together with reference images or a reference prompt, expected one "
                 "or the other; a subject holds both"
             )
-        return self._generate(requests, params, callback_on_step_end, clock)
+        return self._generate(requests, params, callback_on_step_end, clock, on_pass=progress)
 
     def generate(
         self,
@@ -227,6 +244,7 @@ class Pipeline:
         params: SamplingParams | None = None,
         *,
         callback_on_step_end: StepCallback | None = None,
+        progress: PassProgress | None = None,
     ) -> GenerationResult:
         """Draw requests that differ in prompt, subject, number of references, scales and seed.
 
@@ -237,6 +255,8 @@ class Pipeline:
             requests: One or more.
             params: What they share; from `sampling_params()` by default.
             callback_on_step_end: Called with a `StepEvent` after each step.
+            progress: Called with (rows done, rows in all) in each reference pass; what it raises
+                ends the call.
 
         Returns:
             Pictures in the order of the requests.
@@ -250,11 +270,35 @@ class Pipeline:
         if not requests:
             raise ParameterError("no requests, expected at least one")
         params = self.sampling_params() if params is None else params
-        return self._generate(list(requests), params, callback_on_step_end, Clock())
+        return self._generate(
+            list(requests), params, callback_on_step_end, Clock(), on_pass=progress
+        )
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request],
+        params: SamplingParams | None = ...,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> Iterator[GenerationResult]: ...
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request],
+        params: SamplingParams | None = ...,
+        *,
+        on_error: Literal["raise", "return"],
+    ) -> Iterator[GenerationResult | Exception]: ...
 
     def map(
-        self, requests: Iterable[Request], params: SamplingParams | None = None
-    ) -> Iterator[GenerationResult]:
+        self,
+        requests: Iterable[Request],
+        params: SamplingParams | None = None,
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]:
         """Draw a stream of requests, each with a result of its own, in their order.
 
         Requests join the running batch between two steps and leave it when they are done, see
@@ -263,12 +307,14 @@ class Pipeline:
         Args:
             requests: Read as far ahead as is needed to keep the batch full.
             params: What they share; from `sampling_params()` by default.
+            on_error: `raise` ends the stream with what a request failed with, after the results
+                before it. `return` gives the error out in the place of the result, and goes on.
 
         Raises:
-            BootPIGError: A request failed; those before it were given out.
+            BootPIGError: A request failed.
         """
         params = self.sampling_params() if params is None else params
-        return self.scheduler().map(requests, params)
+        return self.scheduler().map(requests, params, on_error=on_error)
 
     def scheduler(self) -> Scheduler:
         """A scheduler over this pipeline's backend and store."""
@@ -325,6 +371,7 @@ class Pipeline:
         noise_seed: int = 0,
         keep_table: bool = False,
         params: SamplingParams | None = None,
+        tenant: str = "",
         progress: PassProgress | None = None,
     ) -> Subject:
         """Encode reference images once, for any number of calls.
@@ -337,20 +384,23 @@ class Pipeline:
             noise_seed: Of the noise added to the reference by the schedules that add any.
             keep_table: The subject keeps its table for `params`, and can be saved with it.
             params: Steps, solver and reference schedule of that table.
+            tenant: Whose requests find the table that is computed here.
             progress: Called with (passes done, passes in all); what it raises ends the call.
 
         Raises:
             ImageError: No image, or one that cannot be used.
             PromptError: The reference prompt is empty.
-            ParameterError: Too many images, or a seed out of range.
+            ParameterError: Too many images, a seed out of range, or a tenant that is no text.
         """
+        if not isinstance(tenant, str):
+            raise ParameterError(f"tenant is of type {type(tenant).__name__}, expected text")
         subject = self._encode(images, reference_prompt, check_seed(noise_seed, "noise_seed"))
         needs_steps = params is not None or keep_table
         params = self.sampling_params() if params is None else params
         if needs_steps or params.reference_schedule.mode != "exact":
             solver = self._planner.solver(params.solver, params.num_inference_steps)
             schedule = params.reference_schedule
-            table, _ = self._planner.table(subject, schedule, solver, progress=progress)
+            table, _ = self._planner.table(subject, schedule, solver, tenant, progress=progress)
             if keep_table:
                 host = self._backend.download_table(table.data)
                 subject = replace(subject, tables=(SavedTable(table.key, host),))
@@ -430,6 +480,7 @@ class Pipeline:
         callback: StepCallback | None,
         clock: Clock,
         *,
+        on_pass: PassProgress | None = None,
         planner: Planner | None = None,
     ) -> GenerationResult:
         check_params(self.spec, params)
@@ -446,7 +497,9 @@ class Pipeline:
             if planner.options.budget_bytes is not None:
                 tables = {}  # those of the batch before make room
             with clock.stage("reference"):
-                flights, new = planner.flights([pictures[n] for n in numbers], params, tables)
+                flights, new = planner.flights(
+                    [pictures[n] for n in numbers], params, tables, progress=on_pass
+                )
                 passes += new
             with clock.stage("text"):
                 self._texts.of(texts_of(flights))

@@ -6,7 +6,8 @@ do, and looks tables up in the store. It computes nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bootpig_rt import __version__
@@ -16,7 +17,7 @@ from bootpig_rt.errors import ParameterError
 from bootpig_rt.flight import Flight, FlightPlan
 from bootpig_rt.generation import PictureParameters, Request
 from bootpig_rt.reference_kv import ReferenceKey, ReferenceKV, ReferenceSchedule
-from bootpig_rt.reference_pass import TableOptions, make_table, plan_table
+from bootpig_rt.reference_pass import TableOptions, TablePlan, make_table, plan_table
 from bootpig_rt.solver import SolverName, SolverTable, solver_table
 from bootpig_rt.subject import Subject
 from bootpig_rt.subject_store import SubjectStore
@@ -45,7 +46,7 @@ def params_for_pair(spec: PairSpec, **given: Any) -> SamplingParams:
     text = given.pop("reference_schedule")
     schedule = trained if text is None else ReferenceSchedule.parse(text, trained.mode)
     defaults = {
-        "num_inference_steps": config.default_steps,
+        "num_inference_steps": min(config.default_steps, spec.max_steps or config.default_steps),
         "solver": config.default_solver,
         "merge": config.merge,
         "width_px": config.sample_size_px,
@@ -60,10 +61,10 @@ def params_for_pair(spec: PairSpec, **given: Any) -> SamplingParams:
 
 
 def check_params(spec: PairSpec, params: SamplingParams) -> None:
-    """Refuse what the pair cannot do.
+    """Refuse what the pair, or the bundle that it was built into, cannot do.
 
     Raises:
-        ParameterError: A size or a timestep.
+        ParameterError: A size, the steps or a timestep.
     """
     multiple, side = spec.size_multiple_px, spec.config.sample_size_px
     for name, size in (("width", params.width_px), ("height", params.height_px)):
@@ -72,6 +73,9 @@ def check_params(spec: PairSpec, params: SamplingParams) -> None:
                 f"{name} is {size}, expected a multiple of {multiple} up to "
                 f"{_MAX_SIZE_FACTOR * side}; this pair was trained at {side}"
             )
+    spec.check_sizes(
+        width_px=params.width_px, height_px=params.height_px, steps=params.num_inference_steps
+    )
     last = spec.noise_schedule.num_train_timesteps - 1
     if params.reference_schedule.timestep > last:
         raise ParameterError(
@@ -107,6 +111,7 @@ class Planner:
         pictures: Sequence[Request],
         params: SamplingParams,
         tables: Tables | None = None,
+        progress: PassProgress | None = None,
     ) -> tuple[list[Flight], int]:
         """Pictures ahead of their first step.
 
@@ -114,6 +119,7 @@ class Planner:
             pictures: Requests of one picture each.
             params: What they share, and what they leave out.
             tables: Of this call: looked at first, and given those that were made.
+            progress: Called with (rows done, rows in all) in each pass; what it raises ends it.
 
         Returns:
             One for each picture, and how many passes of the Reference U-Net their tables took.
@@ -130,7 +136,9 @@ class Planner:
             solver, schedule = self.manner(picture, params)
             table = None
             if picture.subject is not None:
-                table, new = self.table(picture.subject, schedule, solver, picture.tenant, tables)
+                table, new = self.table(
+                    picture.subject, schedule, solver, picture.tenant, tables, progress
+                )
                 passes += new
             image_scale, text_scale = scales_of(picture, spec)
             plan = FlightPlan(
@@ -152,7 +160,7 @@ class Planner:
         """The steps of a picture and how it reads its subject.
 
         Raises:
-            ParameterError: Steps that the pair's noise schedule cannot do.
+            ParameterError: More steps than the backend or the pair's noise schedule takes.
         """
         spec = self.backend.spec
         solver = self.solver(
@@ -165,7 +173,12 @@ class Planner:
         return solver, ReferenceSchedule.parse(str(picture.reference_schedule), trained)
 
     def solver(self, name: SolverName, num_steps: int) -> SolverTable:
-        """The table of a solver; made once, it takes a few milliseconds."""
+        """The table of a solver; made once, it takes a few milliseconds.
+
+        Raises:
+            ParameterError: More steps than the backend or the pair's noise schedule takes.
+        """
+        self.backend.spec.check_sizes(steps=num_steps)
         found = self._solvers.get((name, num_steps))
         if found is None:
             found = solver_table(name, self.backend.spec.noise_schedule, num_steps)
@@ -189,14 +202,14 @@ class Planner:
             NumericalError: NaN or Inf in the table.
         """
         subject.check_for(self.backend.spec)
-        key, _, is_resident = plan_table(
+        plan = plan_table(
             subject, schedule, solver.timesteps, backend=self.backend, options=self.options
         )
-        if tables is not None and (tenant, key) in tables:
-            return tables[tenant, key], 0
+        if tables is not None and (tenant, plan.key) in tables:
+            return tables[tenant, plan.key], 0
         table, passes = self.store.table(
             subject,
-            key,
+            plan.key,
             lambda: make_table(
                 subject,
                 schedule,
@@ -208,27 +221,31 @@ class Planner:
             ),
             backend=self.backend,
             tenant=tenant,
-            is_resident=is_resident,
+            is_resident=plan.is_resident,
         )
         if tables is not None:
-            tables[tenant, key] = table
+            tables[tenant, plan.key] = table
         return table, passes
 
-    def needs(self, picture: Request, params: SamplingParams) -> tuple[ReferenceKey, int] | None:
-        """The table that a picture reads, and device memory for it, before it is made.
+    def needs(self, picture: Request, params: SamplingParams) -> TablePlan | None:
+        """The table that a picture reads, before it is made; None without a subject.
 
         Raises:
-            ParameterError: Too large for the budget; says what would fit.
+            SubjectMismatch: A subject of another pair or size.
+            ParameterError: More steps or references than the backend takes, or too large for the
+                budget; says what would fit.
         """
+        solver, schedule = self.manner(picture, params)
         if picture.subject is None:
             return None
         picture.subject.check_for(self.backend.spec)
-        solver, schedule = self.manner(picture, params)
-        key, size, is_resident = plan_table(
+        return plan_table(
             picture.subject, schedule, solver.timesteps, backend=self.backend, options=self.options
         )
-        entries = len(key.timesteps)
-        return key, size if is_resident else min(2, entries) * size // entries
+
+    def most_at_once(self, max_batch: int) -> int:
+        """Pictures of a launch: what is asked for, and no more than the backend takes."""
+        return min(max_batch, self.backend.spec.max_batch or max_batch)
 
     def batches(
         self, pictures: Sequence[Request], params: SamplingParams, max_batch: int
@@ -236,20 +253,21 @@ class Planner:
         """Neighbouring pictures to draw at once: by number, and by memory for their tables.
 
         Raises:
-            ParameterError: One picture alone is too large for the budget.
+            SubjectMismatch: A subject of another pair or size.
+            ParameterError: One picture alone is too large for the backend or the budget.
         """
         batches: list[range] = []
-        start, held = 0, dict[ReferenceKey, int]()
+        start, held = 0, list[TableUse]()
+        most, budget = self.most_at_once(max_batch), self.options.budget_bytes
         for index, picture in enumerate(pictures):
             need = self.needs(picture, params)
-            more = held if need is None else {**held, need[0]: need[1]}
-            over = self.options.budget_bytes is not None and (
-                sum(more.values()) > self.options.budget_bytes
-            )
-            if index > start and (over or index - start == max_batch):
+            # Pictures of a batch begin together, so those of one table read the same entries.
+            use = [] if need is None else [TableUse(picture.tenant, need)]
+            is_over = budget is not None and bytes_held([*held, *use]) > budget
+            if index > start and (is_over or index - start == most):
                 batches.append(range(start, index))
-                start, more = index, {} if need is None else {need[0]: need[1]}
-            held = more
+                start, held = index, []
+            held += use
         return [*batches, range(start, len(pictures))]
 
     def parameters(self, flight: Flight, params: SamplingParams) -> PictureParameters:
@@ -280,6 +298,30 @@ class Planner:
             device=self.backend.device,
             version=__version__,
         )
+
+
+@dataclass(frozen=True)
+class TableUse:
+    """A picture that reads a table.
+
+    Attributes:
+        tenant: Whose the table is.
+        plan: What the table is.
+        pace: Equal for pictures of one launch that are at the same step.
+    """
+
+    tenant: str
+    plan: TablePlan
+    pace: Hashable = None
+
+
+def bytes_held(uses: Iterable[TableUse]) -> int:
+    """Device memory of tables: a resident one once, a streamed one once for each pace."""
+    held = {
+        (use.tenant, use.plan.key, None if use.plan.is_resident else use.pace): use.plan
+        for use in uses
+    }
+    return sum(plan.device_bytes for plan in held.values())
 
 
 def scales_of(picture: Request, spec: PairSpec) -> tuple[float, float]:

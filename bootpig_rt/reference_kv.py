@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bootpig_rt.errors import ParameterError, SubjectMismatch
 from bootpig_rt.reference_schedule import ReferenceSchedule
 from bootpig_rt.solver import NoiseSchedule
-from bootpig_rt.table_storage import TABLE_DTYPES, TableDtype
+from bootpig_rt.table_storage import PRECISIONS, TABLE_DTYPES, Precision, TableDtype
 
 if TYPE_CHECKING:
     from bootpig_rt.subject import Subject
@@ -48,9 +48,13 @@ class ReferenceKey:
         is_noised: Whether noise was added; `clean` adds none.
         timesteps: Timesteps of the entries.
         ref_scale: Factor on the reference keys.
+        precision: What the Reference U-Net computed in.
         dtype: How the numbers are kept.
         size: Height and width of the reference latents.
         num_references: R.
+        origin: sha256 of the file that brought the table along; empty for one that was made here.
+            Nobody can check such a table against its subject, so only who brings the same file
+            reads it.
     """
 
     subject: str
@@ -61,9 +65,11 @@ class ReferenceKey:
     is_noised: bool
     timesteps: tuple[int, ...]
     ref_scale: float
+    precision: Precision
     dtype: TableDtype
     size: tuple[int, int]
     num_references: int
+    origin: str = ""
 
     @classmethod
     def of(
@@ -73,15 +79,16 @@ class ReferenceKey:
         solver_timesteps: IntArray,
         *,
         ref_scale: float,
+        precision: Precision,
         dtype: TableDtype,
     ) -> ReferenceKey:
-        """The key of a subject's table for a schedule.
+        """The key of a subject's table for a schedule, that of a table it brings if it has one.
 
         Raises:
             ParameterError: No step lies in the schedule's window.
         """
         height, width = subject.latents.shape[-2:]
-        return cls(
+        key = cls(
             subject=subject.fingerprint,
             pixels=subject.pixels_sha256,
             reference_prompt=subject.reference_prompt,
@@ -90,10 +97,13 @@ class ReferenceKey:
             is_noised=schedule.mode != "clean",
             timesteps=tuple(schedule.timesteps(solver_timesteps).tolist()),
             ref_scale=ref_scale,
+            precision=precision,
             dtype=dtype,
             size=(height, width),
             num_references=subject.num_references,
         )
+        brought = (saved.key for saved in subject.tables)
+        return next((one for one in brought if replace(one, origin="") == key), key)
 
     def check(self, needed: ReferenceKey) -> None:
         """Refuse a table where another one is needed.
@@ -101,17 +111,25 @@ class ReferenceKey:
         Raises:
             SubjectMismatch: Names the first field that differs.
         """
+        differs = self.difference(needed)
+        if differs is not None:
+            raise SubjectMismatch(
+                f"the reference table {differs}; encode the subject again with these settings"
+            )
+
+    def difference(self, needed: ReferenceKey) -> str | None:
+        """The first field that differs, in words; None where the keys are equal."""
         for field in fields(self):
             got, want = getattr(self, field.name), getattr(needed, field.name)
             if got != want:
-                raise SubjectMismatch(
-                    f"the reference table was made with {field.name} {_short(got)}, expected "
-                    f"{_short(want)}; encode the subject again with these settings"
-                )
+                return f"was made with {field.name} {_short(got)}, expected {_short(want)}"
+        return None
 
     def to_dict(self) -> dict[str, Any]:
-        """For the header of a file."""
-        return asdict(self)
+        """For the header of a file, which cannot say where it comes from itself."""
+        values = asdict(self)
+        del values["origin"]
+        return values
 
     @classmethod
     def from_dict(cls, values: object) -> ReferenceKey:
@@ -120,26 +138,33 @@ class ReferenceKey:
         Raises:
             ParameterError: A field is missing, unknown or of the wrong type.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            raise ParameterError("the key of a table lacks a field or has one too many")
+        names = {field.name for field in fields(cls)} - {"origin"}
+        if not isinstance(values, dict):
+            raise ParameterError(f"the key of a table is {_short(values)}")
+        if set(values) != names:
+            differ = ", ".join(sorted(map(str, names.symmetric_difference(values))))
+            raise ParameterError(
+                f"the key of a table lacks or adds {_short(differ)}: it is of another version"
+            )
         found = dict(values)
         for name in ("timesteps", "size"):
             if not isinstance(found[name], list) or not all(type(n) is int for n in found[name]):
                 raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
             found[name] = tuple(found[name])
         kinds: dict[str, type] = {"noise_seed": int, "num_references": int, "is_noised": bool}
-        texts = ("subject", "pixels", "reference_prompt", "pair", "dtype")
+        texts = ("subject", "pixels", "reference_prompt", "pair", "precision", "dtype")
         for name, kind in {**kinds, "ref_scale": float, **dict.fromkeys(texts, str)}.items():
             if type(found[name]) is not kind:
                 raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
         if found["dtype"] not in TABLE_DTYPES or len(found["size"]) != 2:
             raise ParameterError("the key of a table has an unknown dtype or no size")
+        if found["precision"] not in PRECISIONS:
+            raise ParameterError(f"the key of a table has precision {_short(found['precision'])}")
         return cls(**found)
 
     def digest(self, tenant: str = "") -> str:
         """sha256 of everything above and a tenant: the name of the table's file."""
-        text = json.dumps([tenant, self.to_dict()], sort_keys=True)
+        text = json.dumps([tenant, self.origin, self.to_dict()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

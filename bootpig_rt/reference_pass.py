@@ -56,6 +56,25 @@ class TableOptions:
             check_int("table_budget_bytes", self.budget_bytes, 0, 1 << 50, "None is no limit")
 
 
+@dataclass(frozen=True)
+class TablePlan:
+    """What a table will be, before it is made.
+
+    Attributes:
+        key: What it is computed from.
+        size_bytes: As it is kept, `table_storage.table_bytes`.
+        is_resident: It lies on the device as a whole, once for all pictures that read it.
+            Otherwise pictures at different steps each hold the entries that they read.
+        device_bytes: The whole on the device, or the entry that a step of one picture reads and
+            the next one. Unpacking an entry is the working memory of a step and not counted.
+    """
+
+    key: ReferenceKey
+    size_bytes: int
+    is_resident: bool
+    device_bytes: int
+
+
 def plan_table(
     subject: Subject,
     schedule: ReferenceSchedule,
@@ -63,34 +82,41 @@ def plan_table(
     *,
     backend: Backend,
     options: TableOptions,
-) -> tuple[ReferenceKey, int, bool]:
-    """What a table will be: its key, its bytes, and whether it fits the device's budget.
+) -> TablePlan:
+    """What a table will be, and whether it fits the device's budget.
 
     Raises:
-        ParameterError: Not even two entries fit; says how many references would.
+        ParameterError: More references than the backend takes, or not even what one step holds
+            fits the budget; says how many references would.
     """
     spec = backend.spec
+    spec.check_sizes(references=subject.num_references)
     key = ReferenceKey.of(
         subject,
         schedule,
         solver_timesteps,
         ref_scale=spec.config.ref_scale,
+        precision=spec.precision,
         dtype=options.dtype,
     )
-    entries, references = len(key.timesteps), subject.num_references
-    one = table_bytes(spec.reference_shapes, num_entries=1, num_references=1, dtype=options.dtype)
-    size, budget = one * entries * references, options.budget_bytes
-    if budget is None or size <= budget:
-        return key, size, True
-    working = min(2, entries)
-    if working * references * one > budget:
-        fit = budget // (working * one)
+    entries, references, budget = len(key.timesteps), subject.num_references, options.budget_bytes
+
+    def bytes_of(dtype: TableDtype) -> int:
+        shapes = spec.reference_shapes
+        return table_bytes(shapes, num_entries=1, num_references=references, dtype=dtype)
+
+    kept = bytes_of(options.dtype)
+    lying = bytes_of(spec.resident_dtype or options.dtype)
+    if budget is None or entries * lying <= budget:
+        return TablePlan(key, entries * kept, True, entries * lying)
+    held = min(2, entries) * lying
+    if held > budget:
         raise ParameterError(
-            f"{references} references need {working * references * one} bytes of device memory a "
-            f"step, the budget for tables is {budget}: {fit} would fit; encode the subject with "
+            f"{references} references need {held} bytes of device memory a step, the budget for "
+            f"tables is {budget}: {budget * references // held} would fit; encode the subject with "
             "fewer, keep tables in a smaller type or raise the budget"
         )
-    return key, size, False
+    return TablePlan(key, entries * kept, False, held)
 
 
 def make_table(
@@ -105,7 +131,8 @@ def make_table(
 ) -> tuple[ReferenceKV, int]:
     """Run the Reference U-Net over all entries and references of a subject.
 
-    A table that is over the device's budget is made piece by piece and put together on the host.
+    A table that is over the device's budget is put together on the host, launch by launch: others
+    may hold the budget meanwhile.
 
     Args:
         subject: Encoded with the backend's pair.
@@ -124,9 +151,8 @@ def make_table(
         NumericalError: NaN or Inf in the table.
     """
     options = TableOptions() if options is None else options
-    key, size, is_resident = plan_table(
-        subject, schedule, solver_timesteps, backend=backend, options=options
-    )
+    plan = plan_table(subject, schedule, solver_timesteps, backend=backend, options=options)
+    key = plan.key
     trained = backend.spec.config.reference_timestep
     if not schedule.is_exact_for(trained):
         logger.info(
@@ -161,10 +187,10 @@ def make_table(
         return made.data, made.size_bytes, made.num_passes
 
     total = len(timesteps) * count
-    if is_resident:
+    if plan.is_resident:
         data, size, passes = run(slice(None), progress)
         return ReferenceKV(key, data, size), passes
-    at_once = max(1, (options.budget_bytes or 0) // (size // len(timesteps)))
+    at_once = max(1, options.rows_per_launch // count)
     pieces: list[HostTable] = []
     passes = 0
     for start in range(0, len(timesteps), at_once):
@@ -172,8 +198,8 @@ def make_table(
         data, _, done = run(slice(start, start + at_once), told)
         pieces.append(backend.download_table(data))
         passes += done
-    host = _join(pieces)
-    return ReferenceKV(key, backend.upload_table(host, is_resident=False), size, False), passes
+    data = backend.upload_table(_join(pieces), is_resident=False)
+    return ReferenceKV(key, data, plan.size_bytes, is_resident=False), passes
 
 
 def _counted(progress: PassProgress, before: int, total: int) -> Callable[[int, int], object]:

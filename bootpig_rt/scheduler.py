@@ -2,7 +2,11 @@
 
 Each launch draws the pictures of one size and merge; launches alternate where there are several.
 Tenants take turns, one picture at a time. A request that does not fit beside the others is passed
-over a few times and then waited for. What a picture becomes does not depend on its company.
+over in a few steps and then waited for. What a picture becomes does not depend on its company.
+
+The table of a new subject is made between two steps, in launches of `reference_rows` rows. After
+each of them the running pictures make a step, so they wait for one such launch and never for a
+whole pass; requests behind the new one do. A table that another thread is making is waited for.
 """
 
 from __future__ import annotations
@@ -10,22 +14,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 from PIL import Image
 
 from bootpig_rt.batch import TextStates
-from bootpig_rt.config import SamplingParams, check_int
+from bootpig_rt.config import SamplingParams, check_int, check_name
 from bootpig_rt.errors import BootPIGError, Cancelled, ParameterError
 from bootpig_rt.flight import Flight
 from bootpig_rt.generation import Clock, GenerationResult, PictureParameters, Request
 from bootpig_rt.image import to_pil
-from bootpig_rt.planner import Planner, Tables, check_params
-from bootpig_rt.reference_kv import ReferenceKey
+from bootpig_rt.planner import Planner, Tables, TableUse, bytes_held, check_params
+from bootpig_rt.reference_pass import TablePlan
 from bootpig_rt.sampler import Segment, check_finite
 
 logger = logging.getLogger(__name__)
@@ -34,7 +38,7 @@ _Group: TypeAlias = tuple[int, int, str]
 """Width, height and merge: what pictures of one launch share."""
 
 _PATIENCE = 8
-"""How often a picture that does not fit is passed over before all others wait for it."""
+"""In how many steps a picture that does not fit is passed over before all others wait for it."""
 
 
 class Ticket:
@@ -58,7 +62,7 @@ class Ticket:
         return self._left == 0 or self._error is not None
 
     def cancel(self) -> None:
-        """Leave at the next step. May be called twice, and after the end."""
+        """Leave at the next step or launch of a pass. May be called twice, and after the end."""
         self._fail(Cancelled("the request was cancelled"))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
@@ -98,13 +102,23 @@ class Ticket:
 
 @dataclass(eq=False)
 class _Entry:
-    """One picture of a ticket, waiting or running."""
+    """One picture of a ticket, waiting or running.
+
+    Attributes:
+        ticket: Whose picture.
+        number: Which one.
+        need: The table that it reads.
+        passed_over: Steps in which others went ahead.
+        flight: Where it stands; None while it waits.
+        joined: Launches of its group before it joined: equal for pictures at the same step.
+    """
 
     ticket: Ticket
     number: int
-    need: tuple[tuple[str, ReferenceKey], int] | None
+    need: TablePlan | None
     passed_over: int = 0
     flight: Flight | None = None
+    joined: int = 0
 
     @property
     def group(self) -> _Group:
@@ -114,10 +128,11 @@ class _Entry:
 
 @dataclass
 class _Running:
-    """The pictures of one group and the run that they are in, if there is one."""
+    """The pictures of one group, the run that they are in, and the launches so far."""
 
     entries: list[_Entry] = field(default_factory=list)
     segment: Segment | None = None
+    launches: int = 0
 
 
 class Scheduler:
@@ -128,7 +143,7 @@ class Scheduler:
     Args:
         planner: Plans pictures and finds tables.
         texts: Gives text states.
-        max_batch: Pictures that are drawn at once, over all groups.
+        max_batch: Pictures that are drawn at once, over all groups; no more than the backend takes.
         max_waiting: Pictures that may wait; more are refused.
     """
 
@@ -136,7 +151,8 @@ class Scheduler:
         self, planner: Planner, texts: TextStates, *, max_batch: int = 8, max_waiting: int = 4096
     ) -> None:
         """Start empty."""
-        self.max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
+        asked = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
+        self.max_batch = planner.most_at_once(asked)
         self.max_waiting = check_int("max_waiting", max_waiting, 1, 1 << 20, "4096 is usual")
         self._planner, self._texts = planner, texts
         self._waiting: OrderedDict[str, deque[_Entry]] = OrderedDict()
@@ -160,15 +176,13 @@ class Scheduler:
 
         Raises:
             SubjectMismatch: A subject of another pair.
-            ParameterError: Not for this pair, too large for the budget, or too many wait already;
-                the last two say what would fit.
+            ParameterError: Not for this pair, more steps or references than the backend takes, too
+                large for the budget, or too many wait already; says what would fit.
         """
         check_params(self._planner.backend.spec, params)
         pictures = list(request.split())
         need = self._planner.needs(pictures[0], params)
-        self._planner.manner(pictures[0], params)
         ticket = Ticket(request, params, pictures)
-        address = None if need is None else ((request.tenant, need[0]), need[1])
         with self._lock:
             room = self.max_waiting - sum(map(len, self._waiting.values()))
             if len(pictures) > room:
@@ -177,33 +191,60 @@ class Scheduler:
                     f"are free: {room} would fit now; ask for fewer or later"
                 )
             queue = self._waiting.setdefault(request.tenant, deque())
-            queue.extend(_Entry(ticket, number, address) for number in range(len(pictures)))
+            queue.extend(_Entry(ticket, number, need) for number in range(len(pictures)))
         return ticket
 
     def step(self) -> bool:
-        """Let pictures in and out, and do one launch. Returns False when nothing is left to do."""
+        """Let pictures in and out, and do one launch. Returns False when nothing is left to do.
+
+        An interrupt such as Ctrl-C goes through; what was being worked on fails with `Cancelled`,
+        and the next step goes on with the others.
+        """
         with self._stepping:
             self._leave()
             self._join()
+            if self._advance():
+                return True
             with self._lock:
-                if not self._groups:
-                    return any(self._waiting.values())
-                group, running = next(iter(self._groups.items()))
-                self._groups.move_to_end(group)
-            self._launch(running)
-            self._leave()
-            return True
+                return any(self._waiting.values())
 
     def run(self) -> None:
         """Step until nothing is left."""
         while self.step():
             pass
 
+    @overload
     def map(
-        self, requests: Iterable[Request], params: SamplingParams
-    ) -> Iterator[GenerationResult]:
+        self,
+        requests: Iterable[Request],
+        params: SamplingParams,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> Iterator[GenerationResult]: ...
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request],
+        params: SamplingParams,
+        *,
+        on_error: Literal["raise", "return"],
+    ) -> Iterator[GenerationResult | Exception]: ...
+
+    def map(
+        self,
+        requests: Iterable[Request],
+        params: SamplingParams,
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]:
         """Results of a stream of requests in its order; see `Pipeline.map`."""
-        source = iter(requests)
+        check_name("on_error", on_error, ("raise", "return"))
+        return self._map(iter(requests), params, on_error == "return")
+
+    def _map(
+        self, source: Iterator[Request], params: SamplingParams, returns_errors: bool
+    ) -> Iterator[GenerationResult | Exception]:
         tickets: deque[Ticket] = deque()
         is_open = True
         try:
@@ -213,8 +254,14 @@ class Scheduler:
                     is_open = request is not None
                     if request is not None:
                         tickets.append(self._submitted(request, params))
+                        if tickets[-1].is_done:  # refused: it fills no place, so read no further
+                            break
                 while tickets and tickets[0].is_done:
-                    yield tickets.popleft().result()
+                    ticket = tickets.popleft()
+                    if returns_errors and isinstance(ticket._error, Exception):
+                        yield ticket._error
+                    else:
+                        yield ticket.result()
                 self.step()
         finally:
             for ticket in tickets:  # the reader left, or a request failed
@@ -232,28 +279,43 @@ class Scheduler:
 
     def _join(self) -> None:
         """Let waiting pictures in, tenants in turn, until the batch or the budget is full."""
-        while True:
-            with self._lock:
-                entry = self._next_that_fits()
-            if entry is None:
-                return
-            ticket = entry.ticket
-            picture = ticket._pictures[entry.number]
-            try:
-                with ticket._clock.stage("reference"):
-                    flights, passes = self._planner.flights(
-                        [picture], ticket.params, self._tables_in_use()
-                    )
-            except Exception as error:  # of this request alone; whoever asks for it gets it
-                logger.info("a request failed before its first step: %s", error)
-                ticket._fail(error)
-                continue
-            entry.flight = flights[0]
-            ticket._passes += passes
-            with self._lock:
-                running = self._groups.setdefault(entry.group, _Running())
-            self._interrupt(running)
-            running.entries.append(entry)
+        passed: set[_Entry] = set()
+        while (entry := self._next_that_fits(passed)) is not None:
+            with self._losing([entry], "the start of a picture"):
+                self._take(entry)
+                self._begin(entry)
+        for entry in passed:
+            entry.passed_over += 1
+
+    def _take(self, entry: _Entry) -> None:
+        """Out of its queue; its tenant goes to the end of the line."""
+        tenant = entry.ticket.request.tenant
+        with self._lock:
+            self._waiting[tenant].popleft()
+            self._waiting.move_to_end(tenant)
+
+    def _begin(self, entry: _Entry) -> None:
+        """Find or make the table of a picture, and put it beside the others of its group."""
+        ticket = entry.ticket
+
+        def after_launch(done: int, total: int) -> None:
+            if ticket.is_done:
+                raise Cancelled(f"cancelled after {done} of {total} rows of the reference pass")
+            self._advance()
+
+        with ticket._clock.stage("reference"):
+            flights, passes = self._planner.flights(
+                [ticket._pictures[entry.number]],
+                ticket.params,
+                self._tables_in_use(),
+                progress=after_launch,
+            )
+        ticket._passes += passes
+        with self._lock:
+            running = self._groups.setdefault(entry.group, _Running())
+        self._interrupt(running)
+        entry.flight, entry.joined = flights[0], running.launches
+        running.entries.append(entry)
 
     def _tables_in_use(self) -> Tables:
         """Tables of the running pictures: theirs to share, even where the store keeps none."""
@@ -265,54 +327,80 @@ class Scheduler:
             if entry.flight is not None and entry.flight.plan.table is not None
         }
 
-    def _next_that_fits(self) -> _Entry | None:
-        """Take the next picture out of its queue; its tenant goes to the end of the line."""
-        running = [entry for group in self._groups.values() for entry in group.entries]
-        if len(running) >= self.max_batch:
-            return None
-        for tenant in list(self._waiting):
-            queue = self._waiting[tenant]
-            while queue and queue[0].ticket.is_done:  # cancelled or failed
-                queue.popleft()
-            if not queue:
-                del self._waiting[tenant]
-                continue
-            entry = queue[0]
-            if not running or self._fits(entry, running):
-                queue.popleft()
-                self._waiting.move_to_end(tenant)
-                return entry
-            entry.passed_over += 1
-            if entry.passed_over > _PATIENCE:
+    def _next_that_fits(self, passed: set[_Entry]) -> _Entry | None:
+        """The picture to let in next, still in its queue; adds those that are passed over."""
+        with self._lock:
+            running = [entry for group in self._groups.values() for entry in group.entries]
+            if len(running) >= self.max_batch:
                 return None
-        return None
+            for tenant in list(self._waiting):
+                queue = self._waiting[tenant]
+                while queue and queue[0].ticket.is_done:  # cancelled or failed
+                    queue.popleft()
+                if not queue:
+                    del self._waiting[tenant]
+                    continue
+                entry = queue[0]
+                if not running or self._fits(entry, running):
+                    return entry
+                passed.add(entry)
+                if entry.passed_over >= _PATIENCE:
+                    return None
+            return None
 
     def _fits(self, entry: _Entry, running: list[_Entry]) -> bool:
+        """Whether the tables of all of them have room; the picture would join at step 0."""
         budget = self._planner.options.budget_bytes
-        if budget is None:
+        if budget is None or entry.need is None:
             return True
-        needs = dict(one.need for one in [*running, entry] if one.need is not None)
-        return sum(needs.values()) <= budget
+        group = self._groups.get(entry.group)
+        paces = [(one, one.joined) for one in running]
+        paces.append((entry, 0 if group is None else group.launches))
+        uses = [
+            TableUse(one.ticket.request.tenant, one.need, (one.group, joined))
+            for one, joined in paces
+            if one.need is not None
+        ]
+        return bytes_held(uses) <= budget
+
+    def _advance(self) -> bool:
+        """One launch of the group whose turn it is; False where nothing runs."""
+        with self._lock:
+            if not self._groups:
+                return False
+            group, running = next(iter(self._groups.items()))
+            self._groups.move_to_end(group)
+        self._launch(running)
+        self._leave()
+        return True
 
     def _launch(self, running: _Running) -> None:
         """One step of one group."""
-        flights = [entry.flight for entry in running.entries if entry.flight is not None]
-        try:
+        with self._losing(running.entries, "a launch"):
             if running.segment is None:
+                flights = [entry.flight for entry in running.entries if entry.flight is not None]
                 with self._timed(running, "text"):
                     running.segment = Segment(self._planner.backend, flights, self._texts)
             with self._timed(running, "denoise"):
                 running.segment.step()
+                running.launches += 1
                 if running.segment.is_over:
                     self._interrupt(running)
-        except Exception as error:  # the launch is lost: its pictures fail, the others go on
-            running.segment = None
-            self._lose(running, error)
 
-    def _lose(self, running: _Running, error: Exception) -> None:
-        logger.warning("a launch of %d pictures failed: %s", len(running.entries), error)
-        for entry in running.entries:
-            entry.ticket._fail(error)
+    @contextmanager
+    def _losing(self, entries: Sequence[_Entry], what: str) -> Iterator[None]:
+        """What goes wrong inside is the loss of these pictures alone; the others go on."""
+        try:
+            yield
+        except Exception as error:  # whoever asks for the pictures gets it
+            if not all(entry.ticket.is_done for entry in entries):
+                logger.warning("%s failed, %d pictures are lost: %s", what, len(entries), error)
+            for entry in entries:
+                entry.ticket._fail(error)
+        except BaseException:  # Ctrl-C is for whoever steps, and nobody may wait for ever
+            for entry in entries:
+                entry.ticket._fail(Cancelled(f"{what} was interrupted"))
+            raise
 
     @contextmanager
     def _timed(self, running: _Running, stage: str) -> Iterator[None]:
@@ -326,26 +414,30 @@ class Scheduler:
     def _interrupt(self, running: _Running) -> None:
         """End the run of a group: its pictures get their states and may be joined anew."""
         segment, running.segment = running.segment, None
-        if segment is None:
-            return
-        try:
-            segment.close()
-        except Exception as error:  # as for a launch
-            self._lose(running, error)
+        if segment is not None:
+            with self._losing(running.entries, "a launch"):
+                segment.close()
 
     def _leave(self) -> None:
         """Decode the pictures that are done; drop those whose request was cancelled or failed."""
         for running in list(self._groups.values()):
-            gone = [entry for entry in running.entries if entry.ticket.is_done]
-            if gone:
+            are_gone = [entry.ticket.is_done for entry in running.entries]
+            if any(are_gone) and not all(are_gone):
                 self._interrupt(running)
-            done = [e for e in running.entries if e not in gone and e.flight and e.flight.is_done]
-            if gone or done:
+            done = [
+                entry
+                for entry in running.entries
+                if entry.flight and entry.flight.is_done and not entry.ticket.is_done
+            ]
+            with self._losing(done, "decoding"):
+                for entry in done:
+                    self._finish(entry)
                 with self._lock:
-                    leaving = {id(entry) for entry in [*gone, *done]}
-                    running.entries = [e for e in running.entries if id(e) not in leaving]
-            for entry in done:
-                self._finish(entry)
+                    running.entries = [
+                        entry
+                        for entry in running.entries
+                        if not entry.ticket.is_done and entry not in done
+                    ]
         with self._lock:
             for group in [group for group, running in self._groups.items() if not running.entries]:
                 del self._groups[group]
@@ -353,11 +445,9 @@ class Scheduler:
     def _finish(self, entry: _Entry) -> None:
         ticket, flight = entry.ticket, entry.flight
         assert flight is not None
-        try:
+        with self._losing([entry], "decoding"):
             latents = check_finite(flight.latents[None], f"{flight.step} steps")
             with ticket._clock.stage("decode"):
                 pixels = check_finite(self._planner.backend.decode(latents), "the image decoder")
                 image = to_pil(pixels)[0]
             ticket._put(entry.number, image, self._planner.parameters(flight, ticket.params))
-        except Exception as error:  # of this picture alone
-            ticket._fail(error)

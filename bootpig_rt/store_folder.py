@@ -2,9 +2,11 @@
 
     FOLDER/subjects/NAME.subject
     FOLDER/tables/<sha256 of tenant and key>.table
+    FOLDER/tables/.lock-XX
 
 A file appears whole or not at all, is checked when it is read, and may be removed by another
-process at any time. This file knows nothing about devices.
+process at any time. A disk that fails costs a table, never a picture. This file knows nothing about
+devices.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootpig_rt.errors import CheckpointError, ParameterError, StorageError
+from bootpig_rt.errors import CheckpointError, ParameterError, StorageError, describe_os_error
 from bootpig_rt.reference_kv import ReferenceKey
+from bootpig_rt.store_lock import alone
 from bootpig_rt.subject import MAX_FILE_BYTES, SavedTable, Subject
-from bootpig_rt.table_file import read_table, write_table
+from bootpig_rt.subject_file import SubjectFacts, read_facts
+from bootpig_rt.table_file import read_table, read_table_key, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,9 @@ ENVIRONMENT = "BOOTPIG_RT_STORE"
 SUFFIX = ".subject"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEMPORARY_S = 3600.0
+_NUM_LOCKS = 64
+
+DEFAULT_BYTES = 16 << 30
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class StoreFolder:
     """
 
     path: Path
-    max_bytes: int = 16 << 30
+    max_bytes: int = DEFAULT_BYTES
 
     @property
     def tables(self) -> Path:
@@ -50,15 +58,16 @@ class StoreFolder:
     def read(
         self, key: ReferenceKey, tenant: str = ""
     ) -> tuple[SavedTable | None, Exception | None]:
-        """A table, None where there is none; a damaged file is removed, logged and returned."""
+        """A table, None where there is none; an error is logged, and a damaged file removed."""
         file = self._file(key, tenant)
-        if not file.is_file():
-            return None, None
         try:
-            saved = read_table(file, max_bytes=self.max_bytes)
+            saved = read_table(file, max_bytes=max(self.max_bytes, MAX_FILE_BYTES))
         except CheckpointError as error:
-            if not file.exists():  # removed by another process just now
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return None, None
+            if isinstance(error.__cause__, OSError):  # the disk's fault, not the file's
+                logger.warning("the store could not read a table: %s", error)
+                return None, error
             logger.warning("the store drops a table that cannot be used: %s", error)
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -86,6 +95,19 @@ class StoreFolder:
         self._make_room()
         return None
 
+    @contextlib.contextmanager
+    def making(self, key: ReferenceKey, tenant: str = "") -> Iterator[None]:
+        """Hold a table against the other processes on this folder while it is made and written.
+
+        They wait here, and then find it; so look again inside. Where the folder cannot be locked,
+        each makes its own.
+        """
+        digest = key.digest(tenant)
+        with contextlib.suppress(OSError):  # `write` says so
+            self.tables.mkdir(parents=True, exist_ok=True)
+        with alone(self.tables / f".lock-{int(digest[:8], 16) % _NUM_LOCKS:02x}", digest):
+            yield
+
     def size_bytes(self) -> int:
         """Bytes of all tables."""
         return sum(size for _, size, _ in self._files())
@@ -105,6 +127,15 @@ class StoreFolder:
         subject.save(path, form=form)
         return path
 
+    def subject_facts(self, name: str) -> SubjectFacts:
+        """What the header of a subject's file says; the file is not checked further.
+
+        Raises:
+            ParameterError: A name that is not plain, or unknown.
+            CheckpointError: A damaged header.
+        """
+        return read_facts(self.found_subject(name), max_bytes=MAX_FILE_BYTES)
+
     def load_subject(self, name: str) -> Subject:
         """A subject by name.
 
@@ -112,28 +143,29 @@ class StoreFolder:
             ParameterError: A name that is not plain, or unknown: says which ones there are.
             CheckpointError: A damaged file.
         """
-        path = self.subject_file(name)
-        if not path.is_file():
-            names = ", ".join(self.subject_names()) or "none"
-            raise ParameterError(f"no subject {name!r} in {self.path}, expected one of: {names}")
-        return Subject.load(path)
+        return Subject.load(self.found_subject(name))
 
     def remove_subject(self, name: str) -> int:
         """Remove a subject and its tables, of all tenants. Returns the bytes that were freed.
 
         Raises:
             ParameterError: Unknown.
+            StorageError: It cannot be removed.
         """
+        path = self.found_subject(name)
         try:
-            fingerprint = self.load_subject(name).fingerprint
+            fingerprint = self.subject_facts(name).fingerprint
         except CheckpointError:
             fingerprint = ""  # damaged: the file alone goes
-        path = self.subject_file(name)
-        freed = path.stat().st_size
-        path.unlink()
+        try:
+            freed = path.stat().st_size
+            path.unlink()
+        except OSError as error:
+            raise StorageError(f"cannot remove {path}: {describe_os_error(error)}") from error
         for file, size, _ in self._files():
             with contextlib.suppress(CheckpointError, OSError):
-                if read_table(file, max_bytes=MAX_FILE_BYTES).key.subject == fingerprint:
+                # Headers alone: at worst a table is made again.
+                if read_table_key(file, max_bytes=size).subject == fingerprint:
                     file.unlink()
                     freed += size
         return freed
@@ -155,9 +187,30 @@ class StoreFolder:
             )
         return self.path / "subjects" / f"{name}{SUFFIX}"
 
+    def found_subject(self, name: str) -> Path:
+        """The file of a subject that is there.
+
+        Raises:
+            ParameterError: A name that is not plain, or unknown: says which ones there are.
+        """
+        path = self.subject_file(name)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            names = ", ".join(self.subject_names()) or "none"
+            raise ParameterError(
+                f"no subject {name!r} in {self.path}, expected one of: {names}"
+            ) from None
+        except OSError:
+            pass  # who opens it says what is wrong
+        return path
+
     def _subject_files(self) -> list[Path]:
-        found = (self.path / "subjects").glob(f"*{SUFFIX}")
-        return [file for file in found if not file.name.startswith(".")]
+        return [
+            file
+            for file in _listed(self.path / "subjects", f"*{SUFFIX}")
+            if not file.name.startswith(".")
+        ]
 
     def _file(self, key: ReferenceKey, tenant: str) -> Path:
         return self.tables / f"{key.digest(tenant)}.table"
@@ -165,7 +218,7 @@ class StoreFolder:
     def _files(self) -> list[tuple[Path, int, float]]:
         """Tables with their bytes and the time of their last use."""
         found = []
-        for file in self.tables.glob("*.table"):
+        for file in _listed(self.tables, "*.table"):
             if file.name.startswith("."):
                 continue
             with contextlib.suppress(OSError):  # removed by another process
@@ -182,10 +235,19 @@ class StoreFolder:
             with contextlib.suppress(OSError):
                 file.unlink()
             total -= size
-        for left in self.tables.glob(".*.tmp"):  # of processes that were killed while writing
+        for left in _listed(self.tables, ".*.tmp"):  # of processes that were killed while writing
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _TEMPORARY_S:
                     left.unlink()
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder; none where it cannot be read."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError as error:
+        logger.warning("the store cannot list %s: %s", folder, describe_os_error(error))
+        return []
 
 
 def default_folder() -> Path | None:

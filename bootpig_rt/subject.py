@@ -8,6 +8,7 @@ writes it. Tables on a device are the store's, see `subject_store.py`.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -69,7 +70,10 @@ class Subject:
     preview: npt.NDArray[np.uint8] | None = None
     pixels_sha256: str = ""
     fingerprint: str = field(init=False, default="")
-    """sha256 over pair, prompt, noise seed, pixels and latents: equal for equal subjects."""
+    """sha256 over pair, prompt and its states, noise seed, pixels and latents.
+
+    All that a table is made from is in it, so that subjects of one fingerprint may share tables.
+    """
 
     def __post_init__(self) -> None:
         """Make the arrays read-only: their fingerprint must stay true."""
@@ -80,10 +84,17 @@ class Subject:
             object.__setattr__(self, "pixels_sha256", _digest(self.pixels).hexdigest())
             if self.preview is None:
                 object.__setattr__(self, "preview", _small(self.pixels))
-        digest = _digest(self.latents)
-        parts = (self.pair_fingerprint, self.reference_prompt, self.noise_seed, self.pixels_sha256)
-        digest.update("\0".join(map(str, parts)).encode())
-        object.__setattr__(self, "fingerprint", digest.hexdigest())
+        states = self.prompt_states
+        parts = [
+            self.pair_fingerprint,
+            self.reference_prompt,
+            int(self.noise_seed),
+            self.pixels_sha256,
+            _digest(self.latents).hexdigest(),
+            None if states is None else _digest(states).hexdigest(),
+        ]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        object.__setattr__(self, "fingerprint", digest)
 
     @property
     def num_references(self) -> int:

@@ -1,11 +1,16 @@
 """The file of a subject: safetensors with a typed header, checked in full before it is used.
 
+The header alone is enough to list files. A table that a file brings along cannot be checked against
+its subject, so its key says which file it is from.
+
 Light: latents, text states of the reference prompt and a preview. Full: reference tables as well.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,19 @@ from typing import Any
 import numpy as np
 
 from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.reference_kv import ReferenceKey
 from bootpig_rt.subject import PREVIEW_PX, SavedTable, Subject
 from bootpig_rt.table_file import read_json_text, table_tensors, take_table
-from bootpig_rt.tensor_file import Tensor, TensorFile, read_tensor_file, write_tensor_file
+from bootpig_rt.table_storage import TableDtype
+from bootpig_rt.tensor_file import (
+    Tensor,
+    read_tensor_file,
+    read_tensor_header,
+    write_tensor_file,
+)
 
 FORMAT = "bootpig-rt subject"
-SCHEMA = "1"
+SCHEMA = "2"
 _FIELDS: dict[str, type] = {
     "reference_prompt": str,
     "noise_seed": int,
@@ -30,6 +42,85 @@ _FIELDS: dict[str, type] = {
 _MAX_PROMPT_CHARS = 10_000
 _MAX_REFERENCES = 1024
 _MAX_TABLES = 64
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What a header says of one table.
+
+    Attributes:
+        dtype: How its numbers are kept.
+        entries: E.
+        bytes: Of its tensors.
+    """
+
+    dtype: TableDtype
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SubjectFacts:
+    """What the header of a subject's file says.
+
+    Attributes:
+        fingerprint: Of the subject.
+        form: `light` or `full`.
+        reference_prompt: What the Reference U-Net is told.
+        num_references: R.
+        noise_seed: Of the reference noise.
+        pair: Fingerprint of the pair that encoded it.
+        latents: Shape [R, C, h, w].
+        tables: That it brings along.
+    """
+
+    fingerprint: str
+    form: str
+    reference_prompt: str
+    num_references: int
+    noise_seed: int
+    pair: str
+    latents: tuple[int, ...]
+    tables: tuple[TableFacts, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {
+            "latents": list(self.latents),
+            "tables": [asdict(table) for table in self.tables],
+        }
+
+
+def read_facts(path: Path, *, max_bytes: int) -> SubjectFacts:
+    """Read the header of a subject's file. The rest is not read, and may be damaged.
+
+    Raises:
+        CheckpointError: Missing, truncated, too large, of another version or no subject's file.
+    """
+    header = read_tensor_header(path, max_bytes=max_bytes)
+    _check_kind(path, header.metadata)
+    values = _values(path, header.metadata)
+    latents = header.shapes.get("latents", ())
+    if len(latents) != 4:
+        raise _wrong(path, f"its latents have shape {list(latents)}")
+    tables = []
+    for number, entry in enumerate(values["tables"]):
+        try:
+            key = ReferenceKey.from_dict(entry)
+        except ParameterError as error:
+            raise _wrong(path, f"{error}") from error
+        sizes = [n for name, n in header.sizes_bytes.items() if name.startswith(f"table.{number}.")]
+        tables.append(TableFacts(key.dtype, len(key.timesteps), sum(sizes)))
+    return SubjectFacts(
+        fingerprint=values["fingerprint"],
+        form="full" if tables else "light",
+        reference_prompt=values["reference_prompt"],
+        num_references=latents[0],
+        noise_seed=values["noise_seed"],
+        pair=values["pair_fingerprint"],
+        latents=latents,
+        tables=tuple(tables),
+    )
 
 
 def save_subject(subject: Subject, path: str | PathLike[str], *, form: str) -> None:
@@ -59,17 +150,8 @@ def load_subject(path: str | PathLike[str], *, max_bytes: int) -> Subject:
     """Read a subject; see `Subject.load`."""
     path = Path(path)
     file = read_tensor_file(path, max_bytes=max_bytes)
-    if file.metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not the file of a subject; make one: encode-subject", path
-        )
-    if file.metadata.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {file.metadata.get('schema')!r}, expected {SCHEMA}; install a "
-            "bootpig-rt that reads it, or encode the subject again",
-            path,
-        )
-    values = _values(path, file)
+    _check_kind(path, file.metadata)
+    values = _values(path, file.metadata)
     tensors = dict(file.tensors)
     latents = _floats(path, tensors, "latents", 4)
     states = _floats(path, tensors, "prompt_states", 2) if "prompt_states" in tensors else None
@@ -80,10 +162,11 @@ def load_subject(path: str | PathLike[str], *, max_bytes: int) -> Subject:
         raise _wrong(path, f"its preview has shape {list(preview.array.shape)}")
     if not 1 <= len(latents) <= _MAX_REFERENCES or 0 in latents.shape:
         raise _wrong(path, f"its latents have shape {list(latents.shape)}")
-    tables = tuple(
+    taken = [
         take_table(path, key, tensors, f"table.{number}.")
         for number, key in enumerate(values["tables"])
-    )
+    ]
+    tables = tuple(replace(one, key=replace(one.key, origin=file.sha256)) for one in taken)
     if tensors:
         raise _wrong(path, f"it holds {sorted(tensors)[0]!r}, which no subject has")
     subject = Subject(
@@ -104,8 +187,21 @@ def load_subject(path: str | PathLike[str], *, max_bytes: int) -> Subject:
     return subject
 
 
-def _values(path: Path, file: TensorFile) -> dict[str, Any]:
-    values = read_json_text(path, file.metadata, "subject")
+def _check_kind(path: Path, metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not the file of a subject; make one: encode-subject", path
+        )
+    if metadata.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {metadata.get('schema')!r}, expected {SCHEMA}; install a "
+            "bootpig-rt that reads it, or encode the subject again",
+            path,
+        )
+
+
+def _values(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    values = read_json_text(path, metadata, "subject")
     if not isinstance(values, dict) or set(values) != set(_FIELDS):
         raise _wrong(path, "its header lacks a field or has one too many")
     for name, kind in _FIELDS.items():

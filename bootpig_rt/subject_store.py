@@ -1,9 +1,10 @@
 """SubjectStore: reference tables kept between calls, on the device, on the host and on disk.
 
 The least recently used table of a tier moves down to the next one. A table in use is held by its
-run, so moving it never breaks a picture. A folder may be shared by processes: its files are written
-all at once, checked when read, and may vanish at any time. One store may serve several pipelines
-and threads; tenants never see each other's tables.
+run, so moving it never breaks a picture; tables are copied while the store is not locked. A folder
+may be shared by processes: its files are written all at once, checked when read, and may vanish at
+any time. One store may serve several pipelines and threads; tenants never see each other's tables,
+and a table that a subject's file brought along serves that file alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from threading import Event, Lock
 from typing import Any, TypeAlias
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _Address: TypeAlias = tuple[str, str, ReferenceKey]
 """Tenant, backend and device, key."""
+
+_Entry: TypeAlias = tuple[ReferenceKV, Backend]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class SubjectStore:
 
     Args:
         device_bytes: For tables on the device; a larger one is used and not kept there.
-        host_bytes: For tables in host memory.
+        host_bytes: For tables in host memory, which left the device or are streamed; a larger one
+            is used and not kept there.
         folder: Where tables are kept between processes; None keeps none.
 
     Raises:
@@ -100,20 +105,21 @@ class SubjectStore:
         )
         self.host_bytes = check_int("host_cache_bytes", host_bytes, 0, most, "0: keep none")
         self.folder = folder
-        self._device: OrderedDict[_Address, tuple[ReferenceKV, Backend]] = OrderedDict()
-        self._host: OrderedDict[_Address, tuple[ReferenceKV, Backend]] = OrderedDict()
+        self._device: OrderedDict[_Address, _Entry] = OrderedDict()
+        self._host: OrderedDict[_Address, _Entry] = OrderedDict()
         self._making: dict[_Address, _Making] = {}
         self._lock = Lock()
         self._stats = StoreStats()
 
     def stats(self) -> StoreStats:
         """Counters, and the bytes held now."""
+        disk_bytes = 0 if self.folder is None else self.folder.size_bytes()
         with self._lock:
             return replace(
                 self._stats,
                 device_bytes=_held(self._device),
                 host_bytes=_held(self._host),
-                disk_bytes=0 if self.folder is None else self.folder.size_bytes(),
+                disk_bytes=disk_bytes,
             )
 
     def clear(self) -> None:
@@ -161,14 +167,18 @@ class SubjectStore:
             other.ended.wait()
             if other.table is not None:
                 return other.table, 0
+        moved: list[tuple[_Address, _Entry]] = []
         try:
             table, passes = self._find_or_make(address, subject, make, backend, is_resident)
             mine.table = table
-            return table, passes
+            moved = self._keep(address, table, backend)
         finally:
             with self._lock:
                 del self._making[address]
             mine.ended.set()
+        for where, entry in moved:
+            self._copy_down(where, entry)
+        return table, passes
 
     def _find_or_make(
         self,
@@ -184,29 +194,40 @@ class SubjectStore:
             held = self._host.get(address)
             if held is not None:
                 self._host.move_to_end(address)
-        passes = 0
         if held is not None:
             table = held[0]
             if is_resident and not table.is_resident:
                 host = backend.download_table(table.data)
                 table = _uploaded(SavedTable(key, host), backend, is_resident=True)
             self._count_locked(host_hits=1, load_ms=_ms_since(start))
-        else:
-            saved = self._brought_along(subject, key) or self._read(key, tenant)
-            if saved is not None:
-                saved.key.check(key)
-                table = _uploaded(saved, backend, is_resident=is_resident)
-                self._count_locked(disk_hits=1, load_ms=_ms_since(start))
-            else:
-                table, passes = make()
-                table.key.check(key)
-                self._count_locked(misses=1, make_ms=_ms_since(start))
-                self._write(table, backend, tenant)
-        self._keep(address, table, backend)
-        return table, passes
+            return table, 0
+        saved = self._brought_along(subject, key) or self._read(key, tenant)
+        if saved is None:
+            with self._alone(key, tenant):
+                saved = self._read(key, tenant)  # by the process that was waited for
+                if saved is None:
+                    start = time.perf_counter()
+                    table, passes = make()
+                    table.key.check(key)
+                    self._count_locked(misses=1, make_ms=_ms_since(start))
+                    self._write(table, backend, tenant)
+                    return table, passes
+        saved.key.check(key)
+        start = time.perf_counter()
+        table = _uploaded(saved, backend, is_resident=is_resident)
+        self._count_locked(disk_hits=1, load_ms=_ms_since(start))
+        return table, 0
 
     def _brought_along(self, subject: Subject, key: ReferenceKey) -> SavedTable | None:
-        return next((saved for saved in subject.tables if saved.key == key), None)
+        for saved in subject.tables:
+            if saved.key == key:
+                return saved
+        for saved in subject.tables:
+            logger.info("a table of %r is not used: it %s", subject, saved.key.difference(key))
+        return None
+
+    def _alone(self, key: ReferenceKey, tenant: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.folder is None else self.folder.making(key, tenant)
 
     def _read(self, key: ReferenceKey, tenant: str) -> SavedTable | None:
         if self.folder is None:
@@ -219,13 +240,22 @@ class SubjectStore:
     def _write(self, table: ReferenceKV, backend: Backend, tenant: str) -> None:
         if self.folder is None:
             return
-        saved = SavedTable(table.key, backend.download_table(table.data))
-        error = self.folder.write(saved, tenant)
-        if error is not None:
+        try:
+            host = backend.download_table(table.data)
+        except Exception as error:  # of any runtime; the table itself is good
+            logger.warning("the store could not copy a table for its folder: %s", error)
+            return
+        if self.folder.write(SavedTable(table.key, host), tenant) is not None:
             self._count_locked(disk_errors=1)
 
-    def _keep(self, address: _Address, table: ReferenceKV, backend: Backend) -> None:
-        """Put a table into its tier; what has no room there moves down or is forgotten."""
+    def _keep(
+        self, address: _Address, table: ReferenceKV, backend: Backend
+    ) -> list[tuple[_Address, _Entry]]:
+        """Put a table into its tier; what has no room there moves down or is forgotten.
+
+        Returns:
+            Tables that moved to the host tier and are still on the device; see `_copy_down`.
+        """
         limit = self.device_bytes if table.is_resident else self.host_bytes
         if table.size_bytes > limit:
             logger.info(
@@ -233,19 +263,39 @@ class SubjectStore:
                 table.size_bytes,
                 limit,
             )
-            return
+            return []
         with self._lock:
-            if not table.is_resident:
-                self._host[address] = (table, backend)
-            else:
-                self._device[address] = (table, backend)
-                self._device.move_to_end(address)
-            for moved, (dropped, owner) in _overflow(self._device, self.device_bytes):
-                self._count(moves_down=1)
-                if dropped.size_bytes <= self.host_bytes and moved not in self._host:
-                    self._host[moved] = (_streamed(dropped, owner), owner)
-            for _ in _overflow(self._host, self.host_bytes):
-                self._count(moves_down=1)
+            tier = self._device if table.is_resident else self._host
+            tier[address] = (table, backend)
+            tier.move_to_end(address)
+            out = _overflow(self._device, self.device_bytes)
+            moved = [
+                (where, entry)
+                for where, entry in out
+                if entry[0].size_bytes <= self.host_bytes and where not in self._host
+            ]
+            self._host.update(moved)
+            forgotten = _overflow(self._host, self.host_bytes)
+            self._count(moves_down=len(out) + len(forgotten))
+            return [(where, entry) for where, entry in moved if self._host.get(where) is entry]
+
+    def _copy_down(self, address: _Address, entry: _Entry) -> None:
+        """Bring a table of the host tier to the host; one that cannot be copied is forgotten."""
+        table, backend = entry
+        copy = None
+        try:
+            host = backend.download_table(table.data)
+            data = backend.upload_table(host, is_resident=False)
+            copy = replace(table, data=data, is_resident=False)
+        except Exception as error:  # of any runtime; the caller's own table is another one
+            logger.warning("the store drops a table that cannot be copied to the host: %s", error)
+        finally:
+            with self._lock:
+                if self._host.get(address) is entry:  # not moved on by another meanwhile
+                    if copy is None:
+                        del self._host[address]
+                    else:
+                        self._host[address] = (copy, backend)
 
     def _count_locked(self, **counts: float) -> None:
         with self._lock:
@@ -269,15 +319,7 @@ def _uploaded(saved: SavedTable, backend: Backend, *, is_resident: bool) -> Refe
     return ReferenceKV(saved.key, data, saved.table.nbytes, is_resident)
 
 
-def _streamed(table: ReferenceKV, backend: Backend) -> ReferenceKV:
-    """The same table in host memory."""
-    data = backend.upload_table(backend.download_table(table.data), is_resident=False)
-    return replace(table, data=data, is_resident=False)
-
-
-def _overflow(
-    tier: OrderedDict[_Address, tuple[ReferenceKV, Backend]], limit: int
-) -> list[tuple[_Address, tuple[ReferenceKV, Backend]]]:
+def _overflow(tier: OrderedDict[_Address, _Entry], limit: int) -> list[tuple[_Address, _Entry]]:
     """Take the least recently used tables out until the rest fits."""
     total, taken = _held(tier), []
     while total > limit:
@@ -287,7 +329,7 @@ def _overflow(
     return taken
 
 
-def _held(tier: OrderedDict[_Address, tuple[ReferenceKV, Backend]]) -> int:
+def _held(tier: OrderedDict[_Address, _Entry]) -> int:
     return sum(table.size_bytes for table, _ in tier.values())
 
 

@@ -11,10 +11,15 @@ from bootpig_rt.errors import CheckpointError, NumericalError, ParameterError
 from bootpig_rt.reference_kv import ReferenceKey
 from bootpig_rt.subject import SavedTable
 from bootpig_rt.table_storage import HostArray, HostTable, TableDtype, check_host_table
-from bootpig_rt.tensor_file import Tensor, read_tensor_file, write_tensor_file
+from bootpig_rt.tensor_file import (
+    Tensor,
+    read_tensor_file,
+    read_tensor_header,
+    write_tensor_file,
+)
 
 FORMAT = "bootpig-rt table"
-SCHEMA = "1"
+SCHEMA = "2"
 _KINDS: dict[str, str] = {
     "float32": "F32",
     "float16": "F16",
@@ -42,14 +47,26 @@ def read_table(path: Path, *, max_bytes: int) -> SavedTable:
         CheckpointError: Damaged, of another version, or with NaN.
     """
     file = read_tensor_file(path, max_bytes=max_bytes)
-    found = (file.metadata.get("format"), file.metadata.get("schema"))
-    if found != (FORMAT, SCHEMA):
-        raise CheckpointError(f"{path} is {found}, expected {(FORMAT, SCHEMA)}; delete it", path)
+    _check_kind(path, file.metadata)
     tensors = dict(file.tensors)
     saved = take_table(path, read_json_text(path, file.metadata, "key"), tensors, "")
     if tensors:
         raise CheckpointError(f"{path} holds {sorted(tensors)[0]!r}, which no table has", path)
     return saved
+
+
+def read_table_key(path: Path, *, max_bytes: int) -> ReferenceKey:
+    """What a table says that it was computed from; its numbers are not checked.
+
+    Raises:
+        CheckpointError: Damaged, or of another version.
+    """
+    metadata = read_tensor_header(path, max_bytes=max_bytes).metadata
+    _check_kind(path, metadata)
+    try:
+        return ReferenceKey.from_dict(read_json_text(path, metadata, "key"))
+    except ParameterError as error:
+        raise CheckpointError(f"{path} has no key: {error}; delete it", path) from error
 
 
 def table_tensors(table: HostTable, prefix: str) -> dict[str, Tensor]:
@@ -99,6 +116,12 @@ def read_json_text(path: Path, metadata: Mapping[str, str], name: str) -> Any:
         return json.loads(metadata[name])
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has no field {name!r}; make it again", path) from error
+
+
+def _check_kind(path: Path, metadata: Mapping[str, str]) -> None:
+    found = (metadata.get("format"), metadata.get("schema"))
+    if found != (FORMAT, SCHEMA):
+        raise CheckpointError(f"{path} is {found}, expected {(FORMAT, SCHEMA)}; delete it", path)
 
 
 def _take(key: ReferenceKey, tensors: dict[str, Tensor], name: str) -> HostArray:

@@ -23,6 +23,11 @@ AnyArray = npt.NDArray[Any]
 TableDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float8", "int8"]
 TABLE_DTYPES: tuple[str, ...] = get_args(TableDtype)
 
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+"""What a pair computes in: how exact the numbers of its tables are, however they are kept."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 LayerShape: TypeAlias = tuple[int, int, int]
 """Heads, tokens and head dim of one self-attention: H, M, D."""
 
@@ -132,6 +137,20 @@ def unpack(values: AnyArray, scale: FloatArray | None, dtype: TableDtype) -> Flo
         values = _FLOAT8_VALUES[values]
     numbers: FloatArray = values.astype(np.float32, copy=False)
     return numbers if scale is None else numbers * scale
+
+
+def write_entry(array: HostArray, index: int, dtype: TableDtype, out: AnyArray) -> None:
+    """One entry of keys or values, written to memory at hand in the type that this has.
+
+    Args:
+        array: Of a table of `dtype`.
+        index: 0 to E - 1.
+        dtype: How the table keeps its numbers.
+        out: [R, H, M, D], float32 or float16.
+    """
+    values = array.values[index]
+    is_same = values.dtype == out.dtype and array.scale is None
+    out[...] = values if is_same else _unpack_entry(array, index, dtype)
 
 
 def pack_table(layers: Sequence[tuple[FloatArray, FloatArray]], dtype: TableDtype) -> HostTable:

@@ -7,11 +7,12 @@ table is mapped rather than loaded, and because a file from a stranger is checke
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,28 @@ class TensorFile:
         path: Where it lies.
         metadata: Text by name.
         tensors: Mapped into memory, copy on write: a page is read when it is touched.
+        sha256: Over all of the above; it was checked.
     """
 
     path: Path
     metadata: Mapping[str, str]
     tensors: Mapping[str, Tensor]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of itself. Its bytes were not read, so it may be wrong.
+
+    Attributes:
+        metadata: Text by name.
+        shapes: Of the tensors, by name.
+        sizes_bytes: Of the tensors, by name.
+    """
+
+    metadata: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes_bytes: Mapping[str, int]
 
 
 def write_tensor_file(
@@ -109,7 +127,49 @@ def read_tensor_file(path: Path, *, max_bytes: int) -> TensorFile:
     Raises:
         CheckpointError: Missing, too large, truncated, changed, or no such file at all.
     """
+    header, start, size = _open(path, max_bytes)
+    with _os_errors(path):
+        data = np.memmap(path, dtype=np.uint8, mode="c", offset=0, shape=(size,))
+    metadata, written = _take_metadata(path, header)
+    digest = _digest_of_header({**header, "__metadata__": metadata})
+    tensors = {
+        name: _tensor(path, name, header[name], data[start + begin : start + end])
+        for begin, end, name in _places(path, header, size - start)
+    }
+    digest.update(data[start:].data)
+    if digest.hexdigest() != written:
+        raise _damaged(path, "its bytes are not those that were written")
+    return TensorFile(path, metadata, tensors, written)
+
+
+def read_tensor_header(path: Path, *, max_bytes: int) -> TensorHeader:
+    """Read the header alone and check that it fits the size of the file.
+
+    Args:
+        path: The file.
+        max_bytes: A larger file is refused.
+
+    Raises:
+        CheckpointError: Missing, too large, truncated, or no such file at all.
+    """
+    header, start, size = _open(path, max_bytes)
+    metadata, _ = _take_metadata(path, header)
+    places = _places(path, header, size - start)
+    shapes = {name: _shape(path, name, header[name], end - begin)[1] for begin, end, name in places}
+    return TensorHeader(metadata, shapes, {name: end - begin for begin, end, name in places})
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
     try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {describe_os_error(error)}", path) from error
+
+
+def _open(path: Path, max_bytes: int) -> tuple[dict[str, Any], int, int]:
+    """The header, where the tensors begin, and the size of the file."""
+    with _os_errors(path):
         size = path.stat().st_size
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file; give the file of a subject", path)
@@ -120,35 +180,31 @@ def read_tensor_file(path: Path, *, max_bytes: int) -> TensorFile:
                 path,
             )
         header, start = _read_header(path, size)
-        data = np.memmap(path, dtype=np.uint8, mode="c", offset=0, shape=(size,))
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read: {describe_os_error(error)}", path) from error
-    metadata = header.get("__metadata__")
+    return header, start, size
+
+
+def _take_metadata(path: Path, header: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """Take the metadata out of the header: its fields, and the digest among them."""
+    metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "it has no metadata")
-    written = metadata.pop("sha256", None)
-    digest = _digest_of_header(header)
-    del header["__metadata__"]
-    entries = sorted(
-        ((*_offsets(path, name, entry), name, entry) for name, entry in header.items()),
-        key=lambda found: found[:3],
-    )
-    expected = start + (entries[-1][1] if entries else 0)
-    if expected != size:
-        raise _damaged(path, f"{size} bytes, expected {expected}: it is truncated or too long")
-    tensors = {}
+    return metadata, metadata.pop("sha256", "")
+
+
+def _places(path: Path, header: dict[str, Any], data_bytes: int) -> list[tuple[int, int, str]]:
+    """First and last byte and name of each tensor, in their order: side by side, to the end."""
+    places = sorted((*_offsets(path, name, entry), name) for name, entry in header.items())
+    expected = places[-1][1] if places else 0
+    if expected != data_bytes:
+        raise _damaged(
+            path, f"{data_bytes} bytes of data, expected {expected}: it is truncated or too long"
+        )
     position = 0
-    for begin, end, name, entry in entries:
+    for begin, end, name in places:
         if begin != position:
             raise _damaged(path, f"tensor {name!r} overlaps another or leaves a gap")
-        tensors[name] = _tensor(path, name, entry, data[start + begin : start + end])
         position = end
-    digest.update(data[start:].data)
-    if digest.hexdigest() != written:
-        raise _damaged(path, "its bytes are not those that were written")
-    return TensorFile(path, metadata, tensors)
+    return places
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
@@ -184,18 +240,25 @@ def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
 
 
 def _tensor(path: Path, name: str, entry: dict[str, Any], data: AnyArray) -> Tensor:
+    kind, shape = _shape(path, name, entry, len(data))
+    return Tensor(kind, data.view(np.dtype(_TYPES[kind])).reshape(shape))
+
+
+def _shape(
+    path: Path, name: str, entry: dict[str, Any], size_bytes: int
+) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of a tensor, which fit its bytes."""
     kind, shape = entry.get("dtype"), entry.get("shape")
     if not isinstance(kind, str) or kind not in _TYPES:
         raise _damaged(path, f"tensor {name!r} is of type {kind!r}")
-    dims_are_sane = (
-        isinstance(shape, list)
-        and len(shape) <= _MAX_DIMS
-        and all(type(size) is int and size >= 0 for size in shape)
-    )
-    dtype = np.dtype(_TYPES[kind])
-    if not dims_are_sane or math.prod(shape) * dtype.itemsize != len(data):  # type: ignore[arg-type]
-        raise _damaged(path, f"tensor {name!r} has shape {shape} in {len(data)} bytes")
-    return Tensor(kind, data.view(dtype).reshape(shape))
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMS
+        or not all(type(length) is int and length >= 0 for length in shape)
+        or math.prod(shape) * np.dtype(_TYPES[kind]).itemsize != size_bytes
+    ):
+        raise _damaged(path, f"tensor {name!r} has shape {shape} in {size_bytes} bytes")
+    return kind, tuple(shape)
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

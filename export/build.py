@@ -1,6 +1,6 @@
 """`build_engine`: from a pair to a bundle that was checked against torch.
 
-The main path, top to bottom: checks, lock, weights, torch's side of the gate, graphs, the gate,
+The main path, top to bottom: lock, checks, weights, torch's side of the gate, graphs, the gate,
 engines, manifest, publication.
 Everything is made in a hidden folder beside the bundle, and takes its place at the end. What a
 graph is, `onnx_export.py` knows; what an engine is, `tensorrt_builder.py`; what goes into the
@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import bootpig_rt
 from bootpig_rt.bundle import Bundle, ParityReport, is_bundle, write_manifest
-from bootpig_rt.bundle_files import MANIFEST, SIGNATURE
+from bootpig_rt.bundle_files import MANIFEST, SIGNATURE, measure
+from bootpig_rt.cuda_devices import cuda_devices
 from bootpig_rt.errors import (
     BootPIGError,
     ParameterError,
@@ -32,7 +34,9 @@ from bootpig_rt.errors import (
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.describe import describe_engines, describe_graphs
 from bootpig_rt.export.estimate import estimate
+from bootpig_rt.export.parity import at_reduced_size
 from bootpig_rt.export.targets import require_buildable, tool_versions
+from bootpig_rt.export.tensorrt_layers import describe_engine
 from bootpig_rt.export.work_folder import WorkFolder, link_or_copy, remove, work_folder
 from bootpig_rt.signing import check_private_key
 
@@ -78,6 +82,7 @@ class _Order:
     base_model: Path | None
     options: BuildOptions
     key: Path | None
+    overwrite: bool
     gate_steps: int | None
 
     @property
@@ -105,6 +110,9 @@ def build_engine(
 ) -> BuildResult:
     """Build a bundle: all of it, or nothing in `output`.
 
+    Whatever ends a build early, the graphs and engines that were finished stay in a hidden folder
+    beside `output`, and the same call goes on from them; see `work_folder`.
+
     Args:
         pair_folder: The pair, in either layout.
         output: The bundle. May be `pair_folder` itself: its weights are then used where they are.
@@ -122,14 +130,17 @@ def build_engine(
         ParityError: The new graphs differ from torch; a report was left beside the output.
         StorageError: Disk full, read-only folder, or another build holds the output.
     """
-    order = _Order(pair_folder, output, base_model, options, key, gate_steps)
-    _check_output(order, overwrite)
+    order = _Order(pair_folder, output, base_model, options, key, overwrite, gate_steps)
+    check_output(pair_folder, output, options, overwrite=overwrite)
     if key is not None:
         check_private_key(key)
     require_buildable(options.target)
     track = _Track(options, progress)
     try:
-        result = _build(order, track)
+        with work_folder(output) as work:
+            # Once more: what was just said could have changed before the folder was ours.
+            check_output(pair_folder, output, options, overwrite=overwrite)
+            result = _build(order, work, track)
     except BootPIGError:
         raise
     except OSError as error:
@@ -141,71 +152,105 @@ def build_engine(
     return result
 
 
-def _build(order: _Order, track: _Track) -> BuildResult:
+def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
     from torch import nn
 
     from bootpig_rt.backends.torch_backend import TorchBackend
     from bootpig_rt.export.gate import compare_backend, place_of, record_reference
-    from bootpig_rt.export.stage_pair import check_in_place, pair_files, stage_pair
+
+    options, graphs = order.options, work.path / GRAPHS
+    with track.part("load", "loading the pair"):
+        pair, source_fingerprint = _load_and_stage(order, work)
+    place = place_of(options.target)
+    is_checked_later = options.is_engine and not place.is_target
+    # Graphs take any size, and what is compared is arithmetic: a machine that is not the target
+    # need not have the memory for large pictures.
+    profile = at_reduced_size(options.profile) if is_checked_later else options.profile
+    with track.part("torch", "running the pair in torch") as tell:
+        reference = record_reference(
+            TorchBackend(pair, "cpu"),
+            profile=profile,
+            merges=options.merges,
+            steps=order.gate_steps,
+            progress=tell,
+        )
+    config = pair.config
+    if options.precision == "float16":  # in its place: two copies would not fit
+        for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
+            nn.Module.half(module)
+    resumed = _export(order, pair, work, track)
+    _release(pair)  # it would not fit beside the new backend's copy
+    del pair
+    gc.collect()
+
+    not_run = ParityReport("not run", "the build has not come to it")
+    # The graphs of engines are a bundle for a CPU on the way.
+    on_way = replace(options, target="cpu", profile=profile) if options.is_engine else options
+    fingerprint = reference.fingerprint
+    manifest = describe_graphs(graphs, on_way, config, fingerprint, not_run, source_fingerprint)
+    write_manifest(graphs, manifest)
+    on_graphs = place_of("cpu") if place.is_target and options.is_engine else place
+    with track.part("compare", "comparing the graphs with torch") as tell:
+        gate = compare_backend(graphs, on_graphs, reference, options.precision, tell)
+    _require_parity(order, reference, gate)
+    if not options.is_engine:
+        report = gate.report if place.is_target else _as_not_run(gate.report)
+        finished = graphs
+    else:
+        resumed += _build_engines(order, work, track)
+        finished = work.path / ENGINES
+        report = _as_not_run(gate.report)
+        if reference.plan.side_px < options.profile.resolution_px[0]:
+            remark = f"they were compared at {reference.plan.side_px} px, which takes less memory"
+            report = _with_remark(report, remark)
+        manifest = describe_engines(
+            graphs, finished, options, config, fingerprint, report, source_fingerprint
+        )
+        if place.is_target:
+            write_manifest(finished, manifest)
+            with track.part("compare", "comparing the engines with torch") as tell:
+                gate = compare_backend(finished, place, reference, options.precision, tell)
+            _require_parity(order, reference, gate)
+            report = gate.report
+        layers = (f"{name}: {describe_engine(finished, name)}" for name in graph_names(options))
+        report = _with_remark(report, "; ".join(layers))
+    write_manifest(finished, replace(manifest, parity=report), key=order.key)
+    return BuildResult(_publish(order, finished, work), resumed)
+
+
+def _load_and_stage(order: _Order, work: WorkFolder) -> tuple[Pair, str]:
+    """Put the pair into the work folder, linked where graphs can point into its files.
+
+    Returns:
+        The pair that lies there now, and the fingerprint of the one that was given.
+    """
+    from bootpig_rt.export.stage_pair import (
+        check_in_place,
+        is_stored_half,
+        link_pair,
+        pair_files,
+        stored_type,
+        write_pair,
+    )
     from bootpig_rt.models.load import load_pair
 
-    options, profile = order.options, order.options.profile
-    with track.part("load", "loading the pair"):
-        pair = load_pair(order.pair_folder, base_model=order.base_model)
+    options, graphs = order.options, work.path / GRAPHS
+    pair = load_pair(order.pair_folder, base_model=order.base_model)
     fingerprint = pair.fingerprint
     files = None if order.base_model is not None else pair_files(order.pair_folder)
+    if files is not None and options.weights == "float16":
+        files = files if is_stored_half(order.pair_folder, files) else None
     if order.is_in_place:
         check_in_place(order.pair_folder, files)
     _check_free_space(order, pair.config)
-    with work_folder(order.output, _key(order, fingerprint)) as work:
-        graphs = work.path / GRAPHS
-        stage_pair(order.pair_folder, files, pair, graphs)
-        if files is None:  # the graphs point into what was written, so that is the pair from here
-            pair = load_pair(graphs)
-        with track.part("torch", "running the pair in torch") as tell:
-            reference = record_reference(
-                TorchBackend(pair, "cpu"),
-                profile=profile,
-                merges=options.merges,
-                steps=order.gate_steps,
-                progress=tell,
-            )
-        config = pair.config
-        if options.precision == "float16":  # in its place: two copies would not fit
-            for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
-                nn.Module.half(module)
-        resumed = _export(order, pair, work, track)
-        _release(pair)  # it would not fit beside the new backend's copy
-        del pair
-        gc.collect()
-
-        not_run = ParityReport("not run", "the build has not come to it")
-        # The graphs of engines are a bundle for a CPU on the way.
-        on_way = replace(options, target="cpu") if options.is_engine else options
-        manifest = describe_graphs(graphs, on_way, config, reference.fingerprint, not_run)
-        write_manifest(graphs, manifest)
-        place = place_of(options.target)
-        on_graphs = place_of("cpu") if place.is_target and options.is_engine else place
-        with track.part("compare", "comparing the graphs with torch") as tell:
-            gate = compare_backend(graphs, on_graphs, reference, options.precision, tell)
-        _require_parity(order, reference, gate)
-        if not options.is_engine:
-            report = gate.report if place.is_target else _as_not_run(gate.report)
-            finished = graphs
-        else:
-            resumed += _build_engines(order, work, track)
-            finished = work.path / ENGINES
-            report = _as_not_run(gate.report)
-            manifest = describe_engines(graphs, finished, options, config, fingerprint, report)
-            if place.is_target:
-                write_manifest(finished, manifest)
-                with track.part("compare", "comparing the engines with torch") as tell:
-                    gate = compare_backend(finished, place, reference, options.precision, tell)
-                _require_parity(order, reference, gate)
-                report = gate.report
-        write_manifest(finished, replace(manifest, parity=report), key=order.key)
-        bundle = _publish(order, finished, work)
-    return BuildResult(bundle, resumed)
+    work.resume(_key(order, fingerprint))
+    if files is not None:
+        link_pair(order.pair_folder, files, graphs)
+        return pair, fingerprint
+    is_exact = options.is_engine and options.precision == "float32"
+    write_pair(pair, graphs, dtype=stored_type(pair, options.weights, is_exact=is_exact))
+    _release(pair)
+    return load_pair(graphs), fingerprint  # the graphs point into it, so that is the pair from here
 
 
 def _release(pair: Pair) -> None:
@@ -226,7 +271,10 @@ def _export(order: _Order, pair: Pair, work: WorkFolder, track: _Track) -> int:
             if work.finished(file) is not None:
                 resumed += 1
                 continue
-            export_graph(name, pair, folder, precision=order.options.precision)
+            options = order.options
+            export_graph(
+                name, pair, folder, precision=options.precision, attention=options.attention
+            )
             work.finish(file, {})
     if resumed:
         logger.info("%d graphs were finished by an earlier build", resumed)
@@ -248,20 +296,22 @@ def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
     for name in graph_names(order.options):
         file = f"{ENGINES}/{name}.engine"
         with track.part("engine", f"building {name}") as tell:
-            if work.finished(file) is not None:
+            layers = work.finished(file)
+            if layers is not None:
                 resumed += 1
-                continue
-            report = build_trt_engine(
-                graphs / f"{name}.onnx",
-                work.path / file,
-                sm=order.options.target,
-                profile=order.options.profile,
-                plugin=order.options.plugin,
-                progress=_without_time_left(tell),
-            )
-            layers = json.dumps(report.to_dict(), indent=1) + "\n"
-            (engines / f"{name}.layers.json").write_text(layers, encoding="utf-8")
-            work.finish(file, {})
+            else:
+                report = build_trt_engine(
+                    graphs / f"{name}.onnx",
+                    work.path / file,
+                    sm=order.options.target,
+                    profile=order.options.profile,
+                    plugin=order.options.plugin,
+                    progress=_without_time_left(tell),
+                )
+                layers = report.to_dict()
+                work.finish(file, layers)
+            text = json.dumps(layers, indent=1) + "\n"
+            (engines / f"{name}.layers.json").write_text(text, encoding="utf-8")
     return resumed
 
 
@@ -289,10 +339,12 @@ def _require_parity(order: _Order, reference: Reference, gate: GateRun) -> None:
         return
     folder = order.output.with_name(f"{order.output.name}{PARITY_SUFFIX}")
     write_report(folder, gate.report, reference.recording, gate.recording)
+    fix = "build with --precision float32"
+    if order.options.precision == "float32":
+        fix = "report it with the numbers in that folder"
     raise ParityError(
         f"the {order.options.precision} graphs in {gate.report.backend} differ from torch: "
-        f"{describe_worst(gate.report.results)}; no bundle was made, see {folder}, or build with "
-        "--precision float32"
+        f"{describe_worst(gate.report.results)}; no bundle was made, see {folder}; {fix}"
     )
 
 
@@ -300,16 +352,29 @@ def _as_not_run(report: ParityReport) -> ParityReport:
     return replace(report, status="not run")
 
 
-def _check_output(order: _Order, overwrite: bool) -> None:
-    output, parent = order.output, order.output.parent
+def _with_remark(report: ParityReport, remark: str) -> ParityReport:
+    return replace(report, reason="; ".join(part for part in (report.reason, remark) if part))
+
+
+def check_output(
+    pair_folder: Path, output: Path, options: BuildOptions, *, overwrite: bool
+) -> None:
+    """Refuse an output that cannot be made, or in whose place something would be lost.
+
+    Raises:
+        ParameterError: It exists and may not be replaced, or is the pair and cannot hold engines.
+        StorageError: Its folder does not exist.
+    """
+    parent = output.parent
+    is_in_place = output.resolve() == pair_folder.resolve()
     if not parent.is_dir():
         raise StorageError(f"cannot build {str(output)!r}: no folder {str(parent)!r}; make it")
-    if order.is_in_place and order.options.is_engine:
+    if is_in_place and options.is_engine:
         raise ParameterError(
             f"{output} holds the weights of the pair, and engines hold them once more; "
             "choose another -o for this target"
         )
-    if order.is_in_place or not os.path.lexists(output):
+    if is_in_place or not os.path.lexists(output):
         return
     if output.is_symlink() or not output.is_dir():
         raise ParameterError(f"{output} is no folder; choose another -o")
@@ -340,15 +405,25 @@ def _check_free_space(order: _Order, config: PairConfig) -> None:
 
 def _key(order: _Order, fingerprint: str) -> str:
     """Stands for everything that graphs and engines depend on."""
-    from bootpig_rt.export.onnx_export import DEFAULT_OPSET
-
+    devices = cuda_devices() if order.options.target == "local" else ()
     parts = {
         "pair": fingerprint,
         "options": asdict(order.options),
-        "opset": DEFAULT_OPSET,
+        "gpu": devices[0].architecture if devices else None,
+        "sources": _sources_digest(),
         "tools": tool_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _sources_digest() -> str:
+    """sha256 over the source files that graphs and engines are made by."""
+    package = Path(bootpig_rt.__file__).parent
+    digest = hashlib.sha256()
+    for folder in ("export", "kernels", "models"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(f"{folder}/{path.name} {measure(path)[1]}\n".encode())
+    return digest.hexdigest()
 
 
 def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
@@ -356,6 +431,8 @@ def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
     from bootpig_rt.bundle import read_manifest
 
     output = order.output
+    # Hours may have passed, and the lock is for builds alone.
+    check_output(order.pair_folder, output, order.options, overwrite=order.overwrite)
     if not order.is_in_place:
         if output.exists():
             old = work.path / "old"

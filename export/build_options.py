@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from bootpig_rt.config import MAX_STEPS, check_int
 from bootpig_rt.errors import CheckpointError, ParameterError
@@ -23,6 +23,11 @@ _ENGINE_MAX_STEPS = 50
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
+Weights: TypeAlias = Literal["auto", "float16", "as-is"]
+"""How weights are stored: `as-is` as the pair has them, `float16` always, `auto` linked where the
+pair's files can be used and float16 where they must be written anew."""
+WEIGHTS: tuple[str, ...] = get_args(Weights)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -34,6 +39,7 @@ class BuildOptions:
         profile: Sizes that it must take.
         merges: Ways to combine several references; a graph each.
         plugin: Engines of the full TensorRT hold our kernel of the reference attention.
+        weights: How they are stored beside the graphs.
     """
 
     target: Target
@@ -41,11 +47,18 @@ class BuildOptions:
     profile: Profile
     merges: tuple[Merge, ...]
     plugin: bool = True
+    weights: Weights = "auto"
 
     @property
     def is_engine(self) -> bool:
         """Whether TensorRT runs it, rather than ONNX Runtime."""
         return self.target not in ("cpu", "cuda")
+
+    @property
+    def attention(self) -> Literal["standard", "onnxruntime"]:
+        """How attention is written: where it can, ONNX Runtime takes its own operator."""
+        is_plain = self.target == "cpu" and self.precision == "float32"
+        return "onnxruntime" if is_plain else "standard"
 
     def to_dict(self) -> dict[str, Any]:
         """For json."""
@@ -64,6 +77,7 @@ def build_options(
     max_steps: int | None = None,
     merges: tuple[str, ...] = (),
     plugin: bool = True,
+    weights: str = "auto",
 ) -> BuildOptions:
     """Check what was asked for and fill in what was left out.
 
@@ -82,6 +96,7 @@ def build_options(
         max_steps: Steps of the solver.
         merges: Some of `argmax`, `softmax`, `mean`, `concat`.
         plugin: For `local`: use our kernel of the reference attention where it can be had.
+        weights: One of `WEIGHTS`.
 
     Raises:
         ParameterError: Names the option, what it got and what is expected.
@@ -95,6 +110,8 @@ def build_options(
         raise ParameterError(
             f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}"
         )
+    if weights not in WEIGHTS:
+        raise ParameterError(f"--weights is {weights!r}, expected one of: {', '.join(WEIGHTS)}")
     unknown = [merge for merge in merges if merge not in MERGES]
     if unknown:
         raise ParameterError(f"merge is {unknown[0]!r}, expected one of: {', '.join(MERGES)}")
@@ -128,6 +145,7 @@ def build_options(
         profile=profile,
         merges=kept,
         plugin=plugin,
+        weights=cast("Weights", weights),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from bootpig_rt.bundle_files import digest_files, split_pair_files
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.graph_info import OnnxInfo, read_onnx
 from bootpig_rt.export.targets import tool_versions
+from bootpig_rt.export.tensorrt_layers import read_layers
 from bootpig_rt.manifest import FileInfo, PairInfo, SolverInfo
 from bootpig_rt.pair_config import PairConfig
 
@@ -25,6 +26,7 @@ def describe_graphs(
     config: PairConfig,
     fingerprint: str,
     parity: ParityReport,
+    source_fingerprint: str | None = None,
 ) -> Manifest:
     """The manifest of a folder with a pair and its ONNX graphs.
 
@@ -34,6 +36,7 @@ def describe_graphs(
         config: Of the pair.
         fingerprint: Of the pair in the folder.
         parity: What the gate found.
+        source_fingerprint: Of the pair as it was given, if its files were written anew.
 
     Raises:
         CheckpointError: A graph is damaged.
@@ -48,7 +51,13 @@ def describe_graphs(
     return Manifest(
         target=options.target,
         runtime=runtime,
-        pair=PairInfo(config.name, fingerprint, digest_files(weights), digest_files(others)),
+        pair=PairInfo(
+            config.name,
+            fingerprint,
+            digest_files(weights),
+            digest_files(others),
+            source_fingerprint if source_fingerprint != fingerprint else None,
+        ),
         precision=options.precision,
         opset=max(info.opset for info in found.values()),
         profile=options.profile,
@@ -69,6 +78,7 @@ def describe_engines(
     config: PairConfig,
     fingerprint: str,
     parity: ParityReport,
+    source_fingerprint: str | None = None,
 ) -> Manifest:
     """The manifest of a folder with engines; interfaces are those of the graphs they came from.
 
@@ -77,17 +87,19 @@ def describe_engines(
         engines: Holds `*.engine`, `*.layers.json` and the pair's configurations.
         options: That it was built with.
         config: Of the pair.
-        fingerprint: Of the pair that was asked for.
+        fingerprint: Of the pair beside the graphs.
         parity: What the gate found.
+        source_fingerprint: Of the pair as it was given, if its files were written anew.
     """
-    source = describe_graphs(graphs, options, config, fingerprint, parity)
+    source = describe_graphs(graphs, options, config, fingerprint, parity, source_fingerprint)
     files = {file.path: file for file in list_files(engines)}
     infos = []
-    version = ""
+    version, architecture, kernels = "", None, set()
     for graph in source.graphs:
         file = files[f"{graph.name}.engine"]
-        report = json.loads((engines / f"{graph.name}.layers.json").read_text(encoding="utf-8"))
-        version = report["runtime_version"]
+        report = read_layers(engines, graph.name)
+        version, architecture = report["runtime_version"], report["architecture"]
+        kernels.update(report["kernels"])
         infos.append(
             replace(
                 graph,
@@ -98,15 +110,22 @@ def describe_engines(
             )
         )
     flavour = flavour_of(options.target)
-    architecture = None if options.target == "local" else options.target
     _, others = split_pair_files(files.values())
     return replace(
         source,
         runtime=RuntimeInfo(flavour.package, version, None, architecture),  # type: ignore[arg-type]
         pair=replace(source.pair, config_sha256=digest_files(others)),
+        rsa_kernel_sha256=_digest_kernels(kernels),
         graphs=tuple(infos),
         files=tuple(files.values()),
     )
+
+
+def _digest_kernels(kernels: set[str]) -> str | None:
+    """One sha256 for the kernels of ours in all engines; None where there are none."""
+    if not kernels:
+        return None
+    return hashlib.sha256("".join(f"{kernel}\n" for kernel in sorted(kernels)).encode()).hexdigest()
 
 
 def _is_graph(path: str) -> bool:

@@ -9,17 +9,23 @@ import json
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+
+from bootpig_rt.backends.bundle_spec import self_attention_shapes
+from bootpig_rt.config import check_name
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.tensorrt_profiles import GUIDANCE_ROWS, pair_shape
 from bootpig_rt.pair_config import PairConfig, read_json
 from bootpig_rt.reference_schedule import ReferenceSchedule
+from bootpig_rt.table_storage import TABLE_DTYPES, TableDtype, table_bytes
 
 FORMULA = (
     "device memory = weights + table + attention + pictures; "
-    "table = entries x references x sum over layers of 2 x tokens x channels x bytes"
+    "table = entries x references x sum over layers of 2 x (tokens x channels x bytes "
+    "+ 4 x heads, the scales, in float8 and int8)"
 )
 
 NUM_FIXED_GRAPHS = 4
@@ -64,7 +70,9 @@ class Estimate:
         parameters: Of the pair, numbers not bytes.
         disk_bytes: Of the finished bundle.
         free_bytes: What a build needs on the disk while it runs.
-        table_entries: E of a reference table, with the pair's default schedule and steps.
+        table_entries: E of a reference table, with the pair's default steps.
+        table_dtype: What the numbers of the table lie on the device in.
+        reference_schedule: Of the table.
         usual: Memory for one picture of the usual size with one reference.
         largest: Memory for a full batch of the largest pictures with the most references.
     """
@@ -73,6 +81,8 @@ class Estimate:
     disk_bytes: int
     free_bytes: int
     table_entries: int
+    table_dtype: TableDtype
+    reference_schedule: str
     usual: Memory
     largest: Memory
 
@@ -91,6 +101,8 @@ def estimate(
     options: BuildOptions,
     *,
     num_graphs: int,
+    reference_schedule: str | None = None,
+    table_dtype: str | None = None,
 ) -> Estimate:
     """Expected sizes of a bundle.
 
@@ -100,9 +112,13 @@ def estimate(
         config: Of the pair.
         options: What is asked for.
         num_graphs: Files of graphs or engines.
+        reference_schedule: Of the reference table; the pair's own by default.
+        table_dtype: How the table keeps its numbers; by default, and always where engines read it,
+            as the graphs compute.
 
     Raises:
         CheckpointError: A configuration or a header cannot be read.
+        ParameterError: Another schedule or type than there are.
     """
     stored, parameters = {}, {}
     names = ["base_unet"] if config.shared_unet else ["base_unet", "ref_unet"]
@@ -111,10 +127,13 @@ def estimate(
         parameters[name], stored[name] = _count(part)
     # Weights become second names of the pair's files where graphs can point into those.
     is_single = (folder / "pair.json").is_file() and not any(folder.glob("*/*.index.json"))
-    is_linked = folder == rest and is_single
     total = sum(parameters.values())
     width = _BYTES_OF[options.precision]
     on_disk = sum(stored.values())
+    is_wide = on_disk > 2 * total
+    is_linked = folder == rest and is_single and not (options.weights == "float16" and is_wide)
+    if not is_linked and options.weights != "as-is":
+        on_disk = min(on_disk, 2 * total)
     engines = 0
     if options.is_engine:  # each engine holds the weights of its graph
         steps = num_graphs - NUM_FIXED_GRAPHS
@@ -122,12 +141,19 @@ def estimate(
         engines += width * parameters["base_unet"] if config.shared_unet else 0
     graphs = num_graphs * _GRAPH_BYTES
     disk = engines + graphs if options.is_engine else on_disk + graphs
-    entries = _entries(config, options)
+    schedule, entries = _schedule(config, options, reference_schedule)
+    dtype: TableDtype = options.precision
+    if table_dtype is not None:
+        check_name("table_dtype", table_dtype, TABLE_DTYPES)
+        dtype = dtype if options.is_engine else cast("TableDtype", table_dtype)
+    unet = read_json(folder / "base_unet" / "config.json")
+    pixels_per_latent = pair_shape(folder, rest).pixels_per_latent
     profile = options.profile
     held = engines if options.is_engine else width * total
 
     def memory(side_px: int, batch: int, references: int) -> Memory:
-        table = entries * references * _table_bytes(folder, rest, side_px, width)
+        shapes = self_attention_shapes(unet, side_px // pixels_per_latent)
+        table = table_bytes(shapes, num_entries=entries, num_references=references, dtype=dtype)
         attention, pictures = _activation_bytes(folder, rest, side_px, batch)
         return Memory(held, table, attention, pictures)
 
@@ -136,24 +162,22 @@ def estimate(
         disk_bytes=disk,
         free_bytes=graphs + engines + (0 if is_linked else on_disk),
         table_entries=entries,
+        table_dtype=dtype,
+        reference_schedule=str(schedule),
         usual=memory(profile.resolution_px[1], 1, 1),
         largest=memory(profile.resolution_px[2], profile.max_batch, profile.max_references),
     )
 
 
-def _entries(config: PairConfig, options: BuildOptions) -> int:
-    """E of the table that a user gets without asking for another schedule."""
+def _schedule(
+    config: PairConfig, options: BuildOptions, text: str | None
+) -> tuple[ReferenceSchedule, int]:
+    """A reference schedule, the pair's own by default, and E for the pair's default steps."""
     schedule = ReferenceSchedule.default_for(config.reference_timestep)
+    if text is not None:
+        schedule = ReferenceSchedule.parse(text, schedule.mode)
     steps = min(config.default_steps, options.profile.max_steps)
-    return steps if schedule.mode == "exact" else 1
-
-
-def _table_bytes(folder: Path, rest: Path, side_px: int, width: int) -> int:
-    """Keys and values of one reference in one entry: 2 x tokens x channels of each layer."""
-    shape = pair_shape(folder, rest)
-    channels = read_json(folder / "base_unet" / "config.json")["block_out_channels"]
-    tokens = (side_px // shape.pixels_per_latent) ** 2
-    return sum(2 * (tokens // 4**level) * channels[level] * width for level in shape.level_of_layer)
+    return schedule, len(schedule.timesteps(np.zeros(steps, np.int64)))
 
 
 def _activation_bytes(folder: Path, rest: Path, side_px: int, batch: int) -> tuple[int, int]:

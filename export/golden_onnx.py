@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,8 @@ class OnnxGoldenPair:
     def __init__(self, folder: Path, base: BaseUNet, reference: ReferenceUNet) -> None:
         """Copy the weights, which the graphs point to."""
         self._base, self._reference = base, reference
-        self._temporary = tempfile.TemporaryDirectory(prefix="bootpig-golden-")
-        self._folder = Path(self._temporary.name)
+        self._folder = Path(tempfile.mkdtemp(prefix="bootpig-golden-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         for part in ("base_unet", "ref_unet"):
             shutil.copytree(folder / part, self._folder / part)
         # The merge of the recordings is a choice by `argmax`, and some choices hang on the last

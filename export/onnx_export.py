@@ -5,8 +5,8 @@ pair's weights; each weight becomes external data that points into the folder, b
 the file has another type (runtimes fold it when they load); the body of the reference attention is
 added as a model-local function.
 
-Attention is written out in standard operators, scores and softmax in float32. This file knows no
-runtime and no manifest.
+Attention is written out in standard operators, scores and softmax in float32, or is ONNX Runtime's
+own fused operator, which never holds all scores at once. This file knows no manifest.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
-from onnxscript import ir, opset20
+from onnxscript import ir, opset20, values
 from onnxscript.optimizer import _optimizer
 from torch import nn
 
@@ -30,7 +30,12 @@ from bootpig_rt import __version__
 from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
-from bootpig_rt.export.reference_op import function_body
+from bootpig_rt.export.reference_op import (
+    ORT_DOMAIN,
+    function_body,
+    ort_attention_schema,
+    with_shapes,
+)
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
@@ -39,6 +44,12 @@ __all__ = ["DEFAULT_OPSET", "GRAPH_NAMES", "export_graph", "write_graph"]
 
 # While tracing, the operators take values that the types of onnxscript do not name.
 op: Any = opset20
+ort_attention: Any = values.Op(
+    values.Opset(ORT_DOMAIN, 1), "MultiHeadAttention", ort_attention_schema()
+)
+
+Attention: TypeAlias = Literal["standard", "onnxruntime"]
+"""How attention is written: in operators that every runtime reads, or as ONNX Runtime's own."""
 
 DEFAULT_OPSET = 20
 """The first with `Gelu`; every runtime that we know of reads it."""
@@ -69,6 +80,7 @@ def export_graph(
     folder: Path,
     *,
     precision: Literal["float32", "float16"] = "float32",
+    attention: Attention = "standard",
     opset: int = DEFAULT_OPSET,
 ) -> Path:
     """Write one graph of a pair, `folder/name.onnx`.
@@ -78,6 +90,7 @@ def export_graph(
         pair: Loaded from `folder`, on the CPU.
         folder: Holds the weights that the graph points to.
         precision: What the graph computes in; text states and reference tables have this type.
+        attention: How it is written; `onnxruntime` takes float32.
         opset: Of ONNX, one of `OPSETS`.
 
     Returns:
@@ -92,13 +105,30 @@ def export_graph(
     if precision not in _DTYPES:
         raise ParameterError(f"precision is {precision!r}, expected {' or '.join(_DTYPES)}")
     dtype = _DTYPES[precision]
+    if attention == "onnxruntime" and precision != "float32":
+        raise ParameterError(
+            f"attention {attention!r} in {precision}, expected float32: ONNX Runtime has it for no "
+            "other type on a CPU; take attention 'standard'"
+        )
     graph = build_graph(name, _of_type(pair, dtype), dtype=dtype)
-    shared = pair.config.shared_unet
-    return write_graph(graph, folder, half=precision == "float16", shared=shared, opset=opset)
+    return write_graph(
+        graph,
+        folder,
+        half=precision == "float16",
+        shared=pair.config.shared_unet,
+        attention=attention,
+        opset=opset,
+    )
 
 
 def write_graph(
-    graph: Graph, folder: Path, *, half: bool = False, shared: bool = False, opset: int
+    graph: Graph,
+    folder: Path,
+    *,
+    half: bool = False,
+    shared: bool = False,
+    attention: Attention = "standard",
+    opset: int,
 ) -> Path:
     """Write a graph whose modules are at hand; see `export_graph`.
 
@@ -107,12 +137,13 @@ def write_graph(
         folder: Holds the weights.
         half: The modules are float16.
         shared: Both U-Nets have the weights in `base_unet`.
+        attention: How it is written.
         opset: One of `OPSETS`.
     """
     if opset not in OPSETS:
         raise ParameterError(f"opset is {opset}, expected {OPSETS[0]}..{OPSETS[-1]}")
     stored = _stored_parameters(graph.module, folder, shared=shared)
-    model = _translate(graph, opset)
+    model = _translate(graph, opset, attention)
     _optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, stored))
     _drop_traces(model)
     _point_to_files(model, stored, folder)
@@ -120,9 +151,14 @@ def write_graph(
     model.producer_name, model.producer_version = "bootpig_rt", __version__
     model.graph.name = graph.name
     model.opset_imports[""] = opset
+    if attention == "onnxruntime":
+        model.opset_imports[ORT_DOMAIN] = 1
+        with_shapes(model)
     proto = ir.to_proto(model)
     if graph.merge is not None:
-        proto.functions.append(function_body(graph.merge, half=half, opset=opset))
+        is_fused = attention == "onnxruntime"
+        body = function_body(graph.merge, half=half, is_fused=is_fused, opset=opset)
+        proto.functions.append(body)
     path = folder / f"{graph.name}.onnx"
     atomic_write_bytes(path, proto.SerializeToString())
     return path
@@ -161,7 +197,7 @@ def _stored_parameters(module: nn.Module, folder: Path, *, shared: bool) -> dict
     return stored
 
 
-def _translate(graph: Graph, opset: int) -> Any:
+def _translate(graph: Graph, opset: int, attention: Attention) -> Any:
     """Trace and translate, without optimisations."""
     names = list(graph.inputs)
     axes: list[Any] = [graph.axes.get(name) for name in names]
@@ -169,7 +205,9 @@ def _translate(graph: Graph, opset: int) -> Any:
         first = names.index("ref_of_row") + 1
         axes = [*axes[:first], tuple(axes[first:])]
     table: dict[Callable[..., Any], Callable[..., Any]] = {
-        torch.ops.aten.scaled_dot_product_attention.default: _attention,
+        torch.ops.aten.scaled_dot_product_attention.default: (
+            _fused_attention if attention == "onnxruntime" else _attention
+        ),
         torch.ops.aten.silu.default: _silu,
     }
     try:
@@ -245,6 +283,38 @@ def _attention(
     if half:
         share = op.Cast(share, to=10)
     return op.MatMul(share, value)
+
+
+def _fused_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """The same as ONNX Runtime's operator, which takes tokens [B, S, H * D].
+
+    Masked attention stays written out: with a mask the operator holds all scores as well.
+    """
+    if is_causal or attn_mask is not None:
+        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    _, heads, _, width = query.shape
+    joined = (
+        op.Reshape(op.Transpose(each, perm=[0, 2, 1, 3]), _shape(0, 0, heads * each.shape[-1]))
+        for each in (query, key, value)
+    )
+    factor = width**-0.5 if scale is None else scale
+    attended = ort_attention(*joined, num_heads=heads, scale=factor)
+    split = op.Reshape(attended, _shape(0, 0, heads, value.shape[-1]))
+    return op.Transpose(split, perm=[0, 2, 1, 3])
+
+
+def _shape(*sizes: int) -> Any:
+    """For `Reshape`, where 0 keeps an axis."""
+    return op.Constant(value_ints=list(sizes))
 
 
 def _silu(x: Any) -> Any:

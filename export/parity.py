@@ -8,7 +8,7 @@ pairs of Stable Diffusion's size would not fit side by side. Knows backends by t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,7 +41,10 @@ PICTURE = ".picture"
 
 _NUM_GRAPHS = 4
 
-_LARGE_PX, _REDUCED_PX = 128, 256
+_LARGE_PX = 128
+
+REDUCED_PX = 256
+"""Side that pairs of large pictures are run at, where it may be chosen."""
 
 _SEED = 0x9A7E
 _PEAK = 2.0  # pixels lie in [-1, 1]
@@ -114,7 +117,7 @@ def make_plan(
     is_large = usual > _LARGE_PX
     side = usual
     if is_large:
-        reduced = min(usual, _REDUCED_PX) // spec.size_multiple_px * spec.size_multiple_px
+        reduced = min(usual, REDUCED_PX) // spec.size_multiple_px * spec.size_multiple_px
         side = max(low, reduced)
     if steps is None:
         steps = 2 if is_large else config.default_steps
@@ -143,6 +146,12 @@ def make_plan(
             for merge in merges
         ]
     return Plan(side, tuple(cases))
+
+
+def at_reduced_size(profile: Profile) -> Profile:
+    """A profile whose large pictures may be run at `REDUCED_PX`, for graphs that take any size."""
+    low, usual, high = profile.resolution_px
+    return replace(profile, resolution_px=(min(low, REDUCED_PX), usual, high))
 
 
 def record(backend: Backend, plan: Plan, progress: Progress | None = None) -> Recording:

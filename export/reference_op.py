@@ -22,16 +22,20 @@ averages them (BootPIG, arXiv 2401.13974, eq. 5 to 8; the weights add up to 1, s
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import onnx
 import torch
 from onnx import parser
+from onnxscript import ir
 from torch import Tensor
 
 from bootpig_rt.pair_config import Merge
 
 DOMAIN = "bootpig_rt"
+ORT_DOMAIN = "com.microsoft"
+"""ONNX Runtime's own operators."""
+
 OP_TYPE = "ReferenceAttention"
 VERSION = 1
 
@@ -69,25 +73,76 @@ def needs_out_weight(merge: str) -> bool:
     return merge in ("argmax", "softmax")
 
 
-def function_body(merge: OpMerge, *, half: bool, opset: int) -> onnx.FunctionProto:
-    """The operator in standard operators.
+def with_shapes(model: Any) -> None:
+    """Give each operator of a traced model the attributes that a fused body reads.
+
+    Args:
+        model: `onnxscript.ir.Model`; changed in place.
+    """
+    for node in model.graph:
+        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+            _, heads, _, width = node.inputs[0].shape
+            node.attributes["joined_shape"] = ir.AttrInt64s("joined_shape", [0, 0, heads * width])
+            node.attributes["split_shape"] = ir.AttrInt64s("split_shape", [0, 0, heads, width])
+            node.attributes["heads"] = ir.AttrInt64("heads", heads)
+
+
+def ort_attention_schema() -> onnx.defs.OpSchema:
+    """What a tracer must know of `MultiHeadAttention`, the part that is used here.
+
+    Queries [B, S, H * D], keys and values [B, L, H * D]; the result is [B, S, H * D]. With keys by
+    head, [B, H, L, D], it computes the same and holds all scores.
+
+    Source: the documentation of ONNX Runtime's contributed operators.
+    """
+    schema = onnx.defs.OpSchema
+    tensor = schema.FormalParameter
+    return schema(
+        "MultiHeadAttention",
+        ORT_DOMAIN,
+        1,
+        inputs=[tensor("query", "T"), tensor("key", "T"), tensor("value", "T")],
+        outputs=[tensor("output", "T")],
+        type_constraints=[("T", ["tensor(float)"], "float32")],
+        attributes=[
+            schema.Attribute("num_heads", schema.AttrType.INT),
+            schema.Attribute("scale", schema.AttrType.FLOAT),
+        ],
+    )
+
+
+def function_body(
+    merge: OpMerge, *, half: bool, is_fused: bool = False, opset: int
+) -> onnx.FunctionProto:
+    """The operator in standard operators, or with ONNX Runtime's own attention.
 
     Args:
         merge: How references are combined.
+        is_fused: Attention is `com.microsoft::MultiHeadAttention`, which never holds all scores;
+            the operator then has the attributes of `with_shapes`. Float32 only.
         half: q, k, v and the table are float16: scores, softmax and norms are then float32, because
             the scores of Stable Diffusion 2.1 are too large for float16.
         opset: Of the standard operators.
     """
     weight = ", out_weight" if needs_out_weight(merge) else ""
+    more = ", joined_shape, split_shape, heads" if is_fused else ""
+    imports = f', "{ORT_DOMAIN}" : 1' if is_fused else ""
     text = f"""
-    <opset_import: ["" : {opset}], domain: "{DOMAIN}">
-    {OP_TYPE} <merge, scale> (q, k, v, ref_k, ref_v, ref_of_row{weight}) => (attended) {{
+    <opset_import: ["" : {opset}{imports}], domain: "{DOMAIN}">
+    {OP_TYPE} <merge, scale{more}> (q, k, v, ref_k, ref_v, ref_of_row{weight}) => (attended) {{
+        {_SHAPES if is_fused else ""}
         {_SPLIT}
         {_MERGES[merge]}
         attended = Concat <axis = 0> (plain, merged)
     }}"""
-    return parser.parse_function(_expand(text, half))
+    return parser.parse_function(_expand(text, half, is_fused))
 
+
+# For tokens [N, S, H * D], which ONNX Runtime's attention takes, and back.
+_SHAPES = """
+        joined_shape = Constant <value_ints : ints = @joined_shape> ()
+        split_shape = Constant <value_ints : ints = @split_shape> ()
+"""
 
 # Rows without references (`_p`) and with (`_r`). Two Slices and no Split, behind which TensorRT
 # does not fuse the attention.
@@ -261,7 +316,7 @@ _MERGES = {
 }
 
 
-def _expand(text: str, half: bool) -> str:
+def _expand(text: str, half: bool, is_fused: bool) -> str:
     """Write out the two abbreviations of the bodies above.
 
     `ATTEND (out, q, k, v[, mask])` is softmax(q k^T + mask) v with q already scaled, `WIDE (out,
@@ -272,7 +327,9 @@ def _expand(text: str, half: bool) -> str:
         name, _, arguments = line.strip().rstrip(")").partition(" (")
         names = arguments.split(", ")
         if name == "ATTEND":
-            lines += _attend(names, half)
+            is_masked = len(names) > 4  # with a mask, the fused operator holds all scores as well
+            fused = is_fused and not is_masked
+            lines += _attend_fused(*names) if fused else _attend(names, half)
         elif name == "WIDE":
             lines.append(f"{names[0]} = {'Cast <to = 1>' if half else 'Identity'} ({names[1]})")
         else:
@@ -298,3 +355,19 @@ def _attend(names: list[str], half: bool) -> list[str]:
         share = f"{out}_share16"
         lines.append(f"{share} = Cast <to = 10> ({out}_share)")
     return [*lines, f"{out} = MatMul ({share}, {v})"]
+
+
+def _attend_fused(out: str, q: str, k: str, v: str) -> list[str]:
+    lines = []
+    for kind, name in (("q", q), ("k", k), ("v", v)):
+        lines += [
+            f"{out}_{kind}_by_token = Transpose <perm = [0, 2, 1, 3]> ({name})",
+            f"{out}_{kind}_joined = Reshape ({out}_{kind}_by_token, joined_shape)",
+        ]
+    return [
+        *lines,
+        f"{out}_wide = {ORT_DOMAIN}.MultiHeadAttention <num_heads : int = @heads, scale = 1.0> "
+        f"({out}_q_joined, {out}_k_joined, {out}_v_joined)",
+        f"{out}_split = Reshape ({out}_wide, split_shape)",
+        f"{out} = Transpose <perm = [0, 2, 1, 3]> ({out}_split)",
+    ]

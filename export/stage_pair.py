@@ -7,6 +7,7 @@ the disk once; the published layout and sharded weights are written anew.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,10 +17,13 @@ from safetensors import safe_open
 
 from bootpig_rt.bundle_files import list_files
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.export.build_options import Weights
 from bootpig_rt.export.work_folder import link_or_copy, remove
 from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM, Pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.pair_config import read_pair_config
+
+logger = logging.getLogger(__name__)
 
 _GRAPH_SUFFIXES = (".onnx", ".engine", ".layers.json")
 
@@ -48,6 +52,17 @@ def pair_files(folder: Path) -> list[str] | None:
     return files + [file for file in tokenizer if (folder / file).is_file()]
 
 
+def is_stored_half(folder: Path, files: list[str]) -> bool:
+    """Whether all weights in the files of `pair_files` are float16."""
+    for file in files:
+        if file.endswith(".safetensors"):
+            with safe_open(folder / file, framework="pt") as stream:
+                names = stream.keys()
+                if any(stream.get_slice(name).get_dtype() != "F16" for name in names):
+                    return False
+    return True
+
+
 def check_in_place(folder: Path, files: list[str] | None) -> None:
     """Refuse to turn a pair's own folder into a bundle where that cannot end well.
 
@@ -61,8 +76,9 @@ def check_in_place(folder: Path, files: list[str] | None) -> None:
     """
     if files is None:
         raise ParameterError(
-            f"{folder} cannot become a bundle in its own place: it is not the single folder with "
-            "one safetensors file a module that graphs can point into; choose another -o"
+            f"{folder} cannot become a bundle in its own place, because its weights must be "
+            "written anew: they are not one safetensors file a module that graphs can point into, "
+            "or not float16 as --weights asks for; choose another -o"
         )
     for file in list_files(folder):
         if file.path not in files and not file.path.endswith(_GRAPH_SUFFIXES):
@@ -72,31 +88,42 @@ def check_in_place(folder: Path, files: list[str] | None) -> None:
             )
 
 
-def stage_pair(source: Path, files: list[str] | None, pair: Pair, folder: Path) -> None:
-    """Put a pair into a folder, which may hold what an earlier build left.
+def link_pair(source: Path, files: list[str], folder: Path) -> None:
+    """Give a pair a second place, where its weights are the same files.
 
     Args:
         source: Where the pair lies.
         files: From `pair_files`.
-        pair: What was loaded from there; written when `files` is None.
-        folder: Where graphs will be written.
+        folder: Where graphs will be written; may hold what an earlier build left.
+
+    Raises:
+        OSError: The disk is full, read-only or otherwise refuses.
+    """
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        if file.endswith(".safetensors"):
+            link_or_copy(source / file, folder / file)
+        else:  # small, and edited by hand now and then
+            shutil.copyfile(source / file, folder / file)
+
+
+def write_pair(pair: Pair, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write a pair anew, as files that graphs can point into.
+
+    Args:
+        pair: What to write.
+        folder: Where graphs will be written; may hold what an earlier build left.
+        dtype: Of the weights on disk; see `stored_type`.
 
     Raises:
         NumericalError: A weight is too large for float16.
         StorageError, OSError: The disk is full, read-only or otherwise refuses.
     """
     folder.mkdir(exist_ok=True)
-    if files is not None:
-        for file in files:
-            (folder / file).parent.mkdir(exist_ok=True)
-            if file.endswith(".safetensors"):
-                link_or_copy(source / file, folder / file)
-            else:  # small, and edited by hand now and then
-                shutil.copyfile(source / file, folder / file)
-        return
     written = folder.with_name(f"{folder.name}.pair")
     remove(written)
-    save_pair(pair, written, dtype=_stored_type(source))
+    save_pair(pair, written, dtype=dtype)
     for entry in written.iterdir():
         target = folder / entry.name
         remove(target)
@@ -104,11 +131,31 @@ def stage_pair(source: Path, files: list[str] | None, pair: Pair, folder: Path) 
     shutil.rmtree(written)
 
 
-def _stored_type(source: Path) -> torch.dtype:
-    """float16 if the Base U-Net is stored so, else float32: nothing is lost."""
-    for path in sorted((source / "base_unet").glob("*.safetensors")):
-        with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():
-                if stream.get_slice(name).get_dtype() != "F16":
-                    return torch.float32
+def stored_type(pair: Pair, weights: Weights, *, is_exact: bool) -> torch.dtype:
+    """The type that weights are written in where they are written anew.
+
+    Args:
+        pair: Loaded in float32.
+        weights: What was asked for. `auto` is float16 where the values fit into it.
+        is_exact: With `auto`: whoever compares the result with the pair has no stored weights to
+            compute with, as for engines in float32.
+
+    Returns:
+        float16 or float32. Graphs that compute in float32 read float16 and widen it.
+    """
+    if weights == "float16":
+        return torch.float16
+    modules = (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder)
+    states = (tensor for module in modules for tensor in module.state_dict().values())
+    tensors = [tensor for tensor in states if tensor.is_floating_point()]
+    if all(torch.equal(tensor, tensor.half().to(tensor.dtype)) for tensor in tensors):
+        return torch.float16
+    if weights == "as-is" or is_exact:
+        return torch.float32
+    largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
+    if largest > torch.finfo(torch.float16).max:
+        logger.warning(
+            "weights stay float32 on disk: the largest is %.3g, and float16 ends at 65504", largest
+        )
+        return torch.float32
     return torch.float16

@@ -32,7 +32,7 @@ from bootpig_rt.export.tensorrt_layers import (
     layer_report,
     parse_layers,
 )
-from bootpig_rt.export.tensorrt_plugin import Capability, capability, use_plugin
+from bootpig_rt.export.tensorrt_plugin import Capability, capability, kernels_given, use_plugin
 from bootpig_rt.export.tensorrt_profiles import ShapeRange, input_ranges, pair_shape
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class EngineReport:
         inputs: Name -> least, usual and largest shape.
         layers: What became of the graph.
         attention: What computes the reference attentions; empty where the graph has none.
+        architecture: Of the GPU that it is for, `sm_89`.
+        kernels: sha256 of each text of ours that TensorRT was given as a kernel, sorted.
     """
 
     graph: str
@@ -75,6 +77,8 @@ class EngineReport:
     inputs: dict[str, ShapeRange]
     layers: LayerReport
     attention: str = ""
+    architecture: str | None = None
+    kernels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For json: shapes by the names of `ShapeRange`."""
@@ -118,19 +122,40 @@ def build_trt_engine(
     if not onnx.is_file():
         raise CheckpointError(f"graph {onnx} is missing; export the pair again", onnx)
     start = time.monotonic()
-    log = _make_log(trt)
-    build = _Build(trt, flavour, log)
-    build.parse(onnx, capability(flavour, cuda_devices(), is_wanted=plugin))
-    shapes = input_ranges(onnx.stem, build.inputs(), profile=profile, shape=pair_shape(onnx.parent))
-    build.configure(sm, shapes)
-    plan = build.run(onnx.stem, progress)
-    view = memoryview(plan)
-    layers = layer_report(log.layers, view)
+    devices = cuda_devices()
+    attention = capability(flavour, devices, is_wanted=plugin)
+    shape = pair_shape(onnx.parent)
+    moves_casts = True
+    while True:
+        log = _make_log(trt)
+        build = _Build(trt, flavour, log)
+        num_moved = build.parse(onnx, attention, moves_casts=moves_casts)
+        shapes = input_ranges(onnx.stem, build.inputs(), profile=profile, shape=shape)
+        build.configure(sm, shapes)
+        with kernels_given() as kernels:
+            plan = build.run(onnx.stem, progress)
+        view = memoryview(plan)
+        layers = layer_report(log.layers, view)
+        if not (num_moved and layers.unfused_half_scores):
+            break
+        logger.info(
+            "%s: %d attentions are not fused; building it again with their scores in float32",
+            onnx.stem,
+            layers.unfused_half_scores,
+        )
+        moves_casts = False
     if layers.half_scores:
         raise EngineError(
             f"{flavour.name} {trt.__version__} sums the scores of {layers.half_scores} attentions "
             f"of {onnx.stem} in float16, which overflows with the weights of Stable Diffusion 2.1; "
             "use another version, or build with --precision float32"
+        )
+    if flavour.keeps_kernel_source and layers.fused_attentions and not layers.score_types:
+        logger.warning(
+            "%s: %s %s does not say in which type its fused attentions sum scores",
+            onnx.stem,
+            flavour.name,
+            trt.__version__,
         )
     with atomic_write(engine) as stream:
         stream.write(plan)
@@ -145,6 +170,8 @@ def build_trt_engine(
         inputs=shapes,
         layers=layers,
         attention=build.attention,
+        architecture=sm if flavour.names_target else devices[0].architecture if devices else None,
+        kernels=tuple(sorted(kernels)),
     )
 
 
@@ -167,12 +194,16 @@ class _Build:
         self._config = builder.create_builder_config()
         self.attention = ""
 
-    def parse(self, onnx: Path, attention: Capability) -> None:
+    def parse(self, onnx: Path, attention: Capability, *, moves_casts: bool) -> int:
         """Read the graph and the weights that it points to.
 
         Args:
             onnx: The graph.
             attention: Whether there is a plugin for its reference attentions.
+            moves_casts: Have attentions in the form that TensorRT fuses.
+
+        Returns:
+            How many attentions were brought into that form.
 
         Raises:
             CheckpointError: It is damaged, or has an operator that TensorRT does not take.
@@ -185,10 +216,10 @@ class _Build:
                 f"{onnx} is truncated or no ONNX graph; export the pair again", onnx
             ) from error
         self._choose_attention(model, attention)
-        cast_behind_scores(model)
+        num_moved = cast_behind_scores(model) if moves_casts else 0
         # With its path, beside which the weights lie.
         if parser.parse(model.SerializeToString(), str(onnx)):
-            return
+            return num_moved
         reason = "no reason given"
         if parser.num_errors:
             first = parser.get_error(0)
@@ -204,8 +235,9 @@ class _Build:
         """Have the plugin compute the reference attentions, or the operator's body; say which."""
         if not any(node.domain == DOMAIN for node in model.graph.node):
             return
-        if attention.is_there and not use_plugin(model):
-            attention = Capability(None, "it does not compute this merge")
+        if attention.is_there:
+            reason = use_plugin(model)
+            attention = Capability(None, reason) if reason else attention
         self.attention = str(attention)
         logger.info("reference attention of %s: %s", model.graph.name, attention)
 

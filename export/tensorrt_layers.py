@@ -7,8 +7,13 @@ are read here. This file knows text and bytes, and no TensorRT.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.backends.tensorrt_flavours import flavour_of
 
 LAYERS_MESSAGE = "Layers:\n"
 """How the log message that lists the final layers begins."""
@@ -23,7 +28,8 @@ _TYPE = re.compile(r"Datatype: (\w+)")
 _HEAVY_KINDS = ("gemm", "correlation", "convolution", "runtime_fusion", "fusion")
 
 # A generated kernel with the maximum, the exponential and the sum of a softmax: no fused attention.
-_SOFTMAX = re.compile(r"Maxr.*Exp.*Sum")
+# Behind a square root it weighs references by their norms instead (`reference_op`).
+_SOFTMAX = re.compile(r"(?P<before>.*)Maxr.*Exp.*Sum")
 _FUSED_ATTENTION = "mha"
 
 # Traits of the first product of a fused attention, scores = q k^T: the type that it is summed in.
@@ -53,6 +59,7 @@ class LayerReport:
         num_layers: Launches of the engine; 0 where the builder did not say.
         fused_attentions: Attentions that are one kernel.
         unfused_attentions: Softmaxes in kernels of their own, their scores written to memory.
+        unfused_half_scores: Those among them whose scores lie in memory as float16.
         float32_layers: Names of matrix products and convolutions that read float32.
         score_types: For each kernel text in the plan the type that scores are summed in, `fp32` or
             `fp16`; empty where plans hold no text. float16 overflows with the weights of Stable
@@ -62,13 +69,14 @@ class LayerReport:
     num_layers: int
     fused_attentions: int
     unfused_attentions: int
+    unfused_half_scores: int
     float32_layers: tuple[str, ...]
     score_types: tuple[str, ...]
 
     @property
     def half_scores(self) -> int:
-        """Fused attentions whose scores are summed in float16."""
-        return self.score_types.count("fp16")
+        """Attentions whose scores are float16 anywhere, where they overflow."""
+        return self.score_types.count("fp16") + self.unfused_half_scores
 
 
 def parse_layers(message: str) -> tuple[Layer, ...]:
@@ -86,13 +94,12 @@ def parse_layers(message: str) -> tuple[Layer, ...]:
 
 def layer_report(layers: tuple[Layer, ...], plan: bytes | memoryview) -> LayerReport:
     """Count what matters in the layers and in the texts of the plan."""
+    unfused = [layer for layer in layers if _is_unfused_attention(layer)]
     return LayerReport(
         num_layers=len(layers),
         fused_attentions=sum(_FUSED_ATTENTION in layer.name for layer in layers),
-        unfused_attentions=sum(
-            bool(_SOFTMAX.search(layer.name)) and _FUSED_ATTENTION not in layer.name
-            for layer in layers
-        ),
+        unfused_attentions=len(unfused),
+        unfused_half_scores=sum("Half" in layer.input_types for layer in unfused),
         float32_layers=tuple(
             layer.name
             for layer in layers
@@ -100,3 +107,37 @@ def layer_report(layers: tuple[Layer, ...], plan: bytes | memoryview) -> LayerRe
         ),
         score_types=tuple(match[1].decode() for match in _SCORES.finditer(plan)),
     )
+
+
+def read_layers(engines: Path, name: str) -> dict[str, Any]:
+    """What the builder wrote beside an engine: its `EngineReport` as json."""
+    text = (engines / f"{name}.layers.json").read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads(text)
+    return report
+
+
+def describe_engine(engines: Path, name: str) -> str:
+    """One line about what became of the graph of an engine."""
+    report = read_layers(engines, name)
+    layers = report["layers"]
+    if not layers["num_layers"]:
+        return "layers unknown: the builder did not list them"
+    parts = []
+    if layers["fused_attentions"]:
+        types = sorted(set(layers["score_types"]))
+        sums = "scores of unknown type"
+        if types and flavour_of(report["target"]).keeps_kernel_source:
+            sums = f"scores summed in {' and '.join(types)}"
+        parts.append(f"{layers['fused_attentions']} attentions fused, {sums}")
+    if layers["unfused_attentions"]:
+        parts.append(f"{layers['unfused_attentions']} attentions not fused")
+    if layers["float32_layers"]:
+        parts.append(f"{len(layers['float32_layers'])} products in float32")
+    return ", ".join(parts) or "no attention, no product in float32"
+
+
+def _is_unfused_attention(layer: Layer) -> bool:
+    if _FUSED_ATTENTION in layer.name:
+        return False
+    match = _SOFTMAX.search(layer.name)
+    return match is not None and "Sqrt" not in match["before"]

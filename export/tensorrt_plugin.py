@@ -12,9 +12,12 @@ TensorRT-RTX has not.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,7 @@ from onnx import ModelProto, helper
 from bootpig_rt.backends.tensorrt_flavours import Flavour
 from bootpig_rt.cuda_devices import CudaDevice
 from bootpig_rt.errors import BackendUnavailable, ParameterError
+from bootpig_rt.export.onnx_export import METADATA_KEY
 from bootpig_rt.export.reference_op import DOMAIN, OP_TYPE
 from bootpig_rt.kernels import checks
 from bootpig_rt.kernels.compile import (
@@ -240,18 +244,18 @@ def _register_once(architecture: int, plugin: Any) -> None:
         _registered[id(trtp)] = architecture
 
 
-def use_plugin(model: ModelProto) -> int:
+def use_plugin(model: ModelProto) -> str:
     """Have TensorRT's parser take the plugin for a graph's reference attentions.
 
     Their nodes get the attributes that it looks a plugin up by, and the operator's body is taken
-    out, so that there is one way to read them. A graph with a merge that the plugin does not
-    support stays as it is.
+    out, so that there is one way to read them. A graph with a merge or a head dim that the plugin
+    does not support stays as it is.
 
     Args:
         model: Changed in place.
 
     Returns:
-        How many nodes are the plugin's now.
+        Why the graph stays as it is; empty if its nodes are the plugin's now.
     """
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)]
     merges = {
@@ -261,14 +265,42 @@ def use_plugin(model: ModelProto) -> int:
         if attribute.name == "merge"
     }
     if not nodes or not all(map(supports, merges)):
-        return 0
+        return "it does not compute this merge"
+    too_odd = [dim for dim in _head_dims(model) if not checks.supports_head_dim(dim)]
+    if too_odd:
+        return (
+            f"it takes head dims {checks.MIN_HEAD_DIM} to {checks.MAX_HEAD_DIM} in steps of "
+            f"{checks.HEAD_DIM_MULTIPLE}, and a layer has {too_odd[0]}"
+        )
     for node in nodes:
         for name, value in (("plugin_namespace", DOMAIN), ("plugin_version", "1"), ("aot", 1)):
             node.attribute.append(helper.make_attribute(name, value))
     bodies = [body for body in model.functions if (body.domain, body.name) != (DOMAIN, OP_TYPE)]
     del model.functions[:]
     model.functions.extend(bodies)
-    return len(nodes)
+    return ""
+
+
+def _head_dims(model: ModelProto) -> list[int]:
+    """D of each reference attention, from the metadata that the exporter writes."""
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return [int(dim) for _, dim, _ in json.loads(entry.value).get("layers", [])]
+    return []
+
+
+_given: list[set[str]] = []
+
+
+@contextlib.contextmanager
+def kernels_given() -> Iterator[set[str]]:
+    """Collect the sha256 of each PTX that TensorRT is given while the block runs."""
+    given: set[str] = set()
+    _given.append(given)
+    try:
+        yield given
+    finally:
+        _given.pop()
 
 
 def register(architecture: int, *, plugin: Any = None) -> None:
@@ -326,6 +358,8 @@ def register(architecture: int, *, plugin: Any = None) -> None:
             scale=float(scale),
             divide_up=trtp.cdiv,
         )
+        for given in _given:
+            given.add(hashlib.sha256(made.ptx.encode()).hexdigest())
         parameters = trtp.KernelLaunchParams()
         parameters.grid_x, parameters.grid_y, parameters.grid_z = made.grid
         parameters.block_x = made.threads
@@ -356,5 +390,5 @@ def _plugin_module() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             f"tensorrt.plugin cannot be imported ({error}), it comes with TensorRT 10.9 or newer; "
-            "pip install 'bootpig-rt[tensorrt]'"
+            "pip install --upgrade tensorrt"
         ) from error

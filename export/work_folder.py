@@ -1,8 +1,8 @@
 """The hidden folder that a build works in: locked, resumable, and published all at once.
 
-It lies beside the bundle that is being made, `.NAME.building`. A build that was killed leaves it,
-and the same order goes on from the files that were finished; another order starts over. Knows
-files, not what they hold.
+It lies beside the bundle that is being made, `.NAME.building`. A build that was interrupted leaves
+the files that it finished there, and the same order goes on from them; another order starts over,
+and so does one after a failed parity gate. Knows files, not what they hold.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.bundle_files import measure
-from bootpig_rt.errors import StorageError, describe_os_error
+from bootpig_rt.errors import ParityError, StorageError, describe_os_error
 
 try:
     import fcntl
@@ -38,16 +39,40 @@ class WorkFolder:
         path: The folder.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        """Read what an earlier build of the same order finished, and drop that of another."""
+    def __init__(self, path: Path) -> None:
+        """Nothing is read or dropped before `resume`."""
         self.path = path
-        self._key = key
+        self._key: str | None = None
         self._finished: dict[str, dict[str, Any]] = {}
-        self._load()
 
-    @property
-    def num_finished(self) -> int:
-        """Graphs and engines that are done."""
+    def resume(self, key: str) -> None:
+        """Read what an earlier build of the same order finished, and drop all else.
+
+        Args:
+            key: Stands for everything that the files depend on.
+        """
+        self._key = key
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            # Without a state, or with one that a crash left unreadable, start over.
+            state = json.loads((self.path / _STATE).read_text(encoding="utf-8"))
+            if state["key"] == key:
+                self._finished = dict(state["finished"])
+        self._drop_unfinished()
+
+    def close(self) -> int:
+        """Drop what is not finished, and the folder if nothing is.
+
+        Returns:
+            How many files are kept.
+        """
+        if self._key is None:  # what an earlier build left is not ours to judge
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+            return 0
+        if not self._finished:
+            remove(self.path)
+        else:
+            self._drop_unfinished()
         return len(self._finished)
 
     def finished(self, name: str) -> dict[str, Any] | None:
@@ -75,48 +100,50 @@ class WorkFolder:
         state = {"key": self._key, "finished": self._finished}
         atomic_write_text(self.path / _STATE, json.dumps(state))
 
-    def _load(self) -> None:
-        try:
-            state = json.loads((self.path / _STATE).read_text(encoding="utf-8"))
-            if state["key"] == self._key:
-                self._finished = dict(state["finished"])
-                return
-        except (OSError, ValueError, LookupError, TypeError):
-            pass  # no state, or one that a crash left unreadable: start over
-        for entry in self.path.iterdir():
-            if entry.name != _LOCK:
-                remove(entry)
+    def _drop_unfinished(self) -> None:
+        kept = {self.path / name for name in self._finished}
+        folders = {self.path, *(parent for path in kept for parent in path.parents)}
+        kept |= {self.path / _LOCK}
+        kept |= {self.path / _STATE} if self._finished else set()
+        for folder in folders:
+            if not folder.is_relative_to(self.path) or not folder.is_dir():
+                continue
+            for entry in folder.iterdir():
+                if entry not in kept and entry not in folders:
+                    remove(entry)
 
 
 @contextlib.contextmanager
-def work_folder(output: Path, key: str) -> Iterator[WorkFolder]:
+def work_folder(output: Path) -> Iterator[WorkFolder]:
     """Lock the hidden folder beside `output` and give it to one build.
 
-    When the block ends well the folder is removed. When it does not, the folder stays if a file in
-    it was finished, for the next build of the same order.
+    When the block ends well, or with a failed parity gate, the folder is removed. Otherwise the
+    files that were finished stay, for the next build of the same order.
 
     Args:
         output: The bundle to be made. Its parent must exist.
-        key: Stands for everything that the files depend on.
 
     Raises:
         StorageError: Another build holds the folder, or the disk is full or read-only.
     """
     path = output.with_name(f".{output.name}.building")
     with _locked(path):
-        work = WorkFolder(path, key)
+        work = WorkFolder(path)
         try:
             yield work
+        except ParityError:  # the same command would come to the same end
+            remove(path)
+            raise
         except BaseException:
-            if work.num_finished:
-                logger.info(
+            num_kept = work.close()
+            if num_kept:
+                logger.warning(
                     "%d finished files are kept in %s; the same command goes on from them, or "
-                    "remove the folder",
-                    work.num_finished,
+                    "remove them with: rm -r %s",
+                    num_kept,
                     path,
+                    shlex.quote(str(path)),
                 )
-            else:
-                remove(path)
             raise
         remove(path)
 
@@ -188,3 +215,4 @@ def _lock_file(path: Path, taken: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+            path.parent.rmdir()  # if nothing is kept in it

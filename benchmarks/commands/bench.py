@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ examples:
   bootpig-rt bench --from runs.json --report page      # a page of an earlier run
 """
 
+_STUDENT = Path("runs/distill/result")
 _SUITES = ("latency", "baselines", "reference", "scale", "quality", "kernels", "builds")
 
 
@@ -34,17 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(_SUITES)}; may be repeated (default: baselines)",
     )  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="DIR", help="the pair (default: packaged)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="of all ways (default: 10)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of all ways (default: 20)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="pinned (default: 2)")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="rows that begin with NAME"
-    )
+        "--only", action="append", default=[], metavar="NAME",
+        help="rows that begin with NAME, and what they are compared with; may be repeated",
+    )  # fmt: skip
     parser.add_argument(
         "--smoke", action="store_true", help="few rounds and small numbers, to see that all runs"
     )
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR",
         help="what `fetch-data` made, for suites that judge pictures (default: data)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--student", type=Path, metavar="DIR",
+        help="a pair that stage `distill` wrote, for suite quality (default: runs/distill/result "
+        "where there is one)",
     )  # fmt: skip
     parser.add_argument(
         "--work", type=Path, default=Path("bench"), metavar="DIR",
@@ -61,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with plots")
     parser.add_argument(
         "--against", type=Path, metavar="FILE",
-        help="compare the ratios with those of an earlier run; exit code 1 if one is worse",
+        help="compare the ratios with those of an earlier run; exit code 1 if one is worse or gone",
     )  # fmt: skip
     parser.add_argument(
         "--max-regression", default="5%", metavar="SHARE",
@@ -92,9 +100,23 @@ def run(args: argparse.Namespace) -> int:
         path = write_report(results, args.report, pair=args.model)
         if not args.json:
             print(f"report: {path}")
+    is_right = _report_wrong(results)
     if args.against is not None:
-        return _compare(results, args.against, limit, quiet=args.json)
-    return EXIT_OK
+        passes = _compare(results, args, limit)
+        return EXIT_OK if passes and is_right else EXIT_FAILURE
+    return EXIT_OK if is_right else EXIT_FAILURE
+
+
+def _report_wrong(results: list[SuiteResult]) -> bool:
+    """Are all checks right? Those that are not are named on stderr."""
+    wrong = [f"{each.suite}: {c.name}" for each in results for c in each.checks if not c.is_ok]
+    if wrong:
+        print(
+            f"error: {len(wrong)} checks are wrong, so these times mean nothing: "
+            f"{'; '.join(wrong)}",
+            file=sys.stderr,
+        )
+    return not wrong
 
 
 def _results(args: argparse.Namespace) -> list[SuiteResult]:
@@ -115,14 +137,15 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
     from bootpig_rt.config import check_int
     from bootpig_rt.pipeline import default_model
 
-    rounds = args.rounds if args.rounds is not None else (2 if args.smoke else 10)
+    rounds = args.rounds if args.rounds is not None else (1 if args.smoke else 20)
     settings = Settings(
         pair=args.model or default_model(),
-        rounds=check_int("rounds", rounds, 1, 10_000, "10 is usual"),
+        rounds=check_int("rounds", rounds, 1, 10_000, "20 is usual"),
         threads=check_int("threads", args.threads, 1, 1024, "2 is usual"),
         is_smoke=args.smoke,
         data=args.data,
         work=args.work,
+        student=args.student or (_STUDENT if _STUDENT.is_dir() else None),
         only=tuple(args.only),
     )
     names = list(dict.fromkeys(args.suite or ([] if args.profile else ["baselines"])))
@@ -137,25 +160,39 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
                 result = profile_picture(shown, args.profile)
             else:
                 result = load_suite(name).run(shown)
-        results.append(replace(result, machine=watch.machine()))
+        results.append(result.measured_on(watch))
         # After each suite: what interrupts a long run costs the suite that runs, no more.
         if args.output is not None:
             save_results(results, args.output)
     return results
 
 
-def _compare(results: list[SuiteResult], path: Path, limit: float, *, quiet: bool) -> int:
+def _compare(results: list[SuiteResult], args: argparse.Namespace, limit: float) -> bool:
+    """Does no ratio fall too far, and is none gone?"""
     from bootpig_rt.benchmarks.gate import compare
     from bootpig_rt.benchmarks.result import load_results
 
-    verdicts = compare(load_results(path), results, max_regression=limit)
-    worse = [verdict for verdict in verdicts if verdict.is_worse]
-    if not quiet:
-        print("\n".join(str(verdict) for verdict in verdicts))
+    verdicts = compare(
+        load_results(args.against), results, max_regression=limit, only=tuple(args.only)
+    )
+    states = [verdict.state for verdict in verdicts]
+    if args.json:
+        for verdict in verdicts:
+            if verdict.fails:
+                print(verdict, file=sys.stderr)
+    else:
+        print("\n".join(map(str, verdicts)))
         print(
-            f"{len(verdicts)} ratios compared with {path}, {len(worse)} worse by over {limit:.0%}"
+            f"{len(verdicts)} ratios compared with {args.against}, "
+            f"{states.count('worse')} worse by over {limit:.0%}, {states.count('gone')} gone"
         )
-    return EXIT_FAILURE if worse else EXIT_OK
+    if "blind" in states:
+        print(
+            f"warning: {states.count('blind')} of {len(verdicts)} ratios scatter too much to see a "
+            f"fall of {limit:.0%}; take more --rounds, on a quieter machine",
+            file=sys.stderr,
+        )
+    return not any(verdict.fails for verdict in verdicts)
 
 
 def _share(text: str) -> float:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bootpig_rt.benchmarks.report import plots
 from bootpig_rt.benchmarks.report.plots import Bar, Point
 from bootpig_rt.benchmarks.report.svg import NARROW, WIDE
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 
-_STEPS = (
-    "published", "torch_cold", "torch_warm", "ours_cold", "ours_warm", "ours_warm_4_images",
-)  # fmt: skip
+_CHAINS = {
+    "a known subject": ("published", "torch_warm", "ours_warm", "ours_warm_4_images"),
+    "a new subject": ("published", "torch_cold", "ours_cold"),
+}
+"""Ways of one kind of picture, each of which saves something over the one before it."""
+
 _FLOORS = ("bare_unet", "arithmetic")
 _OPERATORS = 10
 
@@ -38,7 +42,10 @@ class Figure:
 def figures(theme: str, results: Sequence[SuiteResult]) -> list[Figure]:
     """The plots of a section; none for suites that are tables only."""
     rows = [row for result in results for row in result.rows]
-    ways = {"picture": _ablation, "quality": _quality, "growth": _growth, "profile": _profile}
+    ways: dict[str, Callable[[Sequence[Row]], Iterator[Figure]]] = {
+        "picture": _ablation, "quality": _quality, "growth": _growth, "profile": _profile,
+        "latency": partial(_latency, base=_base_of(results)),
+    }  # fmt: skip
     found = list(ways[theme](rows)) if theme in ways and rows else []
     names = [each.name for each in found]
     # Two groups may differ only in signs that a file name leaves out.
@@ -55,17 +62,21 @@ def file_name(words: str) -> str:
 
 def _ablation(rows: Sequence[Row]) -> Iterator[Figure]:
     found = {row.name: row for row in rows if row.median_ms is not None}
-    steps = [_bar(found[name]) for name in _STEPS if name in found]
     floors = [
         Bar(row.label.removeprefix("floor: "), ms, f"{ms:,.0f} ms")
         for row in (found[name] for name in _FLOORS if name in found)
         if (ms := row.median_ms) is not None
     ]
-    if not steps:
-        return
-    caption = "Time of a picture, from top to bottom; pale is what was saved; dashed are floors"
-    wide, narrow = (plots.waterfall(caption, steps, floors, width=w) for w in (WIDE, NARROW))
-    yield Figure("time-of-a-picture", caption, wide, narrow)
+    for what, chain in _CHAINS.items():
+        steps = [_bar(found[name]) for name in chain if name in found]
+        if len(steps) < 2:
+            continue
+        caption = (
+            f"Time of a picture of {what}, from top to bottom; pale is what was saved; dashed are "
+            "floors"
+        )
+        wide, narrow = (plots.waterfall(caption, steps, floors, width=w) for w in (WIDE, NARROW))
+        yield Figure(f"time-of-{file_name(what)}", caption, wide, narrow)
 
 
 def _bar(row: Row) -> Bar:
@@ -105,18 +116,62 @@ def _speedup(row: Row) -> float | None:
 
 
 def _growth(rows: Sequence[Row]) -> Iterator[Figure]:
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        x = row.values.get("x")
-        if x is not None and row.median_ms is not None:
-            groups.setdefault(row.group, []).append((x, row.median_ms))
+    """Time, then memory, over each thing that was varied."""
     powers = {row.name: row.values.get("exponent") for row in rows}
-    for group, points in groups.items():
-        varied = group.removeprefix("over ") or "x"
-        power = powers.get(f"exponent {varied}")
-        caption = f"Time over {varied}" + ("" if power is None else f", power {power:.2f}")
-        svg = plots.curve(caption, points, x_label=varied, y_label="ms")
-        yield Figure(f"time-over-{file_name(varied)}", caption, svg, svg)
+    for what, unit, value_of, start, exponents in (
+        ("Time", "ms", lambda row: row.median_ms, "over ", "exponent "),
+        ("Memory", "MiB", _peak_mib, "memory over ", "memory exponent "),
+    ):
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            x, y = row.values.get("x"), value_of(row)
+            if x is not None and y is not None and row.group.startswith(start):
+                groups.setdefault(row.group.removeprefix(start), []).append((x, y))
+        for varied, points in groups.items():
+            power = powers.get(f"{exponents}{varied}")
+            caption = f"{what} over {varied}" + ("" if power is None else f", power {power:.2f}")
+            svg = plots.curve(caption, points, x_label=varied, y_label=unit)
+            yield Figure(f"{what.lower()}-over-{file_name(varied)}", caption, svg, svg)
+
+
+def _peak_mib(row: Row) -> float | None:
+    peak = row.values.get("peak_bytes")
+    return None if peak is None else peak / 2**20
+
+
+_VARIED = re.compile(r"(\S+) (batch|steps|references|size) (\d+)$")
+
+
+def _base_of(results: Sequence[SuiteResult]) -> dict[str, float]:
+    """What a picture is drawn with where it is not varied."""
+    found = {"batch": 1.0, "references": 1.0}
+    for result in results:
+        for name, setting in (("steps", "steps"), ("size", "size_px")):
+            value = result.settings.get(setting)
+            if isinstance(value, int):
+                found[name] = float(value)
+    return found
+
+
+def _latency(rows: Sequence[Row], base: Mapping[str, float]) -> Iterator[Figure]:
+    """A warm picture over each thing that was varied, a curve for each backend."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    plain = {row.name: row.median_ms for row in rows if row.name.endswith(" picture")}
+    for row in rows:
+        match = _VARIED.match(row.name)
+        if match is not None and row.median_ms is not None:
+            backend, varied, x = match.groups()
+            points = found.setdefault(varied, {}).setdefault(backend, [])
+            points.append((float(x), row.median_ms))
+    for varied, series in found.items():
+        for backend, points in series.items():
+            at, time_ms = base.get(varied), plain.get(f"{backend} picture")
+            if at is not None and time_ms is not None and at not in dict(points):
+                points.append((at, time_ms))
+    for varied, series in found.items():
+        caption = f"Time of a known subject's picture over {varied}"
+        svg = plots.curves(caption, series, x_label=varied, y_label="ms a picture")
+        yield Figure(f"latency-over-{varied}", caption, svg, svg)
 
 
 def _profile(rows: Sequence[Row]) -> Iterator[Figure]:

@@ -14,13 +14,13 @@ from bootpig_rt.benchmarks.report.figures import Figure, figures
 from bootpig_rt.benchmarks.report.samples import Sample
 from bootpig_rt.benchmarks.report.style import STYLE
 from bootpig_rt.benchmarks.report.svg import as_file
-from bootpig_rt.benchmarks.report.tables import groups, html_table, markdown_table
-from bootpig_rt.benchmarks.result import SuiteResult
+from bootpig_rt.benchmarks.report.tables import groups, html_table, labels, markdown_table
+from bootpig_rt.benchmarks.result import Check, SuiteResult
 
 _SECTIONS = (
     ("picture", "What a picture takes", ("baselines",)),
     ("quality", "Quality against time", ("reference", "quality")),
-    ("growth", "How time grows", ("scale",)),
+    ("growth", "How time and memory grow", ("scale",)),
     ("profile", "Where a step's time goes", ("profile",)),
     ("latency", "Latency", ("latency",)),
     ("kernels", "Kernels", ("kernels",)),
@@ -92,7 +92,7 @@ def _html(
     yield from _tiles(results)
     for theme, title, suites in sections(results):
         yield f'<section id="{theme}"><h2>{escape(title)}</h2>'
-        yield '<div class="pair">' if theme in ("growth", "profile") else "<div>"
+        yield '<div class="pair">' if theme in ("growth", "profile", "latency") else "<div>"
         for each in plots[theme]:
             svg = each.wide
             if each.wide != each.narrow:
@@ -118,12 +118,28 @@ def _html(
 
 def _suite(result: SuiteResult) -> Iterator[str]:
     yield f'<h3>{escape(result.suite)}</h3><p class="faint">{escape(_settings(result))}</p>'
+    yield from (f'<p class="faint">{escape(_goal(goal))}</p>' for goal in result.goals)
+    right = [check for check in result.checks if check.is_ok]
     for check in result.checks:
-        style, word = ("faint", "checked") if check.is_ok else ("warn", "WRONG")
-        words = f"{word}: {check.name}, difference {check.value:.2g}, limit {check.limit:g}"
-        yield f'<p class="{style}">{escape(words)}</p>'
+        if not check.is_ok:
+            yield f'<p class="warn">WRONG: {_check(check)}</p>'
+    if right:
+        words = "1 check, within its limit" if len(right) == 1 else f"{len(right)} checks, all"
+        words += "" if len(right) == 1 else " within their limits"
+        yield f'<details class="faint"><summary>{words}</summary>'
+        yield from (f"<p>{_check(check)}</p>" for check in right)
+        yield "</details>"
     for group, rows in groups(result):
-        yield from html_table(group, rows)
+        yield from html_table(group, rows, labels(result))
+
+
+def _goal(goal: Check) -> str:
+    word = "reached" if goal.is_ok else "missed"
+    return f"goal {word}: {goal.name} {goal.value:.2f}, at most {goal.limit:g}"
+
+
+def _check(check: Check) -> str:
+    return escape(f"{check.name}, difference {check.value:.2g}, limit {check.limit:g}")
 
 
 def _tiles(results: Sequence[SuiteResult]) -> Iterator[str]:
@@ -173,9 +189,10 @@ def _markdown(
                 for check in result.checks:
                     word = "checked" if check.is_ok else "**WRONG**"
                     yield f"- {word}: {check.name} {check.value:.2g}, limit {check.limit:g}"
+                yield from (f"- {_goal(goal)}" for goal in result.goals)
                 yield ""
                 for group, rows in groups(result):
-                    yield from markdown_table(group, rows)
+                    yield from markdown_table(group, rows, labels(result))
         for suite in _missing(results, suites):
             yield f"Not measured: {suite}. `{_command(suite)}`\n"
         if theme == "picture" and pictures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -78,7 +78,7 @@ def waterfall(
     room = width - 8 - max([text_width(each.text, 12.5) for each in items], default=0.0) - 10
     row = _NAME + _BAR + _GAP
     end = len(items) * row
-    # Words come last: floors cross the bars, and must not cross names.
+    marks = sorted(2 + room * floor.value / largest for floor in floors)
     shapes, words = [], []
     before: float | None = None
     for number, each in enumerate(items):
@@ -89,17 +89,36 @@ def waterfall(
         if floors and before is not None and before > each.value:
             stop = room * before / largest
             shapes.append(rect(2 + length, top + _NAME, stop - length, _BAR, "saved"))
-        words.append(text(2 + stop + 7, top + _NAME + 15, each.text, style="strong"))
+        # A floor crosses the bars alone, no names and no numbers: its line is cut.
+        at, long = 2 + stop + 7, text_width(each.text, 12.5)
+        for mark in marks:
+            if at - 4 < mark < at + long + 4:
+                at = mark + 7
+            shapes.append(line(mark, top + _NAME, mark, top + _NAME + _BAR + 3, "floor"))
+        words.append(text(at, top + _NAME + 15, each.text, style="strong"))
         before = each.value
-    for number, each in enumerate(sorted(floors, key=lambda floor: -floor.value)):
-        x, y = 2 + room * each.value / largest, end + 12 + 15 * number
-        shapes.append(line(x, 0, x, y - 9, "floor"))
-        name = f"{each.label}, {each.text}"
-        # Moved to the left where it would leave the drawing.
-        left = max(2.0, min(x, width - 4 - text_width(name)))
-        words.append(text(left, y, name, style="floor-name"))
-    parts = [*shapes, *words]
-    return frame(title, width, end + 15 * len(floors) + 4, parts)
+    y = end
+    for each in sorted(floors, key=lambda floor: -floor.value):
+        x = 2 + room * each.value / largest
+        shapes.append(line(x, end - _GAP + 2, x, y + 3, "floor"))
+        for part in _wrapped(f"{each.label}, {each.text}", width - 8):
+            y += 15
+            # Moved to the left where it would leave the drawing.
+            left = max(2.0, min(x, width - 4 - text_width(part)))
+            words.append(text(left, y, part, style="floor-name"))
+    return frame(title, width, y + 6, [*shapes, *words])
+
+
+def _wrapped(words: str, width: float) -> list[str]:
+    """Words in lines that are no wider."""
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -169,25 +188,44 @@ def _names(
 
 def curve(title: str, points: Sequence[tuple[float, float]], *, x_label: str, y_label: str) -> str:
     """One curve over x, y from zero."""
+    return curves(title, {"": points}, x_label=x_label, y_label=y_label)
+
+
+def curves(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Curves over x, y from zero; the second and later ones are pale. Each is named at its end."""
     height = 240
-    ordered = sorted(points)
+    every = [point for points in series.values() for point in points]
     x_of, y_of, parts = axes(
-        [0.0, *(x for x, _ in ordered)],
-        [0.0, *(y for _, y in ordered)],
+        [0.0, *(x for x, _ in every)],
+        [0.0, *(y for _, y in every)],
         width=NARROW,
         height=height,
         x_label=x_label,
         y_label=y_label,
-        x_ticks=[x for x, _ in ordered],
+        x_ticks=[x for x, _ in every],
     )
-    path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in ordered)
-    parts.append(f'<polyline class="curve" points="{path}"/>')
-    for x, y in ordered:
-        parts.append(
-            f'<circle class="mark" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4">'
-            f"<title>{x:g}: {y:.4g}</title></circle>"
-        )
-    return frame(title, NARROW, height, parts)
+    names = []
+    for number, (name, points) in enumerate(series.items()):
+        ordered = sorted(points)
+        look = " pale" if number else ""
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in ordered)
+        parts.append(f'<polyline class="curve{look}" points="{path}"/>')
+        for x, y in ordered:
+            said = f"{name}, {x:g}: {y:.4g}" if name else f"{x:g}: {y:.4g}"
+            parts.append(
+                f'<circle class="mark{look}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4">'
+                f"<title>{escape(said)}</title></circle>"
+            )
+        if name and ordered:
+            x, y = ordered[-1]
+            names.append(text(x_of(x) - 8, y_of(y) - 6, name, anchor="end", style="small"))
+    return frame(title, NARROW, height, [*parts, *names])
 
 
 def interval(value: float, low: float, high: float, largest: float) -> str:

@@ -39,7 +39,7 @@ thead th{color:var(--faint);font-weight:600;vertical-align:bottom}
 th:first-child{text-align:left;white-space:normal;min-width:170px}tbody th{font-weight:400}
 td:last-child,th:last-child{padding-right:0}
 .with{display:flex;align-items:center;justify-content:space-between;gap:6px;
-max-width:240px;margin-left:auto}
+max-width:285px;margin-left:auto}
 .interval{flex:none}.track{fill:var(--line)}
 .value{fill:var(--accent)}.whisker{stroke:var(--warm);stroke-width:1.5;fill:none}
 .samples th,.samples td{text-align:left;vertical-align:top;border:0;padding:4px 10px 4px 0;

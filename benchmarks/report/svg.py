@@ -28,6 +28,7 @@ STYLE = (
     ".plot .front{stroke:var(--warm,#b8572a);stroke-width:1.5;stroke-dasharray:5 4}"
     ".plot .dot{fill:var(--warm,#b8572a)}.plot .mark{fill:var(--accent,#2f6f8f)}"
     ".plot .ring{fill:var(--paper,#fff);stroke:var(--accent,#2f6f8f);stroke-width:2}"
+    ".plot .curve.pale{stroke:var(--other,#93a5b1)}.plot .mark.pale{fill:var(--other,#93a5b1)}"
     ".plot .error{stroke:var(--accent,#2f6f8f);opacity:.4}"
 )
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from bootpig_rt.backends.base import DenoiseRun
 from bootpig_rt.backends.torch_backend import load
 from bootpig_rt.benchmarks.bare_unet import BareUNet, Gemm, unet_flops
 from bootpig_rt.benchmarks.diffusers_ways import DiffusersWay
 from bootpig_rt.benchmarks.drawing import drawing
-from bootpig_rt.benchmarks.ours import OurWay, pixel_difference
+from bootpig_rt.benchmarks.ours import OurWay, StepBlock, picture_difference, pixel_difference
 from bootpig_rt.benchmarks.published import PublishedWay
-from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, with_ratios
-from bootpig_rt.benchmarks.rounds import Way, time_ways
+from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
+from bootpig_rt.benchmarks.rounds import Way, choose, time_ways
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.threads import torch_threads
 from bootpig_rt.errors import NumericalError
@@ -31,12 +27,27 @@ _OPTIONS = (("spinning", False), ("arena", False), ("portable", True), ("intra_o
 _PICTURES = "picture, image and prompt to pixels"
 _STEPS = "step of three rows"
 
+_BLOCK = 5
+"""Steps that are timed together: blocks of two ways then lie close to each other in time."""
+
+_STEP_ROUNDS = 3
+"""A step is quick: so many times the rounds of pictures."""
+
+_GOALS = {
+    "ours_cold": (1 / 2.2,),
+    "ours_warm": (1 / 3,),
+    "ours_warm_4_images": (1 / 3,),
+    "ours_step": (1.25, 1.15),
+}
+_PIXELS = 0.5
+
 
 def run(settings: Settings) -> SuiteResult:
     """Check that the ways draw the same, then time them in turn.
 
     Raises:
-        NumericalError: Our picture and that of the published way differ.
+        NumericalError: Our pictures and that of the published way differ.
+        ParameterError: `--only` matches no row.
     """
     with torch_threads(settings.threads):
         made = _Ways(settings)
@@ -47,14 +58,41 @@ def run(settings: Settings) -> SuiteResult:
                 f"{wrong[0].name} is {wrong[0].value:.3g}, expected at most {wrong[0].limit:.3g}; "
                 "the ways do not draw the same, so their times mean nothing"
             )
-        ways = [way for way in made.pictures() if settings.is_wanted(way.name)]
-        rows = time_ways(ways, settings.rounds, progress=settings.progress)
-        rows = _with_missing(with_ratios(rows, to="published"), made.missing)
-        steps = time_ways(list(made.steps()), settings.rounds, progress=settings.progress)
-        steps = with_ratios(steps, to="bare_unet_step")
+        pictures, steps = list(made.pictures()), list(made.steps())
+        warmups = 0 if settings.is_smoke else 1
+        settings.check_only([way.name for way in (*pictures, *steps)])
+        rows = [
+            *time_ways(
+                choose(pictures, settings),
+                settings.rounds,
+                baseline="published",
+                warmups=warmups,
+                progress=settings.progress,
+            ),
+            *made.missing(),
+            *time_ways(
+                choose(steps, settings),
+                _STEP_ROUNDS * settings.rounds,
+                baseline="bare_unet_step",
+                warmups=warmups,
+                progress=settings.progress,
+            ),
+        ]
     return SuiteResult(
-        suite=NAME, rows=(*rows, *steps), settings=made.settings(), checks=tuple(checks)
+        suite=NAME,
+        rows=tuple(rows),
+        settings=made.settings(),
+        checks=tuple(checks),
+        goals=tuple(_goals(rows)),
     )
+
+
+def _goals(rows: list[Row]) -> Iterator[Check]:
+    """What is aimed at, as time over that of the row that the ratio is to."""
+    for row in rows:
+        if row.ratio is not None and row.name in _GOALS:
+            for limit in _GOALS[row.name]:
+                yield Check(f"{row.name} over {row.ratio_to}", 1 / row.ratio.value, limit)
 
 
 class _Ways:
@@ -62,7 +100,7 @@ class _Ways:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.missing: dict[str, tuple[str, str]] = {}
+        self._missing: dict[str, tuple[str, str]] = {}
         folder, threads = settings.pair, settings.threads
         self.ours = OurWay(folder, threads=threads)
         self.torch = OurWay(folder, backend="torch", threads=threads)
@@ -96,18 +134,30 @@ class _Ways:
     def check(self) -> list[Check]:
         """Ours against the published way in pixels, and the bare U-Net against torch."""
         _, theirs = self.published.picture(drawing())
+        four = self.ours.warm(4, **_EXACT).images
+        alone = self.ours.one_by_one(4, **_EXACT)
         return [
-            Check(
-                "pixels: ours, published", pixel_difference(self.ours.cold(**_EXACT), theirs), 0.5
+            *(
+                Check(f"pixels: {name}, published", pixel_difference(drawn, theirs), _PIXELS)
+                for name, drawn in (
+                    ("ours new", self.ours.cold(**_EXACT)),
+                    ("ours known", self.ours.warm(**_EXACT)),
+                    ("torch backend new", self.torch.cold(**_EXACT)),
+                    ("torch backend known", self.torch.warm(**_EXACT)),
+                )
             ),
-            Check(
-                "pixels: torch backend, published",
-                pixel_difference(self.torch.cold(**_EXACT), theirs),
-                0.5,
-            ),
+            Check("pixels: ours four, one by one", picture_difference(four, alone), _PIXELS),
             Check(
                 "bare U-Net: ONNX Runtime, torch", self.bare.difference(self.pair.base.unet), 1e-3
             ),
+        ]
+
+    def missing(self) -> list[Row]:
+        """Rows that could not be measured, with the reason."""
+        return [
+            Row(name, label, group=_PICTURES, notes={"status": why})
+            for name, (label, why) in self._missing.items()
+            if self._settings.is_wanted(name)
         ]
 
     def pictures(self) -> Iterator[Way]:
@@ -141,15 +191,15 @@ class _Ways:
         yield way("ours_warm", "ours, known subject", ort_name, partial(ours.warm, **_EXACT))
         label = "ours, four pictures of a known subject"
         yield way("ours_warm_4_images", label, ort_name, partial(ours.warm, 4, **_EXACT), 4)
-        label = f"floor: U-Net alone, {_ROWS} rows, {steps} times"
+        label = f"floor: one picture alone, U-Net of {_ROWS} full rows, {steps} times"
         yield way("bare_unet", label, ort_name, lambda: [self.bare.launch() for _ in range(steps)])
-        label = "floor: its operations at the rate of a matrix product"
+        label = "floor: one picture alone, the same operations at the rate of a matrix product"
         share = self.gemm.flops / (steps * self.flops)
         yield way("arithmetic", label, torch_name, self.gemm.run, share)
 
     def steps(self) -> Iterator[Way]:
-        """Whole runs of a batch that is bound already, per step."""
-        count = self.config.default_steps
+        """Blocks of steps of a batch that is bound already, per step."""
+        count = min(_BLOCK, self.config.default_steps)
         yield Way(
             "bare_unet_step",
             "U-Net alone",
@@ -169,16 +219,19 @@ class _Ways:
         yield self._step("torch_step", "torch backend", self.torch)
 
     def _step(self, name: str, label: str, ours: OurWay) -> Way:
-        backend, batch = ours.recorded_batch(**_EXACT)
-        run, count = backend.start(batch), self.config.default_steps
+        block = StepBlock(ours, _BLOCK, **_EXACT)
         return Way(
             name,
             label,
-            partial(_all_steps, run, count),
-            count,
+            block.run,
+            block.count,
             group=_STEPS,
-            values={"rows": float(len(batch.text_of_row))},
-            notes={"runtime": backend.name},
+            values={
+                "rows": float(len(block.batch.text_of_row)),
+                "references": float(block.num_references),
+            },
+            notes={"runtime": ours.pipe._backend.name},
+            prepare=block.prepare,
         )
 
     def _diffusers(self, *, ip_adapter: bool) -> DiffusersWay:
@@ -194,30 +247,15 @@ class _Ways:
         """The torch backend through `torch.compile`; None, and why, where it cannot be compiled."""
         name, label = "torch_compile_warm", "torch.compile, known subject"
         if self._settings.is_smoke or not self._settings.is_wanted(name):
-            self.missing[name] = (label, "left out: compiling takes minutes")
+            self._missing[name] = (label, "left out: compiling takes minutes")
             return None
         try:
             way = OurWay(self._settings.pair, backend="torch", backend_options={"compile": True})
-            expected = np.asarray(self.torch.warm(reference_schedule="exact").images[0], float)
-            found = np.asarray(way.warm(reference_schedule="exact").images[0], float)
+            expected, found = self.torch.warm(**_EXACT).images, way.warm(**_EXACT).images
         except Exception as error:  # what a compiler raises has no common type
-            self.missing[name] = (label, f"failed: {str(error).splitlines()[0][:200]}")
+            self._missing[name] = (label, f"failed: {str(error).splitlines()[0][:200]}")
             return None
-        if np.abs(found - expected).mean() > 0.5:
-            self.missing[name] = (label, "compiled code draws another picture")
+        if picture_difference(found, expected) > _PIXELS:
+            self._missing[name] = (label, "compiled code draws another picture")
             return None
         return way
-
-
-def _all_steps(run: DenoiseRun, count: int) -> None:
-    for index in range(count):
-        run.step(index)
-
-
-def _with_missing(rows: tuple[Row, ...], missing: dict[str, tuple[str, str]]) -> tuple[Row, ...]:
-    """The rows, and those that could not be measured with the reason, before the diffusers ones."""
-    gone = tuple(
-        replace(Row(name, label, group=_PICTURES), notes={"status": why})
-        for name, (label, why) in missing.items()
-    )
-    return rows + gone

@@ -24,14 +24,15 @@ def run(settings: Settings) -> SuiteResult:
     """Build the pair, and one of the size of Stable Diffusion 2.1, for `cpu` and for `sm_89`.
 
     The large pair has random weights; it needs 12 GB of disk in the work folder.
+
+    Raises:
+        ParameterError: `--only` matches no row.
     """
     targets = ("cpu",) if settings.is_smoke else ("cpu", "sm_89")
-    builds = [
-        (size, target)
-        for size in (("small",) if settings.is_smoke else _SIZES)
-        for target in targets
-        if settings.is_wanted(f"{size} {target}")
-    ]
+    sizes = ("small",) if settings.is_smoke else tuple(_SIZES)
+    offered = [(size, target) for size in sizes for target in targets]
+    settings.check_only([f"{size} {target}" for size, target in offered])
+    builds = [each for each in offered if settings.is_wanted(" ".join(each))]
     rows = []
     with tempfile.TemporaryDirectory(dir=_folder(settings)) as work:
         large = Path(work) / "pair"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
-from bootpig_rt.bundle import is_bundle, open_bundle, read_manifest
-from bootpig_rt.errors import BackendUnavailable, ParameterError
+from bootpig_rt.bundle import Bundle, is_bundle, open_bundle, read_manifest
+from bootpig_rt.errors import BackendUnavailable, BundleError, ParameterError
 
 __all__ = ["BACKENDS", "available_backends", "create_backend"]
 
@@ -28,13 +28,25 @@ class _Entry:
         module: Has a function `load` of type `BackendLoader`.
         packages: Import names without which it cannot run.
         extra: The extra of this package that installs them.
+        cuda_extra: The extra that installs them for CUDA devices, where that is another one.
+        reads_bundles: Its `load` takes an opened bundle, not the folder of a pair.
         options: Names of the settings that its `load` takes as keywords.
     """
 
     module: str
     packages: tuple[str, ...]
     extra: str
+    cuda_extra: str | None = None
+    reads_bundles: bool = True
     options: tuple[str, ...] = ()
+
+    @property
+    def install(self) -> str:
+        """The command that installs what it needs."""
+        command = f'pip install "bootpig-rt[{self.extra}]"'
+        if self.cuda_extra is not None:
+            command += f', or for CUDA devices: pip install "bootpig-rt[{self.cuda_extra}]"'
+        return command
 
 
 BACKENDS: dict[str, _Entry] = {
@@ -42,7 +54,8 @@ BACKENDS: dict[str, _Entry] = {
         "bootpig_rt.backends.torch_backend",
         ("torch", "diffusers", "transformers"),
         "torch",
-        (
+        reads_bundles=False,
+        options=(
             "precision",
             "cuda_graph",
             "channels_last",
@@ -54,8 +67,9 @@ BACKENDS: dict[str, _Entry] = {
     "onnxruntime": _Entry(
         "bootpig_rt.backends.onnxruntime_backend",
         ("onnxruntime",),
-        "onnxruntime",
-        (
+        "cpu",
+        cuda_extra="gpu",
+        options=(
             "intra_op_threads",
             "spinning",
             "arena",
@@ -93,7 +107,8 @@ def create_backend(
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
         options: Settings of the backend by name, such as `intra_op_threads`.
         trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
-            key that belongs to it.
+            key that belongs to it. Graphs and engines are the bytes that were checked; weights,
+            which torch and ONNX Runtime read from the folder themselves, are checked ahead of that.
 
     Raises:
         BundleError: The bundle is damaged, or not signed with the key to trust.
@@ -106,8 +121,6 @@ def create_backend(
     if not _DEVICE.fullmatch(str(device)):
         raise ParameterError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
     folder = Path(folder)
-    if trust is not None:
-        open_bundle(folder, trust=trust)
     chosen = _backend_for(folder, base_model is not None) if name == "auto" else name
     entry = BACKENDS[chosen]
     missing = _missing(entry)
@@ -123,8 +136,18 @@ def create_backend(
             f"{folder} holds no graphs for onnxruntime; build them with bootpig-rt build-engine "
             f"--target cpu --pair {folder} -o BUNDLE, or choose the backend torch"
         )
+    if entry.reads_bundles and base_model is not None:
+        raise BundleError(
+            f"{folder} is run as a bundle, which holds its own text encoder and autoencoder; "
+            "leave out the base model, or choose the backend torch",
+            folder,
+        )
+    source: Bundle | Path = folder
+    if entry.reads_bundles or trust is not None:
+        bundle = open_bundle(folder, trust=trust)
+        source = bundle if entry.reads_bundles else folder
     load: BackendLoader = importlib.import_module(entry.module).load
-    backend = load(folder, device, None if base_model is None else Path(base_model), **options)
+    backend = load(source, device, None if base_model is None else Path(base_model), **options)
     if name == "auto" or device == "auto":
         logger.info("backend %s on %s, pair %s", backend.name, backend.device, folder)
     return backend
@@ -152,7 +175,7 @@ def _how_to_run(name: str, missing: list[str], folder: Path) -> str:
     """What to install; and for a pair without graphs, that they could be built elsewhere."""
     text = (
         f"backend {name} needs {', '.join(missing)}, not installed; "
-        f'install with: pip install "bootpig-rt[{BACKENDS[name].extra}]"'
+        f"install with: {BACKENDS[name].install}"
     )
     if name == "torch" and not is_bundle(folder):
         text += (

@@ -18,9 +18,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bootpig_rt.errors import ParameterError
 from bootpig_rt.pair_config import Merge, PairConfig
 from bootpig_rt.solver import BatchSolver, NoiseSchedule
-from bootpig_rt.table_storage import HostTable, LayerShape, TableDtype
+from bootpig_rt.table_storage import HostTable, LayerShape, Precision, TableDtype
 
 DeviceArray: TypeAlias = Any
 """An array that only the backend that made it can read."""
@@ -43,8 +44,14 @@ class PairSpec:
         size_multiple_px: Width and height must be multiples of this.
         reference_shapes: Heads, tokens and head dim of each self-attention for a reference of the
             pair's size: what the bytes of a table follow from.
+        precision: What the pair computes in.
         table_dtype: How tables keep their numbers unless the user says otherwise: the type that
             the steps compute in, where they can read a table of it without a copy.
+        resident_dtype: What tables lie on the device in, however they are kept; None: as kept.
+        max_batch: Pictures that can be drawn at once. None, here and below: no limit.
+        max_references: Of one subject.
+        max_steps: Of the solver.
+        sides_px: Least and most that a side of a picture or a reference image may measure.
     """
 
     config: PairConfig
@@ -55,7 +62,67 @@ class PairSpec:
     vae_scale_factor: int
     size_multiple_px: int
     reference_shapes: tuple[LayerShape, ...] = ()
+    precision: Precision = "float32"
     table_dtype: TableDtype = "float32"
+    resident_dtype: TableDtype | None = None
+    max_batch: int | None = None
+    max_references: int | None = None
+    max_steps: int | None = None
+    sides_px: tuple[int, int] | None = None
+
+    def check_sizes(
+        self,
+        *,
+        width_px: int | None = None,
+        height_px: int | None = None,
+        batch: int | None = None,
+        references: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        """Refuse what the backend cannot launch; sizes left out are not compared.
+
+        Args:
+            width_px: Of pictures or reference images.
+            height_px: Of pictures or reference images.
+            batch: Pictures drawn at once.
+            references: Of one subject.
+            steps: Of the solver.
+
+        Raises:
+            ParameterError: Names the limit and the option of `build-engine` that raises it.
+        """
+        for name, size in (("width", width_px), ("height", height_px)):
+            if size is None or self.sides_px is None:
+                continue
+            low, high = self.sides_px
+            if not low <= size <= high:
+                raise ParameterError(
+                    f"{name} is {size}, expected {low}..{high}, which this bundle was built for; "
+                    f"choose another, or build again with --resolution "
+                    f"{min(low, size)}:{max(high, size)}"
+                )
+        for name, count, limit, option in (
+            ("batch", batch, self.max_batch, "--max-batch"),
+            ("number of references", references, self.max_references, "--max-references"),
+            ("number of steps", steps, self.max_steps, "--steps"),
+        ):
+            if count is not None and limit is not None and not 1 <= count <= limit:
+                raise ParameterError(
+                    f"{name} is {count}, expected {'1' if limit == 1 else f'1..{limit}'}, which "
+                    f"this bundle was built for; ask for fewer, or build again with {option} "
+                    f"{count}"
+                )
+
+    def check_batch(self, batch: DenoiseBatch) -> None:
+        """`check_sizes` of a batch."""
+        count, _, height, width = batch.latents.shape
+        self.check_sizes(
+            width_px=width * self.vae_scale_factor,
+            height_px=height * self.vae_scale_factor,
+            batch=count,
+            references=max(batch.num_references, default=None),
+            steps=batch.solver.num_steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +154,7 @@ class DenoiseBatch:
     Attributes:
         latents: float32 [B, C, h, w], initial noise of unit variance; not read where `start` is
             given a state.
-        prompt_embeds: [P, S, E], the distinct text states.
+        prompt_embeds: [P, S, E], the distinct text states: of `encode_text`, or float32 of numpy.
         text_of_row: int64 [N], indices into P.
         picture_of_row: int64 [N], indices into B.
         ref_of_row: int64 [N, R], indices into the references of all `tables`, counted through;
@@ -104,7 +171,7 @@ class DenoiseBatch:
     """
 
     latents: FloatArray
-    prompt_embeds: DeviceArray
+    prompt_embeds: DeviceArray | FloatArray
     text_of_row: IntArray
     picture_of_row: IntArray
     ref_of_row: IntArray
@@ -180,7 +247,8 @@ class Backend(Protocol):
             dtype: How the table keeps its numbers; converted launch by launch.
             rows_per_launch: (entry, reference) pairs that go through at once: bounds the memory
                 that the pass takes beside its table.
-            progress: Called after each launch.
+            progress: Called after each launch, with nothing held that another call on the same
+                thread would wait for: it may start and step runs.
 
         Raises:
             NumericalError: The table holds NaN or Inf.
@@ -215,4 +283,8 @@ class Backend(Protocol):
 
 
 BackendLoader: TypeAlias = Callable[..., Backend]
-"""(folder of the pair, device, folder of the base model or None, **options) -> backend."""
+"""(pair, device, folder of the base model or None, **options) -> backend.
+
+The pair is a folder for torch. The others take a `Bundle`: it was opened once, and what is loaded
+is what was checked then.
+"""

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bootpig_rt.backends.base import PairSpec
+from bootpig_rt.bundle import Bundle
 from bootpig_rt.errors import CheckpointError, ConfigError
 from bootpig_rt.pair_config import read_json, read_pair_config
 from bootpig_rt.schedule import NoiseSchedule
 from bootpig_rt.table_storage import LayerShape
 
 
-def bundle_spec(folder: Path, fingerprint: str) -> PairSpec:
+def bundle_spec(bundle: Bundle) -> PairSpec:
     """Read the pair of a bundle; weights are not touched.
 
+    Tables are of the type that the graphs compute in: they read such a table where it lies.
+
     Args:
-        folder: The bundle: `pair.json`, `tokenizer`, and the configurations of the modules.
-        fingerprint: Of the pair, from the manifest.
+        bundle: With `pair.json`, `tokenizer`, and the configurations of the modules. Its manifest
+            says what the graphs compute in and how far they reach.
 
     Raises:
         CheckpointError: A file is missing or wrong.
     """
+    folder, manifest = bundle.folder, bundle.manifest
+    low, _, high = manifest.profile.resolution_px
     unet = read_json(folder / "base_unet" / "config.json")
     vae = read_json(folder / "vae" / "config.json")
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
@@ -44,13 +48,19 @@ def bundle_spec(folder: Path, fingerprint: str) -> PairSpec:
         raise CheckpointError(f"{scheduler_file}: {error}", scheduler_file) from error
     return PairSpec(
         config=pair_config,
-        fingerprint=fingerprint,
+        fingerprint=manifest.pair.fingerprint,
         noise_schedule=noise_schedule,
         tokenizer_folder=folder / "tokenizer",
         latent_channels=channels,
         vae_scale_factor=vae_scale,
         size_multiple_px=vae_scale * 2 ** (unet_levels - 1),
         reference_shapes=shapes,
+        precision=manifest.precision,
+        table_dtype=manifest.precision,
+        max_batch=manifest.profile.max_batch,
+        max_references=manifest.profile.max_references,
+        max_steps=manifest.profile.max_steps,
+        sides_px=(low, high),
     )
 
 

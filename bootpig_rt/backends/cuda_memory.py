@@ -5,6 +5,7 @@ The few calls that a backend needs, each checked, with shapes beside the bytes.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import math
@@ -23,6 +24,11 @@ ALIGNMENT = 256
 """Bytes; what TensorRT asks of the addresses that it is given."""
 
 INSTALL = "pip install cuda-python"
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes`, rounded up to what addresses are aligned to."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class DeviceArray:
@@ -53,8 +59,37 @@ class DeviceArray:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
+class PinnedArray:
+    """Host memory that the device reads itself, so that a copy from it need not wait. Bytes.
+
+    Attributes:
+        address: Of the first byte.
+        array: uint8 [nbytes], the memory as numpy sees it.
+    """
+
+    def __init__(self, cuda: Cuda, nbytes: int) -> None:
+        """Allocate; the contents are what was there before."""
+        self.address = cuda.allocate_pinned(nbytes)
+        self.array: npt.NDArray[np.uint8] = np.ctypeslib.as_array(
+            (ctypes.c_uint8 * nbytes).from_address(self.address)
+        )
+        self._free = weakref.finalize(self, cuda.free_pinned, self.address)
+
+
+class Event:
+    """A point in the order of a stream; freed with this object."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        """Make one that nothing waits for yet."""
+        self.handle = cuda.create_event()
+        self._free = weakref.finalize(self, cuda.destroy_event, self.handle)
+
+
 class Cuda:
-    """One device with one stream, on which everything runs in order.
+    """One device with one stream, on which everything runs in order, and one for copies ahead.
+
+    The second stream brings in what a later step reads, while a step runs on the first. Nothing
+    orders the two but `mark` and `hold`.
 
     Args:
         index: Number of the device.
@@ -80,6 +115,7 @@ class Cuda:
         self.index = index
         self.activate()
         self.stream = int(self._call("cudaStreamCreate"))
+        self._copies = int(self._call("cudaStreamCreate"))
 
     def activate(self) -> None:
         """Make this thread use the device; CUDA remembers it for each thread apart."""
@@ -150,8 +186,65 @@ class Cuda:
             kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
             self._call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
 
+    def pinned(self, nbytes: int) -> PinnedArray:
+        """Host memory to copy ahead from."""
+        return PinnedArray(self, nbytes)
+
+    def event(self) -> Event:
+        """A point to wait for; counts as reached until it is marked."""
+        return Event(self)
+
+    def copy_ahead(self, source: int, target: int, nbytes: int) -> None:
+        """Pinned host memory -> device on the stream of copies; returns at once."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", target, source, nbytes, kind, self._copies)
+
+    def mark(self, event: Event, *, ahead: bool) -> None:
+        """The event is reached when all that was put on the stream so far is done.
+
+        Args:
+            event: Which.
+            ahead: The stream of copies, in place of that of the steps.
+        """
+        self._call("cudaEventRecord", event.handle, self._copies if ahead else self.stream)
+
+    def hold(self, event: Event, *, ahead: bool) -> None:
+        """What is put on the stream from now on waits for the event; the host does not."""
+        self._call("cudaStreamWaitEvent", self._copies if ahead else self.stream, event.handle, 0)
+
+    def wait_for(self, event: Event) -> None:
+        """The host waits for an event."""
+        self._call("cudaEventSynchronize", event.handle)
+
+    def allocate_pinned(self, nbytes: int) -> int:
+        """Address of new pinned memory.
+
+        Raises:
+            BootPIGError: There is not enough.
+        """
+        status, address = self._api.cudaMallocHost(nbytes)
+        if int(status) != 0:
+            raise BootPIGError(
+                f"cannot pin {nbytes / 1e6:.0f} MB of host memory ({self._reason(status)}); draw "
+                "fewer pictures at once, or free memory"
+            )
+        return int(address)
+
+    def free_pinned(self, address: int) -> None:
+        """Give pinned memory back, when no copy reads it any more."""
+        self._api.cudaStreamSynchronize(self._copies)
+        self._api.cudaFreeHost(address)
+
+    def create_event(self) -> Any:
+        """A new event; it takes no times."""
+        return self._call("cudaEventCreateWithFlags", self._api.cudaEventDisableTiming)
+
+    def destroy_event(self, handle: Any) -> None:
+        """Free an event."""
+        self._api.cudaEventDestroy(handle)
+
     def wait(self) -> None:
-        """Until the stream is empty."""
+        """Until the stream of the steps is empty."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:

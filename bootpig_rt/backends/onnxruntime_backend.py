@@ -1,15 +1,16 @@
 """A bundle of ONNX graphs in ONNX Runtime, on a CPU or a CUDA device. No torch.
 
-Tensors that one graph makes and another reads stay on the device. A reference table in the graph's
-own type is bound once for a batch and never copied; a table in a narrower type, or one that is to
-stay on the host, is unpacked entry by entry ahead of the steps that read it. Two buffers hold the
-state of a run and take turns, so that a step is one launch and the host only counts.
+Tables that one graph makes and another reads stay on the device. A reference table in the graph's
+own type is bound once for a batch and not copied, however many pictures read it at whatever steps;
+those of several subjects are joined once, on the device. A table in a narrower type, or one that is
+to stay on the host, is unpacked entry by entry ahead of the steps that read it; the copies of ONNX
+Runtime wait, so they do not overlap with steps. Two buffers hold the state of a run and take turns,
+so that a step is one launch and the host only counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,23 @@ from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.onnxruntime_sessions import OnnxRuntimeOptions, Sessions
 from bootpig_rt.backends.onnxruntime_steps import OnnxRuntimeRun
 from bootpig_rt.backends.onnxruntime_tables import DeviceTable, TableWriter, download, upload
-from bootpig_rt.bundle import Bundle, open_bundle
-from bootpig_rt.errors import BackendUnavailable, BundleError
+from bootpig_rt.backends.step_inputs import graph_name
+from bootpig_rt.bundle import Bundle
+from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.table_storage import HostTable, TableDtype
 
 _ROWS_PER_LAUNCH = 16
 """Rows that go through the autoencoder or the text encoder at once: bounds their memory."""
 
-_GRAPHS = ("reference_kv", "denoise_step", "text_encoder", "vae_encoder", "vae_decoder")
+_GRAPHS = ("reference_kv", "text_encoder", "vae_encoder", "vae_decoder")
+"""What every picture needs. Which graph its steps need is known with its references."""
 
 
-def load(folder: Path, device: str, base_model: Path | None, **options: Any) -> OnnxRuntimeBackend:
-    """Check a bundle and load its graphs; see `bootpig_rt.backends.create_backend`.
+def load(bundle: Bundle, device: str, base_model: None, **options: Any) -> OnnxRuntimeBackend:
+    """Load the graphs of a bundle; see `bootpig_rt.backends.create_backend`.
 
     Args:
-        folder: The bundle.
+        bundle: Whose files were all checked.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: None; a bundle holds all parts.
         options: Fields of `OnnxRuntimeOptions`.
@@ -51,14 +54,7 @@ def load(folder: Path, device: str, base_model: Path | None, **options: Any) -> 
         BundleError: The bundle is damaged, or was built for something else.
         ParameterError: An option is wrong.
     """
-    if base_model is not None:
-        raise BundleError(
-            f"{folder} is run as a bundle, which holds its own text encoder and autoencoder; "
-            "leave out the base model, or choose the backend torch",
-            folder,
-        )
     settings = OnnxRuntimeOptions(**options)
-    bundle = open_bundle(folder)
     bundle.check_runtime("onnxruntime", ort.__version__)
     return OnnxRuntimeBackend(bundle, choose_device(device, bundle.manifest.target), settings)
 
@@ -99,10 +95,9 @@ class OnnxRuntimeBackend:
         """Load the graphs that every picture needs."""
         self.device = device
         self.options = options
-        self._bundle = bundle
         self.sessions = Sessions(bundle.folder, bundle.read_graph, device=device, options=options)
         self.sessions.prepare(_GRAPHS)
-        spec = bundle_spec(bundle.folder, bundle.manifest.pair.fingerprint)
+        spec = bundle_spec(bundle)
         side = spec.config.sample_size_px // spec.vae_scale_factor
         self.spec: PairSpec = replace(spec, reference_shapes=self._layer_shapes(side, side))
 
@@ -112,7 +107,8 @@ class OnnxRuntimeBackend:
 
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
-        self._bundle.check_sizes(width_px=pixels.shape[3], height_px=pixels.shape[2])
+        self.spec.check_sizes(width_px=pixels.shape[3], height_px=pixels.shape[2])
+        self.sessions.begin(graph_name(self.spec.config.merge, len(pixels)))
         return self._by_rows("vae_encoder", "pixels", pixels, "latents")
 
     def decode(self, latents: FloatArray) -> FloatArray:
@@ -132,22 +128,26 @@ class OnnxRuntimeBackend:
         """Run the Reference U-Net over all entries and references in batches."""
         entries, references, _, height, width = latents.shape
         factor = self.spec.vae_scale_factor
-        self._bundle.check_sizes(
+        self.spec.check_sizes(
             references=references, width_px=width * factor, height_px=height * factor
         )
         total = entries * references
         flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
         t = np.repeat(timesteps, references).astype(np.int64)
-        states = prompt_embeds if isinstance(prompt_embeds, np.ndarray) else prompt_embeds.numpy()
+        states = prompt_embeds
+        if not isinstance(states, np.ndarray):
+            states = self.download_states(states)
         states = states.astype(self._table_type(), copy=False)
-        writer = TableWriter(
-            self._layer_shapes(height, width),
-            entries=entries,
-            references=references,
-            dtype=dtype,
-            graph_type=self._table_type(),
-            device=self.device,
-        )
+        turn = self.sessions.recordings.turn
+        with turn:
+            writer = TableWriter(
+                self._layer_shapes(height, width),
+                entries=entries,
+                references=references,
+                dtype=dtype,
+                graph_type=self._table_type(),
+                device=self.device,
+            )
         for start in range(0, total, rows_per_launch):
             rows = slice(start, min(start + rows_per_launch, total))
             count = rows.stop - rows.start
@@ -160,8 +160,9 @@ class OnnxRuntimeBackend:
                 "timesteps": t[rows],
                 "prompt_embeds": states[texts],
             }
-            made = self.sessions.launch("reference_kv", inputs, into=writer.places(rows))
-            writer.take(rows, made)
+            with turn:
+                made = self.sessions.launch("reference_kv", inputs, into=writer.places(rows))
+                writer.take(rows, made)
             if progress is not None:
                 progress(rows.stop, total)
         table = writer.finish()
@@ -169,15 +170,18 @@ class OnnxRuntimeBackend:
 
     def download_table(self, data: DeviceTable | HostTable) -> HostTable:
         """A table as arrays of the host, in the same type."""
-        return download(data)
+        with self.sessions.recordings.turn:
+            return download(data)
 
     def upload_table(self, table: HostTable, *, is_resident: bool) -> DeviceTable | HostTable:
         """A table of the host as `data` of a batch."""
-        return upload(table, self._table_type(), self.device, is_resident=is_resident)
+        with self.sessions.recordings.turn:
+            return upload(table, self._table_type(), self.device, is_resident=is_resident)
 
     def download_states(self, prompt_embeds: ort.OrtValue) -> FloatArray:
         """Text states of `encode_text` as float32 of numpy."""
-        states: FloatArray = prompt_embeds.numpy().astype(np.float32)
+        with self.sessions.recordings.turn:
+            states: FloatArray = prompt_embeds.numpy().astype(np.float32)
         return states
 
     def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> OnnxRuntimeRun:
@@ -186,25 +190,16 @@ class OnnxRuntimeBackend:
         Raises:
             ParameterError: The batch is larger than the bundle was built for.
         """
-        factor = self.spec.vae_scale_factor
-        count, _, height, width = batch.latents.shape
-        self._bundle.check_sizes(
-            width_px=width * factor,
-            height_px=height * factor,
-            batch=count,
-            references=max(batch.num_references, default=None),
-            steps=batch.solver.num_steps,
-        )
+        self.spec.check_batch(batch)
         return OnnxRuntimeRun(self.sessions, batch, state, device=self.device)
 
     def _by_rows(self, graph: str, name: str, values: FloatArray, output: str) -> FloatArray:
         """Run a graph over rows that do not depend on each other."""
-        pieces = [
-            self.sessions.launch(graph, {name: values[start : start + _ROWS_PER_LAUNCH]})[
-                output
-            ].numpy()
-            for start in range(0, len(values), _ROWS_PER_LAUNCH)
-        ]
+        pieces = []
+        for start in range(0, len(values), _ROWS_PER_LAUNCH):
+            rows = {name: values[start : start + _ROWS_PER_LAUNCH]}
+            with self.sessions.recordings.turn:
+                pieces.append(self.sessions.launch(graph, rows)[output].numpy())
         return np.concatenate(pieces)
 
     def _table_type(self) -> Any:

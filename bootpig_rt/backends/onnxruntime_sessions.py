@@ -5,6 +5,7 @@ Knows graphs by name and bytes; knows nothing about what they compute.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -19,8 +20,15 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from bootpig_rt.backends.onnxruntime_recordings import Recordings
 from bootpig_rt.backends.onnxruntime_values import Place, bind_place, device_of, to_device
-from bootpig_rt.errors import BackendUnavailable, BundleError, NumericalError, ParameterError
+from bootpig_rt.errors import (
+    BackendUnavailable,
+    BootPIGError,
+    BundleError,
+    NumericalError,
+    ParameterError,
+)
 
 METADATA_KEY = "bootpig_rt"
 """Key of a graph's metadata, json; written by `bootpig_rt.export.onnx_export`."""
@@ -50,7 +58,10 @@ class OnnxRuntimeOptions:
         spinning: Threads that wait within a launch stay awake for a while: quicker on an idle
             machine, slower and hotter on a busy one.
         arena: Keep memory between launches instead of returning it.
-        cuda_graph: On a CUDA device record a step once and replay it.
+        cuda_graph: On a CUDA device record a step and replay it for all steps of a batch. Threads
+            that share the bundle then take turns, each batch records its step anew, and a session
+            is refused where ONNX Runtime puts a part of the step on the CPU. Off by default;
+            whether it is quicker has not been measured.
         portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
             less from machine to machine, and steps take about a tenth longer.
         cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
@@ -66,7 +77,7 @@ class OnnxRuntimeOptions:
     intra_op_threads: int = 0
     spinning: bool = True
     arena: bool = True
-    cuda_graph: bool = True
+    cuda_graph: bool = False
     portable: bool = False
     cuda_memory_bytes: int = 0
     sessions_kept: int = 0
@@ -105,6 +116,9 @@ class Sessions:
         read: Name of a graph -> its bytes, checked.
         device: `cpu` or `cuda:N`.
         options: How they use the machine.
+
+    Attributes:
+        recordings: Of the steps.
     """
 
     def __init__(
@@ -120,6 +134,7 @@ class Sessions:
         self._read = read
         self._device = device
         self._options = options
+        self.recordings = Recordings(options.cuda_graph and device != "cpu")
         self._lock = threading.Lock()
         # In the order of their last use.
         self._futures: OrderedDict[str, Future[ort.InferenceSession]] = OrderedDict()
@@ -136,11 +151,24 @@ class Sessions:
             for _ in pool.map(self.get, names):
                 pass
 
+    def begin(self, name: str) -> None:
+        """Create a session that will be needed soon, beside what runs now.
+
+        What goes wrong is raised by `get`, should the graph be needed after all.
+        """
+        if not self._options.sessions_kept:
+            threading.Thread(target=self._try, args=(name,)).start()
+
+    def _try(self, name: str) -> None:
+        with contextlib.suppress(BootPIGError):
+            self.get(name)
+
     def get(self, name: str) -> ort.InferenceSession:
         """The session of a graph; threads that ask for it at once share one.
 
         Raises:
             BundleError: The graph is damaged, or needs a newer ONNX Runtime.
+            ParameterError: Its step is to be recorded and cannot be.
         """
         with self._lock:
             future = self._futures.get(name)
@@ -190,23 +218,24 @@ class Sessions:
             inputs: By name.
             into: Outputs that are written into memory at hand.
         """
-        session = self.get(name)
-        binding = session.io_binding()
-        for key, value in inputs.items():
-            if isinstance(value, np.ndarray):
-                value = to_device(value, self._device)
-            binding.bind_ortvalue_input(key, value)
-        names = [output.name for output in session.get_outputs()]
-        for output in names:
-            if into is not None and output in into:
-                bind_place(binding, output, into[output], self._device)
-            else:
-                binding.bind_output(output, *device_of(self._device))
-        try:
-            session.run_with_iobinding(binding)
-        except ORT_ERRORS as error:
-            raise run_error(name, error) from error
-        return dict(zip(names, binding.get_outputs(), strict=True))
+        with self.recordings.turn:
+            session = self.get(name)
+            binding = session.io_binding()
+            for key, value in inputs.items():
+                if isinstance(value, np.ndarray):
+                    value = to_device(value, self._device)
+                binding.bind_ortvalue_input(key, value)
+            names = [output.name for output in session.get_outputs()]
+            for output in names:
+                if into is not None and output in into:
+                    bind_place(binding, output, into[output], self._device)
+                else:
+                    binding.bind_output(output, *device_of(self._device))
+            try:
+                session.run_with_iobinding(binding)
+            except ORT_ERRORS as error:
+                raise run_error(name, error) from error
+            return dict(zip(names, binding.get_outputs(), strict=True))
 
     def _create(self, name: str) -> ort.InferenceSession:
         options, chosen = ort.SessionOptions(), self._options
@@ -244,12 +273,18 @@ class Sessions:
         }
         if self._options.cuda_memory_bytes:
             cuda["gpu_mem_limit"] = str(self._options.cuda_memory_bytes)
-        if self._options.cuda_graph and name.startswith("denoise_step"):
+        if self.recordings.is_on and name.startswith("denoise_step"):
             cuda["enable_cuda_graph"] = "1"
         return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
-    def _explain(self, name: str, error: Exception) -> BundleError:
+    def _explain(self, name: str, error: Exception) -> BundleError | ParameterError:
         text = " ".join(str(error).split())
+        if "graph capture" in text:
+            return ParameterError(
+                f"backend option cuda_graph is True, but onnxruntime {ort.__version__} cannot "
+                f"record the graph {name}: it runs a part of it on the CPU, such as sums of sizes; "
+                f"leave the option out, or take the backend tensorrt ({text[:120]})"
+            )
         found = _TOO_NEW.search(text)
         if found is not None:
             reason = (

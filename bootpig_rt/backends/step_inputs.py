@@ -2,18 +2,22 @@
 
 The graph wants rows without references ahead of those with, one flat reference table, and for each
 step flat indices into it. A table's passes lie entry by entry, reference by reference; those of the
-next subject follow.
+next table follow. A table that several pictures read at different steps lies there once: their
+indices differ, the table does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.errors import ParameterError
+
+T = TypeVar("T")
 
 NO_LIMIT = 3e38
 """`clip_range` of a solver that does not clamp x0."""
@@ -34,15 +38,32 @@ class StepInputs:
     slots: int
 
 
+def distinct(tables: Sequence[T]) -> tuple[list[T], list[int]]:
+    """Each table once, in order, and for each of those given its place among them.
+
+    Tables are told apart by identity: equal ones are the same object, because the pipeline asks a
+    store for them.
+    """
+    places: dict[int, int] = {}
+    for table in tables:
+        places.setdefault(id(table), len(places))
+    return list({id(table): table for table in tables}.values()), [places[id(t)] for t in tables]
+
+
 def step_inputs(
-    batch: DenoiseBatch, entries: Sequence[int], state: FloatArray | None = None
+    batch: DenoiseBatch,
+    entries: Sequence[int],
+    state: FloatArray | None = None,
+    *,
+    table_of_slot: Sequence[int] | None = None,
 ) -> StepInputs:
     """Lay out a batch.
 
     Args:
         batch: The batch.
-        entries: E of each of its tables.
+        entries: E of each table that is joined to the flat one.
         state: float32 [1 + K, B, C, h, w] to go on from; None starts from the batch's noise.
+        table_of_slot: Which of those each of the batch's tables is; None: each its own.
 
     Raises:
         ParameterError: A step reads an entry that its table lacks.
@@ -50,7 +71,8 @@ def step_inputs(
     solver = batch.solver
     order, ref_rows = _sort_rows(batch.ref_of_row)
     position = np.argsort(order)
-    flat = _flat_references(ref_rows, batch, entries)
+    slots = range(len(batch.num_references)) if table_of_slot is None else table_of_slot
+    flat = _flat_references(ref_rows, batch, entries, slots)
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), dtype=np.float32)
         state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
@@ -93,13 +115,18 @@ def _sort_rows(ref_of_row: IntArray) -> tuple[IntArray, IntArray]:
     return order, packed
 
 
-def _flat_references(refs: IntArray, batch: DenoiseBatch, entries: Sequence[int]) -> IntArray:
+def _flat_references(
+    refs: IntArray, batch: DenoiseBatch, entries: Sequence[int], table_of_slot: Sequence[int]
+) -> IntArray:
     """References counted through [Nr, R] -> indices into the flat table [T, Nr, R]."""
     steps = batch.solver.num_steps
     index_of_step = np.full((steps, sum(batch.num_references) + 1), -1, dtype=np.int64)
-    column = start = 0
-    for number, (count, available) in enumerate(zip(batch.num_references, entries, strict=True)):
-        entry = batch.entry_of_step[number]
+    references = dict(zip(table_of_slot, batch.num_references, strict=True))
+    passes = [references[table] * count for table, count in enumerate(entries)]
+    starts = [sum(passes[:table]) for table in range(len(passes))]
+    column = 0
+    for number, (count, table) in enumerate(zip(batch.num_references, table_of_slot, strict=True)):
+        entry, available, start = batch.entry_of_step[number], entries[table], starts[table]
         if entry.min(initial=0) < 0 or entry.max(initial=0) >= available:
             raise ParameterError(
                 f"a step reads entry {int(entry.max(initial=0))} of a reference table, which has "
@@ -109,5 +136,4 @@ def _flat_references(refs: IntArray, batch: DenoiseBatch, entries: Sequence[int]
             start + entry[:, None] * count + np.arange(count)
         )
         column += count
-        start += count * available
     return np.ascontiguousarray(index_of_step[:, refs])  # -1 finds the last column, which is -1

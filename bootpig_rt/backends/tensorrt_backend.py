@@ -1,17 +1,16 @@
 """A bundle of TensorRT engines, in either TensorRT, without torch.
 
-Addresses are bound once for a batch, and all engines share one block of scratch memory, because
-they run one after another on one stream. A step is one CUDA graph: the engine, which does guidance
-and solver as well, and a copy that makes its result the state of the next step. The step's number
-lies on the device.
+Addresses are bound once for a batch, a table once however many pictures read it at whatever steps.
+All engines share one block of scratch memory, because they run one after another on one stream. A
+step is one CUDA graph: the engine, which does guidance and solver as well, and a copy that makes
+its result the state of the next step. The step's number lies on the device.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from bootpig_rt.backends.base import (
 )
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.cuda_memory import Cuda, CudaGraph, DeviceArray
-from bootpig_rt.backends.step_inputs import StepInputs, graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import StepInputs, distinct, graph_name, step_inputs
 from bootpig_rt.backends.tensorrt_engine import Engine, Launch, arena_bytes
 from bootpig_rt.backends.tensorrt_flavours import Flavour, flavour_of
 from bootpig_rt.backends.tensorrt_tables import (
@@ -36,25 +35,18 @@ from bootpig_rt.backends.tensorrt_tables import (
     finish_table,
     upload_table,
 )
-from bootpig_rt.bundle import Bundle, open_bundle
+from bootpig_rt.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable, BundleError
 from bootpig_rt.table_storage import HostTable, TableDtype
 
 
-def load(folder: Path, device: str, base_model: Path | None) -> TensorRTBackend:
-    """Check a bundle and load its engines; see `bootpig_rt.backends.create_backend`.
+def load(bundle: Bundle, device: str, base_model: None) -> TensorRTBackend:
+    """Load the engines of a bundle; see `bootpig_rt.backends.create_backend`.
 
     Raises:
         BackendUnavailable: The TensorRT of the bundle, `cuda-python` or the GPU is missing.
         BundleError: The bundle is damaged, or was built for something else.
     """
-    if base_model is not None:
-        raise BundleError(
-            f"{folder} is a bundle, which holds its own text encoder and autoencoder; leave out "
-            "the base model",
-            folder,
-        )
-    bundle = open_bundle(folder)
     return TensorRTBackend(bundle, device)
 
 
@@ -91,7 +83,8 @@ class TensorRTBackend:
         architecture = self._cuda.architecture()
         bundle.check_runtime(self._flavour.package, str(trt.__version__), architecture)
         self.device = f"cuda:{self._cuda.index}"
-        self.spec: PairSpec = bundle_spec(bundle.folder, manifest.pair.fingerprint)
+        spec = bundle_spec(bundle)
+        self.spec: PairSpec = replace(spec, resident_dtype=spec.precision)
         # One stream and one scratch memory: launches of several threads take turns.
         self._lock = threading.RLock()
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
@@ -123,6 +116,7 @@ class TensorRTBackend:
 
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
+        self.spec.check_sizes(width_px=pixels.shape[3], height_px=pixels.shape[2])
         return self._by_rows("vae_encoder", "pixels", pixels, "latents")
 
     def decode(self, latents: FloatArray) -> FloatArray:
@@ -143,7 +137,11 @@ class TensorRTBackend:
 
         See `bootpig_rt.backends.tensorrt_tables` for what `dtype` means here.
         """
-        entries, references = latents.shape[:2]
+        entries, references, _, height, width = latents.shape
+        factor = self.spec.vae_scale_factor
+        self.spec.check_sizes(
+            references=references, width_px=width * factor, height_px=height * factor
+        )
         flat = latents.reshape(entries * references, *latents.shape[2:])
         t = np.repeat(timesteps, references)
         engine = self.engine("reference_kv")
@@ -203,7 +201,12 @@ class TensorRTBackend:
         return self.engine("reference_kv").spec("k_0").dtype
 
     def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> TensorRTRun:
-        """Upload a batch, bind it and record its step."""
+        """Upload a batch, bind it and record its step.
+
+        Raises:
+            ParameterError: The batch is larger than the bundle was built for.
+        """
+        self.spec.check_batch(batch)
         return TensorRTRun(self, batch, state)
 
     def engine(self, name: str) -> Engine:
@@ -291,10 +294,12 @@ class TensorRTRun:
         self._window: TableWindow | None = None
         self._entries: list[list[int]] = batch.entry_of_step.T.tolist()
         streams = any(not table.is_resident for table in batch.tables)
-        if streams:  # one entry of each table is bound, and changed ahead of the steps
+        tables, table_of_slot = distinct(batch.tables)
+        if streams:  # one entry of each slot is bound, and changed ahead of the steps
+            tables, table_of_slot = list(batch.tables), list(range(len(batch.tables)))
             batch = replace(batch, entry_of_step=np.zeros_like(batch.entry_of_step))
-        counts = [1 if streams else table.entries for table in batch.tables]
-        laid_out: StepInputs = step_inputs(batch, counts, state)
+        counts = [1 if streams else table.entries for table in tables]
+        laid_out: StepInputs = step_inputs(batch, counts, state, table_of_slot=table_of_slot)
         engine = backend.engine(graph_name(batch.merge, laid_out.slots))
         with backend._lock:
             self._cuda.activate()
@@ -306,7 +311,7 @@ class TensorRTRun:
                 **laid_out.arrays,
             }
             inputs = backend._upload(engine, arrays)
-            inputs |= self._table(engine, batch.tables, streams)
+            inputs |= self._table(engine, tables, streams)
             self._launch = Launch(engine, backend._arena, self._cuda, inputs=inputs)
             self._step, self._state = inputs["step"], inputs["state"]
             # The first launch also finishes kernels, so it is done on a state that is put back.
@@ -329,6 +334,8 @@ class TensorRTRun:
                 self._once()
             else:
                 self._graph.launch()
+            if self._window is not None and index + 1 < len(self._entries):
+                self._window.fetch(self._entries[index + 1])  # while the step runs
 
     def state(self) -> FloatArray:
         """Current sample and history, float32 [1 + K, B, C, h, w]."""
@@ -350,9 +357,9 @@ class TensorRTRun:
         self._cuda.copy(following.address, self._state.address, following.nbytes)
 
     def _table(
-        self, engine: Engine, tables: tuple[Table, ...], streams: bool
+        self, engine: Engine, tables: Sequence[Table], streams: bool
     ) -> dict[str, DeviceArray]:
-        """The tables of all subjects in a row; that of one subject is bound where it lies.
+        """The tables of all subjects in a row; a table alone is bound where it lies.
 
         A batch without references still binds a table, of one pass that no row reads.
         """

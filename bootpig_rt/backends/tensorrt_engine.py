@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bootpig_rt.backends.cuda_memory import ALIGNMENT, Cuda, DeviceArray
+from bootpig_rt.backends.cuda_memory import Cuda, DeviceArray, aligned
 from bootpig_rt.backends.tensorrt_flavours import Flavour
 from bootpig_rt.errors import BundleError, EngineError, ParameterError
 
@@ -115,11 +115,6 @@ def plan_inputs(
         check_input(graph, spec, shape)
         shapes[spec.name] = tuple(int(size) for size in shape)
     return shapes
-
-
-def aligned(nbytes: int) -> int:
-    """`nbytes`, rounded up to what addresses are aligned to."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def arena_bytes(engine_bytes: Sequence[int]) -> int:

@@ -31,9 +31,9 @@ class Flavour:
         needs_gpu_to_build: It times kernels on the GPU while it builds.
         names_target: A build sets the compute capability that it is for.
         has_plugins: Kernels of ours can take the place of an operator (`package.plugin`).
-        keeps_kernel_source: Plans hold the text of generated kernels, so that what became of an
-            attention can be read without a GPU.
-        compiles_at_load: Kernels are finished when an engine is loaded; a runtime cache keeps them.
+        keeps_kernel_source: Plans hold the text of generated kernels, which says what an attention
+            sums its scores in.
+        compiles_at_load: Kernels are finished each time an engine is loaded.
     """
 
     name: str

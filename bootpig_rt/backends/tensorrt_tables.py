@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.backends.cuda_memory import DeviceArray
+from bootpig_rt.backends.cuda_memory import DeviceArray, Event, PinnedArray, aligned
 from bootpig_rt.errors import NumericalError
 from bootpig_rt.table_storage import (
     HostTable,
@@ -22,6 +22,7 @@ from bootpig_rt.table_storage import (
     check_host_table,
     pack_table,
     unpack,
+    write_entry,
 )
 
 AnyArray = npt.NDArray[Any]
@@ -44,6 +45,24 @@ class Place(Protocol):
 
     def copy_in(self, host: AnyArray, target: DeviceArray) -> None:
         """Host -> device."""
+
+    def pinned(self, nbytes: int) -> PinnedArray:
+        """Host memory to copy ahead from."""
+
+    def event(self) -> Event:
+        """A point in the order of a stream."""
+
+    def copy_ahead(self, source: int, target: int, nbytes: int) -> None:
+        """Pinned host memory -> device, beside what runs."""
+
+    def mark(self, event: Event, *, ahead: bool) -> None:
+        """Reached when all before it on the stream is done."""
+
+    def hold(self, event: Event, *, ahead: bool) -> None:
+        """What comes after on the stream waits for the event."""
+
+    def wait_for(self, event: Event) -> None:
+        """The host waits for an event."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +155,40 @@ def upload_table(place: Place, host: HostTable, native: str, *, is_resident: boo
     return Table(entries, references, host.dtype, layers, kept)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Keys or values of one layer of one streamed slot.
+
+    Attributes:
+        slot: Of the batch.
+        layer: Of the table.
+        kind: 0 for keys, 1 for values.
+        offset: Of the first byte, in pinned memory and in that on the device.
+        nbytes: Of one entry.
+        shape: [R, H, M, D].
+        target: Address in the window.
+    """
+
+    slot: int
+    layer: int
+    kind: int
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    target: int
+
+
 class TableWindow:
     """One entry of each table in bound arrays, changed from step to step.
 
-    Used where a table is streamed; otherwise whole tables are bound and nothing is copied.
+    Used where a table is streamed; otherwise whole tables are bound and nothing is copied. What the
+    next step reads is unpacked into pinned memory and copied to the device while a step runs; the
+    step after it begins with a copy on the device. Two pieces of pinned memory take turns, so that
+    one is filled while the other is read.
 
     Args:
         place: The device.
-        tables: Of the subjects of a batch.
+        tables: One for each slot of a batch.
         native: Type of the engines.
         shapes: `k_0`, `v_0`, ... -> H, M, D.
     """
@@ -158,33 +203,101 @@ class TableWindow:
         """Allocate room for one entry of each."""
         self._place = place
         self._tables = tuple(tables)
-        self._native = native
+        self._native = np.dtype(native)
         self._now: list[int | None] = [None] * len(self._tables)
         rows = sum(table.references for table in self._tables)
         self.arrays = {name: place.empty((rows, *shape), native) for name, shape in shapes.items()}
+        self._pieces = self._lay_out()
+        if self._pieces:
+            size = self._pieces[-1].offset + aligned(self._pieces[-1].nbytes)
+            self._pinned = tuple(place.pinned(size) for _ in range(2))
+            self._sent = tuple(place.event() for _ in range(2))
+            self._turn = 0
+            self._fetched: list[int | None] = [None] * len(self._tables)
+            self._staged = place.empty((size,), np.uint8)
+            self._taken = place.event()
 
     def show(self, entries: Sequence[int]) -> None:
-        """Copy the entries that a step reads, where they are not there yet."""
+        """Put the entries that a step reads into the bound arrays, where they are not there yet."""
+        self.fetch(entries)
+        changed = {n for n, entry in enumerate(entries) if self._now[n] != entry}
         row = 0
         for number, (table, entry) in enumerate(zip(self._tables, entries, strict=True)):
-            if self._now[number] != entry:
+            if number in changed and table.is_resident:
                 self._copy(table, entry, row)
-                self._now[number] = entry
             row += table.references
+        arrived = [piece for piece in self._pieces if piece.slot in changed]
+        if arrived:
+            self._place.hold(self._sent[1 - self._turn], ahead=False)
+            for piece in arrived:
+                source = self._staged.address + piece.offset
+                self._place.copy(source, piece.target, piece.nbytes)
+            self._place.mark(self._taken, ahead=False)
+        self._now = list(entries)
+
+    def fetch(self, entries: Sequence[int]) -> None:
+        """Begin to bring the streamed entries of a coming step to the device.
+
+        Returns when they are unpacked; the copies go on beside the step that runs.
+        """
+        wanted = {
+            n
+            for n, (table, entry) in enumerate(zip(self._tables, entries, strict=True))
+            if not table.is_resident and entry not in (self._now[n], self._fetched[n])
+        }
+        pieces = [piece for piece in self._pieces if piece.slot in wanted]
+        if not pieces:
+            return
+        pinned, sent = self._pinned[self._turn], self._sent[self._turn]
+        self._place.wait_for(sent)  # copies of the turn before last
+        for piece in pieces:
+            host = self._tables[piece.slot].host
+            assert host is not None
+            memory = pinned.array[piece.offset : piece.offset + piece.nbytes]
+            write_entry(
+                host.layers[piece.layer][piece.kind],
+                entries[piece.slot],
+                host.dtype,
+                memory.view(self._native).reshape(piece.shape),
+            )
+        self._place.hold(self._taken, ahead=True)  # the step before has copied what lies there
+        for piece in pieces:
+            source, target = pinned.address + piece.offset, self._staged.address + piece.offset
+            self._place.copy_ahead(source, target, piece.nbytes)
+        self._place.mark(sent, ahead=True)
+        for slot in wanted:
+            self._fetched[slot] = entries[slot]
+        self._turn = 1 - self._turn
 
     def _copy(self, table: Table, entry: int, row: int) -> None:
-        if table.is_resident:
-            for name, layer in table.layers.items():
-                size = table.references * layer.row_bytes
-                target = self.arrays[name].address + row * layer.row_bytes
-                self._place.copy(layer.address + entry * size, target, size)
-            return
-        assert table.host is not None
-        for index, pair in enumerate(table.host.entry(entry)):
-            for kind, numbers in zip("kv", pair, strict=True):
-                whole = self.arrays[f"{kind}_{index}"]
-                piece = self._place.upload(numbers, self._native)
-                self._place.copy(piece.address, whole.address + row * whole.row_bytes, piece.nbytes)
+        """From a table that lies on the device as a whole."""
+        for name, layer in table.layers.items():
+            size = table.references * layer.row_bytes
+            target = self.arrays[name].address + row * layer.row_bytes
+            self._place.copy(layer.address + entry * size, target, size)
+
+    def _lay_out(self) -> list[_Piece]:
+        """One entry of each streamed slot, one piece after another."""
+        pieces: list[_Piece] = []
+        row = offset = 0
+        for slot, table in enumerate(self._tables):
+            for name, whole in self.arrays.items() if not table.is_resident else ():
+                kind, _, layer = name.partition("_")
+                nbytes = table.references * whole.row_bytes
+                pieces.append(
+                    _Piece(
+                        slot=slot,
+                        layer=int(layer),
+                        kind="kv".index(kind),
+                        offset=offset,
+                        nbytes=nbytes,
+                        shape=(table.references, *whole.shape[1:]),
+                        target=whole.address + row * whole.row_bytes,
+                    )
+                )
+                offset += aligned(nbytes)
+            row += table.references
+        return pieces
 
 
 def _to_host(

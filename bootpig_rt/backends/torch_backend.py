@@ -27,13 +27,13 @@ from bootpig_rt.backends.base import (
 )
 from bootpig_rt.backends.torch_graphs import Kept, Lane, RecordedFunction
 from bootpig_rt.backends.torch_memory import within_memory
-from bootpig_rt.backends.torch_options import Precision, TorchOptions
+from bootpig_rt.backends.torch_options import TorchOptions
 from bootpig_rt.backends.torch_steps import StepSlot, TorchRun
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.tables import Table, TableBuilder, download, table_nbytes, upload
 from bootpig_rt.solver import NoiseSchedule
-from bootpig_rt.table_storage import HostTable, TableDtype
+from bootpig_rt.table_storage import HostTable, Precision, TableDtype
 
 T = TypeVar("T")
 
@@ -157,6 +157,7 @@ class TorchBackend:
             vae_scale_factor=vae_scale,
             size_multiple_px=vae_scale * 2 ** (len(unet_config.block_out_channels) - 1),
             reference_shapes=_reference_shapes(pair, pair.config.sample_size_px // vae_scale),
+            precision=_NAMES.get(self.dtype, "float32"),
             table_dtype=_NAMES.get(self.dtype, "float32"),
         )
 

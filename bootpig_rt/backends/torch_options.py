@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
 
 from bootpig_rt.errors import ParameterError
-
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+from bootpig_rt.table_storage import PRECISIONS, Precision
 
 
 @dataclass(frozen=True)

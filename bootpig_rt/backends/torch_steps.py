@@ -263,7 +263,9 @@ class TorchRun:
             if lane.records and self.whole is not None:
                 size = sum(part.nbytes for layer in self.whole for part in layer)
                 self.whole = None if size > table_bytes else self.whole
-            self.tensors = _upload(batch, state, lane=lane, reads_whole=self.whole is not None)
+            self.tensors = _upload(
+                batch, state, lane=lane, dtype=dtype, reads_whole=self.whole is not None
+            )
             self.number = next(_NUMBERS)
 
             def program() -> StepProgram:
@@ -320,9 +322,17 @@ class TorchRun:
 
 
 def _upload(
-    batch: DenoiseBatch, state: FloatArray | None, *, lane: Lane, reads_whole: bool
+    batch: DenoiseBatch,
+    state: FloatArray | None,
+    *,
+    lane: Lane,
+    dtype: torch.dtype,
+    reads_whole: bool,
 ) -> StepTensors:
     solver = batch.solver
+    texts = batch.prompt_embeds
+    if isinstance(texts, np.ndarray):
+        texts = lane.upload(texts).to(dtype)
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), np.float32)
         state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
@@ -334,7 +344,7 @@ def _upload(
         state=tensors,
         estimate=tensors[0].clone(),
         step=lane.upload(np.zeros(1, np.int64)),
-        prompt_embeds=batch.prompt_embeds[lane.upload(batch.text_of_row)],
+        prompt_embeds=texts[lane.upload(batch.text_of_row)],
         image_scale=lane.upload(batch.image_guidance_scale),
         text_scale=lane.upload(batch.text_guidance_scale),
         timesteps=lane.upload(solver.timesteps),

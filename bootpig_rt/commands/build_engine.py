@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bootpig_rt.commands.bundle_text import bundle_folder, parity_lines
 from bootpig_rt.commands.options import be_quiet_if_asked
-from bootpig_rt.errors import EXIT_OK, CheckpointError
+from bootpig_rt.errors import EXIT_OK, CheckpointError, ParameterError
 
 if TYPE_CHECKING:
     from bootpig_rt.export.build_options import BuildOptions
@@ -33,7 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  sm_75, sm_80, sm_86, sm_89, sm_120\n"
         "           TensorRT-RTX for GPUs of that architecture; needs no GPU to build\n"
         "  local    TensorRT for the GPU of this machine\n\n"
-        "A build that was interrupted goes on from its finished graphs when it is run again.\n"
+        "A build is whole or leaves no bundle. When it is interrupted or killed, its finished\n"
+        "graphs and engines stay in the hidden folder .NAME.building beside the output: the\n"
+        "same command goes on from them, and removing the folder forgets them. After a failed\n"
+        "comparison with torch nothing stays but a report, in NAME.parity-report.\n\n"
+        "Weights are linked into the bundle where graphs can point into the pair's own files.\n"
+        "Where they must be written anew, as for the authors' checkpoints, they are stored in\n"
+        "float16, half the size; the bundle is compared with torch on these same weights.\n\n"
         "With -o naming the pair's own folder the pair becomes the bundle, in its place.\n\n"
         "examples:\n"
         "  bootpig-rt build-engine -o bundle\n"
@@ -71,6 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", help="float32 or float16 (default: float32 for cpu, else float16)"
     )
     group.add_argument(
+        "--weights",
+        default="auto",
+        help="on disk: float16, as-is, or auto, see below (default: auto)",
+    )
+    group.add_argument(
         "--no-plugin",
         action="store_true",
         help="for local: leave the reference attention to TensorRT, without our kernel",
@@ -82,9 +95,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print what would be built, and build nothing"
     )
     group.add_argument(
+        "--reference-schedule",
+        metavar="NAME",
+        help="of --dry-run's table, such as exact or stride:4; default: the pair's own",
+    )
+    group.add_argument(
+        "--table-dtype",
+        metavar="TYPE",
+        help="of --dry-run's table: float32, float16, bfloat16, float8 or int8. Engines hold "
+        "tables in their own precision",
+    )
+    group.add_argument(
         "--json", action="store_true", help="print a machine-readable summary on stdout"
     )
-    group.add_argument("--quiet", action="store_true", help="no progress bar, no log lines")
+    group.add_argument("--quiet", action="store_true", help="no progress, no log lines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,11 +123,19 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args, config, pair, base_model)
     if args.dry_run:
         return _dry_run(args, options, config, pair, base_model)
+    if args.reference_schedule is not None or args.table_dtype is not None:
+        raise ParameterError(
+            "got a reference schedule or a table type for a build, expected them with --dry-run "
+            "alone; a bundle takes any of them when it draws"
+        )
 
     from bootpig_rt.export.build import build_engine
 
     start = time.perf_counter()
-    with build_progress(is_shown=not args.quiet) as progress:
+    with (
+        sigterm_as_interrupt(),
+        build_progress(is_shown=not args.quiet, has_lines=not args.json) as progress,
+    ):
         result = build_engine(
             pair,
             args.output,
@@ -141,20 +173,18 @@ def _base_model(name: str) -> Path:
 
 def _config(pair: Path, base_model: Path | None) -> PairConfig:
     """Settings of a pair in either layout, from its configurations alone."""
-    from bootpig_rt.pair_config import published_pair_config, read_json, read_pair_config
+    from bootpig_rt.pair_config import published_pair_config, read_pair_config, trained_size_px
 
     if (pair / "pair.json").is_file():
         return read_pair_config(pair / "pair.json")
     rest = pair if base_model is None else base_model
-    side = read_json(pair / "base_unet" / "config.json").get("sample_size") or 64
     if not (rest / "vae" / "config.json").is_file():
         raise CheckpointError(
             f"{rest} has no vae folder; give --base-model, the Stable Diffusion folder that the "
             "pair was trained from",
             rest,
         )
-    blocks = read_json(rest / "vae" / "config.json").get("block_out_channels", [0] * 4)
-    return published_pair_config(int(side) * 2 ** (len(blocks) - 1))
+    return published_pair_config(trained_size_px(pair / "base_unet", rest / "vae"))
 
 
 def _options(
@@ -173,6 +203,7 @@ def _options(
         max_steps=args.steps,
         merges=tuple(args.merge or ()),
         plugin=not args.no_plugin,
+        weights=args.weights,
     )
 
 
@@ -183,12 +214,21 @@ def _dry_run(
     pair: Path,
     base_model: Path | None,
 ) -> int:
-    from bootpig_rt.export.build import graph_names
+    from bootpig_rt.export.build import check_output, graph_names
     from bootpig_rt.export.estimate import FORMULA, estimate
     from bootpig_rt.export.targets import target_status
 
+    check_output(pair, args.output, options, overwrite=args.overwrite)
     names = graph_names(options)
-    sizes = estimate(pair, base_model or pair, config, options, num_graphs=len(names))
+    sizes = estimate(
+        pair,
+        base_model or pair,
+        config,
+        options,
+        num_graphs=len(names),
+        reference_schedule=args.reference_schedule,
+        table_dtype=args.table_dtype,
+    )
     status = target_status(options.target)
     if args.json:
         summary = {
@@ -221,11 +261,12 @@ def _dry_run(
 
 def _size_lines(sizes: Estimate) -> list[str]:
     entries = "1 entry" if sizes.table_entries == 1 else f"{sizes.table_entries} entries"
+    table = f"table of {entries} in {sizes.table_dtype}"
     lines = [f"disk       {_mb(sizes.disk_bytes)} when done, {_mb(sizes.free_bytes)} more than now"]
     for name, memory in (("a usual picture", sizes.usual), ("the largest batch", sizes.largest)):
         lines.append(
             f"memory     {_mb(memory.total_bytes)} for {name}: weights "
-            f"{_mb(memory.weights_bytes)}, table of {entries} {_mb(memory.table_bytes)}, attention "
+            f"{_mb(memory.weights_bytes)}, {table} {_mb(memory.table_bytes)}, attention "
             f"{_mb(memory.attention_bytes)}, decoder {_mb(memory.picture_bytes)}"
         )
     return lines
@@ -236,10 +277,22 @@ def _mb(size: int) -> str:
 
 
 @contextmanager
-def build_progress(*, is_shown: bool) -> Iterator[Callable[[str, float], None] | None]:
-    """A bar with the time left on stderr; None unless stderr is a terminal."""
-    if not is_shown or not sys.stderr.isatty():
+def build_progress(
+    *, is_shown: bool, has_lines: bool = True
+) -> Iterator[Callable[[str, float], None] | None]:
+    """Shows on stderr what is being done; None if nothing is to be shown.
+
+    A terminal gets a bar with the time left, anything else a line for each part, such as a graph.
+
+    Args:
+        is_shown: Whether to show anything.
+        has_lines: Whether to show lines where there is no terminal.
+    """
+    if not is_shown or not (has_lines or sys.stderr.isatty()):
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _PartLines().show
         return
     from tqdm import tqdm
 
@@ -255,3 +308,33 @@ def build_progress(*, is_shown: bool) -> Iterator[Callable[[str, float], None] |
         yield show
     finally:
         bar.close()
+
+
+class _PartLines:
+    """A line when a part begins; what is told within a part stands behind a colon."""
+
+    def __init__(self) -> None:
+        self._part = ""
+
+    def show(self, what: str, share: float) -> None:
+        part = what.partition(":")[0]
+        if part != self._part:
+            self._part = part
+            print(f"{100 * share:3.0f}% {part}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """A polite kill ends the block as Ctrl-C does: by KeyboardInterrupt, which cleans up."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

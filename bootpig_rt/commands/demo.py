@@ -13,9 +13,9 @@ from bootpig_rt.commands.options import (
     add_manner_arguments,
     add_model_arguments,
     be_quiet_if_asked,
+    call_progress,
     check_output,
     load_pipeline,
-    step_progress,
 )
 from bootpig_rt.errors import ConfigError, ParameterError
 
@@ -77,14 +77,16 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     pipeline = load_pipeline(args)
     params = pipeline.sampling_params(num_inference_steps=args.steps)
-    subjects = [pipeline.encode_subject(s.file, s.prompt_class) for s in samples]
-    requests = [
-        Request(prompt=f"{sample.prompt_class}, {scene}", subject=subject, seed=seed + column)
-        for sample, subject in zip(samples, subjects, strict=True)
-        for column, scene in enumerate(SCENES)
-    ]
-    with step_progress(is_shown=not args.quiet) as callback:
-        result = pipeline.generate(requests, params, callback_on_step_end=callback)
+    with call_progress(is_shown=not args.quiet) as (on_pass, on_step):
+        subjects = [
+            pipeline.encode_subject(s.file, s.prompt_class, progress=on_pass) for s in samples
+        ]
+        requests = [
+            Request(prompt=f"{sample.prompt_class}, {scene}", subject=subject, seed=seed + column)
+            for sample, subject in zip(samples, subjects, strict=True)
+            for column, scene in enumerate(SCENES)
+        ]
+        result = pipeline.generate(requests, params, callback_on_step_end=on_step, progress=on_pass)
     rows = [
         SheetRow(
             references=subject.reference_images(),

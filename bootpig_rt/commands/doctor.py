@@ -56,7 +56,7 @@ def _findings() -> dict[str, Any]:
         "pair": _shipped_pair(),
         "backends": {name: name in available_backends() for name in BACKENDS},
         "install_backend": {
-            name: f"pip install 'bootpig-rt[{entry.extra}]'"
+            name: entry.install
             for name, entry in BACKENDS.items()
             if name not in available_backends()
         },

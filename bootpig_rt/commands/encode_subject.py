@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from bootpig_rt.commands.options import (
     add_manner_arguments,
     add_model_arguments,
     add_table_arguments,
     be_quiet_if_asked,
+    call_progress,
     load_pipeline,
     table_options,
 )
@@ -86,24 +88,34 @@ def run(args: argparse.Namespace) -> int:
         solver=args.solver,
         reference_schedule=args.reference_schedule,
     )
-    if args.dry_run:
-        size = pipeline.table_bytes(len(references), params)
-        schedule, steps = params.reference_schedule, params.num_inference_steps
-        if args.json:
-            facts = {"table_bytes": size, "dtype": pipeline.table_dtype, "schedule": str(schedule)}
-            print(json.dumps({**facts, "steps": steps, "num_references": len(references)}))
-        else:
-            dtype = pipeline.table_dtype
-            print(f"reference table: {size} bytes in {dtype}, {schedule}, {steps} steps")
-        return 0
     keep_table = args.full or store is not None
-    subject = pipeline.encode_subject(
-        references,
-        prompt,
-        noise_seed=args.noise_seed,
-        keep_table=keep_table,
-        params=params if keep_table else None,
-    )
+    planned: dict[str, Any] = {
+        "table_bytes": pipeline.table_bytes(len(references), params),
+        "dtype": pipeline.table_dtype,
+        "schedule": str(params.reference_schedule),
+        "steps": params.num_inference_steps,
+        "num_references": len(references),
+    }
+    if args.dry_run and args.json:
+        print(json.dumps(planned))
+    elif args.dry_run or (keep_table and not args.json and not args.quiet):
+        print(
+            "reference table: {table_bytes} bytes in {dtype}, {schedule}, {steps} steps".format(
+                **planned
+            ),
+            flush=True,  # ahead of the pass
+        )
+    if args.dry_run:
+        return 0
+    with call_progress(is_shown=not args.quiet) as (on_pass, _):
+        subject = pipeline.encode_subject(
+            references,
+            prompt,
+            noise_seed=args.noise_seed,
+            keep_table=keep_table,
+            params=params if keep_table else None,
+            progress=on_pass,
+        )
     form = "full" if args.full else "light"
     files = []
     if args.output is not None:
@@ -119,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         "reference_prompt": subject.reference_prompt,
         "num_references": subject.num_references,
         "pair": subject.pair_fingerprint,
+        "planned_table_bytes": planned["table_bytes"] if keep_table else 0,
         "table_bytes": sum(saved.table.nbytes for saved in subject.tables),
         "store": pipeline.store.stats().to_dict(),
     }

@@ -13,9 +13,9 @@ from bootpig_rt.commands.options import (
     add_model_arguments,
     add_table_arguments,
     be_quiet_if_asked,
+    call_progress,
     check_output,
     load_pipeline,
-    step_progress,
     table_options,
 )
 from bootpig_rt.errors import ParameterError
@@ -23,6 +23,7 @@ from bootpig_rt.errors import ParameterError
 if TYPE_CHECKING:
     from bootpig_rt.pipeline import GenerationResult
     from bootpig_rt.subject import Subject
+    from bootpig_rt.subject_store import StoreStats
 
 NAME = "generate"
 HELP = "draw the subject of one or more reference images in a new scene"
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     pipeline = load_pipeline(args, background_remover=remover, **options)
     load_ms = 1e3 * (time.perf_counter() - start)
-    with step_progress(is_shown=not args.quiet) as callback:
+    with call_progress(is_shown=not args.quiet) as (on_pass, on_step):
         result = pipeline(
             prompts,
             reference_images=references or None,
@@ -121,11 +122,14 @@ def run(args: argparse.Namespace) -> int:
             guidance_interval=interval,
             width=args.width,
             height=args.height,
-            callback_on_step_end=callback,
+            callback_on_step_end=on_step,
+            progress=on_pass,
         )
     files = write_pictures(result, output)
     if args.json:
-        print(json.dumps(_summary(result, files, output, load_ms), indent=2))
+        print(
+            json.dumps(_summary(result, files, output, load_ms, pipeline.store.stats()), indent=2)
+        )
     elif not args.quiet:
         first = result.parameters[0]
         print(
@@ -220,7 +224,7 @@ def _columns(count: int) -> int:
 
 
 def _summary(
-    result: GenerationResult, files: list[Path], output: Path, load_ms: float
+    result: GenerationResult, files: list[Path], output: Path, load_ms: float, store: StoreStats
 ) -> dict[str, object]:
     return {
         "output": str(output),
@@ -230,4 +234,5 @@ def _summary(
         ],
         "timings": {"load_ms": round(load_ms, 3), **result.timings.to_dict()},
         "reference_passes": result.reference_passes,
+        "store": store.to_dict(),
     }

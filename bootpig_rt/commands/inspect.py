@@ -79,6 +79,8 @@ def _lines(bundle: Bundle, with_tensors: bool, layers: dict[str, dict[str, Any]]
     for graph in manifest.graphs:
         size = _mb(graph.size_bytes)
         lines.append(f"{graph.name:<24} {graph.num_nodes:>6} {size:>10}  {graph.file}")
+        if graph.file.endswith(".engine"):
+            lines.append(f"    {_summary(bundle, graph.name)}")
         if with_tensors:
             lines += [f"    in   {_tensor(tensor)}" for tensor in graph.inputs]
             lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
@@ -93,9 +95,17 @@ def _layers(bundle: Bundle, name: str) -> dict[str, Any]:
         from bootpig_rt.export.graph_info import read_onnx
 
         return dict(read_onnx(path).operators)
-    report = json.loads(path.with_name(f"{name}.layers.json").read_text(encoding="utf-8"))
-    layers: dict[str, Any] = report["layers"]
+    from bootpig_rt.export.tensorrt_layers import read_layers
+
+    layers: dict[str, Any] = read_layers(bundle.folder, name)["layers"]
     return layers
+
+
+def _summary(bundle: Bundle, name: str) -> str:
+    """What became of the attentions of an engine."""
+    from bootpig_rt.export.tensorrt_layers import describe_engine
+
+    return describe_engine(bundle.folder, name)
 
 
 def _tensor(tensor: TensorInfo) -> str:

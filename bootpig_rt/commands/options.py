@@ -36,6 +36,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="Ed25519 public key, PEM: run only a bundle that was signed with its private key",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="of ONNX Runtime (default: one for each core)"
+    )
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,13 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
         "--store",
         metavar="FOLDER",
         help="keep tables and subjects here between runs; default: $BOOTPIG_RT_STORE, if it is set",
+    )
+    group.add_argument(
+        "--store-bytes",
+        type=int,
+        metavar="BYTES",
+        help="disk space for the tables of the store; the least recently used ones are removed "
+        "(default: 16 GiB)",
     )
     group.add_argument(
         "--table-dtype",
@@ -69,7 +79,7 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
 def table_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_table_arguments` read, as arguments of `Pipeline`."""
     from bootpig_rt.config import check_name
-    from bootpig_rt.store_folder import default_folder
+    from bootpig_rt.store_folder import DEFAULT_BYTES, default_folder
     from bootpig_rt.table_storage import TABLE_DTYPES
 
     if args.table_dtype is not None:
@@ -79,6 +89,7 @@ def table_options(args: argparse.Namespace) -> dict[str, Any]:
         "table_budget_bytes": args.table_budget,
         "reference_rows": args.reference_rows,
         "store_folder": args.store if args.store is not None else default_folder(),
+        "store_bytes": DEFAULT_BYTES if args.store_bytes is None else args.store_bytes,
     }
 
 
@@ -96,6 +107,8 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
     """The pipeline that the model options name."""
     from bootpig_rt.pipeline import Pipeline
 
+    if args.threads is not None:
+        options["backend_options"] = {"intra_op_threads": args.threads}
     return Pipeline(
         args.model,
         base_model=args.base_model,
@@ -136,22 +149,48 @@ def check_output(path: str) -> Path:
 
 
 @contextmanager
-def step_progress(*, is_shown: bool) -> Iterator[Callable[[StepEvent], None] | None]:
-    """A progress bar on stderr as a callback for `Pipeline`; None unless stderr is a terminal."""
+def call_progress(
+    *, is_shown: bool
+) -> Iterator[tuple[Callable[[int, int], None] | None, Callable[[StepEvent], None] | None]]:
+    """One bar on stderr over the reference passes and the steps of a call.
+
+    Yields:
+        Callbacks for the arguments `progress` and `callback_on_step_end` of `Pipeline`; both None
+        unless the bar is wanted and stderr is a terminal.
+    """
     if not is_shown or not sys.stderr.isatty():
-        yield None
+        yield None, None
         return
-    from tqdm import tqdm
-
-    bars: list[Any] = []
-
-    def advance(event: StepEvent) -> None:
-        if not bars:
-            bars.append(tqdm(total=event.total, unit="step", leave=False, file=sys.stderr))
-        bars[0].update()
-
+    bar = _StageBar()
     try:
-        yield advance
+        yield (
+            lambda done, total: bar.show("reference", done, total),
+            lambda event: bar.show("step", event.index + 1, event.total),
+        )
     finally:
-        for bar in bars:
-            bar.close()
+        bar.close()
+
+
+class _StageBar:
+    """A progress bar on stderr that begins anew with each stage."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._stage = ""
+        self._bar: Any = None
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move on; a stage that starts over is that of the next subject."""
+        from tqdm import tqdm
+
+        if self._bar is None or stage != self._stage or done <= self._bar.n:
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(desc=stage, total=total, leave=False, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

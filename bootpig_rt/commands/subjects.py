@@ -1,4 +1,7 @@
-"""`bootpig-rt subjects ls|show|rm`: what a store of subjects holds."""
+"""`bootpig-rt subjects ls|show|rm`: what a store of subjects holds.
+
+`ls` and `rm` read the headers of files; `show` checks one file in full.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from bootpig_rt.errors import CheckpointError, ParameterError
 
 if TYPE_CHECKING:
     from bootpig_rt.store_folder import StoreFolder
-    from bootpig_rt.subject import Subject
 
 NAME = "subjects"
 HELP = "list, show and remove the subjects of a store"
@@ -56,7 +58,7 @@ def _list(folder: StoreFolder, *, is_json: bool) -> int:
     entries: list[dict[str, Any]] = []
     for name in folder.subject_names():
         try:
-            entries.append({"name": name, **_describe(folder.load_subject(name))})
+            entries.append({"name": name, **folder.subject_facts(name).to_dict()})
         except CheckpointError as error:  # one bad file does not hide the others
             entries.append({"name": name, "error": str(error)})
     if is_json:
@@ -73,11 +75,13 @@ def _list(folder: StoreFolder, *, is_json: bool) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from bootpig_rt.image import save_png
-    from bootpig_rt.subject import Subject
+    from bootpig_rt.subject import MAX_FILE_BYTES, Subject
+    from bootpig_rt.subject_file import read_facts
 
     is_file = Path(args.name).is_file()
-    subject = Subject.load(args.name) if is_file else _folder(args).load_subject(args.name)
-    facts = _describe(subject)
+    path = Path(args.name) if is_file else _folder(args).found_subject(args.name)
+    subject = Subject.load(path)  # checks the whole file, not just the header
+    facts = read_facts(path, max_bytes=MAX_FILE_BYTES).to_dict()
     if args.preview is not None:
         images = subject.reference_images()
         if not images:
@@ -89,23 +93,3 @@ def _show(args: argparse.Namespace) -> int:
     for name, value in facts.items():
         print(f"{name}: {value}")
     return 0
-
-
-def _describe(subject: Subject) -> dict[str, Any]:
-    return {
-        "fingerprint": subject.fingerprint,
-        "form": subject.form,
-        "reference_prompt": subject.reference_prompt,
-        "num_references": subject.num_references,
-        "noise_seed": subject.noise_seed,
-        "pair": subject.pair_fingerprint,
-        "latents": list(subject.latents.shape),
-        "tables": [
-            {
-                "dtype": saved.key.dtype,
-                "entries": len(saved.key.timesteps),
-                "bytes": saved.table.nbytes,
-            }
-            for saved in subject.tables
-        ],
-    }

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if not place.is_target:
         _check_stand_in(bundle, place)
     torch_backend = _torch_backend(args, bundle)
-    with build_progress(is_shown=not args.quiet) as progress:
+    with build_progress(is_shown=not args.quiet, has_lines=not args.json) as progress:
         reference = record_reference(
             torch_backend,
             profile=manifest.profile,
@@ -123,19 +123,31 @@ def _check_stand_in(bundle: Bundle, place: Place) -> None:
 
 
 def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:
+    """The pair of a bundle in torch: its own weights where it has them.
+
+    Raises:
+        CheckpointError: It has none, and no pair was named.
+        BundleError: Another pair was named.
+    """
     from bootpig_rt.backends import create_backend
 
-    if args.pair is None and not (bundle.folder / "base_unet").is_dir():
+    holds_weights = any((bundle.folder / "base_unet").glob("*.safetensors"))
+    if args.pair is None and not holds_weights:
         raise CheckpointError(
             f"{bundle.folder} holds engines and no weights for torch; name the pair with --pair DIR"
         )
     pair = bundle.folder if args.pair is None else args.pair
     backend = create_backend("torch", pair, device="cpu", base_model=args.base_model)
-    wanted, got = bundle.manifest.pair.fingerprint, backend.spec.fingerprint
-    if got != wanted:
+    wanted, got = bundle.manifest.pair, backend.spec.fingerprint
+    if got == wanted.fingerprint:
+        return backend
+    if got != wanted.source_fingerprint:
         raise BundleError(
-            f"{bundle.folder} was built from pair {wanted[:12]}, {pair} is pair {got[:12]}; "
-            "give the pair that it was built from, or build it again",
+            f"{bundle.folder} was built from pair {wanted.fingerprint[:12]}, {pair} is pair "
+            f"{got[:12]}; give the pair that it was built from, or build it again",
             bundle.folder,
         )
+    if holds_weights:  # the same pair, with its weights as they were rounded for the bundle
+        del backend
+        backend = create_backend("torch", bundle.folder, device="cpu")
     return backend

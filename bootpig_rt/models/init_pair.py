@@ -13,7 +13,7 @@ import torch
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.models.load import assemble_pair
 from bootpig_rt.models.save import save_pair
-from bootpig_rt.pair_config import PairConfig, read_json
+from bootpig_rt.pair_config import PairConfig, trained_size_px
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -59,36 +59,10 @@ def init_pair(
         )
     config = PairConfig(
         name=name if name is not None else f"{base_model.resolve().name}, untrained",
-        sample_size_px=_sample_size_px(base_model),
+        sample_size_px=trained_size_px(base_model / "unet", base_model / "vae"),
         shared_unet=True,
     )
     unet = base_model / "unet"
     pair = assemble_pair(unet, unet, base_model, config, dtype=dtype)
     save_pair(pair, output, dtype=dtype, overwrite=overwrite)
     return config
-
-
-def _sample_size_px(base_model: Path) -> int:
-    """Side of the pictures that the base model was trained on.
-
-    Raises:
-        CheckpointError: The two configurations do not say it.
-    """
-    path = base_model / "unet" / "config.json"
-    latent_side = read_json(path).get("sample_size", 64)
-    blocks = read_json(base_model / "vae" / "config.json").get("block_out_channels")
-    is_side = isinstance(latent_side, int) and not isinstance(latent_side, bool)
-    if not is_side or not 1 <= latent_side <= 512:
-        raise CheckpointError(
-            f"{path}: sample_size is {latent_side!r}, expected a whole number 1..512, latents "
-            "along a side; repair it or copy the model folder again",
-            path,
-        )
-    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
-        path = base_model / "vae" / "config.json"
-        raise CheckpointError(
-            f"{path}: block_out_channels is {blocks!r}, expected a list of 1 to 8 numbers; "
-            "copy the model folder again",
-            path,
-        )
-    return min(4096, max(8, int(latent_side * 2 ** (len(blocks) - 1))))

@@ -32,6 +32,7 @@ from bootpig_rt.pair_config import (
     published_pair_config,
     read_json,
     read_pair_config,
+    trained_size_px,
 )
 from bootpig_rt.schedule import NoiseSchedule
 
@@ -162,8 +163,7 @@ def assemble_pair(
     tokenizer_folder = rest / "tokenizer"
     _check_tokenizer(tokenizer_folder)
     if config is None:
-        vae_scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        config = published_pair_config(int(base_module.config.sample_size or 64) * vae_scale)
+        config = published_pair_config(trained_size_px(base_unet, rest / "vae"))
     base, reference = BaseUNet(base_module), ReferenceUNet(ref_module)
     _check_fit(base_unet.parent, base, reference, vae=vae, text_encoder=text_encoder)
     load.add("scheduler", _canonical(scheduler))

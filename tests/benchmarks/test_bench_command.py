@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from bootpig_rt.benchmarks import suites
-from bootpig_rt.benchmarks.result import Row, SuiteResult, load_results
+from bootpig_rt.benchmarks.intervals import Ratio
+from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, load_results, save_results
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.cli import main
 
@@ -67,3 +68,68 @@ def test_an_earlier_run_can_be_written_again(tmp_path: Path) -> None:
     assert main(["bench", "--suite", "kernels", "--smoke", "-o", str(first)]) == 0
     assert main(["bench", "--from", str(first), "-o", str(second)]) == 0
     assert second.read_text() == first.read_text()
+
+
+def ratios(*names: str, checks: tuple[Check, ...] = ()) -> SuiteResult:
+    base = Row("base", "", samples_ms=(1.0,) * 5, ratio_to="base", ratio=Ratio(1, 1, 1))
+    rows = [replace(base, name=name, ratio=Ratio(2, 1.99, 2.01)) for name in names]
+    return SuiteResult("kernels", (base, *rows), checks=checks)
+
+
+def test_a_check_that_is_wrong_is_an_exit_code_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    checks = (Check("pixels", 3.0, 0.5), Check("latents", 0.1, 0.5))
+    save_results([ratios("a", checks=checks)], path)
+    assert main(["bench", "--from", str(path)]) == 1
+    seen = capsys.readouterr()
+    assert "WRONG: pixels 3" in seen.out
+    assert "error: 1 checks are wrong, so these times mean nothing: kernels: pixels" in seen.err
+    assert main(["bench", "--from", str(path), "--against", str(path), "--json"]) == 1
+
+
+def test_a_goal_that_is_missed_is_shown_and_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    goals = (Check("import, ms", 900.0, 700.0), Check("import, ms", 900.0, 1000.0))
+    save_results([replace(ratios("a"), goals=goals)], path)
+    assert main(["bench", "--from", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "goal missed: import, ms 900 (goal 700)" in shown
+    assert "goal met: import, ms 900 (goal 1e+03)" in shown
+
+
+def test_a_row_that_is_gone_fails_the_gate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, now = tmp_path / "a.json", tmp_path / "b.json"
+    save_results([ratios("a", "b")], before)
+    save_results([ratios("a")], now)
+    against = ["bench", "--from", str(now), "--against", str(before)]
+    assert main(against) == 1
+    shown = capsys.readouterr().out
+    assert "GONE  kernels/b: 2 -> no such row" in shown
+    assert "0 worse by over 5%, 1 gone" in shown
+    assert main([*against, "--only", "a"]) == 0
+
+
+def test_ratios_that_scatter_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    base, row = ratios("a").rows
+    save_results([SuiteResult("kernels", (base, replace(row, ratio=Ratio(2, 1, 3))))], path)
+    assert main(["bench", "--from", str(path), "--against", str(path)]) == 0
+    assert "1 of 1 ratios scatter too much to see a fall of 5%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suite", ["kernels", "builds"])
+def test_an_only_that_matches_no_row_is_refused_with_the_names(
+    suite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--suite", suite, "--smoke", "--only", "owrs"]) == 2
+    assert "--only owrs matches no row, expected the beginning of one of: " in (
+        capsys.readouterr().err
+    )

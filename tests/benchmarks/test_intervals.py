@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootpig_rt.benchmarks.intervals import median_ratio, spread
+from bootpig_rt.benchmarks.intervals import Ratio, median_ratio, spread
 
 TIMES = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=20)
 
@@ -55,3 +55,23 @@ def test_a_time_of_zero_is_refused() -> None:
 
 def test_equal_times_have_no_spread() -> None:
     assert spread([3, 3, 3]) == 0
+
+
+def test_the_ratio_is_that_of_pairs_not_of_all_times() -> None:
+    # Of the medians it would be 20 / 10; of the pairs it is the median of 1, 4 and 1.
+    assert median_ratio([10, 40, 20], [10, 10, 20]).value == 1
+
+
+def test_the_error_of_a_ratio_is_that_of_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    ratio = median_ratio(10 * rng.lognormal(0, 0.05, 400), np.full(400, 10.0))
+    # Of a median of 400 normal numbers: sqrt(pi / 2) times that of their mean.
+    assert ratio.log_error == pytest.approx(1.2533 * 0.05 / 20, rel=0.3)
+
+
+def test_a_ratio_whose_interval_reaches_zero_has_no_error() -> None:
+    assert Ratio(1, 0, 2).log_error == float("inf")
+
+
+def test_the_spread_is_half_the_middle_half_over_the_median() -> None:
+    assert spread([8, 9, 10, 11, 12]) == pytest.approx(0.1)

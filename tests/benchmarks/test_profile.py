@@ -23,6 +23,8 @@ def test_a_profile_holds_two_traces_and_the_largest_operators_first(tmp_path: Pa
         assert len(shares) >= 5
         assert shares == sorted(shares, reverse=True)
         assert 0.5 < sum(shares) <= 1.001
+    convolutions = {row.label: row.values["calls"] for row in result.rows}["Conv"]
+    assert convolutions == 36  # of one step, whatever the number of steps
     table = (tmp_path / "operators.md").read_text()
     assert all(f"| {row.label} |" in table for row in result.rows)
     nodes = json.loads((tmp_path / "onnxruntime.json").read_text())

@@ -15,7 +15,9 @@ from bootpig_rt.benchmarks.machine import Watch
 from bootpig_rt.benchmarks.report.figures import figures
 from bootpig_rt.benchmarks.report.page import write_report
 from bootpig_rt.benchmarks.report.plots import Bar, Point, pareto_front, waterfall
+from bootpig_rt.benchmarks.report.screenshots import screenshot
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
+from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.pipeline import Pipeline, default_model
 
 _ONE = Ratio(1, 1, 1)
@@ -28,6 +30,7 @@ def results() -> list[SuiteResult]:
         Row("published", "published <way>", "picture", (30.0, 31.0, 29.0), "published", _ONE),
         Row("ours_cold", "new", "picture", (15.0, 15.0, 15.0), "published", Ratio(2, 1.9, 2.1)),
         Row("ours_warm", "known", "picture", (10.0, 11.0, 9.0), "published", Ratio(3, 2.9, 3.1)),
+        Row("torch_warm", "torch", "picture", (20.0, 20.0, 20.0)),
         Row("bare_unet", "floor", "picture", (8.0, 8.0, 8.0)),
         Row("torch_compile_warm", "compiled", "picture", notes={"status": "no compiler"}),
     )
@@ -39,6 +42,14 @@ def results() -> list[SuiteResult]:
     growth = tuple(
         Row(f"steps {x}", f"{x} steps", "over steps", (3.0 * x,), values={"x": float(x)})
         for x in (1, 2, 4)
+    ) + tuple(
+        Row(f"memory steps {x}", "", "memory over steps", values={"x": x, "peak_bytes": 1e6 * x})
+        for x in (1.0, 2.0)
+    )
+    latency = (
+        Row("onnxruntime picture", "", samples_ms=(30.0,)),
+        Row("onnxruntime batch 2", "", samples_ms=(20.0,)),
+        Row("torch batch 2", "", samples_ms=(40.0,)),
     )
     share = (Row("a/MatMul", "MatMul", "step", values={"share": 0.8, "calls": 2.0}),)
     checks = (Check("pixels", 0.1, 0.5), Check("latents", 0.9, 0.5))
@@ -46,6 +57,7 @@ def results() -> list[SuiteResult]:
         SuiteResult("baselines", picture, {"pair": "p"}, checks, machine),
         SuiteResult("reference", quality, machine=replace(machine, is_busy=False)),
         SuiteResult("scale", growth),
+        SuiteResult("latency", latency, {"steps": 25, "size_px": 64}),
         SuiteResult("profile", share),
     ]
 
@@ -63,7 +75,46 @@ def test_a_waterfall_draws_a_bar_a_way_what_was_saved_and_the_floors() -> None:
     }
     assert lengths["bar"][1] / lengths["bar"][0] == pytest.approx(0.4, abs=0.01)
     assert sum([lengths["bar"][1], *lengths["saved"]]) == pytest.approx(lengths["bar"][0], abs=0.2)
-    assert svg.count('class="floor"') == 1
+    assert svg.count('class="floor"') == 3  # at each bar, and down to its name
+
+
+def test_floors_cross_no_names_and_no_numbers() -> None:
+    svg = waterfall("t", [Bar("a", 10, "10 ms"), Bar("b", 2, "2 ms")], [Bar("floor", 10.5, "")])
+    heights = [
+        (float(a), float(b)) for a, b in re.findall(r'"floor".*? y1="(.*?)".*? y2="(.*?)"', svg)
+    ]
+    names = [float(y) for y in re.findall(r'<text x="2.0" y="(.*?)"', svg)][:2]
+    assert not any(top < y < end for y in names for top, end in heights)
+    mark = float(re.findall(r'"floor" x1="(.*?)"', svg)[0])
+    numbers = [float(x) for x in re.findall(r'<text x="(.*?)"[^>]* class="strong"', svg)]
+    assert numbers[0] > mark  # it would begin to the left and end to the right
+
+
+def test_a_known_and_a_new_subject_are_compared_apart(results: list[SuiteResult]) -> None:
+    known, new = figures("picture", results[:1])
+    assert "known subject" in known.caption
+    assert "new subject" in new.caption
+    assert ">torch<" in known.wide
+    assert ">new<" not in known.wide
+    assert ">known<" not in new.wide
+
+
+def test_latency_has_a_curve_for_each_backend_from_its_plain_picture_on(
+    results: list[SuiteResult],
+) -> None:
+    (found,) = figures("latency", [each for each in results if each.suite == "latency"])
+    assert found.name == "latency-over-batch"
+    assert "<title>onnxruntime, 1: 30</title>" in found.wide
+    assert "<title>torch, 2: 40</title>" in found.wide
+    assert found.wide.count("<polyline") == 2
+
+
+def test_columns_are_called_what_rows_are_called(
+    results: list[SuiteResult], tmp_path: Path
+) -> None:
+    page = write_report(results, tmp_path, samples=0).read_text()
+    assert "times faster than: published &lt;way&gt;" in page
+    assert "times faster than: published &lt;way>" in (tmp_path / "report.md").read_text()
 
 
 def test_the_page_holds_everything_itself(results: list[SuiteResult], tmp_path: Path) -> None:
@@ -99,8 +150,8 @@ def test_the_markdown_shows_files_that_lie_beside_it(
     write_report(results, tmp_path, samples=0)
     text = (tmp_path / "report.md").read_text()
     shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert {"time-of-a-picture.svg", "identity-against-time.svg", "time-over-steps.svg",
-            "profile-step.svg"} <= set(shown)  # fmt: skip
+    assert {"time-of-a-known-subject.svg", "identity-against-time.svg", "time-over-steps.svg",
+            "memory-over-steps.svg", "profile-step.svg"} <= set(shown)  # fmt: skip
     assert all((tmp_path / name).is_file() for name in shown)
     assert "3.00 (2.90 to 3.10)" in text
 
@@ -154,6 +205,25 @@ def test_the_time_axis_is_a_ratio_where_suites_ran_in_different_rounds() -> None
     plain = replace(timed, ratio=None, ratio_to=None)
     (found, _) = figures("quality", [SuiteResult("reference", (timed, plain))])
     assert "ms a picture" in found.wide
+
+
+@pytest.mark.slow
+def test_a_picture_of_the_page_is_as_wide_as_a_phone(
+    results: list[SuiteResult], tmp_path: Path
+) -> None:
+    if shutil.which("chromium") is None:
+        pytest.skip("no chromium here")
+    taken = screenshot(write_report(results, tmp_path, samples=0), 400, 600)
+    assert taken.size == (400, 600)
+    assert len(taken.getcolors(maxcolors=1 << 20) or ()) > 20  # something is drawn
+
+
+def test_without_a_browser_the_way_to_get_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendUnavailable, match="apt-get install chromium"):
+        screenshot(tmp_path / "index.html", 400, 600)
 
 
 @pytest.mark.slow

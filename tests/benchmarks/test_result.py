@@ -19,6 +19,7 @@ from bootpig_rt.benchmarks.result import (
     SuiteResult,
     load_results,
     save_results,
+    with_ratios,
 )
 from bootpig_rt.benchmarks.table import lines
 from bootpig_rt.errors import ParameterError
@@ -125,3 +126,55 @@ def test_the_table_shows_ratios_intervals_and_reasons(result: SuiteResult) -> No
     assert "0.9 [0.8, 0.95]" in text
     assert "no compiler" in text
     assert "ok: pixels" in text
+
+
+RESULTS = sorted((SCHEMA.parent / "results").glob("*-*.json"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RESULTS if not path.name.startswith("evaluation")],
+    ids=lambda p: p.stem,
+)
+def test_results_that_are_kept_are_what_the_schema_says(path: Path) -> None:
+    written = json.loads(path.read_text())
+    check_schema(written, json.loads(SCHEMA.read_text()))
+    assert [each.suite for each in load_results(path)] == [each["suite"] for each in written]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(19, set()), (20, {"p95_ms"}), (100, {"p95_ms", "p99_ms"})]
+)
+def test_a_percentile_is_left_out_where_the_samples_are_too_few(
+    count: int, expected: set[str]
+) -> None:
+    row = Row("a", "a", samples_ms=tuple(float(each) for each in range(1, count + 1)))
+    assert {"p95_ms", "p99_ms"} & set(row.to_dict()) == expected
+    text = "\n".join(lines(SuiteResult("s", (row,))))
+    assert ("p95" in text, "p99" in text) == ("p95_ms" in expected, "p99_ms" in expected)
+
+
+def test_what_ran_beside_a_row_and_its_spread_are_in_the_file(tmp_path: Path) -> None:
+    row = Row("a", "a", samples_ms=(8.0, 9.0, 10.0, 11.0, 12.0), baseline_ms=(1.0,) * 5)
+    save_results([SuiteResult("s", (row,), goals=(Check("g", 2.0, 1.0),))], tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text()
+    written = json.loads(text)
+    check_schema(written, json.loads(SCHEMA.read_text()))
+    assert written[0]["rows"][0]["spread"] == 0.1
+    (again,) = load_results(tmp_path / "r.json")
+    assert again.rows == (row,)
+    assert again.goals == (Check("g", 2.0, 1.0),)
+    assert "10.0%" in "\n".join(lines(again))
+
+
+def test_a_file_from_before_goals_and_spreads_is_read(tmp_path: Path) -> None:
+    save_results([SuiteResult("s", (Row("a", "a", samples_ms=(1.0,)),))], tmp_path / "r.json")
+    written = json.loads((tmp_path / "r.json").read_text())
+    del written[0]["goals"]
+    (tmp_path / "r.json").write_text(json.dumps(written))
+    assert load_results(tmp_path / "r.json")[0].goals == ()
+
+
+def test_ratios_to_a_row_that_is_not_there_name_those_that_are() -> None:
+    with pytest.raises(ParameterError, match="no row 'b' to compare with, expected it among a"):
+        with_ratios([Row("a", "a")], to="b")

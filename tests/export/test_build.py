@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
+from safetensors import safe_open
 
-from bootpig_rt.bundle import Profile, is_bundle, open_bundle
+from bootpig_rt.backends.tensorrt_flavours import RTX
+from bootpig_rt.bundle import Manifest, Profile, is_bundle, open_bundle
+from bootpig_rt.bundle_files import measure
+from bootpig_rt.cli import main
+from bootpig_rt.commands.build_engine import sigterm_as_interrupt
 from bootpig_rt.config import MAX_STEPS
+from bootpig_rt.cuda_devices import CudaDevice
 from bootpig_rt.errors import (
     BackendUnavailable,
     BootPIGError,
@@ -32,13 +42,22 @@ from bootpig_rt.errors import (
     ParityError,
     StorageError,
 )
-from bootpig_rt.export import gate, onnx_export, targets
+from bootpig_rt.export import build, gate, onnx_export, targets, tensorrt_builder
 from bootpig_rt.export.build import build_engine, graph_names
-from bootpig_rt.export.build_options import BuildOptions, build_options, size_multiple_px
+from bootpig_rt.export.build_options import (
+    BuildOptions,
+    Weights,
+    build_options,
+    size_multiple_px,
+)
 from bootpig_rt.export.estimate import estimate
 from bootpig_rt.export.gate import GateRun
-from bootpig_rt.export.stage_pair import pair_files
-from bootpig_rt.manifest import ParityReport, ParityResult
+from bootpig_rt.export.parity import make_plan
+from bootpig_rt.export.stage_pair import pair_files, stored_type
+from bootpig_rt.export.tensorrt_builder import EngineReport
+from bootpig_rt.export.tensorrt_layers import LayerReport
+from bootpig_rt.export.work_folder import work_folder
+from bootpig_rt.manifest import ParityReport, ParityResult, Target
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pair_config import PairConfig, read_pair_config
 
@@ -58,10 +77,14 @@ class Stand:
 
     def __init__(self) -> None:
         self.exported: list[str] = []
+        self.built: list[str] = []
+        self.compared: list[tuple[Manifest, gate.Place]] = []
         self.before: Callable[[str], object] = lambda _name: None
         self.status: Any = "passed"
 
-    def export(self, name: str, _pair: Any, folder: Path, *, precision: str) -> Path:
+    def export(
+        self, name: str, _pair: Any, folder: Path, *, precision: str, attention: str
+    ) -> Path:
         self.before(name)
         value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
         other = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])
@@ -73,10 +96,29 @@ class Stand:
         self.exported.append(name)
         return folder / f"{name}.onnx"
 
+    def build_engine(self, graph: Path, engine: Path, *, sm: str, **_: Any) -> EngineReport:
+        self.before(f"engine {graph.stem}")
+        engine.write_bytes(b"plan of " + graph.read_bytes())
+        self.built.append(graph.stem)
+        local = sm == "local"
+        return EngineReport(
+            graph=graph.stem,
+            target=sm,
+            runtime="tensorrt" if local else "tensorrt_rtx",
+            runtime_version="1.7.1",
+            size_bytes=engine.stat().st_size,
+            activation_bytes=None,
+            seconds=0.0,
+            inputs={},
+            layers=LayerReport(3, 1, 1, 0, (), ("fp32",)),
+            architecture="sm_90" if local else sm,
+            kernels=("ab" * 32,) if local and graph.stem == "denoise_step" else (),
+        )
+
     def compare(
         self, folder: Path, place: gate.Place, reference: gate.Reference, *_: Any
     ) -> GateRun:
-        open_bundle(folder)  # what a backend does first
+        self.compared.append((open_bundle(folder).manifest, place))  # opened as a backend does
         results = (ParityResult("one_reference.latents", 0.5, 1.0, None, 1e-2, None),)
         report = ParityReport(self.status, place.reason, place.backend, place.device, results)
         return GateRun(report, reference.recording)
@@ -87,7 +129,29 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
     made = Stand()
     monkeypatch.setattr(onnx_export, "export_graph", made.export)
     monkeypatch.setattr(gate, "compare_backend", made.compare)
+    monkeypatch.setattr(tensorrt_builder, "build_trt_engine", made.build_engine)
     return made
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that has this machine own GPUs of some architectures, and every package."""
+
+    def own(*architectures: str) -> None:
+        devices = tuple(
+            CudaDevice(index, "a GPU", name, 80 << 30) for index, name in enumerate(architectures)
+        )
+        for module in (build, gate, targets):
+            monkeypatch.setattr(module, "cuda_devices", lambda: devices)
+        monkeypatch.setattr(targets, "is_installed", lambda _package: True)
+        monkeypatch.setattr(type(RTX), "is_installed", lambda _flavour: True)
+
+    return own
+
+
+def engines(target: Target = "sm_89", side_px: int = 16) -> BuildOptions:
+    profile = Profile((side_px, side_px, side_px), 1, 1, 2)
+    return BuildOptions(target=target, precision="float16", profile=profile, merges=())
 
 
 def names(folder: Path) -> list[str]:
@@ -252,27 +316,145 @@ def test_a_build_that_fails_before_any_graph_leaves_nothing(
     assert names(tmp_path) == ["pair"]
 
 
-def test_a_killed_build_leaves_no_bundle_and_no_lock(pair: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, sys\n"
-        "from pathlib import Path\n"
-        "from bootpig_rt.export import onnx_export\n"
-        "from bootpig_rt.export.build import build_engine\n"
-        "from bootpig_rt.export.work_folder import work_folder\n"
-        "with work_folder(Path(sys.argv[1]), 'key') as work:\n"
-        "    (work.path / 'a').write_text('x')\n"
-        "    work.finish('a', {})\n"
-        "    os.kill(os.getpid(), 9)\n"
-    )
-    from bootpig_rt.export.work_folder import work_folder
+_KILLED = """
+import shutil, sys, time
+from pathlib import Path
+from bootpig_rt.cli import main
+from bootpig_rt.export import onnx_export
 
+def copy_graph(name, pair, folder, **_):
+    if name == "denoise_step":
+        print("in the middle", flush=True)
+        time.sleep(100)
+    shutil.copy(Path(sys.argv[1]) / f"{name}.onnx", folder)
+
+onnx_export.export_graph = copy_graph
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_killed_build_leaves_no_bundle_and_the_same_command_finishes_it(
+    pair: Path,
+    tmp_path: Path,
+    tiny_bundle_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sent: signal.Signals,
+    code: int,
+) -> None:
+    """Graphs are copied from a finished bundle, which takes less time than to export them."""
     out = tmp_path / "out"
-    killed = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
-    assert killed.returncode == -9
-    assert not out.exists()
-    with work_folder(out, "key") as work:
-        assert work.finished("a") == {}
-    assert names(tmp_path) == ["pair"]
+    words = ["build-engine", "--pair", str(pair), "-o", str(out), "--resolution", "32", "--json"]
+    words += ["--max-references", "1", "--max-batch", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(tiny_bundle_folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in the middle\n"
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    hidden = tmp_path / ".out.building"
+    assert names(tmp_path) == [".out.building", "pair"]
+    if sent == signal.SIGTERM:  # it could tidy up, and say what it left
+        assert f"3 finished files are kept in {hidden}" in err
+        assert f"rm -r {hidden}" in err
+        assert err.splitlines()[-1] == "bootpig-rt: error: interrupted"
+        assert {path.suffix for path in hidden.rglob("*") if path.is_file()} == {".onnx", ".json"}
+
+    def copy_graph(name: str, _pair: Any, folder: Path, **_: Any) -> None:
+        shutil.copy(tiny_bundle_folder / f"{name}.onnx", folder)
+
+    monkeypatch.setattr(onnx_export, "export_graph", copy_graph)
+    assert main(words) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["resumed"] == 3
+    assert summary["manifest"]["parity"]["status"] == "passed"
+    open_bundle(out)
+    assert names(tmp_path) == ["out", "pair"]
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_changed_exporter_starts_over(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(stand, "denoise_step", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(pair, tmp_path / "out", SMALL)
+    stand.before = lambda _name: None
+
+    def changed(path: Path) -> tuple[int, str]:
+        size, sha256 = measure(path)
+        return size, "0" * 64 if path.name == "graphs.py" else sha256
+
+    monkeypatch.setattr(build, "measure", changed)
+    assert build_engine(pair, tmp_path / "out", SMALL).resumed == 0
+
+
+def test_a_second_build_is_refused_before_it_loads_anything(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a pair was loaded")
+
+    with work_folder(out) as work:
+        work.resume("another build")
+        with monkeypatch.context() as patch:
+            patch.setattr("bootpig_rt.models.load.load_pair", refuse)
+            with pytest.raises(StorageError, match="another build"):
+                build_engine(pair, out, SMALL)
+    # A refused output takes nothing from a build that was interrupted there.
+    fail_at(stand, "denoise_step", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(pair, out, SMALL)
+    stand.before = lambda _name: None
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "check_output", _refused_only_under_the_lock(build.check_output))
+        with pytest.raises(ParameterError, match="is no bundle"):
+            build_engine(pair, out, SMALL)
+    shutil.rmtree(out)
+    assert build_engine(pair, out, SMALL).resumed == 3
+
+
+def _refused_only_under_the_lock(check: Callable[..., None]) -> Callable[..., None]:
+    """`check_output` that lets its first call pass, as if the output had come after it."""
+    calls: list[object] = []
+
+    def later(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) > 1:
+            check(*args, **kwargs)
+
+    return later
+
+
+def test_a_bundle_that_appears_during_a_build_is_not_replaced(
+    pair: Path, tmp_path: Path, stand: Stand
+) -> None:
+    build_engine(pair, tmp_path / "first", SMALL)
+
+    def appear(name: str) -> None:
+        if name == "vae_decoder":
+            (tmp_path / "first").rename(tmp_path / "out")
+
+    stand.before = appear
+    with pytest.raises(ParameterError, match="exists already.*--overwrite"):
+        build_engine(pair, tmp_path / "out", SMALL)
+    open_bundle(tmp_path / "out")
 
 
 def test_two_builds_into_one_folder_are_refused(pair: Path, tmp_path: Path, stand: Stand) -> None:
@@ -312,6 +494,20 @@ def test_parity_over_the_limit_makes_no_bundle_and_leaves_a_report(
     assert json.loads((report / "report.json").read_text())["status"] == "failed"
     assert list(report.glob("*_difference_*.png"))
     assert not is_bundle(report)
+    assert names(tmp_path) == ["out.parity-report", "pair"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [("float16", "build with --precision float32"), ("float32", "report it with the numbers")],
+)
+def test_the_advice_on_a_failed_parity_gate_can_be_followed(
+    pair: Path, tmp_path: Path, stand: Stand, precision: Any, advice: str
+) -> None:
+    stand.status = "failed"
+    options = replace(SMALL, precision=precision)
+    with pytest.raises(ParityError, match=f"see .*out.parity-report; {advice}"):
+        build_engine(pair, tmp_path / "out", options)
 
 
 def test_parity_over_the_limit_in_place_leaves_the_pair_as_it_was(pair: Path, stand: Stand) -> None:
@@ -455,6 +651,215 @@ def test_a_pair_that_cannot_be_read_is_refused(pair: Path, tmp_path: Path) -> No
     assert names(tmp_path) == ["pair"]
 
 
+# Engines
+
+
+def test_engines_for_another_machine_are_built_and_marked_as_not_run(
+    pair: Path, tmp_path: Path, stand: Stand, machine: Callable[..., None]
+) -> None:
+    machine()
+    result = build_engine(pair, tmp_path / "out", engines())
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert stand.exported == stand.built == list(graph_names(engines()))
+    assert (manifest.target, manifest.runtime.name) == ("sm_89", "tensorrt_rtx")
+    assert (manifest.runtime.architecture, manifest.runtime.minimum_version) == ("sm_89", None)
+    assert manifest.rsa_kernel_sha256 is None
+    assert {graph.file for graph in manifest.graphs} == {f"{n}.engine" for n in stand.built}
+    assert all(graph.num_nodes == 3 for graph in manifest.graphs)
+    # Their graphs were compared on a CPU, and the manifest says no more than that.
+    (compared,) = stand.compared
+    assert compared[1] == gate.place_of("sm_89")
+    assert (compared[1].backend, compared[1].device) == ("onnxruntime", "cpu")
+    assert manifest.parity.status == "not run"
+    assert manifest.parity.results[0].name == "one_reference.latents"
+    reason = manifest.parity.reason
+    assert "lacks a GPU of sm_89" in reason
+    assert "run bootpig-rt verify on the target machine" in reason
+    assert "denoise_step: 1 attentions fused, scores summed in fp32, 1 attentions not" in reason
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert result.bundle.folder == tmp_path / "out"
+
+
+def test_engines_for_this_machine_are_compared_themselves_and_name_their_kernels(
+    pair: Path, tmp_path: Path, stand: Stand, machine: Callable[..., None]
+) -> None:
+    machine("sm_90")
+    build_engine(pair, tmp_path / "out", engines("local"))
+    manifest = open_bundle(tmp_path / "out").manifest
+    places = [(place.backend, place.device) for _, place in stand.compared]
+    assert places == [("onnxruntime", "cpu"), ("tensorrt", "cuda:0")]
+    assert (manifest.parity.status, manifest.parity.device) == ("passed", "cuda:0")
+    assert manifest.runtime.architecture == "sm_90"
+    kernels = hashlib.sha256(("ab" * 32 + "\n").encode()).hexdigest()
+    assert manifest.rsa_kernel_sha256 == kernels
+    bundle = open_bundle(tmp_path / "out")
+    bundle.check_runtime("tensorrt", "1.7.1", "sm_90")
+    with pytest.raises(BundleError, match="built for sm_90, this device is sm_89; .*target local"):
+        bundle.check_runtime("tensorrt", "1.7.1", "sm_89")
+
+
+def test_engines_that_were_finished_are_not_built_again(
+    pair: Path, tmp_path: Path, stand: Stand, machine: Callable[..., None]
+) -> None:
+    machine()
+    fail_at(stand, "engine reference_kv", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(pair, tmp_path / "out", engines())
+    assert stand.built == ["text_encoder", "vae_encoder"]
+    stand.before, stand.built, stand.exported = lambda _name: None, [], []
+    result = build_engine(pair, tmp_path / "out", engines())
+    assert result.resumed == 5 + 2
+    assert (stand.exported, stand.built) == ([], ["reference_kv", "denoise_step", "vae_decoder"])
+    open_bundle(tmp_path / "out")
+    assert (tmp_path / "out" / "text_encoder.layers.json").is_file()
+
+
+def test_large_engines_for_another_machine_are_compared_as_graphs_of_256_px(
+    pair: Path,
+    tmp_path: Path,
+    stand: Stand,
+    machine: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Attention over 4096 tokens takes a CPU 18 GB, and is the same arithmetic."""
+    sides: list[int] = []
+
+    def record(backend: Any, *, profile: Profile, **_: Any) -> gate.Reference:
+        plan = make_plan(backend, profile=profile, merges=())
+        sides.append(plan.side_px)
+        return gate.Reference(plan, {}, backend.spec.fingerprint)
+
+    monkeypatch.setattr(gate, "record_reference", record)
+    for devices, side in (((), 256), (("sm_89",), 512)):
+        machine(*devices)
+        stand.compared = []
+        build_engine(pair, tmp_path / "out", engines(side_px=512), overwrite=True)
+        assert sides.pop() == side
+        assert stand.compared[0][0].profile.resolution_px[0] == side
+        manifest = open_bundle(tmp_path / "out").manifest
+        assert manifest.profile.resolution_px == (512, 512, 512)
+        assert ("compared at 256 px" in manifest.parity.reason) == (side == 256)
+
+
+def test_graphs_for_cuda_are_compared_on_a_cpu_where_there_is_no_gpu(
+    pair: Path, tmp_path: Path, stand: Stand, machine: Callable[..., None]
+) -> None:
+    machine()
+    options = replace(SMALL, target="cuda", precision="float16")
+    build_engine(pair, tmp_path / "out", options)
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert (manifest.target, manifest.runtime.name) == ("cuda", "onnxruntime")
+    assert (manifest.parity.status, manifest.parity.device) == ("not run", "cpu")
+    assert "lacks an NVIDIA GPU" in manifest.parity.reason
+
+
+@pytest.mark.skipif(not RTX.is_installed(), reason="tensorrt_rtx is not installed")
+def test_a_tiny_pair_becomes_engines_without_a_gpu(
+    pair: Path, tmp_path: Path, tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the export is real: the gate in ONNX Runtime, and engines for sm_89 in float32."""
+
+    def copy_graph(name: str, _pair: Any, folder: Path, **_: Any) -> None:
+        shutil.copy(tiny_bundle_folder / f"{name}.onnx", folder)
+
+    monkeypatch.setattr(onnx_export, "export_graph", copy_graph)
+    for module in (gate, targets):
+        monkeypatch.setattr(module, "cuda_devices", lambda: ())
+    profile = Profile((32, 32, 32), 1, 1, 2)
+    options = BuildOptions(target="sm_89", precision="float32", profile=profile, merges=())
+    manifest = build_engine(pair, tmp_path / "out", options).bundle.manifest
+    assert manifest.parity.status == "not run"
+    assert all(result.passed for result in manifest.parity.results)
+    assert "denoise_step: " in manifest.parity.reason
+    assert manifest.runtime.version == manifest.tools["tensorrt-rtx"]
+    assert all(graph.num_nodes > 5 and graph.size_bytes > 5000 for graph in manifest.graphs)
+    step = open_bundle(tmp_path / "out").graph("denoise_step")
+    assert {"step", "state", "k_0"} <= {tensor.name for tensor in step.inputs}
+    with pytest.raises(BundleError, match="this device is sm_120; build again"):
+        open_bundle(tmp_path / "out").check_runtime(
+            "tensorrt_rtx", manifest.runtime.version, "sm_120"
+        )
+
+
+# The published layout
+
+
+def test_weights_that_are_written_anew_are_float16_unless_asked_otherwise(
+    published_layout_folder: Path, tmp_path: Path, stand: Stand
+) -> None:
+    base = published_layout_folder.parent / "base_model"
+
+    def dtypes(weights: Weights, options: BuildOptions = SMALL) -> set[str]:
+        out = tmp_path / "out"
+        options = replace(options, weights=weights)
+        build_engine(published_layout_folder, out, options, base_model=base, overwrite=True)
+        found = set()
+        for path in out.rglob("*.safetensors"):
+            with safe_open(path, framework="numpy") as stream:
+                found |= {stream.get_slice(name).get_dtype() for name in stream.keys()}
+        return found
+
+    assert dtypes("auto") == dtypes("float16") == {"F16"}
+    assert dtypes("as-is") == {"F32"}
+
+
+def test_a_pair_of_float32_is_linked_unless_float16_is_asked_for(
+    pair: Path, tmp_path: Path, stand: Stand
+) -> None:
+    path = Path("vae") / "diffusion_pytorch_model.safetensors"
+    half = replace(SMALL, weights="float16")
+    build_engine(pair, tmp_path / "half", half)
+    assert (tmp_path / "half" / path).stat().st_size < 0.6 * (pair / path).stat().st_size
+    with pytest.raises(ParameterError, match="not float16 as --weights asks for"):
+        build_engine(pair, pair, half)
+    # What is float16 already needs no second copy.
+    build_engine(tmp_path / "half", tmp_path / "again", half)
+    assert os.path.samefile(tmp_path / "half" / path, tmp_path / "again" / path)
+
+
+def test_weights_too_large_for_float16_stay_as_they_are(
+    tiny_pair_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = load_pair(tiny_pair_folder)
+    assert stored_type(made, "auto", is_exact=False) == torch.float16
+    # Whoever verifies engines of float32 has but the pair that was given, so it must be exact.
+    assert stored_type(made, "auto", is_exact=True) == torch.float32
+    next(made.base.unet.parameters()).fill_(70000)
+    with caplog.at_level("WARNING", "bootpig_rt"):
+        assert stored_type(made, "auto", is_exact=False) == torch.float32
+    assert "the largest is 7e+04" in caplog.text
+    assert stored_type(made, "float16", is_exact=False) == torch.float16  # save_pair refuses it
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_89"])
+def test_verify_knows_the_pair_that_was_given_again(
+    published_layout_folder: Path,
+    tmp_path: Path,
+    stand: Stand,
+    machine: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    target: Target,
+) -> None:
+    machine("sm_89")
+    base, out = published_layout_folder.parent / "base_model", tmp_path / "out"
+    options = SMALL if target == "cpu" else engines()
+    build_engine(published_layout_folder, out, options, base_model=base)
+    pair = open_bundle(out).manifest.pair
+    assert (
+        pair.source_fingerprint == load_pair(published_layout_folder, base_model=base).fingerprint
+    )
+    # One pair has one fingerprint, whatever it was built for, so subjects fit all its bundles.
+    other = build_engine(published_layout_folder, tmp_path / "graphs", SMALL, base_model=base)
+    assert pair.fingerprint == other.bundle.manifest.pair.fingerprint
+    words = ["verify", str(out), "--steps", "1", "--quiet"]
+    given = ["--pair", str(published_layout_folder), "--base-model", str(base)]
+    assert main([*words, *given]) == 0
+    assert main([*words, "--pair", str(tmp_path / "graphs")]) == 0
+    if target == "sm_89":
+        assert main(words) == 2
+        assert "name the pair with --pair" in capsys.readouterr().err
+
+
 # Options
 
 
@@ -470,6 +875,7 @@ ORDERS: list[tuple[dict[str, Any], str]] = [
     ({"resolution": "0"}, "holds 0"),
     ({"resolution": "٣٢"}, "--resolution is"),
     ({"max_batch": 0}, "--max-batch is 0"),
+    ({"weights": "int8"}, "--weights is 'int8', expected one of: auto, float16, as-is"),
     ({"max_references": -1}, "--max-references is -1"),
     ({"max_steps": 1001}, "--steps is 1001"),
 ]
@@ -540,6 +946,11 @@ def test_expected_sizes_follow_from_configurations_alone(tiny_pair_folder: Path)
     assert sizes.largest.table_bytes == 2 * 16 * sizes.usual.table_bytes
     assert sizes.largest.attention_bytes == 16**2 * sizes.usual.attention_bytes
     assert sizes.usual.weights_bytes == 4 * sizes.parameters
+    # Linked weights take no room of their own; those of float16 are written anew, in half of it.
+    half = replace(options, weights="float16")
+    small = estimate(tiny_pair_folder, tiny_pair_folder, config, half, num_graphs=len(names_))
+    assert sizes.disk_bytes - small.disk_bytes == pytest.approx(2 * sizes.parameters, rel=0.01)
+    assert small.free_bytes - sizes.free_bytes == pytest.approx(2 * sizes.parameters, rel=0.01)
 
 
 def test_the_expected_table_is_the_real_one(tiny_pair_folder: Path) -> None:

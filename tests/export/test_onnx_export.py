@@ -92,7 +92,7 @@ def test_reference_attention_is_one_operator_with_a_body(
     model = graph_of(tiny_bundle_folder, name)
     (function,) = model.functions
     assert (function.domain, function.name) == ("bootpig_rt", "ReferenceAttention")
-    assert {node.domain for node in function.node} == {""}
+    assert {node.domain for node in function.node} == {"", "com.microsoft"}
     nodes = [node for node in model.graph.node if node.domain == "bootpig_rt"]
     merge = name.removeprefix("denoise_step").removeprefix("_") or "one"
     assert len(nodes) == load_pair(tiny_bundle_folder).base.num_layers
@@ -228,3 +228,18 @@ def test_wrong_names_are_refused(tiny_pair_folder: Path) -> None:
         export_graph("text_encoder", pair, tiny_pair_folder, precision="int4")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match=r"opset is 9, expected 20\.\.23"):
         export_graph("text_encoder", pair, tiny_pair_folder, opset=9)
+
+
+def test_attention_of_onnx_runtime_is_for_float32_alone(half_folder: Path) -> None:
+    pair = load_pair(half_folder)
+    with pytest.raises(ParameterError, match="expected float32"):
+        export_graph("vae_decoder", pair, half_folder, precision="float16", attention="onnxruntime")
+
+
+def test_no_unmasked_attention_is_written_out_for_onnx_runtime(tiny_bundle_folder: Path) -> None:
+    for name in ("vae_encoder", "vae_decoder", "reference_kv", "denoise_step"):
+        kinds = {node.op_type for node in graph_of(tiny_bundle_folder, name).graph.node}
+        assert "Softmax" not in kinds
+    # The text encoder's attention is causal: with a mask ONNX Runtime holds all scores anyway.
+    kinds = {node.op_type for node in graph_of(tiny_bundle_folder, "text_encoder").graph.node}
+    assert "Softmax" in kinds

@@ -175,7 +175,8 @@ def test_every_attention_of_the_steps_is_one_kernel_with_wide_scores(
     pair = load_pair(tmp_path / "pair")
     profile = Profile(resolution_px=(64, 64, 128), max_batch=2, max_references=3, max_steps=50)
     count = pair.base.num_layers
-    for name, each_layer in (("denoise_step", 3), ("denoise_step_argmax", 4)):
+    steps = (("denoise_step", 3), ("denoise_step_argmax", 4), ("denoise_step_softmax", 4))
+    for name, each_layer in steps:
         graph = export_graph(name, pair, tmp_path / "pair", precision="float16")
         engine = tmp_path / f"{name}.engine"
         layers = build_trt_engine(graph, engine, sm="sm_89", profile=profile).layers

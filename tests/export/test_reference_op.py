@@ -11,8 +11,16 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnxscript import ir
 
-from bootpig_rt.export.reference_op import DOMAIN, OP_TYPE, function_body, needs_out_weight
+from bootpig_rt.export.reference_op import (
+    DOMAIN,
+    OP_TYPE,
+    ORT_DOMAIN,
+    function_body,
+    needs_out_weight,
+    with_shapes,
+)
 from bootpig_rt.kernels.eager import reference_attention
 
 HEADS, TOKENS, REF_TOKENS, WIDTH, OUT = 2, 5, 7, 4, 6
@@ -20,7 +28,7 @@ HEADS, TOKENS, REF_TOKENS, WIDTH, OUT = 2, 5, 7, 4, 6
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def session(merge: Any, *, half: bool = False) -> ort.InferenceSession:
+def session(merge: Any, *, half: bool = False, is_fused: bool = False) -> ort.InferenceSession:
     """A graph of one node."""
     dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     names = ["q", "k", "v", "ref_k", "ref_v", "ref_of_row"]
@@ -30,18 +38,24 @@ def session(merge: Any, *, half: bool = False) -> ort.InferenceSession:
     )
     inputs = [
         helper.make_tensor_value_info(
-            name, TensorProto.INT64 if name == "ref_of_row" else dtype, None
+            name,
+            TensorProto.INT64 if name == "ref_of_row" else dtype,
+            [None, HEADS, None, WIDTH] if name == "q" else None,
         )
         for name in names
     ]
     output = helper.make_tensor_value_info("attended", dtype, None)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid(*each) for each in (("", 20), (DOMAIN, 1), (ORT_DOMAIN, 1))]
     model = helper.make_model(
         helper.make_graph([node], "one", inputs, [output]),
         opset_imports=opsets,
-        functions=[function_body(merge, half=half, opset=20)],
         ir_version=10,
     )
+    if is_fused:
+        traced = ir.from_proto(model)
+        with_shapes(traced)
+        model = ir.to_proto(traced)
+    model.functions.append(function_body(merge, half=half, is_fused=is_fused, opset=20))
     return ort.InferenceSession(model.SerializeToString())
 
 
@@ -60,9 +74,11 @@ def arrays(rows: int, refs: list[list[int]], *, seed: int = 0) -> Arrays:
     return made
 
 
-def run(merge: Any, inputs: Arrays, *, half: bool = False) -> npt.NDArray[Any]:
+def run(
+    merge: Any, inputs: Arrays, *, half: bool = False, is_fused: bool = False
+) -> npt.NDArray[Any]:
     """What the body computes, after the output projection [N, S, OUT]."""
-    known = session(merge, half=half)
+    known = session(merge, half=half, is_fused=is_fused)
     names = {value.name for value in known.get_inputs()}
     fed = {
         name: array.astype(np.float16) if half and array.dtype == np.float32 else array
@@ -100,15 +116,23 @@ def oracle(merge: str, inputs: Arrays) -> npt.NDArray[Any]:
     ],
     ids=["three each", "mixed", "no plain row", "no reference", "one each"],
 )
-def test_a_merge_is_that_of_the_oracle(merge: str, rows: int, refs: list[list[int]]) -> None:
+@pytest.mark.parametrize("is_fused", [False, True], ids=["standard", "fused"])
+def test_a_merge_is_that_of_the_oracle(
+    merge: str, rows: int, refs: list[list[int]], is_fused: bool
+) -> None:
     inputs = arrays(rows, refs)
-    np.testing.assert_allclose(run(merge, inputs), oracle(merge, inputs), rtol=2e-5, atol=2e-5)
+    found = run(merge, inputs, is_fused=is_fused)
+    np.testing.assert_allclose(found, oracle(merge, inputs), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("refs", [[[2], [0]], [[1]], []])
-def test_one_reference_a_row_needs_no_merge(refs: list[list[int]]) -> None:
-    inputs = arrays(3, refs)
-    np.testing.assert_allclose(run("one", inputs), oracle("one", inputs), rtol=2e-5, atol=2e-5)
+@pytest.mark.parametrize("is_fused", [False, True], ids=["standard", "fused"])
+@pytest.mark.parametrize(("rows", "refs"), [(3, [[2], [0]]), (3, [[1]]), (3, []), (2, [[1], [3]])])
+def test_one_reference_a_row_needs_no_merge(
+    rows: int, refs: list[list[int]], is_fused: bool
+) -> None:
+    inputs = arrays(rows, refs)
+    found = run("one", inputs, is_fused=is_fused)
+    np.testing.assert_allclose(found, oracle("one", inputs), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("merge", ["argmax", "softmax", "mean", "concat"])
@@ -154,3 +178,12 @@ def test_the_body_holds_standard_operators_alone() -> None:
         body = function_body(merge, half=True, opset=20)
         assert {node.domain for node in body.node} == {""}
         assert all(onnx.defs.has(node.op_type, 20) for node in body.node)
+
+
+def test_a_fused_body_holds_no_scores() -> None:
+    for merge in ("one", "argmax", "softmax", "mean"):
+        body = function_body(merge, half=False, is_fused=True, opset=20)
+        kinds = [node.op_type for node in body.node if node.domain == ORT_DOMAIN]
+        assert set(kinds) == {"MultiHeadAttention"}
+        names = {node.op_type for node in body.node}
+        assert "Softmax" not in names or merge == "softmax"  # that one is over references

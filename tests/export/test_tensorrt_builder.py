@@ -50,8 +50,10 @@ def pair(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def attention_graph(*, wide_softmax: bool = True) -> onnx.ModelProto:
-    """Self-attention over the pixels of latents in float16, two heads of 16 channels.
+def attention_graph(
+    *, wide_softmax: bool = True, heads: int = 2, head_dim: int = 16
+) -> onnx.ModelProto:
+    """Self-attention over the pixels of latents in float16.
 
     With `wide_softmax` the scores are cast to float32 ahead of the softmax, and its result back.
     """
@@ -59,11 +61,12 @@ def attention_graph(*, wide_softmax: bool = True) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     half, info, node = TensorProto.FLOAT16, helper.make_tensor_value_info, helper.make_node
-    weights = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float16)
+    size = (3, head_dim, head_dim)
+    weights = np.random.default_rng(0).normal(size=size).astype(np.float16)
     constants = [numpy_helper.from_array(w, n) for w, n in zip(weights, "abc", strict=True)]
     constants += [
         numpy_helper.from_array(np.array(0.25, np.float16), "scale"),
-        numpy_helper.from_array(np.array([0, 2, 16, -1]), "heads"),
+        numpy_helper.from_array(np.array([0, heads, head_dim, -1]), "heads"),
     ]
     softmax = [node("Softmax", ["scores"], ["p"], axis=-1)]
     if wide_softmax:
@@ -85,8 +88,8 @@ def attention_graph(*, wide_softmax: bool = True) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "attention",
-        [info("latents", half, ["N", 32, "h", "w"])],
-        [info("pixels", half, ["N", 2, "M", 16])],
+        [info("latents", half, ["N", heads * head_dim, "h", "w"])],
+        [info("pixels", half, ["N", heads, "M", head_dim])],
         constants,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -143,10 +146,10 @@ def test_an_attention_that_sums_scores_in_float16_is_refused(pair: Path) -> None
 @needs_rtx
 @needs_onnx
 def test_float32_work_is_named(pair: Path) -> None:
-    """The second product, of probabilities and values, in float32."""
+    """The second product, of probabilities and values, in float32: then nothing is fused."""
     from onnx import TensorProto, helper
 
-    model = attention_graph()
+    model = cast_ahead(attention_graph())
     product = model.graph.node[-1]
     kept = [node for node in model.graph.node[:-1] if list(node.output) != ["p"]]
     del model.graph.node[:]
@@ -158,8 +161,9 @@ def test_float32_work_is_named(pair: Path) -> None:
     )
     path = write(model, pair / "vae_decoder.onnx")
     layers = build_trt_engine(path, pair / "e.engine", sm="sm_89", profile=PROFILE).layers
-    assert len(layers.float32_layers) == 1
+    assert len(layers.float32_layers) == 2
     assert (layers.fused_attentions, layers.unfused_attentions) == (0, 1)
+    assert layers.unfused_half_scores == 0
 
 
 def cast_ahead(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -197,6 +201,47 @@ def test_casts_ahead_of_scores_are_moved_so_that_attention_is_fused(pair: Path) 
     checker.check_model(model)
     assert [node.op_type for node in model.graph.node].count("Cast") == 2
     assert cast_behind_scores(model) == 0
+
+
+@needs_rtx
+@needs_onnx
+@pytest.mark.parametrize("knows_sizes", [False, True])
+@pytest.mark.parametrize(("heads", "head_dim", "is_fused"), [(2, 64, True), (1, 512, False)])
+def test_scores_are_summed_and_kept_in_float32_whether_attention_is_fused_or_not(
+    pair: Path,
+    caplog: pytest.LogCaptureFixture,
+    heads: int,
+    head_dim: int,
+    *,
+    is_fused: bool,
+    knows_sizes: bool,
+) -> None:
+    """One head of 512 channels is what the autoencoder of Stable Diffusion has."""
+    from onnx import TensorProto, helper
+
+    model = cast_ahead(attention_graph(heads=heads, head_dim=head_dim))
+    if knows_sizes:  # as the exporter's graphs do
+        shape: list[str | int | None] = ["N", heads, "M", head_dim]
+        value = helper.make_tensor_value_info("qs_32", TensorProto.FLOAT, shape)
+        model.graph.value_info.append(value)
+    path = write(model, pair / "vae_decoder.onnx")
+    with caplog.at_level("INFO", "bootpig_rt"):
+        layers = build_trt_engine(path, pair / "e.engine", sm="sm_89", profile=PROFILE).layers
+    assert (layers.fused_attentions, layers.unfused_attentions) == (is_fused, not is_fused)
+    assert layers.score_types == (("fp32",) if is_fused else ())
+    assert len(layers.float32_layers) == (0 if is_fused else 1)
+    assert layers.half_scores == 0
+    # Where the graph says how wide its heads are, there is no need to try.
+    assert ("building it again" in caplog.text) == (not is_fused and not knows_sizes)
+
+
+@needs_rtx
+@needs_onnx
+def test_an_attention_whose_scores_reach_memory_in_float16_is_refused(pair: Path) -> None:
+    path = write(attention_graph(heads=1, head_dim=512), pair / "vae_decoder.onnx")
+    with pytest.raises(EngineError, match="scores of 1 attentions of vae_decoder in float16"):
+        build_trt_engine(path, pair / "e.engine", sm="sm_89", profile=PROFILE)
+    assert not (pair / "e.engine").exists()
 
 
 @needs_rtx
@@ -319,9 +364,15 @@ def test_layers_without_a_fused_attention_are_counted() -> None:
         "Outputs: [ { Name: b, Datatype: Half } ], TacticName: , StreamId: 0\n"
         "Name: __myl_MulMaxrSubExpSumDivMul_myl0_4, LayerType: kgen, Inputs: [ { Name: s, "
         "Datatype: Float } ], Outputs: [ { Name: p, Datatype: Float } ], TacticName: \n"
+        "Name: __myl_SlicCastMaxrSubExpSumDiv_myl0_5, LayerType: kgen, Inputs: [ { Name: s, "
+        "Datatype: Half } ], Outputs: [ { Name: p, Datatype: Float } ], TacticName: \n"
+        "Name: __myl_SqrtReshSeleMaxrSubExpSumDivMul_myl0_6, LayerType: kgen, Inputs: [ { Name: s, "
+        "Datatype: Half } ], Outputs: [ { Name: p, Datatype: Float } ], TacticName: \n"
     )
     report = layer_report(parse_layers(message), b"")
-    assert (report.num_layers, report.fused_attentions, report.unfused_attentions) == (2, 0, 1)
+    # The last one weighs references by their norms, and is no attention.
+    assert (report.num_layers, report.fused_attentions, report.unfused_attentions) == (4, 0, 2)
+    assert (report.unfused_half_scores, report.half_scores) == (1, 1)
     assert report.float32_layers == ("conv_1",)
     assert report.score_types == ()
 

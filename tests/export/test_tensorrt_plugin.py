@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -10,11 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from onnx import load_model_from_string
 
 from bootpig_rt.backends.tensorrt_flavours import FULL, RTX
 from bootpig_rt.cuda_devices import CudaDevice
 from bootpig_rt.errors import BackendUnavailable, BootPIGError, ParameterError
 from bootpig_rt.export import tensorrt_plugin
+from bootpig_rt.export.onnx_export import METADATA_KEY
 from bootpig_rt.export.reference_op import function_body, needs_out_weight
 from bootpig_rt.kernels.compile import without_hidden_pointers
 from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
@@ -177,7 +181,7 @@ def test_a_tensorrt_without_such_plugins_is_named() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is here")
 def test_a_missing_tensorrt_is_named() -> None:
-    with pytest.raises(BackendUnavailable, match="pip install 'bootpig-rt\\[tensorrt\\]'"):
+    with pytest.raises(BackendUnavailable, match="pip install --upgrade tensorrt"):
         tensorrt_plugin.register(90)
 
 
@@ -224,7 +228,8 @@ def test_without_the_plugin_a_build_says_why(
     assert str(found).startswith("the operator's body, without a plugin: ")
 
 
-def _graph(*merges: str) -> Any:
+def _graph(*merges: str, head_dims: tuple[int, ...] = (64,)) -> Any:
+    """A graph with a reference attention for each merge; its metadata names layers of these D."""
     from onnx import TensorProto, helper
 
     info, half = helper.make_tensor_value_info, TensorProto.FLOAT16
@@ -248,6 +253,8 @@ def _graph(*merges: str) -> Any:
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("bootpig_rt", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    layers = [[5, head_dim, 0] for head_dim in head_dims]
+    helper.set_model_props(model, {METADATA_KEY: json.dumps({"layers": layers})})
     model.functions.append(function_body(merges[0], half=True, opset=20))  # type: ignore[arg-type]
     return model
 
@@ -257,7 +264,7 @@ def test_nodes_name_the_plugin_and_the_body_is_gone(merge: str) -> None:
     from onnx import helper
 
     model = _graph(merge, merge)
-    assert tensorrt_plugin.use_plugin(model) == 2
+    assert tensorrt_plugin.use_plugin(model) == ""
     assert list(model.functions) == []
     for node in model.graph.node:
         values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
@@ -274,26 +281,50 @@ def test_nodes_name_the_plugin_and_the_body_is_gone(merge: str) -> None:
 def test_a_graph_of_another_merge_stays_as_it_is(merge: str) -> None:
     model = _graph(merge)
     before = model.SerializeToString()
-    assert tensorrt_plugin.use_plugin(model) == 0
+    assert tensorrt_plugin.use_plugin(model) == "it does not compute this merge"
     assert model.SerializeToString() == before
 
 
+def test_a_layer_with_a_head_dim_out_of_reach_keeps_the_whole_graph_as_it_is() -> None:
+    """Stable Diffusion 1.x has heads of 40, 80 and 160 channels."""
+    model = _graph("one", head_dims=(40, 80, 160))
+    before = model.SerializeToString()
+    assert "16 to 128 in steps of 8, and a layer has 160" in tensorrt_plugin.use_plugin(model)
+    assert model.SerializeToString() == before
+    assert tensorrt_plugin.use_plugin(_graph("one", head_dims=(40, 80))) == ""
+
+
 class _FullTensorRT:
-    """As much of `tensorrt` as reading a graph takes; keeps what its parser was given."""
+    """As much of `tensorrt` as a build takes; asks the plugin for its kernels as TensorRT does.
+
+    Attributes:
+        read: What its parser was given.
+    """
 
     class ILogger:
         ERROR, INTERNAL_ERROR, WARNING = range(3)
 
+    class IProgressMonitor:
+        pass
+
     class NetworkDefinitionCreationFlag:
         STRONGLY_TYPED = 0
 
+    MemoryPoolType = SimpleNamespace(WORKSPACE=0)
+    ProfilingVerbosity = SimpleNamespace(DETAILED=0)
     __version__ = "10.9"
 
-    def __init__(self) -> None:
+    def __init__(self, plugin: _Plugin) -> None:
         self.read: list[Any] = []
+        self._plugin = plugin
+        config = SimpleNamespace(
+            set_memory_pool_limit=lambda pool, size: None, add_optimization_profile=lambda made: 0
+        )
         self.Builder = lambda log: SimpleNamespace(
             create_network=lambda flags: SimpleNamespace(num_inputs=0),
-            create_builder_config=SimpleNamespace,
+            create_builder_config=lambda: config,
+            create_optimization_profile=SimpleNamespace,
+            build_serialized_network=self._build,
         )
         self.OnnxParser = lambda network, log: SimpleNamespace(parse=self._parse)
 
@@ -301,46 +332,73 @@ class _FullTensorRT:
         self.read.append(data)
         return True
 
+    def _build(self, network: Any, config: Any) -> bytes:
+        for node in load_model_from_string(self.read[-1]).graph.node:
+            if any(attribute.name == "aot" for attribute in node.attribute):
+                for tactic in (1, 2):
+                    self._plugin.made["aot_impl"](*_descriptions(), 0.125, (), tactic)
+        return b"plan"
+
+
+def _write_configs(folder: Path) -> None:
+    """The configurations that a build reads beside the graph."""
+    configs: dict[str, dict[str, Any]] = {
+        "base_unet": {"down_block_types": ["CrossAttn"], "up_block_types": ["CrossAttn"]},
+        "vae": {"block_out_channels": [8, 8, 8, 8]},
+        "text_encoder": {"max_position_embeddings": 77},
+    }
+    for name, config in configs.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("merge", "is_wanted", "told"),
+    ("merge", "head_dim", "is_wanted", "told"),
     [
-        ("one", True, "plugin bootpig_rt::ReferenceAttention for sm_90"),
-        ("one", False, "the operator's body, without a plugin: it was not asked for"),
-        ("argmax", True, "the operator's body, without a plugin: it does not compute this merge"),
+        ("one", 64, True, "plugin bootpig_rt::ReferenceAttention for sm_90"),
+        ("one", 64, False, "the operator's body, without a plugin: it was not asked for"),
+        ("argmax", 64, True, "the operator's body, without a plugin: it does not compute this"),
+        ("one", 160, True, "the operator's body, without a plugin: it takes head dims 16 to 128"),
     ],
 )
-def test_a_build_for_this_machine_registers_the_plugin_and_reads_graphs_with_it(
+def test_a_build_for_this_machine_has_the_plugin_where_it_can_and_names_its_kernels(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
     merge: str,
+    head_dim: int,
     is_wanted: bool,
     told: str,
 ) -> None:
-    from onnx import load_model_from_string, save_model
+    from onnx import save_model
 
+    from bootpig_rt.bundle import Profile
     from bootpig_rt.export import tensorrt_builder
 
-    trt, plugin = _FullTensorRT(), _Plugin()
+    plugin = _Plugin()
+    trt = _FullTensorRT(plugin)
     monkeypatch.setattr(tensorrt_plugin, "_plugin_module", lambda: plugin)
     monkeypatch.setattr(tensorrt_builder, "cuda_devices", lambda: (H100,))
     monkeypatch.setattr(type(FULL), "load", lambda flavour: trt)
-    # What follows reading needs a GPU.
-    monkeypatch.setattr(tensorrt_builder._Build, "inputs", lambda build: 1 / 0)
-    save_model(_graph(merge), tmp_path / "denoise_step.onnx")
-    profile: Any = None
-    with caplog.at_level("INFO", "bootpig_rt"), pytest.raises(ZeroDivisionError):
-        tensorrt_builder.build_trt_engine(
-            tmp_path / "denoise_step.onnx",
-            tmp_path / "e.engine",
-            sm="local",
-            profile=profile,
-            plugin=is_wanted,
-        )
-    assert told in caplog.text
+    _write_configs(tmp_path)
+    save_model(_graph(merge, head_dims=(40, head_dim)), tmp_path / "denoise_step.onnx")
+    report = tensorrt_builder.build_trt_engine(
+        tmp_path / "denoise_step.onnx",
+        tmp_path / "e.engine",
+        sm="local",
+        profile=Profile((64, 64, 64), 1, 1, 2),
+        plugin=is_wanted,
+    )
+    assert report.attention.startswith(told)
+    assert (tmp_path / "e.engine").read_bytes() == b"plan"
+    assert report.architecture == "sm_90"
     (read,) = trt.read
-    has_body = len(load_model_from_string(read).functions) == 1
-    assert has_body == (not told.startswith("plugin"))
+    has_plugin = told.startswith("plugin")
+    assert (len(load_model_from_string(read).functions) == 0) == has_plugin
     assert bool(plugin.made) == is_wanted
+    made = [
+        tensorrt_plugin.launch(n, SHAPES, architecture=90, divide_up=_divide_up, **SETTINGS).ptx
+        for n in (1, 2)
+    ]
+    hashes = sorted(hashlib.sha256(ptx.encode()).hexdigest() for ptx in made)
+    assert report.kernels == (tuple(hashes) if has_plugin else ())

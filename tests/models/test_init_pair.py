@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,6 +174,37 @@ def test_a_hub_id_needs_a_network_and_says_so(
     assert "'owner/model' is no folder here and could not be fetched" in error
     assert "give a folder" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_id_is_fetched_at_one_commit_and_without_pickles(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for `huggingface_hub` that serves a folder of this disk."""
+    asked: dict[str, Any] = {}
+
+    class Api:
+        def model_info(self, model_id: str) -> Any:
+            files = [str(p.relative_to(sd_folder)) for p in sd_folder.rglob("*") if p.is_file()]
+            files += ["unet/diffusion_pytorch_model.bin", "v1-5-pruned.ckpt"]
+            siblings = [SimpleNamespace(rfilename=name) for name in files]
+            return SimpleNamespace(sha="1234abcd", siblings=siblings)
+
+    def snapshot_download(model_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.update(model_id=model_id, revision=revision, files=allow_patterns)
+        for name in allow_patterns:
+            target = tmp_path / "cache" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(sd_folder / name, target)
+        return str(tmp_path / "cache")
+
+    fake = SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.chdir(tmp_path)
+    assert main(["init-pair", "--base-model", "owner/model", "-o", "pair"]) == 0
+    assert (asked["model_id"], asked["revision"]) == ("owner/model", "1234abcd")
+    assert not [name for name in asked["files"] if name.endswith((".bin", ".ckpt"))]
+    assert f"unet/{UNET}" in asked["files"]
+    assert load_pair(tmp_path / "pair").config.shared_unet
 
 
 @pytest.mark.parametrize("name", ["models/missing/deep", "./missing", "missing", "https://a/b"])

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from bootpig_rt import backends, bundle
 from bootpig_rt.backends import BACKENDS, available_backends, create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
-from bootpig_rt.errors import BackendUnavailable, CheckpointError, ParameterError
+from bootpig_rt.bundle import open_bundle, write_manifest
+from bootpig_rt.bundle_files import check_files
+from bootpig_rt.cli import EXTRA_OF_PACKAGE
+from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
+from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
 from bootpig_rt.solver import BatchSolver, SolverTable, solver_table
+from bootpig_rt.subject_store import SubjectStore
 
 ROWS = np.random.default_rng(0)
 
@@ -87,6 +98,147 @@ def test_a_backend_by_name_is_taken_without_a_word(
     assert caplog.records == []
 
 
+def test_the_first_error_of_a_plain_installation_names_the_extras_that_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`Pipeline()` after `pip install bootpig-rt`: no backend is there."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    wanted = r'pip install "bootpig-rt\[cpu\]", or for CUDA devices: .*"bootpig-rt\[gpu\]"'
+    with pytest.raises(BackendUnavailable, match=wanted):
+        Pipeline()
+
+
+def test_every_extra_that_is_named_exists(root: Path) -> None:
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
+    named = {*EXTRA_OF_PACKAGE.values()}
+    for entry in BACKENDS.values():
+        named |= {entry.extra, entry.cuda_extra or entry.extra}
+    for folder in ("bootpig_rt", "benchmarks", "export", "kernels", "training"):
+        for path in (root / folder).rglob("*.py"):
+            for names in re.findall(r"bootpig-rt\[([a-z, ]+)\]", path.read_text(encoding="utf-8")):
+                named |= {name.strip() for name in names.split(",")}
+    assert named <= extras
+    assert len(named) > 5
+    # The extra `tensorrt` is TensorRT-RTX; the full one goes by its own name.
+    assert EXTRA_OF_PACKAGE["tensorrt_rtx"] == "tensorrt"
+    assert "tensorrt" not in EXTRA_OF_PACKAGE
+    assert [name for name in section.split('"') if name.startswith("tensorrt>=")] == []
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """A private and a public key."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+
+    private = ed25519.Ed25519PrivateKey.generate()
+    pem = serialization.Encoding.PEM
+    secret, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
+    secret.write_bytes(
+        private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(
+        private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return secret, public
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+def test_a_bundle_is_opened_and_hashed_once_with_the_key_to_trust(
+    tiny_bundle_folder: Path,
+    keys: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    folder = shutil.copytree(tiny_bundle_folder, tmp_path / "signed")
+    write_manifest(folder, open_bundle(folder).manifest, key=keys[0])
+    checked: list[Path] = []
+
+    def check(folder: Path, manifest: Any) -> None:
+        checked.append(folder)
+        check_files(folder, manifest)
+
+    monkeypatch.setattr(bundle, "check_files", check)
+    pipeline = Pipeline(folder, backend=name, device="cpu", trust=keys[1])
+    assert pipeline.spec.config.name == "tiny"
+    assert checked == [folder]
+
+
+@pytest.mark.parametrize("name", ["auto", "onnxruntime", "torch"])
+def test_a_bundle_that_nobody_signed_is_refused_where_trust_is_demanded(
+    tiny_bundle_folder: Path, keys: tuple[Path, Path], name: str
+) -> None:
+    with pytest.raises(BundleError, match="is not signed"):
+        Pipeline(tiny_bundle_folder, backend=name, device="cpu", trust=keys[1])
+
+
+def test_a_manifest_that_is_swapped_after_the_check_is_not_used(
+    tiny_bundle_folder: Path,
+    keys: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Someone replaces a graph and the manifest between the check and the loading."""
+    folder = shutil.copytree(tiny_bundle_folder, tmp_path / "signed")
+    signed = write_manifest(folder, open_bundle(folder).manifest, key=keys[0])
+
+    def swap(*arguments: Any, **options: Any) -> Any:
+        found = open_bundle(*arguments, **options)
+        graph = folder / "vae_decoder.onnx"
+        graph.write_bytes((folder / "vae_encoder.onnx").read_bytes())
+        digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+        size = graph.stat().st_size
+        manifest = signed.manifest
+        manifest = replace(
+            manifest,
+            graphs=tuple(
+                replace(one, sha256=digest, size_bytes=size) if one.file == graph.name else one
+                for one in manifest.graphs
+            ),
+            files=tuple(
+                replace(one, sha256=digest, size_bytes=size) if one.path == graph.name else one
+                for one in manifest.files
+            ),
+        )
+        write_manifest(folder, manifest)
+        return found
+
+    monkeypatch.setattr(backends, "open_bundle", swap)
+    with pytest.raises(BundleError, match="vae_decoder.onnx has changed since it was checked"):
+        Pipeline(folder, backend="onnxruntime", device="cpu", trust=keys[1])
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_a_table_of_another_precision_is_not_taken_from_a_store(
+    tiny_pair_folder: Path, tmp_path: Path, red: Image.Image, where: str
+) -> None:
+    """One pair, one subject, one table type: what differs is what the table was computed in."""
+    shared: dict[str, Any] = {"store_folder": tmp_path}
+    if where == "memory":
+        shared = {"store": SubjectStore()}
+    narrow, wide, again = (
+        Pipeline(
+            tiny_pair_folder,
+            backend="torch",
+            device="cpu",
+            table_dtype="float32",
+            backend_options={"precision": precision},
+            **shared,
+        )
+        for precision in ("bfloat16", "float32", "bfloat16")
+    )
+    assert (narrow.spec.precision, wide.spec.precision) == ("bfloat16", "float32")
+    subject = wide.encode_subject(red, "a photo of a dog")
+    passes = [
+        one("a dog", subject=subject, seed=1).reference_passes for one in (narrow, wide, again)
+    ]
+    assert passes[0] > 0
+    assert passes == [passes[0], passes[0], 0]
+
+
 @pytest.mark.parametrize("name", ["torch", "auto"])
 def test_a_missing_package_is_an_error_with_its_pip_line(
     tiny_pair_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -114,6 +266,26 @@ def test_the_spec_describes_the_pair(backend: Backend, tiny_pair_folder: Path) -
     assert backend.spec.size_multiple_px == 8
     assert backend.spec.tokenizer_folder == tiny_pair_folder / "tokenizer"
     assert len(backend.spec.fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"width_px": 128, "height_px": 32}, "width is 128, expected 8..64.*--resolution 8:128"),
+        ({"height_px": 4}, "height is 4, expected 8..64"),
+        ({"batch": 9}, "batch is 9, expected 1..8.*--max-batch 9"),
+        ({"references": 2}, "references is 2, expected 1, .*--max-references 2"),
+        ({"steps": 51}, "steps is 51, expected 1..50.*--steps 51"),
+    ],
+)
+def test_sizes_outside_of_what_was_built_are_refused(
+    backend: Backend, sizes: dict[str, int], message: str
+) -> None:
+    spec = replace(backend.spec, max_batch=8, max_references=1, max_steps=50, sides_px=(8, 64))
+    spec.check_sizes(width_px=64, height_px=8, batch=8, references=1, steps=50)
+    with pytest.raises(ParameterError, match=message):
+        spec.check_sizes(**sizes)
+    backend.spec.check_sizes(**sizes)  # torch has no such limits
 
 
 def test_pictures_go_to_latents_and_back_in_shape(backend: Backend) -> None:

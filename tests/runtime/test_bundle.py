@@ -276,25 +276,6 @@ def test_a_bundle_runs_only_where_it_was_built_for(
             bundle.check_runtime(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"width_px": 128, "height_px": 32}, "width is 128, expected 8..64.*--resolution 8:128"),
-        ({"height_px": 4}, "height is 4, expected 8..64"),
-        ({"batch": 9}, "batch is 9, expected 1..8.*--max-batch 9"),
-        ({"references": 5}, "references is 5, expected 1..4.*--max-references 5"),
-        ({"steps": 51}, "steps is 51, expected 1..50.*--steps 51"),
-    ],
-)
-def test_sizes_outside_the_profile_are_refused(
-    folder: Path, sizes: dict[str, int], message: str
-) -> None:
-    bundle = open_bundle(folder)
-    bundle.check_sizes(width_px=64, height_px=8, batch=8, references=4, steps=50)
-    with pytest.raises(ParameterError, match=message):
-        bundle.check_sizes(**sizes)
-
-
 def test_a_graph_that_is_not_there_is_named(folder: Path) -> None:
     bundle = open_bundle(folder)
     assert not bundle.has_graph("denoise_step_mean")

@@ -10,17 +10,19 @@ import os
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bootpig_rt.bundle import is_bundle, open_bundle, write_manifest
+from bootpig_rt.bundle import is_bundle, list_files, open_bundle, write_manifest
 from bootpig_rt.cli import main
 from bootpig_rt.commands import build_engine as build_engine_command
 from bootpig_rt.manifest import TARGETS
 from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.table_storage import table_bytes
 
 
 @pytest.fixture
@@ -63,6 +65,28 @@ def test_a_dry_run_says_what_would_be_built_and_builds_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_says_what_another_schedule_and_type_of_table_take(
+    tiny_pair_folder: Path, pipeline: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["build-engine", "--pair", str(tiny_pair_folder), "-o", "out"]
+    shown = [*words, "--dry-run", "--table-dtype", "int8", "--reference-schedule"]
+    clean, exact = (
+        run_json(capsys, *shown, schedule)["estimate"] for schedule in ("clean", "exact")
+    )
+    assert (clean["reference_schedule"], clean["table_dtype"]) == ("clean", "int8")
+    assert (clean["table_entries"], exact["table_entries"]) == (1, 2)
+    expected = table_bytes(
+        pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="int8"
+    )
+    assert clean["usual"]["table_bytes"] == expected
+    assert exact["usual"]["table_bytes"] == 2 * expected
+    assert "4 x heads, the scales" in run_json(capsys, *shown, "clean")["formula"]
+    engine = run_json(capsys, *shown, "clean", "--target", "sm_89")["estimate"]
+    assert engine["table_dtype"] == "float16"  # as engines read it, however it is kept
+    assert "expected exact, clean" in fails(capsys, *shown, "none")
+    assert "expected them with --dry-run" in fails(capsys, *words, "--table-dtype", "int8")
+
+
 def test_a_dry_run_reads_the_published_layout(
     published_layout_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,11 +122,49 @@ def test_a_bad_order_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_shows_the_part_and_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_refuses_the_output_that_a_build_would(
+    tiny_pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    words = ["build-engine", "--pair", str(tiny_pair_folder), "--dry-run", "-o"]
+    assert "is no bundle; choose another -o" in fails(capsys, *words, str(tmp_path / "out"))
+    assert main([*words, str(tmp_path / "none" / "out")]) == 1
+    assert "make it" in capsys.readouterr().err
+
+
+def test_a_latent_size_that_is_no_number_is_named(
+    published_layout_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = shutil.copytree(published_layout_folder, tmp_path / "pair")
+    path = pair / "base_unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": [64, 96]}))
+    words = ["build-engine", "--pair", str(pair), "-o", str(tmp_path / "out"), "--dry-run"]
+    message = fails(
+        capsys, *words, "--base-model", str(published_layout_folder.parent / "base_model")
+    )
+    assert "sample_size is [64, 96], expected a whole number" in message
+
+
+def test_progress_shows_a_line_for_each_part_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with build_engine_command.build_progress(is_shown=True) as progress:
-        assert progress is None  # not a terminal
+        assert progress is not None
+        for what in ("exporting vae_decoder", "building vae_decoder", "building vae_decoder: a: b"):
+            progress(what, 0.25)
+    assert capsys.readouterr().err.splitlines() == [
+        " 25% exporting vae_decoder",
+        " 25% building vae_decoder",
+    ]
+    for words in ({"is_shown": False}, {"is_shown": True, "has_lines": False}):
+        with build_engine_command.build_progress(**words) as progress:
+            assert progress is None
+
+
+def test_progress_shows_the_part_and_the_time_left_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with build_engine_command.build_progress(is_shown=True) as progress:
         assert progress is not None
@@ -127,6 +189,33 @@ def test_inspect_shows_graphs_sizes_and_parity(
     assert all(graph.file in text for graph in manifest.graphs)
     assert f"parity with torch: {manifest.parity.status}" in text
     assert run_json(capsys, "inspect", str(bundle))["pair"]["fingerprint"] in repr(manifest)
+
+
+def test_inspect_says_what_became_of_the_attentions_of_engines(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Engines of text: nothing of them is loaded."""
+    manifest = open_bundle(bundle).manifest
+    graph = next(graph for graph in manifest.graphs if graph.name == "vae_decoder")
+    layers = {
+        "num_layers": 9,
+        "fused_attentions": 1,
+        "unfused_attentions": 0,
+        "float32_layers": ["a", "b"],
+        "score_types": ["fp32"],
+    }
+    (bundle / "vae_decoder.engine").write_text("plan")
+    report = {"target": "sm_89", "layers": layers}
+    (bundle / "vae_decoder.layers.json").write_text(json.dumps(report))
+    files = list_files(bundle)
+    engine = next(file for file in files if file.path == "vae_decoder.engine")
+    changed = replace(
+        graph, file=engine.path, sha256=engine.sha256, size_bytes=engine.size_bytes, num_nodes=9
+    )
+    write_manifest(bundle, replace(manifest, graphs=(changed,), files=files))
+    assert main(["inspect", str(bundle)]) == 0
+    text = capsys.readouterr().out
+    assert "1 attentions fused, scores summed in fp32, 2 products in float32" in text
 
 
 def test_inspect_and_verify_refuse_a_damaged_bundle(
@@ -176,8 +265,6 @@ def test_verify_refuses_another_pair(
 def test_verify_on_the_wrong_machine_says_where_to_run_it(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dataclasses import replace
-
     manifest = open_bundle(bundle).manifest
     runtime = replace(
         manifest.runtime, name="tensorrt_rtx", minimum_version=None, architecture="sm_75"

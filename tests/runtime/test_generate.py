@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.cli import main
+from bootpig_rt.commands.options import call_progress
 from bootpig_rt.image import read_parameters
 from bootpig_rt.pipeline import Pipeline
 
@@ -86,6 +88,9 @@ def test_json_is_all_that_stands_on_stdout(
     assert [picture["file"] for picture in summary["pictures"]] == ["out-0.png", "out-1.png"]
     assert summary["pictures"][1]["parameters"] == read_parameters("out-1.png")
     assert summary["reference_passes"] == 2
+    store = summary["store"]
+    assert (store["misses"], store["device_hits"]) == (1, 0)
+    assert store["device_bytes"] > 0
     stages = {"load_ms", "encode_ms", "text_ms", "reference_ms", "denoise_ms", "decode_ms"}
     assert set(summary["timings"]) == {*stages, "total_ms"}
     assert "the reference is read as 'a photo of a dog'" in captured.err
@@ -153,7 +158,29 @@ def test_progress_is_shown_on_a_terminal_only(
     assert "step" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     generate("--prompt", PROMPT)
-    assert "0/2" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.index("reference:   0%") < shown.index("step:   0%")
+    assert "0/2" in shown
+    generate("--prompt", PROMPT, "--quiet")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_begins_anew_with_each_stage_and_each_subject(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with call_progress(is_shown=True) as (on_pass, on_step):
+        assert on_pass is not None
+        assert on_step is not None
+        for total in (3, 5):
+            on_pass(1, total)
+            on_pass(total, total)
+        event: Any = SimpleNamespace(index=0, total=7)
+        on_step(event)
+    shown = capsys.readouterr().err
+    starts = [shown.index(f" 0/{total} ") for total in (3, 5, 7)]
+    assert starts == sorted(starts)
+    assert shown.count("| 0/") == 3
 
 
 def test_ctrl_c_ends_with_130_and_no_file(

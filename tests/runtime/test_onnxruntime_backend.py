@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,28 @@ import numpy.typing as npt
 import onnx
 import pytest
 from numpy.testing import assert_equal
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from PIL import Image
 
-from bootpig_rt.backends import create_backend
+from bootpig_rt.backends import create_backend, onnxruntime_tables
 from bootpig_rt.backends.base import Backend, DenoiseBatch
+from bootpig_rt.backends.onnxruntime_recordings import Recordings
 from bootpig_rt.backends.onnxruntime_sessions import OnnxRuntimeOptions, Sessions
-from bootpig_rt.bundle import open_bundle
+from bootpig_rt.backends.onnxruntime_steps import OnnxRuntimeRun
+from bootpig_rt.backends.onnxruntime_values import (
+    concatenate,
+    copied_in_a_row,
+    empty,
+    to_device,
+)
+from bootpig_rt.bundle import open_bundle, write_manifest
 from bootpig_rt.errors import (
     BackendUnavailable,
     BundleError,
     NumericalError,
     ParameterError,
 )
-from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.pipeline import Pipeline, Request
 from bootpig_rt.solver import BatchSolver, solver_table
 
 OPTIONS: dict[str, Any] = {"intra_op_threads": 1, "spinning": False}
@@ -144,7 +155,8 @@ def test_what_is_known_of_the_pair_is_the_same(backend: Any, torch_backend: Any)
     for name in ("alphas_cumprod", "prediction_type"):
         assert_equal(getattr(ours.noise_schedule, name), getattr(torchs.noise_schedule, name))
     same = {name: getattr(ours, name) for name in ("noise_schedule", "tokenizer_folder")}
-    assert ours == replace(torchs, **same)
+    limits = {"max_batch": 4, "max_references": 3, "max_steps": 50, "sides_px": (16, 64)}
+    assert ours == replace(torchs, **same, **limits)  # torch draws what memory holds
 
 
 @pytest.mark.parametrize("entries", [1, 3], ids=["clean", "exact"])
@@ -190,6 +202,72 @@ def test_a_batch_without_references_needs_no_table(backend: Any, torch_backend: 
     rows = Rows([[-1], [-1], [-1]], [0, 1, 2], [0, 0, 1])
     got, expected = (drawn(one, batch(one, rows, [])) for one in (backend, torch_backend))
     assert relative(got, expected) < 2e-5
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside another subject"])
+def test_a_subject_at_several_steps_is_read_where_it_lies(
+    backend: Any, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """Three pictures of one subject, each at another step of it: one table, three slots."""
+    rows = Rows([[0], [1], [2], [-1]], [0, 1, 2, 0], [0, 1, 2, 3])
+    given = batch(backend, rows, [(3, 1)] + [(2, 1)] * others, steps=1)
+    dog, *rest = given.tables
+    slots = (dog, dog, dog, *rest)
+    entries = [[0], [1], [2], *([1] for _ in rest)]
+    if others:
+        rows = Rows([[0], [1], [2], [3]], [0, 1, 2, 0], [0, 1, 2, 3])
+    shared = replace(
+        given,
+        tables=slots,
+        ref_of_row=np.array(rows.refs),
+        num_references=(1,) * len(slots),
+        entry_of_step=np.array(entries),
+    )
+    apart = replace(
+        shared,
+        tables=tuple(
+            backend.upload_table(backend.download_table(t), is_resident=True) for t in slots
+        ),
+    )
+    expected = backend.start(apart)
+    joined: list[int] = []
+
+    def count(values: Any, device: str) -> Any:
+        joined.append(len(values))
+        return concatenate(values, device)
+
+    monkeypatch.setattr(onnxruntime_tables, "concatenate", count)
+    run = backend.start(shared)
+    layers = len(dog.layers)
+    assert joined == ([2] * layers if others else [])
+    if not others:
+        assert all(run._inputs[name] is value for name, value in dog.layers.items())
+    for one in (expected, run):
+        one.step(0)
+    np.testing.assert_allclose(run.state(), expected.state(), rtol=1e-5, atol=1e-5)
+    states = run.state()[0]
+    assert len({states[b].tobytes() for b in range(3)}) == 3
+
+
+def test_arrays_are_joined_on_the_device_by_plain_copies(backend: Any) -> None:
+    """On a GPU; here its memory is the host's."""
+
+    class Copies:
+        waited = False
+
+        def activate(self) -> None: ...
+
+        def copy(self, source: int, target: int, nbytes: int) -> None:
+            ctypes.memmove(target, source, nbytes)
+
+        def wait(self) -> None:
+            self.waited = True
+
+    arrays = [np.random.default_rng(n).random((n, 2, 3)).astype(np.float16) for n in (1, 4, 2)]
+    copies = Copies()
+    whole = copied_in_a_row([to_device(array, "cpu") for array in arrays], "cpu", copies)
+    assert copies.waited
+    np.testing.assert_array_equal(whole.numpy(), np.concatenate(arrays))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (12, 8), (16, 6)])
@@ -372,6 +450,195 @@ def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) ->
     assert (drawn[0] == drawn[1]).all()
 
 
+class Watched:
+    """A session of which the run options are written down."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.numbers: list[str | None] = []
+        self.released: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+        number = None if options is None else options.get_run_config_entry("gpu_graph_id")
+        self.numbers.append(number)
+        self.session.run_with_iobinding(binding, options)
+
+    def release_captured_graph(self, number: int) -> None:
+        self.released.append(number)
+
+
+def test_each_binding_of_each_run_has_a_recording_of_its_own(
+    backend: Any, tiny_bundle_folder: Path
+) -> None:
+    bundle = open_bundle(tiny_bundle_folder)
+    options = OnnxRuntimeOptions(**OPTIONS, cuda_graph=True)
+    sessions = Sessions(bundle.folder, bundle.read_graph, device="cpu", options=options)
+    assert not sessions.recordings.is_on  # there is nothing to record on a CPU
+    sessions.recordings = Recordings(True)
+    watched = Watched(sessions.get("denoise_step"))
+    done: Future[Any] = Future()
+    done.set_result(watched)
+    sessions._futures["denoise_step"] = done
+    given = batch(backend, ONE, [(3, 1)])
+    first, second = (OnnxRuntimeRun(sessions, given, None, device="cpu") for _ in range(2))
+    for index in range(3):
+        first.step(index)
+        second.step(index)
+    assert watched.numbers == ["1", "3", "2", "4", "1", "3"]
+    expected = backend.start(given)
+    for index in range(3):
+        expected.step(index)
+    np.testing.assert_array_equal(first.state(), expected.state())
+    np.testing.assert_array_equal(second.state(), expected.state())
+    # A number is given up with the buffers that were bound to it, and never given out again.
+    del first
+    assert watched.released == []
+    third = OnnxRuntimeRun(sessions, given, None, device="cpu")
+    third.step(0)
+    assert sorted(watched.released) == [1, 2]
+    assert watched.numbers[-1] == "5"
+
+
+def test_without_recordings_a_step_names_none_and_nobody_waits(backend: Any) -> None:
+    assert not OnnxRuntimeOptions().cuda_graph
+    recordings = backend.sessions.recordings
+    assert recordings.begin() is None
+    assert isinstance(recordings.turn, nullcontext)
+
+
+def test_only_steps_are_recorded_and_only_where_it_was_asked_for(tiny_bundle_folder: Path) -> None:
+    bundle = open_bundle(tiny_bundle_folder)
+
+    def providers(graph: str, **options: Any) -> str:
+        settings = OnnxRuntimeOptions(**options)
+        sessions = Sessions(bundle.folder, bundle.read_graph, device="cuda:0", options=settings)
+        return str(sessions._providers(graph))
+
+    assert "enable_cuda_graph" not in providers("denoise_step")
+    assert "'enable_cuda_graph': '1'" in providers("denoise_step_argmax", cuda_graph=True)
+    assert "enable_cuda_graph" not in providers("vae_decoder", cuda_graph=True)
+
+
+def test_a_step_that_cannot_be_recorded_is_refused_with_the_way_out(
+    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ort_state.Fail(
+            "[ONNXRuntimeError] : 1 : FAIL : This session cannot use the graph capture feature as "
+            "requested by the user as all compute graph nodes have not been partitioned to the "
+            "CUDAExecutionProvider"
+        )
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(ParameterError, match="cuda_graph is True, but .* leave the option out"):
+        sessions_of(tiny_bundle_folder).get("denoise_step")
+
+
+@pytest.mark.parametrize(("device", "looked_at"), [("cpu", 4), ("cuda:0", 2)])
+def test_on_a_gpu_only_the_last_layer_of_a_table_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, device: str, looked_at: int
+) -> None:
+    monkeypatch.setattr(
+        onnxruntime_tables, "empty", lambda shape, dtype, _: empty(shape, dtype, "cpu")
+    )
+    shapes = ((1, 2, 4), (1, 2, 4))
+    writer = onnxruntime_tables.TableWriter(
+        shapes,
+        entries=1,
+        references=1,
+        dtype="float16",
+        graph_type=np.dtype(np.float16),
+        device=device,
+    )
+    read: list[str] = []
+
+    class Made:
+        def __init__(self, name: str, value: float) -> None:
+            self.name, self.value = name, value
+
+        def numpy(self) -> Any:
+            read.append(self.name)
+            return np.full((1, 1, 2, 4), self.value, np.float16)
+
+    names = ("k_0", "v_0", "k_1", "v_1")
+    writer.take(slice(0, 1), {name: Made(name, 1) for name in names})
+    assert read == list(names[-looked_at:])
+    with pytest.raises(NumericalError, match="NaN or Inf"):
+        writer.take(slice(0, 1), {name: Made(name, np.nan) for name in names})
+
+
+def rebuilt(folder: Path, target: Path, **profile: Any) -> Path:
+    """The bundle with another profile in its manifest."""
+    shutil.copytree(folder, target)
+    manifest = open_bundle(target).manifest
+    write_manifest(target, replace(manifest, profile=replace(manifest.profile, **profile)))
+    return target
+
+
+def test_a_bundle_for_two_pictures_draws_five_in_batches(
+    tiny_bundle_folder: Path, tmp_path: Path, red: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = rebuilt(tiny_bundle_folder, tmp_path / "small", max_batch=2)
+    small = Pipeline(folder, backend_options=OPTIONS)
+    assert (small.max_batch, small.spec.max_batch) == (2, 2)
+    subject = small.encode_subject(red, "a photo of a dog")
+    sizes: list[int] = []
+    backend: Any = small._backend
+    start = backend.start
+
+    def watch(batch: Any, state: Any = None) -> Any:
+        sizes.append(len(batch.latents))
+        return start(batch, state)
+
+    monkeypatch.setattr(backend, "start", watch)
+    requests = [Request(prompt="a dog", subject=subject, seed=seed) for seed in range(5)]
+    result = small.generate(requests)
+    assert len(result.images) == 5
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings", "message"),
+    [
+        ({"max_steps": 2}, {"num_inference_steps": 3}, r"steps is 3, expected 1\.\.2.*--steps 3"),
+        ({"max_references": 1}, {}, r"references is 2, expected 1, .*--max-references 2"),
+        ({"resolution_px": (16, 32, 32)}, {"width": 64}, r"width is 64.*--resolution 16:64"),
+    ],
+)
+def test_what_a_bundle_was_not_built_for_is_refused_ahead_of_any_launch(
+    tiny_bundle_folder: Path,
+    tmp_path: Path,
+    red: Image.Image,
+    blue: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: dict[str, Any],
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    small = Pipeline(
+        rebuilt(tiny_bundle_folder, tmp_path / "small", **profile), backend_options=OPTIONS
+    )
+    subject = small.encode_subject([red, blue][: small.spec.max_references], "a photo of a dog")
+    if "max_references" in profile:
+        subject = replace(subject, latents=np.concatenate([subject.latents] * 2))
+    launched: list[str] = []
+    sessions = small._backend.sessions  # type: ignore[attr-defined]
+    monkeypatch.setattr(sessions, "launch", lambda name, *_, **__: launched.append(name))
+    with pytest.raises(ParameterError, match=message):
+        small("a dog", subject=subject, **settings)
+    steps = settings.get("num_inference_steps")
+    if steps is not None:  # of one request alone
+        late = Request(prompt="a dog", subject=None, num_inference_steps=steps)
+        with pytest.raises(ParameterError, match=message):
+            small.generate([Request(prompt="a dog", subject=subject), late])
+        with pytest.raises(ParameterError, match=message):
+            small.scheduler().submit(late, small.sampling_params())
+    assert launched == []
+
+
 def test_a_device_that_is_not_there_is_refused(tiny_bundle_folder: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"was built without CUDA; use\s+cpu, or: pip"):
         create_backend("onnxruntime", tiny_bundle_folder, device="cuda:0")
@@ -433,3 +700,14 @@ def test_a_warm_up_draws_a_batch_of_each_shape(
     monkeypatch.setattr(backend, "start", watch)
     assert bundle_pipeline.warmup(batch_sizes=(1, 2), num_references=(0, 2)) > 0
     assert drawn == [(1, 0), (2, 0), (1, 2), (2, 2)]
+
+
+def test_a_request_with_several_references_loads_their_step_alone(
+    tiny_bundle_folder: Path,
+) -> None:
+    pipe = Pipeline(tiny_bundle_folder, device="cpu", backend_options=OPTIONS)
+    images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    pipe("a dog", reference_images=images, reference_prompt="a dog", num_inference_steps=1)
+    loaded = set(pipe._backend.sessions._futures)  # type: ignore[attr-defined]
+    assert "denoise_step_argmax" in loaded
+    assert "denoise_step" not in loaded

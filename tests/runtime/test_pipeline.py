@@ -422,6 +422,58 @@ def test_a_subject_shows_what_the_model_sees(dog: Subject) -> None:
     assert red > 200 > 60 > max(green, blue)
 
 
+def test_a_table_encoded_ahead_is_found_by_its_tenant_alone(
+    tiny_pair_folder: Path, red: Image.Image
+) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    params = pipeline.sampling_params()
+    subject = pipeline.encode_subject(red, "a photo of a dog", params=params, tenant="a")
+    assert pipeline(PROMPT, subject=subject, tenant="a").reference_passes == 0
+    request = Request(prompt=PROMPT, subject=subject, tenant="a")
+    assert pipeline.generate([request]).reference_passes == 0
+    for tenant in ("", "b"):
+        assert pipeline(PROMPT, subject=subject, tenant=tenant).reference_passes > 0
+    wrong: Any = 1
+    with pytest.raises(ParameterError, match="tenant is of type int, expected text"):
+        pipeline(PROMPT, subject=subject, tenant=wrong)
+    with pytest.raises(ParameterError, match="tenant is of type int, expected text"):
+        pipeline.encode_subject(red, "a dog", tenant=wrong)
+
+
+def test_a_streamed_table_is_made_once(tiny_pair_folder: Path, dog: Subject) -> None:
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "max_batch": 2}
+    settings: dict[str, Any] = {
+        "subject": dog,
+        "seed": 1,
+        "num_inference_steps": 4,
+        "reference_schedule": "exact",
+    }
+    roomy = Pipeline(tiny_pair_folder, **options)
+    size = roomy.table_bytes(
+        1, roomy.sampling_params(num_inference_steps=4, reference_schedule="exact")
+    )
+    pipeline = Pipeline(tiny_pair_folder, table_budget_bytes=size // 2, **options)
+    # Three batches: none computes the table again.
+    assert pipeline(PROMPT, num_images=5, **settings).reference_passes == 4
+    assert pipeline(PROMPT, **settings).reference_passes == 0
+    stats = pipeline.store.stats()
+    assert (stats.host_bytes, stats.device_bytes) == (size, 0)
+    cold = Pipeline(tiny_pair_folder, table_budget_bytes=size // 2, host_cache_bytes=0, **options)
+    assert [cold(PROMPT, **settings).reference_passes for _ in range(2)] == [4, 4]
+
+
+def test_the_folder_of_a_store_is_held_to_the_bytes_given(
+    tiny_pair_folder: Path, dog: Subject, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "reference_cache_bytes": 0}
+    for limit, passes in ((1, 2), (1 << 30, 0)):
+        pipeline = Pipeline(tiny_pair_folder, store_folder=tmp_path, store_bytes=limit, **options)
+        pipeline(PROMPT, subject=dog)
+        assert pipeline(PROMPT, subject=dog).reference_passes == passes
+    with pytest.raises(ParameterError, match="store_bytes is -1"):
+        Pipeline(tiny_pair_folder, store_folder=tmp_path, store_bytes=-1, **options)
+
+
 def test_a_different_prompt_or_noise_seed_is_a_different_subject(
     pipeline: Pipeline, red: Image.Image
 ) -> None:

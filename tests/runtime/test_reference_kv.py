@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bootpig_rt.errors import ParameterError, SubjectMismatch
+from bootpig_rt import table_file
+from bootpig_rt.errors import CheckpointError, ParameterError, SubjectMismatch
 from bootpig_rt.reference_kv import ReferenceKey, ReferenceSchedule, reference_latents
 from bootpig_rt.solver import NoiseSchedule, solver_table
+from bootpig_rt.subject import SavedTable
+from bootpig_rt.table_storage import pack_table
 
 NOISE_SCHEDULE = NoiseSchedule.from_config({"num_train_timesteps": 1000})
 LATENTS = np.random.default_rng(0).standard_normal((3, 4, 8, 8), dtype=np.float32)
@@ -158,6 +162,7 @@ KEY = ReferenceKey(
     is_noised=True,
     timesteps=(900, 400),
     ref_scale=1.0,
+    precision="float32",
     dtype="float32",
     size=(8, 8),
     num_references=2,
@@ -176,6 +181,34 @@ def test_a_table_of_another_key_is_refused_by_the_field_that_differs(name: str) 
 
 def test_a_key_goes_through_json() -> None:
     assert ReferenceKey.from_dict(json.loads(json.dumps(KEY.to_dict()))) == KEY
-    for change in ({"timesteps": [0.5]}, {"size": [8]}, {"pair": 3}, {"dtype": "int4"}, {"x": 1}):
+    for change in (
+        {"timesteps": [0.5]},
+        {"size": [8]},
+        {"pair": 3},
+        {"dtype": "int4"},
+        {"precision": "int8"},
+        {"precision": None},
+        {"x": 1},
+    ):
         with pytest.raises(ParameterError, match="the key of a table"):
             ReferenceKey.from_dict({**json.loads(json.dumps(KEY.to_dict())), **change})
+
+
+def test_a_table_file_of_an_older_version_is_refused_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.ones((2, 2, 1, 3, 4), np.float32)
+    saved = SavedTable(KEY, pack_table([(numbers, numbers)], "float32"))
+    with monkeypatch.context() as older:
+        older.setattr(table_file, "SCHEMA", "1")
+        table_file.write_table(tmp_path / "old.safetensors", saved)
+    with pytest.raises(CheckpointError, match="'1'.*expected .*'2'.*delete it"):
+        table_file.read_table(tmp_path / "old.safetensors", max_bytes=1 << 20)
+    table_file.write_table(tmp_path / "new.safetensors", saved)
+    assert table_file.read_table(tmp_path / "new.safetensors", max_bytes=1 << 20).key == KEY
+
+
+def test_a_key_of_an_older_version_is_refused_and_the_field_is_named() -> None:
+    older = {name: value for name, value in KEY.to_dict().items() if name != "precision"}
+    with pytest.raises(ParameterError, match="lacks or adds 'precision': it is of another version"):
+        ReferenceKey.from_dict(json.loads(json.dumps(older)))

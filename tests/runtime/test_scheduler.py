@@ -6,7 +6,9 @@ import gc
 import random
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bootpig_rt.backends.base import DenoiseBatch
+from bootpig_rt.backends.base import DenoiseBatch, PairSpec, ReferencePass
+from bootpig_rt.batch import TextStates
+from bootpig_rt.config import SamplingParams
 from bootpig_rt.errors import Cancelled, NumericalError, ParameterError, SubjectMismatch
+from bootpig_rt.generation import GenerationResult
 from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.planner import Planner, params_for_pair
+from bootpig_rt.reference_pass import TableOptions
 from bootpig_rt.scheduler import Scheduler, Ticket
 from bootpig_rt.subject import Subject
+from bootpig_rt.subject_store import SubjectStore
+from bootpig_rt.table_storage import pack_table
 
 SCHEDULES = ("exact", "clean", "anchor:300", "stride:2", "window:0.2-0.8", "stride:2+window:0-0.5")
 
@@ -169,7 +178,7 @@ def test_memory_limits_who_runs_and_nobody_starves(
     params = pipeline.sampling_params(num_inference_steps=2, reference_schedule="exact")
     small, large = (Request(prompt="a", subject=s, seed=1) for s in (subjects[0], subjects[2]))
     sizes = [pipeline._planner.needs(one, params) for one in (small, large)]
-    budget = max(need[1] for need in sizes if need is not None)
+    budget = max(need.device_bytes for need in sizes if need is not None)
     tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_budget_bytes=budget)
     scheduler = tight.scheduler()
     first = scheduler.submit(Request(prompt="a", subject=subjects[0], seed=1, tenant="s"), params)
@@ -334,6 +343,295 @@ def test_a_result_that_is_not_there_yet_times_out(pipeline: Pipeline) -> None:
     )
     with pytest.raises(TimeoutError, match=r"not done after 0\.01 s"):
         ticket.result(timeout_s=0.01)
+
+
+class PaperBackend:
+    """Computes nothing, at once, and notes what it is asked for. `hook` is told ahead of it."""
+
+    name, device = "paper", "cpu"
+
+    def __init__(self, spec: PairSpec) -> None:
+        self.spec = spec
+        self.log: list[str] = []
+        self.sizes: list[int] = []
+        self.num_texts: list[int] = []
+        self.hook: Callable[[str], object] = lambda what: None
+
+    def note(self, what: str) -> None:
+        self.log.append(what)
+        self.hook(what)
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        self.num_texts.append(len(ids))
+        return np.zeros((len(ids), 2, 2), np.float32)
+
+    def download_states(self, states: np.ndarray) -> np.ndarray:
+        return states
+
+    def reference_kv(
+        self,
+        latents: np.ndarray,
+        timesteps: np.ndarray,
+        states: np.ndarray,
+        *,
+        dtype: str,
+        rows_per_launch: int,
+        progress: Callable[[int, int], object],
+    ) -> ReferencePass:
+        total = latents.shape[0] * latents.shape[1]
+        for start in range(0, total, rows_per_launch):
+            self.note("pass")
+            progress(min(start + rows_per_launch, total), total)
+        return ReferencePass(object(), 0, total)
+
+    def download_table(self, data: object) -> Any:
+        raise NotImplementedError
+
+    def start(self, batch: DenoiseBatch, state: np.ndarray) -> PaperBackend:
+        self.note("start")
+        self.sizes.append(state.shape[1])
+        run = PaperBackend(self.spec)
+        run.array, run.note = state, self.note  # type: ignore[attr-defined,method-assign]
+        return run
+
+    def step(self, index: int) -> None:
+        self.note("step")
+
+    def state(self) -> np.ndarray:
+        array: np.ndarray = self.array  # type: ignore[attr-defined]
+        return array
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        self.note("decode")
+        return np.zeros((len(latents), 3, 8, 8), np.float32)
+
+
+class Paper:
+    """A scheduler over a `PaperBackend`."""
+
+    def __init__(
+        self, pipeline: Pipeline, options: TableOptions | None = None, **limits: Any
+    ) -> None:
+        max_batch = limits.pop("asked_batch", 8)
+        self.backend = PaperBackend(replace(pipeline.spec, **limits))
+        backend: Any = self.backend
+        options = TableOptions() if options is None else options
+        tokenizer = pipeline._tokenizer
+        store = SubjectStore()
+        self.planner = Planner(backend, tokenizer=tokenizer, store=store, options=options)
+        texts = TextStates(backend, tokenizer)
+        self.scheduler = Scheduler(self.planner, texts, max_batch=max_batch)
+
+    def params(self, steps: int = 4, **given: Any) -> SamplingParams:
+        names = ("solver", "merge", "reference_schedule", "width_px", "height_px")
+        return params_for_pair(
+            self.backend.spec,
+            **{**dict.fromkeys(names), "num_inference_steps": steps, **given},
+        )
+
+    def subject(self, number: int = 0, references: int = 1) -> Subject:
+        latents = np.full((references, 4, 8, 8), number, np.float32)
+        return Subject(None, latents, "a dog", 0, self.backend.spec.fingerprint)
+
+    def submit(self, subject: Subject | None = None, steps: int = 4, **request: Any) -> Ticket:
+        values = {"prompt": "a", "seed": 1, **request}
+        return self.scheduler.submit(Request(subject=subject, **values), self.params(steps))
+
+
+def test_streamed_pictures_at_different_steps_each_count_what_they_hold(
+    pipeline: Pipeline,
+) -> None:
+    free = Paper(pipeline)
+    plan = free.planner.needs(Request(prompt="a", subject=free.subject(), seed=1), free.params(8))
+    assert plan is not None
+    entry = plan.device_bytes // 8
+    window = 2 * entry  # the one that is read, and the one that is copied
+    paper = Paper(pipeline, TableOptions(budget_bytes=window + entry))
+    paper.backend.download_table = lambda data: pack_table(  # type: ignore[method-assign]
+        [(np.zeros((1, 1, 1, 1, 1), np.float32),) * 2], "float32"
+    )
+    paper.backend.upload_table = lambda table, is_resident: table  # type: ignore[attr-defined]
+    for _ in range(2):
+        paper.submit(paper.subject(), steps=8)
+    paper.scheduler.step()
+    assert paper.scheduler.num_running == 2  # in step with each other: one window
+    late = paper.submit(paper.subject(), steps=8)
+    paper.scheduler.step()
+    assert (paper.scheduler.num_running, paper.scheduler.num_waiting) == (2, 1)
+    paper.scheduler.run()
+    assert len(late.result().images) == 1
+
+
+def test_a_launch_holds_no_more_pictures_than_the_backend_takes(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline, max_batch=2)
+    ticket = paper.submit(num_images=5)
+    paper.scheduler.run()
+    assert len(ticket.result().images) == 5
+    assert max(paper.backend.sizes) == 2
+
+
+def test_what_the_backend_cannot_take_is_refused_when_it_comes(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline, max_steps=6, max_references=1)
+    with pytest.raises(ParameterError, match=r"number of steps is 7, expected 1..6, .*--steps 7"):
+        paper.submit(num_inference_steps=7)
+    with pytest.raises(ParameterError, match=r"number of references is 2, expected 1, "):
+        paper.submit(paper.subject(references=2))
+    assert paper.scheduler.num_waiting == 0
+    assert paper.backend.log == []
+
+
+@pytest.mark.parametrize("where", ["pass", "start", "step", "decode"])
+def test_an_interrupt_leaves_nobody_waiting_for_ever(pipeline: Pipeline, where: str) -> None:
+    paper = Paper(pipeline, asked_batch=1)
+    first = paper.submit(paper.subject(0))
+    second = paper.submit(paper.subject(1))
+
+    def interrupt(what: str) -> None:
+        if what == where:
+            paper.backend.hook = lambda what: None
+            raise KeyboardInterrupt
+
+    paper.backend.hook = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        paper.scheduler.run()
+    with pytest.raises(Cancelled, match="was interrupted"):
+        first.result(timeout_s=0)
+    paper.scheduler.run()
+    assert len(second.result(timeout_s=0).images) == 1
+    assert (paper.scheduler.num_running, paper.scheduler.num_waiting) == (0, 0)
+
+
+def test_an_interrupt_between_two_launches_of_a_pass_loses_both(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline, TableOptions(rows_per_launch=1))
+    running = paper.submit(steps=50)
+    paper.scheduler.step()
+    starting = paper.submit(paper.subject())
+
+    def interrupt(what: str) -> None:
+        if what == "step" and "pass" in paper.backend.log:
+            raise KeyboardInterrupt
+
+    paper.backend.hook = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        paper.scheduler.step()
+    for ticket in (running, starting):
+        with pytest.raises(Cancelled, match="was interrupted"):
+            ticket.result(timeout_s=0)
+    assert paper.scheduler.step() is False
+
+
+def test_patience_counts_steps_and_not_pictures(pipeline: Pipeline) -> None:
+    free = Paper(pipeline)
+    plan = free.planner.needs(Request(prompt="a", subject=free.subject(), seed=1), free.params())
+    assert plan is not None
+    paper = Paper(pipeline, TableOptions(budget_bytes=3 * plan.device_bytes), asked_batch=32)
+    paper.submit(paper.subject(), tenant="first")
+    paper.scheduler.step()
+    paper.submit(paper.subject(1, references=3), tenant="large")
+    for number in range(20):
+        paper.submit(tenant=f"small {number}")
+    paper.scheduler.step()
+    assert (paper.scheduler.num_running, paper.scheduler.num_waiting) == (21, 1)
+
+
+def test_cancelling_in_a_pass_ends_the_pass(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline, TableOptions(rows_per_launch=1))
+    ticket = paper.submit(paper.subject(), steps=8)
+    behind = paper.submit(paper.subject(1), steps=2)
+    paper.backend.hook = lambda what: ticket.cancel() if len(paper.backend.log) == 3 else None
+    paper.scheduler.step()
+    assert paper.backend.log[:3] == ["pass"] * 3
+    assert paper.backend.log.count("pass") == 3 + 2
+    paper.scheduler.run()
+    with pytest.raises(Cancelled):
+        ticket.result()
+    assert len(behind.result().images) == 1
+
+
+def test_running_pictures_make_a_step_after_each_launch_of_a_pass(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline, TableOptions(rows_per_launch=2))
+    short = paper.submit(steps=3)
+    paper.scheduler.step()
+    paper.backend.log.clear()
+    paper.submit(paper.subject(), steps=8)
+    paper.scheduler.step()
+    expected = ["pass", "step", "pass", "step", "decode", "pass", "pass", "start", "step"]
+    assert paper.backend.log == expected
+    assert short.is_done
+
+
+def test_a_pass_among_steps_gives_the_pictures_of_each_alone(
+    pipeline: Pipeline, tiny_pair_folder: Path, subjects: list[Subject | None]
+) -> None:
+    slow = Pipeline(tiny_pair_folder, backend="torch", device="cpu", reference_rows=1)
+    params = slow.sampling_params(num_inference_steps=3, reference_schedule="exact")
+    requests = [Request(prompt="a dog", subject=one, seed=1) for one in subjects[:2]]
+    scheduler = slow.scheduler()
+    first = scheduler.submit(requests[0], params)
+    scheduler.step()
+    second = scheduler.submit(requests[1], params)
+    scheduler.run()
+    for ticket, request in zip((first, second), requests, strict=True):
+        alone = pipeline.generate([request], params).images[0]
+        assert difference(ticket.result().images[0], alone) <= 1
+
+
+def test_a_join_encodes_the_prompts_that_are_new(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline)
+    for prompt in ("a dog", "a cat", "a dog"):
+        paper.submit(prompt=prompt)
+        paper.scheduler.step()
+    paper.scheduler.run()
+    assert paper.backend.num_texts == [2, 1]  # "a dog" and "", then "a cat"
+
+
+def test_a_flood_of_one_tenant_holds_up_no_other(pipeline: Pipeline) -> None:
+    paper = Paper(pipeline, asked_batch=4)
+    flood = [paper.submit(tenant="flood", num_images=64) for _ in range(4)]
+    for _ in range(5):
+        paper.scheduler.step()
+    modest = [paper.submit(paper.subject(n), tenant="modest") for n in range(3)]
+    launches = 0
+    while not all(ticket.is_done for ticket in modest):
+        paper.scheduler.step()
+        launches += 1
+    # A place is free after 4 steps at most, half of the places then are theirs, and each takes 4.
+    assert launches <= 3 * 4
+    assert not any(ticket.is_done for ticket in flood)
+
+
+def test_map_gives_errors_out_in_their_places(
+    pipeline: Pipeline, subjects: list[Subject | None]
+) -> None:
+    broken = Subject(
+        None, np.full((1, 4, 8, 8), np.nan, np.float32), "a", 0, pipeline.spec.fingerprint
+    )
+    stranger = Subject(None, np.zeros((1, 4, 8, 8), np.float32), "a dog", 0, "another")
+    requests = [Request(prompt="a", subject=s, seed=1) for s in (None, broken, stranger, None)]
+    params = pipeline.sampling_params(num_inference_steps=1)
+    results = list(pipeline.map(requests, params, on_error="return"))
+    kinds = [GenerationResult, NumericalError, SubjectMismatch, GenerationResult]
+    assert [type(result) for result in results] == kinds
+
+
+def test_map_refuses_an_unknown_way_with_errors(pipeline: Pipeline) -> None:
+    way: Any = "ignore"
+    with pytest.raises(ParameterError, match="on_error is 'ignore', expected one of"):
+        pipeline.map([], on_error=way)
+
+
+def test_map_reads_no_further_for_requests_that_are_refused(pipeline: Pipeline) -> None:
+    stranger = Subject(None, np.zeros((1, 4, 8, 8), np.float32), "a dog", 0, "another")
+    read = Counter[str]()
+
+    def requests() -> Iterator[Request]:
+        while read["requests"] < 1000:
+            read["requests"] += 1
+            yield Request(prompt="a", subject=stranger, seed=1)
+
+    with pytest.raises(SubjectMismatch):
+        next(pipeline.map(requests()))
+    assert read["requests"] == 1
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,78 @@ def test_subjects_are_listed_shown_and_removed(
     assert (shown["form"], shown["noise_seed"], shown["num_references"]) == ("full", 3, 1)
     with Image.open("dog.png") as image:
         assert image.size == (32, 32)
+    (table,) = shown["tables"]
+    assert (table["dtype"], table["entries"]) == ("float32", 2)
+    assert table == listed["subjects"][2]["tables"][0]
     code, by_file, _ = cli("subjects", "show", "kept/subjects/dog.subject")
     assert (code, "form: light" in by_file) == (0, True)
     for name in ("dog", "old.dog", "bad"):
         assert cli("subjects", "rm", name)[0] == 0
     _, listed, _ = cli("subjects", "ls", "--json")
     assert listed == {"subjects": [], "table_bytes": 0}
+
+
+def test_listing_and_removing_read_headers_and_showing_checks_all(
+    cli: Any, encode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode("--name", "dog", "--store", "kept", "--full")
+    path = Path("kept/subjects/dog.subject")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (table,) = Path("kept/tables").glob("*.table")
+    code, _, errors = cli("subjects", "show", "dog", "--store", "kept")
+    assert (code, "not those that were written" in errors) == (2, True)
+
+    def nothing_is_mapped(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the tensors of a file were read")
+
+    monkeypatch.setattr("numpy.memmap", nothing_is_mapped)
+    code, listed, _ = cli("subjects", "ls", "--store", "kept", "--json")
+    assert [entry["form"] for entry in listed["subjects"]] == ["full"]
+    freed = len(data) + table.stat().st_size
+    _, removed, _ = cli("subjects", "rm", "dog", "--store", "kept", "--json")
+    assert removed == {"freed_bytes": freed}
+    assert not table.exists()
+
+
+def test_the_bytes_of_a_table_are_told_ahead_of_its_pass(
+    cli: Any, encode: Any, dog_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, summary, _ = encode("-o", "dog.subject", "--full", "--steps", "3")
+    assert summary["planned_table_bytes"] == summary["table_bytes"] > 0
+    _, light, _ = encode("-o", "light.subject")
+    assert light["planned_table_bytes"] == light["table_bytes"] == 0
+    words = ["--reference", str(dog_file), "--reference-prompt", "a dog", "--full", "--steps", "3"]
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(ReferenceUNet, "forward", failing)
+    code, out, _ = cli("encode-subject", *words, "-o", "big.subject")
+    assert code == 1
+    assert out == f"reference table: {summary['table_bytes']} bytes in float32, exact, 3 steps\n"
+    assert cli("encode-subject", *words, "-o", "big.subject", "--quiet")[1] == ""
+
+
+def test_the_reference_pass_of_an_encoding_has_a_bar(
+    cli: Any, dog_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--reference", str(dog_file), "--reference-prompt", "a dog", "--full", "-o", "x"]
+    assert "reference:" not in cli("encode-subject", *words)[2]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, _, errors = cli("encode-subject", *words)
+    assert (code, "reference:" in errors) == (0, True)
+    assert "reference:" not in cli("encode-subject", *words, "--quiet")[2]
+
+
+def test_the_folder_of_a_store_is_held_to_its_bytes(cli: Any, encode: Any) -> None:
+    encode("-o", "dog.subject")
+    words = ["--subject", "dog.subject", "--prompt", PROMPT, "--store", "kept", "--json"]
+    for limit, passes in (("1", 2), ("1", 2), ("1000000000", 2), ("1000000000", 0)):
+        _, drawn, _ = cli("generate", *words, "--store-bytes", limit)
+        assert drawn["reference_passes"] == passes
+    code, _, errors = cli("generate", *words, "--store-bytes", "-1")
+    assert (code, "store_bytes is -1, expected 0.." in errors) == (2, True)
 
 
 @pytest.mark.parametrize(

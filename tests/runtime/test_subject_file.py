@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,9 @@ from bootpig_rt.errors import (
     StorageError,
     SubjectMismatch,
 )
-from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.pipeline import Pipeline, Request
 from bootpig_rt.subject import Subject
+from bootpig_rt.subject_file import read_facts
 from bootpig_rt.tensor_file import Tensor, read_tensor_file, write_tensor_file
 
 PROMPT = "a photo of a dog, on a beach"
@@ -85,7 +89,7 @@ def test_the_library_reads_the_file_as_well(full: Subject, tmp_path: Path) -> No
     full.save(tmp_path / "toy.subject", form="full")
     with safe_open(tmp_path / "toy.subject", framework="np") as stream:
         np.testing.assert_array_equal(stream.get_tensor("latents"), full.latents)
-        assert stream.metadata()["schema"] == "1"
+        assert stream.metadata()["schema"] == "2"
         assert "table.0.0.k" in stream.keys()
 
 
@@ -157,6 +161,14 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 
 
+HEADER_IS_FINE = (
+    "a flipped bit in the data",
+    "another shape of the same size",
+    "another prompt in the header",
+)
+"""Only the digest over the whole file tells."""
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_file_is_refused(full: Subject, tmp_path: Path, name: str) -> None:
     damage, message = DAMAGE[name]
@@ -167,6 +179,28 @@ def test_a_damaged_file_is_refused(full: Subject, tmp_path: Path, name: str) -> 
         Subject.load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGE if name not in HEADER_IS_FINE])
+def test_a_damaged_header_is_refused_without_reading_on(
+    full: Subject, tmp_path: Path, name: str
+) -> None:
+    damage, message = DAMAGE[name]
+    path = tmp_path / "toy.subject"
+    full.save(path, form="full")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=message):
+        read_facts(path, max_bytes=1 << 30)
+
+
+def test_the_header_says_what_the_whole_file_holds(full: Subject, tmp_path: Path) -> None:
+    path = tmp_path / "toy.subject"
+    full.save(path, form="full")
+    facts = read_facts(path, max_bytes=1 << 30)
+    assert (facts.fingerprint, facts.form) == (full.fingerprint, "full")
+    assert (facts.reference_prompt, facts.num_references) == ("a toy", 2)
+    assert facts.latents == full.latents.shape
+    assert [table.bytes for table in facts.tables] == [full.tables[0].table.nbytes]
 
 
 # Files that are whole and signed with a right digest, but hold what no subject holds.
@@ -181,7 +215,7 @@ def tampered(
     tensors = {name: Tensor(t.kind, np.array(t.array)) for name, t in file.tensors.items()}
     change(values, tensors)
     metadata = dict(file.metadata) | {"subject": json.dumps(values)}
-    metadata["schema"] = values.pop("schema", "1")
+    metadata["schema"] = values.pop("schema", metadata["schema"])
     metadata["format"] = values.pop("format", metadata["format"])
     write_tensor_file(path, tensors, metadata | {"subject": json.dumps(values)})
 
@@ -192,7 +226,8 @@ def put_nan(tensors: dict[str, Tensor], name: str) -> None:
 
 TAMPERED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], str]] = {
     "another format": (lambda v, t: v.update(format="x"), "not the file of a subject"),
-    "a later schema": (lambda v, t: v.update(schema="2"), "schema '2', expected 1"),
+    "a later schema": (lambda v, t: v.update(schema="3"), "schema '3', expected 2"),
+    "an earlier schema": (lambda v, t: v.update(schema="1"), "or encode the subject again"),
     "a field more": (lambda v, t: v.update(run="rm"), "a field or has one too many"),
     "a field less": (lambda v, t: v.pop("noise_seed"), "a field or has one too many"),
     "a seed of text": (lambda v, t: v.update(noise_seed="0"), "noise_seed is of type str"),
@@ -203,6 +238,8 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object],
     "another prompt": (lambda v, t: v.update(reference_prompt="a cat"), "fingerprint is not"),
     "another pair": (lambda v, t: v.update(pair_fingerprint="0" * 64), "fingerprint is not"),
     "other latents": (lambda v, t: t["latents"].array.fill(0), "fingerprint is not"),
+    "other text states": (lambda v, t: t["prompt_states"].array.fill(0), "fingerprint is not"),
+    "no text states": (lambda v, t: t.pop("prompt_states"), "fingerprint is not"),
     "NaN in the latents": (lambda v, t: put_nan(t, "latents"), "'latents' holds NaN"),
     "NaN in the text": (lambda v, t: put_nan(t, "prompt_states"), "'prompt_states' holds NaN"),
     "NaN in a table": (lambda v, t: put_nan(t, "table.0.2.v"), "NaN or Inf in the reference"),
@@ -240,6 +277,101 @@ def test_a_tampered_file_is_refused(full: Subject, tmp_path: Path, name: str) ->
     with pytest.raises(CheckpointError, match=message) as caught:
         Subject.load(path)
     assert "\n" not in str(caught.value)
+
+
+# Files of a stranger that are whole, and pass for those of a known subject.
+
+
+def with_other_table(path: Path) -> Subject:
+    """The file again with a table of other numbers, and no other change."""
+    subject = Subject.load(path)
+
+    def change(values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.startswith("table."):
+                tensor.array[:] = -3.0 * tensor.array
+
+    other = path.with_name("other.subject")
+    tampered(subject, other, change)
+    return Subject.load(other)
+
+
+def test_a_table_that_a_file_brings_along_reaches_no_other_request(
+    tiny_pair_folder: Path, full: Subject, tmp_path: Path
+) -> None:
+    full.save(tmp_path / "toy.subject", form="full")
+    honest = Subject.load(tmp_path / "toy.subject")
+    stranger = with_other_table(tmp_path / "toy.subject")
+    assert stranger.fingerprint == honest.fingerprint
+    pipeline = Pipeline(
+        tiny_pair_folder,
+        backend="torch",
+        device="cpu",
+        store_folder=tmp_path / "store",
+        max_batch=4,
+    )
+    params = pipeline.sampling_params(num_inference_steps=2, reference_schedule="exact")
+    light = replace(full, tables=())
+    requests = [Request(prompt=PROMPT, subject=s, seed=1) for s in (stranger, honest, light)]
+    strange, right, made = pipeline.generate(requests, params).images  # in one batch
+    assert made.tobytes() == right.tobytes() != strange.tobytes()
+    alone = [pipeline.generate([request], params) for request in requests]
+    assert [one.reference_passes for one in alone] == [0, 0, 0]
+    assert [one.images[0].tobytes() for one in alone] == [
+        image.tobytes() for image in (strange, right, made)
+    ]
+    streamed = [result.images[0].tobytes() for result in pipeline.map(requests, params)]
+    assert streamed == [image.tobytes() for image in (strange, right, made)]
+    again = Pipeline(
+        tiny_pair_folder, backend="torch", device="cpu", store_folder=tmp_path / "store"
+    )
+    assert again.generate([requests[2]], params).images[0].tobytes() == right.tobytes()
+
+
+def test_a_file_that_is_read_twice_brings_one_table(
+    tiny_pair_folder: Path, full: Subject, tmp_path: Path
+) -> None:
+    full.save(tmp_path / "toy.subject", form="full")
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    settings: dict[str, Any] = {"num_inference_steps": 2, "reference_schedule": "exact"}
+    for _ in range(2):
+        subject = Subject.load(tmp_path / "toy.subject")
+        assert pipeline(PROMPT, subject=subject, **settings).reference_passes == 0
+    stats = pipeline.store.stats()
+    assert (stats.disk_hits, stats.device_hits) == (1, 1)
+    subject.save(tmp_path / "copy.subject", form="full")  # a loaded one can be saved again
+    assert (tmp_path / "copy.subject").read_bytes() == (tmp_path / "toy.subject").read_bytes()
+
+
+def test_other_text_states_are_another_subject(dog: Subject) -> None:
+    assert dog.prompt_states is not None
+    for states in (dog.prompt_states + 1, None):
+        assert replace(dog, prompt_states=states).fingerprint != dog.fingerprint
+    same = np.array(dog.prompt_states)
+    assert replace(dog, prompt_states=same).fingerprint == dog.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "why"),
+    [
+        ({}, {"num_inference_steps": 3}, r"was made with timesteps \("),
+        ({}, {"reference_schedule": "clean"}, "was made with is_noised True, expected False"),
+        ({"table_dtype": "int8"}, {}, "was made with dtype 'float32', expected 'int8'"),
+    ],
+)
+def test_a_table_that_does_not_fit_the_call_is_told_with_the_first_difference(
+    tiny_pair_folder: Path,
+    full: Subject,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    why: str,
+) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", **options)
+    call = {"num_inference_steps": 2, "reference_schedule": "exact", **settings}
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        assert pipeline(PROMPT, subject=full, **call).reference_passes > 0
+    assert re.search(f"a table of Subject.* is not used: it {why}", caplog.text)
 
 
 def test_an_oversized_file_is_refused_before_it_is_read(dog: Subject, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -58,6 +60,7 @@ def key(name: str) -> ReferenceKey:
         is_noised=False,
         timesteps=(0,),
         ref_scale=1.0,
+        precision="float32",
         dtype="float32",
         size=(8, 8),
         num_references=1,
@@ -74,6 +77,7 @@ class Asker:
 
     def __init__(self, store: SubjectStore, delay_s: float = 0.0) -> None:
         self.store, self.delay_s = store, delay_s
+        self.backend: Any = BACKEND
         self.made: list[str] = []
 
     def __call__(self, name: str, tenant: str = "", **options: Any) -> ReferenceKV:
@@ -83,7 +87,7 @@ class Asker:
             return table(name), 1
 
         found, _ = self.store.table(
-            NOBODY, key(name), make, backend=BACKEND, tenant=tenant, **options
+            NOBODY, key(name), make, backend=self.backend, tenant=tenant, **options
         )
         return found
 
@@ -106,6 +110,82 @@ def test_what_leaves_the_device_is_found_on_the_host() -> None:
     assert ask.made == ["a", "b", "c"]
     stats = ask.store.stats()
     assert (stats.host_hits, stats.device_bytes, stats.host_bytes) == (1, SIZE, 2 * SIZE)
+
+
+def test_a_streamed_table_is_kept_on_the_host() -> None:
+    store = SubjectStore(device_bytes=SIZE, host_bytes=SIZE)
+    made = []
+
+    def make() -> tuple[ReferenceKV, int]:
+        made.append(1)
+        return replace(table("a"), is_resident=False), 1
+
+    for passes in (1, 0):
+        found = store.table(NOBODY, key("a"), make, backend=BACKEND, is_resident=False)
+        assert found[1] == passes
+    assert (store.stats().host_hits, store.stats().device_bytes) == (1, 0)
+
+
+class FaultyBackend(HostBackend):
+    """A device whose tables cannot be copied to the host."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def upload_table(self, table: HostTable, *, is_resident: bool) -> HostTable:
+        if not is_resident:
+            raise self.error
+        return table
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("cannot pin")])
+def test_a_table_that_cannot_move_down_is_dropped_and_costs_the_caller_nothing(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask = Asker(SubjectStore(device_bytes=SIZE, host_bytes=2 * SIZE))
+    ask.backend = FaultyBackend(error)
+    assert ask("a").key == key("a")
+    assert ask("b").key == key("b")  # pushes the other one out
+    assert f"cannot be copied to the host: {error}" in caplog.text
+    assert ask.store.stats().host_bytes == 0
+    assert ask("b").key == key("b")
+    assert ask.made == ["a", "b"]
+
+
+def test_a_table_that_cannot_be_copied_for_the_folder_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(HostBackend):
+        def download_table(self, data: HostTable) -> HostTable:
+            raise RuntimeError("the device is lost")
+
+    ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
+    ask.backend = Broken()
+    assert ask("a").key == key("a")
+    assert "could not copy a table for its folder: the device is lost" in caplog.text
+
+
+def test_the_store_is_not_locked_while_a_table_moves_down() -> None:
+    """A backend may hold a lock of its own there, and who holds that one may ask the store."""
+    seen: list[tuple[int, int]] = []
+
+    class Asking(HostBackend):
+        def download_table(self, data: HostTable) -> HostTable:
+            stats = ask.store.stats()
+            seen.append((stats.device_bytes, stats.host_bytes))
+            if len(seen) == 1:
+                ask("a")  # the very table that is on its way down
+            return data
+
+    ask = Asker(SubjectStore(device_bytes=SIZE, host_bytes=4 * SIZE))
+    ask.backend = Asking()
+    thread = threading.Thread(target=lambda: (ask("a"), ask("b")), daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert seen[0] == (SIZE, SIZE)
+    assert ask.made == ["a", "b"]  # it was never out of reach
+    assert ask.store.stats().host_bytes == 2 * SIZE
 
 
 def test_what_leaves_the_host_is_found_on_disk_by_another_process_as_well(tmp_path: Path) -> None:
@@ -207,7 +287,7 @@ def test_a_damaged_file_is_dropped_and_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Asker(SubjectStore(folder=StoreFolder(tmp_path)))("a")
-    (file,) = (tmp_path / "tables").iterdir()
+    (file,) = (tmp_path / "tables").glob("*.table")
     file.write_bytes(file.read_bytes()[:-1])
     ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
     assert ask("a").key == key("a")
@@ -229,36 +309,164 @@ def test_a_full_disk_costs_the_table_and_not_the_picture(
     assert ask("a").key == key("a")
     assert "the store could not keep a table" in caplog.text
     assert ask.store.stats().disk_errors == 1
-    assert list((tmp_path / "tables").iterdir()) == []
+    left = [file for file in (tmp_path / "tables").iterdir() if "lock" not in file.name]
+    assert left == []
 
 
 def test_a_file_that_vanishes_is_a_miss(tmp_path: Path) -> None:
     ask = Asker(SubjectStore(device_bytes=0, folder=StoreFolder(tmp_path)))
     ask("a")
-    for file in (tmp_path / "tables").iterdir():
+    for file in (tmp_path / "tables").glob("*.table"):
         file.unlink()
     ask("a")
     assert ask.made == ["a", "a"]
     assert ask.store.stats().disk_errors == 0
 
 
-def test_two_processes_on_one_folder(tmp_path: Path, tiny_pair_folder: Path) -> None:
-    """Both write the same tables at the same time and read each other's; no file is torn."""
-    script = """
-import sys
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_disk_that_cannot_be_read_costs_the_table_and_not_the_picture(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    Asker(SubjectStore(folder=StoreFolder(tmp_path)))("a")
+    stat, glob = Path.stat, Path.glob
+
+    def no_stat(self: Path, **options: Any) -> os.stat_result:
+        if self.suffix == ".table":
+            raise OSError(number, os.strerror(number))
+        return stat(self, **options)
+
+    def no_glob(self: Path, pattern: str) -> Any:
+        if self.name == "tables":
+            raise OSError(number, os.strerror(number))
+        return glob(self, pattern)
+
+    ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", no_stat)
+        patch.setattr(Path, "glob", no_glob)
+        assert ask("a").key == key("a")
+        assert ask.store.stats().disk_errors > 0
+    assert ask.made == ["a"]
+    assert "the store could not read a table" in caplog.text
+    assert "the store cannot list" in caplog.text
+    other = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
+    other("a")
+    assert other.made == []  # the file was not at fault, and is still there
+
+
+def test_a_process_killed_while_the_store_writes_leaves_the_folder_usable(tmp_path: Path) -> None:
+    folder = StoreFolder(tmp_path)
+    Asker(SubjectStore(folder=folder))("a")
+    before = {file.name: file.read_bytes() for file in folder.tables.glob("*.table")}
+    process = other_process(
+        tmp_path,
+        """
+def hang(descriptor):
+    print("writing", flush=True)
+    time.sleep(60)
+os.fsync = hang
+ask("b")
+""",
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert {file.name: file.read_bytes() for file in folder.tables.glob("*.table")} == before
+    (left,) = folder.tables.glob(".*.tmp")
+    ask = Asker(SubjectStore(folder=folder))
+    for name in ("a", "b"):
+        assert ask(name).key == key(name)
+    assert ask.made == ["b"]
+    assert ask.store.stats().disk_errors == 0
+    assert len(list(folder.tables.glob("*.table"))) == 2
+    assert left.exists()  # it may be another's, who still writes
+    os.utime(left, (0, 0))
+    ask("c")
+    assert not left.exists()
+
+
+def other_process(folder: Path, script: str) -> subprocess.Popen[str]:
+    """Runs a script beside this process; `ask` asks a store on the folder."""
+    start = """
+import os, sys, time
 from pathlib import Path
-import numpy as np
 sys.path.insert(0, sys.argv[2])
 from test_subject_store import Asker, StoreFolder, SubjectStore
 ask = Asker(SubjectStore(device_bytes=0, folder=StoreFolder(Path(sys.argv[1]))))
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", start + script, str(folder), str(Path(__file__).parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="no file locks on Windows")
+
+
+@needs_locks
+def test_two_processes_that_ask_at_once_make_one_pass(tmp_path: Path) -> None:
+    script = """
+print("ready", flush=True)
+sys.stdin.readline()
+ask.delay_s = 1.0
+assert (ask("a").data.layers[0][0].values == ord("a")).all()
+print(len(ask.made), flush=True)
+"""
+    both = [other_process(tmp_path, script) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    made = [int(process.communicate(timeout=60)[0]) for process in both]
+    assert sum(made) == 1
+
+
+@needs_locks
+def test_a_killed_process_lets_those_who_wait_go_on(tmp_path: Path) -> None:
+    script = """
+print("making", flush=True)
+ask.delay_s = 60.0
+ask("a")
+"""
+    holder = other_process(tmp_path, script)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "making\n"
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "tables").glob(".lock-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(ask, "a")
+        time.sleep(0.3)
+        made_while_held = list(ask.made)
+        pool.submit(ask, "b").result(timeout=30)  # nobody waits for another's table
+        holder.send_signal(signal.SIGKILL)
+        assert waiting.result(timeout=30).key == key("a")
+    holder.communicate()
+    assert made_while_held == []
+    assert ask.made == ["b", "a"]
+
+
+def test_two_processes_on_one_folder(tmp_path: Path, tiny_pair_folder: Path) -> None:
+    """Both write the same tables at the same time and read each other's; no file is torn."""
+    script = """
 for turn in range(15):
     for name in "abcd":
         values = ask(name).data.layers[0][0].values
         assert (values == sum(map(ord, name))).all()
 assert ask.store.stats().disk_errors == 0, ask.store.stats()
 """
-    words = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
-    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [other_process(tmp_path, script) for _ in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

@@ -5,24 +5,26 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bootpig_rt import backends
 from bootpig_rt.backends import create_backend, cuda_memory
 from bootpig_rt.backends.base import DenoiseBatch
 from bootpig_rt.backends.bundle_spec import bundle_spec
-from bootpig_rt.backends.cuda_memory import ALIGNMENT, Cuda
-from bootpig_rt.backends.step_inputs import graph_name, step_inputs
-from bootpig_rt.backends.tensorrt_backend import device_index
+from bootpig_rt.backends.cuda_memory import ALIGNMENT, Cuda, aligned
+from bootpig_rt.backends.step_inputs import distinct, graph_name, step_inputs
+from bootpig_rt.backends.tensorrt_backend import TensorRTBackend, device_index
 from bootpig_rt.backends.tensorrt_engine import (
     TensorSpec,
-    aligned,
     arena_bytes,
     check_input,
     plan_inputs,
 )
+from bootpig_rt.bundle import open_bundle
 from bootpig_rt.errors import (
     BackendUnavailable,
     BundleError,
@@ -91,6 +93,100 @@ def test_flat_indices_count_through_entries_references_and_subjects() -> None:
         [[4, 5], [6, NONE]],
     ]
     assert made.slots == 2
+
+
+def test_a_table_that_several_slots_read_lies_in_the_flat_one_once() -> None:
+    dog, cat = object(), object()
+    tables, table_of_slot = distinct([dog, cat, dog])
+    assert (tables, table_of_slot) == ([dog, cat], [0, 1, 0])
+    made = step_inputs(
+        batch(
+            [[0, 1], [2, NONE], [3, 4]],
+            num_references=(2, 1, 2),
+            entry_of_step=[[0, 1, 2], [0, 0, 0], [1, 2, 2]],
+        ),
+        [3, 1],
+        table_of_slot=table_of_slot,
+    )
+    # The dog has passes 0 to 5, two an entry, for both of its slots; the cat has pass 6.
+    assert made.arrays["ref_of_row"].tolist() == [
+        [[0, 1], [6, NONE], [2, 3]],
+        [[2, 3], [6, NONE], [4, 5]],
+        [[4, 5], [6, NONE], [4, 5]],
+    ]
+
+
+def limited(pipeline: Any) -> TensorRTBackend:
+    """A backend without engines or a device, of a bundle for one reference and one picture."""
+    backend = object.__new__(TensorRTBackend)
+    backend.spec = replace(
+        pipeline.spec, max_batch=1, max_references=1, max_steps=2, sides_px=(16, 64)
+    )
+    return backend
+
+
+def test_what_the_engines_were_not_built_for_is_refused_ahead_of_a_launch(pipeline: Any) -> None:
+    backend = limited(pipeline)
+    two = np.zeros((1, 2, 4, 8, 8), np.float32)
+    with pytest.raises(ParameterError, match="references is 2, expected 1, .*--max-references 2"):
+        backend.reference_kv(two, np.zeros(1, np.int64), np.zeros((2, 3, 4), np.float32))
+    with pytest.raises(ParameterError, match="width is 128.*--resolution 16:128"):
+        backend.encode_image(np.zeros((1, 3, 64, 128), np.float32))
+    with pytest.raises(ParameterError, match="references is 2, expected 1, .*--max-references 2"):
+        backend.start(batch([[0, 1]], num_references=(2,), entry_of_step=[[0, 0]], steps=2))
+    with pytest.raises(ParameterError, match="steps is 3, expected 1..2.*--steps 3"):
+        backend.start(batch([[]]))
+
+
+class _Calls:
+    """The runtime of `cuda-python` with one device; writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.made = 0
+
+    def cudaGetDeviceCount(self) -> tuple[int, int]:
+        return 0, 1
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cuda") or name[4:5].islower():
+            raise AttributeError(name)
+        if name in ("cudaMemcpyKind", "cudaEventDisableTiming"):
+            return SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToDevice="on")
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, arguments))
+            if "Create" in name or "Malloc" in name:
+                self.made += 1
+                return 0, self.made
+            return (0,)
+
+        return call
+
+
+def test_copies_ahead_go_to_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = _Calls()
+    monkeypatch.setattr(cuda_memory, "_cuda_runtime", lambda: api)
+    cuda = Cuda(0)
+    assert cuda.stream == 1
+    event = cuda.event()
+    api.calls.clear()
+    cuda.copy(10, 20, 4)
+    cuda.copy_ahead(30, 40, 8)
+    cuda.mark(event, ahead=True)
+    cuda.hold(event, ahead=False)
+    cuda.mark(event, ahead=False)
+    cuda.hold(event, ahead=True)
+    cuda.wait_for(event)
+    assert api.calls == [
+        ("cudaMemcpyAsync", (20, 10, 4, "on", 1)),
+        ("cudaMemcpyAsync", (40, 30, 8, "in", 2)),
+        ("cudaEventRecord", (3, 2)),
+        ("cudaStreamWaitEvent", (1, 3, 0)),
+        ("cudaEventRecord", (3, 1)),
+        ("cudaStreamWaitEvent", (2, 3, 0)),
+        ("cudaEventSynchronize", (3,)),
+    ]
 
 
 def test_a_batch_without_references_has_no_reading_rows() -> None:
@@ -210,40 +306,54 @@ def test_a_missing_cuda_python_is_said_with_the_command(monkeypatch: pytest.Monk
         Cuda(0)
 
 
+@pytest.fixture
+def with_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if `cuda-python` were installed; no device is looked for before a bundle was checked."""
+    monkeypatch.setattr(backends, "_missing", lambda entry: [])
+
+
+@pytest.mark.usefixtures("with_cuda_python")
 def test_a_pair_that_is_no_bundle_and_a_base_model_are_refused(tiny_pair_folder: Path) -> None:
-    from bootpig_rt.backends.tensorrt_backend import load
-
-    with pytest.raises(BundleError):
-        load(tiny_pair_folder, "cuda", None)
-    with pytest.raises(BundleError, match="leave out the base model"):
-        load(tiny_pair_folder, "cuda", tiny_pair_folder)
-
-
-def test_the_backend_is_known_by_name(tiny_pair_folder: Path) -> None:
-    with pytest.raises((BackendUnavailable, BundleError)):
+    with pytest.raises(BundleError, match="manifest"):
         create_backend("tensorrt", tiny_pair_folder, device="cuda")
+    with pytest.raises(BundleError, match="leave out the base model"):
+        create_backend("tensorrt", tiny_pair_folder, device="cuda", base_model=tiny_pair_folder)
 
 
 def test_what_the_pipeline_must_know_is_read_without_weights(
-    tiny_pair_folder: Path, pipeline: Any, tmp_path: Path
+    tiny_bundle_folder: Path, pipeline: Any, tmp_path: Path
 ) -> None:
     for name in ("pair.json", "base_unet", "vae", "scheduler", "tokenizer"):
-        source, target = tiny_pair_folder / name, tmp_path / name
+        source, target = tiny_bundle_folder / name, tmp_path / name
         if source.is_file():
             target.write_bytes(source.read_bytes())
             continue
         target.mkdir()
         for path in source.glob("*.json"):
             (target / path.name).write_bytes(path.read_bytes())
-    spec = bundle_spec(tmp_path, pipeline.spec.fingerprint)
+    bundle = replace(open_bundle(tiny_bundle_folder), folder=tmp_path)
+    spec = bundle_spec(bundle)
     assert spec == replace(
         pipeline.spec,
         tokenizer_folder=tmp_path / "tokenizer",
         noise_schedule=spec.noise_schedule,
+        max_batch=4,
+        max_references=3,
+        max_steps=50,
+        sides_px=(16, 64),
     )
     (tmp_path / "vae" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="lacks a field"):
-        bundle_spec(tmp_path, "")
+        bundle_spec(bundle)
+
+
+def test_tables_are_of_the_type_and_the_precision_that_the_graphs_compute_in(
+    tiny_bundle_folder: Path,
+) -> None:
+    bundle = open_bundle(tiny_bundle_folder)
+    assert (bundle_spec(bundle).precision, bundle_spec(bundle).table_dtype) == ("float32",) * 2
+    half = replace(bundle, manifest=replace(bundle.manifest, precision="float16"))
+    assert (bundle_spec(half).precision, bundle_spec(half).table_dtype) == ("float16",) * 2
 
 
 @pytest.mark.trt

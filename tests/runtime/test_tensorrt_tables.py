@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bootpig_rt.backends.cuda_memory import DeviceArray
+from bootpig_rt.backends.cuda_memory import DeviceArray, Event, PinnedArray
 from bootpig_rt.backends.tensorrt_tables import (
     TableWindow,
     download_table,
@@ -55,6 +55,95 @@ class HostMemory:
 
     def copy_in(self, host: Any, target: DeviceArray) -> None:
         ctypes.memmove(target.address, np.ascontiguousarray(host).ctypes.data, host.nbytes)
+
+    allocate_pinned, free_pinned = allocate, free
+
+    def pinned(self, nbytes: int) -> PinnedArray:
+        return PinnedArray(self, nbytes)  # type: ignore[arg-type]
+
+    def create_event(self) -> list[Any]:
+        return []
+
+    def destroy_event(self, handle: Any) -> None:
+        handle.clear()
+
+    def event(self) -> Event:
+        return Event(self)  # type: ignore[arg-type]
+
+    def copy_ahead(self, source: int, target: int, nbytes: int) -> None:
+        self.copy(source, target, nbytes)
+
+    def mark(self, event: Event, *, ahead: bool) -> None:
+        pass
+
+    def hold(self, event: Event, *, ahead: bool) -> None:
+        pass
+
+    def wait_for(self, event: Event) -> None:
+        pass
+
+
+class TwoStreams(HostMemory):
+    """Streams that do nothing ahead of the moment at which they must: an order that was not asked
+    for is an order that will not be.
+
+    Args:
+        eager: The stream that runs as soon as it may: `steps`, `copies` or none.
+    """
+
+    def __init__(self, eager: str) -> None:
+        super().__init__()
+        self.eager = eager
+        self.waiting: dict[str, list[Any]] = {"steps": [], "copies": []}
+        self.reached: set[int] = set()
+        self.marks = 0
+        self.waits_of_host = 0
+
+    def put(self, stream: str, kind: str, what: Any) -> None:
+        self.waiting[stream].append((kind, what))
+        if self.eager in self.waiting:
+            self.run(self.eager)
+
+    def run(self, stream: str) -> None:
+        """As far as the events allow that were reached."""
+        queue = self.waiting[stream]
+        while queue and not (queue[0][0] == "hold" and queue[0][1] not in self.reached):
+            kind, what = queue.pop(0)
+            if kind == "do":
+                what()
+            elif kind == "mark":
+                self.reached.add(what)
+
+    def finish(self) -> None:
+        while any(self.waiting.values()):
+            before = sum(map(len, self.waiting.values()))
+            for stream in self.waiting:
+                self.run(stream)
+            assert sum(map(len, self.waiting.values())) < before, "the streams wait for each other"
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        self.put("steps", "do", lambda: ctypes.memmove(target, source, nbytes))
+
+    def copy_ahead(self, source: int, target: int, nbytes: int) -> None:
+        self.put("copies", "do", lambda: ctypes.memmove(target, source, nbytes))
+
+    def mark(self, event: Event, *, ahead: bool) -> None:
+        self.marks += 1
+        event.handle[:] = [self.marks]
+        self.put("copies" if ahead else "steps", "mark", self.marks)
+
+    def hold(self, event: Event, *, ahead: bool) -> None:
+        if event.handle:  # as marked last, or not at all
+            self.put("copies" if ahead else "steps", "hold", event.handle[0])
+
+    def wait_for(self, event: Event) -> None:
+        self.waits_of_host += 1
+        while event.handle and event.handle[0] not in self.reached:
+            before = sum(map(len, self.waiting.values()))
+            self.run("copies")
+            if event.handle[0] not in self.reached:
+                self.run("steps")
+            assert sum(map(len, self.waiting.values())) < before, "the host waits for ever"
 
 
 @pytest.fixture
@@ -148,8 +237,66 @@ def test_a_window_shows_the_entries_of_the_step(
                 assert np.array_equal(shown[half * REFERENCES : (half + 1) * REFERENCES], want)
 
 
+@pytest.mark.parametrize("eager", ["steps", "copies", "none"])
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_streamed_entries_arrive_before_their_step_in_any_order_of_the_streams(
+    eager: str, dtype: Any
+) -> None:
+    """Two streamed tables and a resident one; one of them stands still, one jumps and returns."""
+    streams = TwoStreams(eager)
+    plain = HostMemory()
+    hosts = [download_table(plain, made(plain, dtype, seed=seed)[0]) for seed in (1, 2)]
+    tables = [upload_table(streams, host, "float16", is_resident=False) for host in hosts]
+    resident, numbers = made(plain, "float16", seed=3)
+    window = TableWindow(streams, (tables[0], resident, tables[1]), "float16", SHAPES)
+    steps = [(0, 2, 1), (0, 1, 2), (1, 0, 2), (2, 0, 0), (2, 0, 1), (0, 2, 1), (1, 2, 2)]
+    seen: list[dict[str, Any]] = []
+    for number, entries in enumerate(steps):
+        window.show(entries)
+        streams.put(
+            "steps",
+            "do",
+            lambda: seen.append({n: streams.download(a) for n, a in window.arrays.items()}),
+        )
+        if number + 1 < len(steps):
+            window.fetch(steps[number + 1])
+    streams.finish()
+    assert len(seen) == len(steps)
+    for entries, arrays in zip(steps, seen, strict=True):
+        for name, array in arrays.items():
+            wanted = (
+                entry_of(hosts[0], entries[0])[name],
+                numbers[name][entries[1] * REFERENCES : (entries[1] + 1) * REFERENCES],
+                entry_of(hosts[1], entries[2])[name],
+            )
+            np.testing.assert_array_equal(array, np.concatenate(wanted).astype(np.float16))
+
+
+def test_the_entry_of_the_next_step_is_unpacked_and_copied_while_a_step_runs() -> None:
+    streams, plain = TwoStreams("copies"), HostMemory()
+    host = download_table(plain, made(plain, "float16")[0])
+    table = upload_table(streams, host, "float16", is_resident=False)
+    window = TableWindow(streams, (table,), "float16", SHAPES)
+    for entry in range(ENTRIES):
+        window.show((entry,))
+        streams.run("steps")  # all that the step waits for is there
+        assert not streams.waiting["steps"]
+        streams.put("steps", "hold", 1_000_000 + entry)  # a step that takes its time
+        if entry + 1 < ENTRIES:
+            window.fetch((entry + 1,))
+            assert not streams.waiting["copies"]  # done, though the step is not
+        streams.reached.add(1_000_000 + entry)
+    blocks = len(streams.blocks)
+    window.show((ENTRIES - 1,))  # nothing changes, nothing is allocated
+    assert len(streams.blocks) == blocks
+
+
 def test_memory_is_freed_with_its_array(memory: HostMemory) -> None:
     array = memory.upload(np.zeros((3, 5), np.float32))
     assert (array.nbytes, array.row_bytes, len(memory.blocks)) == (60, 20, 1)
     del array
+    pinned = memory.pinned(100)
+    pinned.array[:] = 7
+    assert ctypes.string_at(pinned.address, 100) == b"\7" * 100
+    del pinned
     assert memory.blocks == {}

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from bootpig_rt.backends import create_backend, torch_memory
-from bootpig_rt.backends.torch_options import PRECISIONS, TorchOptions
+from bootpig_rt.backends.torch_options import TorchOptions
 from bootpig_rt.errors import OutOfDeviceMemory, ParameterError
 from bootpig_rt.generation import Request
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.table_storage import PRECISIONS
 
 PROMPT = "a photo of a dog, on a beach"
 OUT_OF_MEMORY = (
