@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bootpig_rt.benchmarks.capacity import CostModel, Load, plan
 from bootpig_rt.benchmarks.child import run_child
 from bootpig_rt.benchmarks.cost_model import (
@@ -73,9 +75,7 @@ def run(settings: Settings) -> SuiteResult:
     with torch_threads(settings.threads):
         ours = OurWay(settings.pair, threads=settings.threads, references=_REFERENCES)
         ways = [_way(ours, each) for each in (*fitted, *held_out)]
-        timed = {
-            row.name: row for row in time_ways(ways, settings.rounds, progress=settings.progress)
-        }
+        timed = _timed(ways, settings)
         rows: list[Row] = []
         for group, members in groups.items():
             rows += _grown(group, [(each, timed[_name(each)]) for each in members], ours)
@@ -103,6 +103,24 @@ def run(settings: Settings) -> SuiteResult:
             if "worst_error_share" in row.values
         ),
     )
+
+
+def _timed(ways: Sequence[Way], settings: Settings) -> dict[str, Row]:
+    """Rows by name, with `steady_ms`: their time at the median speed of the machine.
+
+    A machine that others use has two speeds or more, and a few rounds fall on either. A slow spell
+    hits a run and the runs of the first setting beside it alike, so their ratio holds.
+    """
+    name = ways[0].name
+    rows = time_ways(ways, settings.rounds, baseline=name, progress=settings.progress)
+    usual = next(row.median_ms or 0.0 for row in rows if row.name == name)
+    timed = {}
+    for row in rows:
+        ratios = np.array(row.samples_ms) / row.baseline_ms if row.baseline_ms else np.ones(1)
+        steady = {"steady_ms": round(usual * float(np.median(ratios)), 3)}
+        # The first setting is a row of each group, under another name: no row to point to.
+        timed[row.name] = replace(row, values=steady, ratio=None, ratio_to=None)
+    return timed
 
 
 def _groups(is_smoke: bool) -> dict[str, list[Configuration]]:
@@ -151,10 +169,20 @@ def _grown(group: str, members: Sequence[tuple[Configuration, Row]], ours: OurWa
     for (each, row), x in zip(members, xs, strict=True):
         params = ours.pipe.sampling_params(num_inference_steps=each.steps)
         table = ours.pipe.table_bytes(each.references, params)
-        values = {"x": x, "table_bytes": float(table)}
+        values = dict(row.values) | {"x": x, "table_bytes": float(table)}
         rows.append(replace(row, name=f"{group} {x:.0f}", group=f"over {group}", values=values))
-    found = exponent_interval(xs, [row.samples_ms for _, row in members])
+    rounds = min(len(row.samples_ms) for _, row in members)
+    found = exponent_interval(xs, [_steady_samples(row, rounds) for _, row in members])
     return [*rows, _exponent(f"exponent {group}", f"growth of the time over {group}", found)]
+
+
+def _steady_samples(row: Row, rounds: int) -> tuple[float, ...]:
+    """A sample a round at the median speed of the machine; see `_timed`."""
+    steady = row.values["steady_ms"] or 0.0
+    if not row.baseline_ms:  # the first setting itself, which ran beside all others
+        return (steady,) * rounds
+    ratios = np.array(row.samples_ms) / row.baseline_ms
+    return tuple(ratios * steady / np.median(ratios))
 
 
 def _varied(group: str, each: Configuration) -> float:
@@ -200,15 +228,18 @@ def _time_model(
     fitted: Sequence[tuple[Configuration, Row]], held_out: Sequence[tuple[Configuration, Row]]
 ) -> list[Row]:
     """Prices, and predictions of held-out settings."""
-    found = fit([(each.counts, row.median_ms or 0.0) for each, row in fitted])
+    found = fit([(each.counts, row.values["steady_ms"] or 0.0) for each, row in fitted])
     prices = {f"{term}_ms": round(p, 5) for term, p in zip(TERMS, found, strict=True)}
     rows = [Row("prices", "prices of the time", "cost model", values=prices)]
     errors = []
     for each, row in held_out:
         predicted = predict(found, each.counts)
-        error = predicted / (row.median_ms or float("nan")) - 1
+        error = predicted / (row.values["steady_ms"] or float("nan")) - 1
         errors.append(abs(error))
-        values = {"predicted_ms": round(predicted, 2), "error_share": round(error, 4)}
+        values = dict(row.values) | {
+            "predicted_ms": round(predicted, 2),
+            "error_share": round(error, 4),
+        }
         rows.append(replace(row, group="held out, time", values=values))
     return [*rows, _worst("worst", "worst prediction of a held-out time", errors)]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
 from bootpig_rt.bundle import Bundle, is_bundle, open_bundle, read_manifest
-from bootpig_rt.errors import BackendUnavailable, BundleError, ParameterError
+from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 
 __all__ = ["BACKENDS", "available_backends", "create_backend"]
 
@@ -121,6 +121,12 @@ def create_backend(
     if not _DEVICE.fullmatch(str(device)):
         raise ParameterError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
     folder = Path(folder)
+    if not folder.is_dir():  # ahead of packages: another backend would not help
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(
+            f"model {folder} {what}, expected the folder of a pair or a bundle; check the path",
+            folder,
+        )
     chosen = _backend_for(folder, base_model is not None) if name == "auto" else name
     entry = BACKENDS[chosen]
     missing = _missing(entry)

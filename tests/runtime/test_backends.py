@@ -485,3 +485,17 @@ def test_a_gpu_draws_what_the_cpu_draws(backend: Backend, tiny_pair_folder: Path
             run.step(index)
         finished.append(run.latents())
     np.testing.assert_allclose(finished[1], finished[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["without torch", "with torch"])
+def test_a_folder_that_is_not_there_is_said_ahead_of_what_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    if missing:
+        monkeypatch.setattr(backends, "_missing", lambda entry: list(entry.packages))
+    with pytest.raises(CheckpointError, match="nowhere does not exist, expected the folder"):
+        create_backend("auto", tmp_path / "nowhere")
+    file = tmp_path / "pair.json"
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match="is a file, expected the folder"):
+        create_backend("auto", file)
