@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import onnxruntime as ort
 
+from bootpig_rt.benchmarks.bare_unet import quiet_export
 from bootpig_rt.bundle import ParityReport, list_files, open_bundle, write_manifest
 
 Weights: TypeAlias = Literal["int8", "float16"]
@@ -44,7 +41,7 @@ def step_variant(folder: Path, weights: Weights, work: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(folder, part, ignore=shutil.ignore_patterns("manifest.*"))
-    with _quiet():
+    with quiet_export():
         _convert(folder, source.read_graph(_STEP), part / old.file, weights)
     files = list_files(part)
     new = next(each for each in files if each.path == old.file)
@@ -89,15 +86,3 @@ def _convert(folder: Path, graph: bytes, path: Path, weights: Weights) -> None:
     else:
         OnnxModel.save(convert_float_to_float16(str(plain), keep_io_types=True), str(path))
     plain.unlink()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser speaks of its steps on stdout and in logs."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
