@@ -32,10 +32,10 @@ class PublishedWay:
     """The published pipeline on the same pair, from its description, in torch and diffusers.
 
     - The Reference U-Net runs at every step, to its end, on the reference noised to that step.
-    - Keys and values are projected from base and reference features together, at every step.
-    - Attention of the guided rows runs twice, without and with the reference, and the difference
-      decides which of several references a token follows. The uncond row is spared the second
-      pass here, which favours the published way.
+    - Keys and values of base and reference features are projected at every step, in each layer.
+    - All rows attend to themselves; the two guided rows attend once more, with the reference. The
+      difference decides which of several references a token follows: a mask of the largest, which
+      is multiplied and summed, with one reference too.
     - One picture at a time: its code cannot batch.
     """
 
@@ -101,20 +101,21 @@ class PublishedWay:
 
     def _attend_to_reference(self, attn: Any, tokens: Tensor) -> Tensor:
         feature = self.features.pop(0)
-        plain = PLAIN(attn, tokens)
+        plain: Tensor = PLAIN(attn, tokens)
         guided = tokens[1:]
         feature = feature.repeat(len(guided), 1, 1)
         q = attn.to_q(guided)
-        k = attn.to_k(torch.cat([guided, feature * self.ref_scale], dim=1))
+        k = torch.cat([attn.to_k(guided), attn.to_k(feature * self.ref_scale)], dim=1)
         v = attn.to_v(torch.cat([guided, feature], dim=1))
         q, k, v = (z.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for z in (q, k, v))
         seen = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         seen = attn.to_out[0](seen.transpose(1, 2).flatten(-2))
         change = (seen - plain[1:]).unsqueeze(0)  # [references, rows, tokens, channels]
-        best = (
-            change.norm(dim=-1).argmax(dim=0)[None, ..., None].expand(-1, -1, -1, change.shape[-1])
-        )
-        return torch.cat([plain[:1], plain[1:] + change.gather(0, best)[0]])
+        norms = change.norm(dim=-1)
+        number = torch.arange(len(norms)).view(-1, 1, 1)
+        is_largest = (number == norms.argmax(dim=0)).to(change.dtype).unsqueeze(-1)
+        plain[1:] += (change * is_largest).sum(dim=0)
+        return plain
 
 
 PLAIN: Any = AttnProcessor2_0()

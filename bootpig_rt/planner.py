@@ -6,7 +6,7 @@ do, and looks tables up in the store. It computes nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -263,7 +263,7 @@ class Planner:
             need = self.needs(picture, params)
             # Pictures of a batch begin together, so those of one table read the same entries.
             use = [] if need is None else [TableUse(picture.tenant, need)]
-            is_over = budget is not None and bytes_held([*held, *use]) > budget
+            is_over = budget is not None and bytes_held([*held, *use], self.backend.spec) > budget
             if index > start and (is_over or index - start == most):
                 batches.append(range(start, index))
                 start, held = index, []
@@ -307,21 +307,37 @@ class TableUse:
     Attributes:
         tenant: Whose the table is.
         plan: What the table is.
+        launch: Equal for pictures of one launch.
         pace: Equal for pictures of one launch that are at the same step.
     """
 
     tenant: str
     plan: TablePlan
+    launch: Hashable = None
     pace: Hashable = None
 
 
-def bytes_held(uses: Iterable[TableUse]) -> int:
-    """Device memory of tables: a resident one once, a streamed one once for each pace."""
+def bytes_held(uses: Sequence[TableUse], spec: PairSpec) -> int:
+    """Device memory of tables: a resident one once, a streamed one once for each pace.
+
+    Where the backend reads several tables from a copy, resident ones of one launch count once more.
+    """
     held = {
         (use.tenant, use.plan.key, None if use.plan.is_resident else use.pace): use.plan
         for use in uses
     }
-    return sum(plan.device_bytes for plan in held.values())
+    total = sum(plan.device_bytes for plan in held.values())
+    if not spec.joins_tables:
+        return total
+    launches: dict[Hashable, dict[Hashable, TablePlan]] = {}
+    for use in uses:
+        launch = launches.setdefault(use.launch, {})
+        launch[use.tenant, use.plan.key] = use.plan
+    for plans in launches.values():
+        # Of a launch that streams a table, all are read entry by entry.
+        if len(plans) > 1 and all(plan.is_resident for plan in plans.values()):
+            total += sum(plan.device_bytes for plan in plans.values())
+    return total
 
 
 def scales_of(picture: Request, spec: PairSpec) -> tuple[float, float]:

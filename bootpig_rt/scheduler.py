@@ -357,11 +357,11 @@ class Scheduler:
         paces = [(one, one.joined) for one in running]
         paces.append((entry, 0 if group is None else group.launches))
         uses = [
-            TableUse(one.ticket.request.tenant, one.need, (one.group, joined))
+            TableUse(one.ticket.request.tenant, one.need, one.group, (one.group, joined))
             for one, joined in paces
             if one.need is not None
         ]
-        return bytes_held(uses) <= budget
+        return bytes_held(uses, self._planner.backend.spec) <= budget
 
     def _advance(self) -> bool:
         """One launch of the group whose turn it is; False where nothing runs."""

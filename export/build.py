@@ -265,16 +265,15 @@ def _export(order: _Order, pair: Pair, work: WorkFolder, track: _Track) -> int:
     from bootpig_rt.export.onnx_export import export_graph
 
     folder, resumed = work.path / GRAPHS, 0
+    vae: Any = pair.vae
+    dialect = order.options.dialect(2 ** (len(vae.config.block_out_channels) - 1))
     for name in graph_names(order.options):
         file = f"{GRAPHS}/{name}.onnx"
         with track.part("graph", f"exporting {name}"):
             if work.finished(file) is not None:
                 resumed += 1
                 continue
-            options = order.options
-            export_graph(
-                name, pair, folder, precision=options.precision, attention=options.attention
-            )
+            export_graph(name, pair, folder, precision=order.options.precision, dialect=dialect)
             work.finish(file, {})
     if resumed:
         logger.info("%d graphs were finished by an earlier build", resumed)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 from bootpig_rt.config import MAX_STEPS, check_int
 from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.manifest import PRECISIONS, TARGETS, Precision, Profile, Target
 from bootpig_rt.pair_config import Merge, PairConfig, read_json
 
@@ -20,6 +21,9 @@ _MAX_SIZE_FACTOR = 4
 _DEFAULT_MAX_BATCH = 8
 _ENGINE_MAX_BATCH = 4
 _ENGINE_MAX_STEPS = 50
+
+# Up to here an attention that holds all scores is the quicker one (suite `kernels`, rows `onnx`).
+_MOST_TOKENS_OF_HELD_SCORES = 512
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
@@ -54,11 +58,12 @@ class BuildOptions:
         """Whether TensorRT runs it, rather than ONNX Runtime."""
         return self.target not in ("cpu", "cuda")
 
-    @property
-    def attention(self) -> Literal["standard", "onnxruntime"]:
-        """How attention is written: where it can, ONNX Runtime takes its own operator."""
-        is_plain = self.target == "cpu" and self.precision == "float32"
-        return "onnxruntime" if is_plain else "standard"
+    def dialect(self, pixels_per_latent: int) -> Dialect:
+        """What graphs are written for; `pixels_per_latent` along a side, of the autoencoder."""
+        if self.target != "cpu" or self.precision != "float32":
+            return "portable"
+        usual_tokens = (self.profile.resolution_px[1] // pixels_per_latent) ** 2
+        return "cpu" if usual_tokens <= _MOST_TOKENS_OF_HELD_SCORES else "cpu-large"
 
     def to_dict(self) -> dict[str, Any]:
         """For json."""

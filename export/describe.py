@@ -16,7 +16,7 @@ from bootpig_rt.export.tensorrt_layers import read_layers
 from bootpig_rt.manifest import FileInfo, PairInfo, SolverInfo
 from bootpig_rt.pair_config import PairConfig
 
-MINIMUM_ONNXRUNTIME = "1.20"
+MINIMUM_ONNXRUNTIME = "1.23"
 """Oldest ONNX Runtime that bundles may be loaded with; the floor of the extras `cpu` and `gpu`."""
 
 

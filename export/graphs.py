@@ -219,12 +219,10 @@ class DenoiseStep(nn.Module):
         refs = now(ref_of_row)
 
         def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
-            q, k, v = (
-                split_heads(project(tokens), attn.heads)
-                for project in (attn.to_q, attn.to_k, attn.to_v)
-            )
+            parts = [project(tokens) for project in (attn.to_q, attn.to_k, attn.to_v)]
             if layer == 0:  # up to here rows of one picture are alike, and were computed once
-                q, k, v = (part.index_select(0, picture_of_row) for part in (q, k, v))
+                parts = [part.index_select(0, picture_of_row) for part in parts]
+            q, k, v = (split_heads(part, attn.heads) for part in parts)
             attended = reference_attention(
                 q,
                 k,
@@ -242,8 +240,9 @@ class DenoiseStep(nn.Module):
         output = self.base.walk(
             sample.to(prompt_embeds.dtype),
             now(timesteps),
-            prompt_embeds.index_select(0, text_of_row),
+            prompt_embeds,
             self_attention,
+            text_of_row=text_of_row,
             picture_of_row=picture_of_row,
             t_of_row=now(timesteps).index_select(0, picture_of_row),
         ).float()

@@ -5,8 +5,9 @@ pair's weights; each weight becomes external data that points into the folder, b
 the file has another type (runtimes fold it when they load); the body of the reference attention is
 added as a model-local function.
 
-Attention is written out in standard operators, scores and softmax in float32, or is ONNX Runtime's
-own fused operator, which never holds all scores at once. This file knows no manifest.
+Graphs for every runtime have attention in standard operators, scores and softmax in float32. Those
+for ONNX Runtime on a CPU have one operator for it, and U-Nets of `cpu_modules.py`. This file knows
+no manifest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from onnxscript import ir, opset20, values
@@ -29,11 +30,14 @@ from torch import nn
 from bootpig_rt import __version__
 from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import EngineError, ParameterError
+from bootpig_rt.export.cpu_modules import for_cpu
+from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
 from bootpig_rt.export.reference_op import (
+    DOMAIN,
     ORT_DOMAIN,
+    attention_schema,
     function_body,
-    ort_attention_schema,
     with_shapes,
 )
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
@@ -44,15 +48,23 @@ __all__ = ["DEFAULT_OPSET", "GRAPH_NAMES", "export_graph", "write_graph"]
 
 # While tracing, the operators take values that the types of onnxscript do not name.
 op: Any = opset20
-ort_attention: Any = values.Op(
-    values.Opset(ORT_DOMAIN, 1), "MultiHeadAttention", ort_attention_schema()
+# The exporter mixes no opsets: traced as an operator of our domain, renamed afterwards.
+onnx_attention: Any = values.Op(
+    values.Opset(DOMAIN, 1),
+    "Attention",
+    attention_schema("Attention", DOMAIN, heads=("q_num_heads", "kv_num_heads")),
 )
-
-Attention: TypeAlias = Literal["standard", "onnxruntime"]
-"""How attention is written: in operators that every runtime reads, or as ONNX Runtime's own."""
+ort_attention: Any = values.Op(
+    values.Opset(ORT_DOMAIN, 1),
+    "MultiHeadAttention",
+    attention_schema("MultiHeadAttention", ORT_DOMAIN, heads=("num_heads",)),
+)
 
 DEFAULT_OPSET = 20
 """The first with `Gelu`; every runtime that we know of reads it."""
+
+ATTENTION_OPSET = 23
+"""The first with `Attention`."""
 
 OPSETS = range(20, 24)
 """Opsets that graphs can be written in."""
@@ -80,8 +92,8 @@ def export_graph(
     folder: Path,
     *,
     precision: Literal["float32", "float16"] = "float32",
-    attention: Attention = "standard",
-    opset: int = DEFAULT_OPSET,
+    dialect: Dialect = "portable",
+    opset: int | None = None,
 ) -> Path:
     """Write one graph of a pair, `folder/name.onnx`.
 
@@ -90,8 +102,8 @@ def export_graph(
         pair: Loaded from `folder`, on the CPU.
         folder: Holds the weights that the graph points to.
         precision: What the graph computes in; text states and reference tables have this type.
-        attention: How it is written; `onnxruntime` takes float32.
-        opset: Of ONNX, one of `OPSETS`.
+        dialect: What it is written for; all but `portable` take float32.
+        opset: Of ONNX, one of `OPSETS`; by default the first that has what is needed.
 
     Returns:
         The file, of a few hundred kilobytes.
@@ -105,18 +117,19 @@ def export_graph(
     if precision not in _DTYPES:
         raise ParameterError(f"precision is {precision!r}, expected {' or '.join(_DTYPES)}")
     dtype = _DTYPES[precision]
-    if attention == "onnxruntime" and precision != "float32":
+    if dialect != "portable" and precision != "float32":
         raise ParameterError(
-            f"attention {attention!r} in {precision}, expected float32: ONNX Runtime has it for no "
-            "other type on a CPU; take attention 'standard'"
+            f"dialect {dialect!r} in {precision}, expected float32: scores would be float16, in "
+            "which those of Stable Diffusion 2.1 overflow; take 'portable'"
         )
-    graph = build_graph(name, _of_type(pair, dtype), dtype=dtype)
+    pair = _of_type(pair, dtype)
+    graph = build_graph(name, pair if dialect == "portable" else _for_cpu(pair), dtype=dtype)
     return write_graph(
         graph,
         folder,
         half=precision == "float16",
         shared=pair.config.shared_unet,
-        attention=attention,
+        dialect=dialect,
         opset=opset,
     )
 
@@ -127,8 +140,8 @@ def write_graph(
     *,
     half: bool = False,
     shared: bool = False,
-    attention: Attention = "standard",
-    opset: int,
+    dialect: Dialect = "portable",
+    opset: int | None = None,
 ) -> Path:
     """Write a graph whose modules are at hand; see `export_graph`.
 
@@ -137,27 +150,32 @@ def write_graph(
         folder: Holds the weights.
         half: The modules are float16.
         shared: Both U-Nets have the weights in `base_unet`.
-        attention: How it is written.
+        dialect: What it is written for.
         opset: One of `OPSETS`.
     """
+    if opset is None:
+        opset = ATTENTION_OPSET if dialect == "cpu" else DEFAULT_OPSET
     if opset not in OPSETS:
         raise ParameterError(f"opset is {opset}, expected {OPSETS[0]}..{OPSETS[-1]}")
     stored = _stored_parameters(graph.module, folder, shared=shared)
-    model = _translate(graph, opset, attention)
+    model = _translate(graph, opset, dialect)
     _optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, stored))
     _drop_traces(model)
     _point_to_files(model, stored, folder)
     model.metadata_props[METADATA_KEY] = json.dumps(_metadata(graph, half))
     model.producer_name, model.producer_version = "bootpig_rt", __version__
     model.graph.name = graph.name
+    for node in model.graph:
+        if (node.domain, node.op_type) == (DOMAIN, "Attention"):
+            node.domain, node.version = "", None
     model.opset_imports[""] = opset
-    if attention == "onnxruntime":
+    if dialect == "cpu-large":
         model.opset_imports[ORT_DOMAIN] = 1
+    if dialect != "portable":
         with_shapes(model)
     proto = ir.to_proto(model)
     if graph.merge is not None:
-        is_fused = attention == "onnxruntime"
-        body = function_body(graph.merge, half=half, is_fused=is_fused, opset=opset)
+        body = function_body(graph.merge, half=half, dialect=dialect, opset=opset)
         proto.functions.append(body)
     path = folder / f"{graph.name}.onnx"
     atomic_write_bytes(path, proto.SerializeToString())
@@ -183,6 +201,13 @@ def _of_type(pair: Pair, dtype: torch.dtype) -> Pair:
     )
 
 
+def _for_cpu(pair: Pair) -> Pair:
+    """The pair with modules that ONNX Runtime runs well; no parameter is copied."""
+    base = for_cpu(pair.base.unet)
+    reference = base if pair.reference.unet is pair.base.unet else for_cpu(pair.reference.unet)
+    return replace(pair, base=BaseUNet(base).eval(), reference=ReferenceUNet(reference).eval())
+
+
 def _stored_parameters(module: nn.Module, folder: Path, *, shared: bool) -> dict[str, StoredTensor]:
     """Where each parameter of a traced module is stored, by its full name."""
     stored: dict[str, StoredTensor] = {}
@@ -197,7 +222,7 @@ def _stored_parameters(module: nn.Module, folder: Path, *, shared: bool) -> dict
     return stored
 
 
-def _translate(graph: Graph, opset: int, attention: Attention) -> Any:
+def _translate(graph: Graph, opset: int, dialect: Dialect) -> Any:
     """Trace and translate, without optimisations."""
     names = list(graph.inputs)
     axes: list[Any] = [graph.axes.get(name) for name in names]
@@ -206,10 +231,12 @@ def _translate(graph: Graph, opset: int, attention: Attention) -> Any:
         axes = [*axes[:first], tuple(axes[first:])]
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.aten.scaled_dot_product_attention.default: (
-            _fused_attention if attention == "onnxruntime" else _attention
+            _attention if dialect == "portable" else _OPERATORS[dialect]
         ),
         torch.ops.aten.silu.default: _silu,
     }
+    if dialect != "portable":
+        table[torch.ops.aten.group_norm.default] = _group_norm
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(
@@ -220,7 +247,7 @@ def _translate(graph: Graph, opset: int, attention: Attention) -> Any:
                 input_names=names,
                 output_names=list(graph.outputs),
                 custom_translation_table=table,
-                opset_version=opset,
+                opset_version=min(opset, DEFAULT_OPSET),
                 optimize=False,
                 verbose=False,
             )
@@ -285,31 +312,46 @@ def _attention(
     return op.MatMul(share, value)
 
 
-def _fused_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """The same as ONNX Runtime's operator, which takes tokens [B, S, H * D].
+def _operator(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """The same as one operator that takes tokens [B, S, H * D]: `attend(q, k, v, heads, scale)`.
 
-    Masked attention stays written out: with a mask the operator holds all scores as well.
+    Masked attention stays written out: with a mask the operators hold all scores as well.
     """
-    if is_causal or attn_mask is not None:
-        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    _, heads, _, width = query.shape
-    joined = (
-        op.Reshape(op.Transpose(each, perm=[0, 2, 1, 3]), _shape(0, 0, heads * each.shape[-1]))
-        for each in (query, key, value)
-    )
-    factor = width**-0.5 if scale is None else scale
-    attended = ort_attention(*joined, num_heads=heads, scale=factor)
-    split = op.Reshape(attended, _shape(0, 0, heads, value.shape[-1]))
-    return op.Transpose(split, perm=[0, 2, 1, 3])
+
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        if is_causal or attn_mask is not None:
+            return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        _, heads, _, width = query.shape
+        joined = (
+            op.Reshape(op.Transpose(each, perm=[0, 2, 1, 3]), _shape(0, 0, heads * each.shape[-1]))
+            for each in (query, key, value)
+        )
+        attended = attend(*joined, heads, width**-0.5 if scale is None else scale)
+        split = op.Reshape(attended, _shape(0, 0, heads, value.shape[-1]))
+        return op.Transpose(split, perm=[0, 2, 1, 3])
+
+    return attention
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "cpu": _operator(
+        lambda q, k, v, heads, scale: onnx_attention(
+            q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale
+        )
+    ),
+    "cpu-large": _operator(
+        lambda q, k, v, heads, scale: ort_attention(q, k, v, num_heads=heads, scale=scale)
+    ),
+}
 
 
 def _shape(*sizes: int) -> Any:
@@ -319,6 +361,23 @@ def _shape(*sizes: int) -> Any:
 
 def _silu(x: Any) -> Any:
     return op.Mul(x, op.Sigmoid(x))
+
+
+def _group_norm(
+    x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: bool = True
+) -> Any:
+    """`group_norm` whose scale and offset are one pass: a batch norm of mean 0 and variance 1."""
+    one, zero = op.Constant(value_floats=[1.0]), op.Constant(value_floats=[0.0])
+    several = op.Constant(value_ints=[groups])
+    grouped = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
+    normed = op.InstanceNormalization(
+        grouped, op.Expand(one, several), op.Expand(zero, several), epsilon=eps
+    )
+    normed = op.Reshape(normed, op.Shape(x))
+    if weight is None:
+        return normed
+    ones, zeros = (op.Expand(each, op.Shape(weight)) for each in (one, zero))
+    return op.BatchNormalization(normed, weight, bias, zeros, ones, epsilon=0.0)
 
 
 def _may_fold(node: ir.Node, stored: dict[str, StoredTensor]) -> bool | None:

@@ -30,6 +30,7 @@ from onnx import parser
 from onnxscript import ir
 from torch import Tensor
 
+from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.pair_config import Merge
 
 DOMAIN = "bootpig_rt"
@@ -87,55 +88,64 @@ def with_shapes(model: Any) -> None:
             node.attributes["heads"] = ir.AttrInt64("heads", heads)
 
 
-def ort_attention_schema() -> onnx.defs.OpSchema:
-    """What a tracer must know of `MultiHeadAttention`, the part that is used here.
+def attention_schema(
+    name: str, domain: str, *, heads: tuple[str, ...], inputs: tuple[str, ...] = ("q", "k", "v")
+) -> onnx.defs.OpSchema:
+    """What a tracer must know of an operator of attention that it does not know, as used here.
 
-    Queries [B, S, H * D], keys and values [B, L, H * D]; the result is [B, S, H * D]. With keys by
-    head, [B, H, L, D], it computes the same and holds all scores.
+    Queries [B, S, H * D], keys and values [B, L, H * D]; the result is [B, S, H * D].
 
-    Source: the documentation of ONNX Runtime's contributed operators.
+    Args:
+        name: Of the operator.
+        domain: Of the operator.
+        heads: Attributes that hold H.
+        inputs: Names of the inputs.
     """
     schema = onnx.defs.OpSchema
-    tensor = schema.FormalParameter
     return schema(
-        "MultiHeadAttention",
-        ORT_DOMAIN,
+        name,
+        domain,
         1,
-        inputs=[tensor("query", "T"), tensor("key", "T"), tensor("value", "T")],
-        outputs=[tensor("output", "T")],
+        inputs=[schema.FormalParameter(each, "T") for each in inputs],
+        outputs=[schema.FormalParameter("output", "T")],
         type_constraints=[("T", ["tensor(float)"], "float32")],
         attributes=[
-            schema.Attribute("num_heads", schema.AttrType.INT),
+            *(schema.Attribute(each, schema.AttrType.INT) for each in heads),
             schema.Attribute("scale", schema.AttrType.FLOAT),
         ],
     )
 
 
 def function_body(
-    merge: OpMerge, *, half: bool, is_fused: bool = False, opset: int
+    merge: OpMerge, *, half: bool, dialect: Dialect = "portable", opset: int
 ) -> onnx.FunctionProto:
-    """The operator in standard operators, or with ONNX Runtime's own attention.
+    """The operator as a function of others.
 
     Args:
         merge: How references are combined.
-        is_fused: Attention is `com.microsoft::MultiHeadAttention`, which never holds all scores;
-            the operator then has the attributes of `with_shapes`. Float32 only.
         half: q, k, v and the table are float16: scores, softmax and norms are then float32, because
             the scores of Stable Diffusion 2.1 are too large for float16.
+        dialect: How attention is written. But for `portable`, the operator has the attributes of
+            `with_shapes`, and all is float32.
         opset: Of the standard operators.
     """
+    is_operator = dialect != "portable"
     weight = ", out_weight" if needs_out_weight(merge) else ""
-    more = ", joined_shape, split_shape, heads" if is_fused else ""
-    imports = f', "{ORT_DOMAIN}" : 1' if is_fused else ""
+    more = ", joined_shape, split_shape, heads" if is_operator else ""
+    imports = f', "{ORT_DOMAIN}" : 1' if dialect == "cpu-large" else ""
+    split, merged, join = _SPLIT, _MERGES[merge], _JOIN
+    if dialect == "cpu":
+        split, join = _SPLIT_SOME, _JOIN_SOME
+        merged = merged.replace("ref_of_row", "some_refs").replace("ref_rows", "some_ref_rows")
     text = f"""
     <opset_import: ["" : {opset}{imports}], domain: "{DOMAIN}">
     {OP_TYPE} <merge, scale{more}> (q, k, v, ref_k, ref_v, ref_of_row{weight}) => (attended) {{
-        {_SHAPES if is_fused else ""}
-        {_SPLIT}
-        {_MERGES[merge]}
-        attended = Concat <axis = 0> (plain, merged)
+        {_SHAPES if is_operator else ""}
+        {split}
+        {merged}
+        {join}
     }}"""
-    return parser.parse_function(_expand(text, half, is_fused))
+    return parser.parse_function(_expand(text, half, dialect))
 
 
 # For tokens [N, S, H * D], which ONNX Runtime's attention takes, and back.
@@ -144,16 +154,19 @@ _SHAPES = """
         split_shape = Constant <value_ints : ints = @split_shape> ()
 """
 
-# Rows without references (`_p`) and with (`_r`). Two Slices and no Split, behind which TensorRT
-# does not fuse the attention.
-_SPLIT = """
+_NUMBERS = """
         rows = Shape <start = 0, end = 1> (q)
         ref_rows = Shape <start = 0, end = 1> (ref_of_row)
         plain_rows = Sub (rows, ref_rows)
         first = Constant <value_ints = [0]> ()
-        factor32 = Constant <value_float : float = @scale> ()
-        factor = CastLike (factor32, q)
-        q_scaled = Mul (q, factor)
+        SCALED (q_scaled, q)
+"""
+
+# Rows without references (`_p`) and with (`_r`). Two Slices and no Split, behind which TensorRT
+# does not fuse the attention.
+_SPLIT = (
+    _NUMBERS
+    + """
         q_p = Slice (q_scaled, first, plain_rows, first)
         q_r = Slice (q_scaled, plain_rows, rows, first)
         k_p = Slice (k, first, plain_rows, first)
@@ -162,15 +175,50 @@ _SPLIT = """
         v_r = Slice (v, plain_rows, rows, first)
         ATTEND (plain, q_p, k_p, v_p)
 """
+)
+
+_JOIN = """
+        attended = Concat <axis = 0> (plain, merged)
+"""
+
+# The same with at least one row of either kind, as ONNX Runtime's `Attention` refuses none: where
+# there is none, a row of the other kind is computed and left out.
+_SPLIT_SOME = (
+    _NUMBERS
+    + """
+        a_row = Constant <value_ints = [1]> ()
+        some_plain_rows = Max (plain_rows, a_row)
+        some_ref_rows = Max (ref_rows, a_row)
+        first_ref_row = Sub (rows, some_ref_rows)
+        q_p = Slice (q_scaled, first, some_plain_rows, first)
+        q_r = Slice (q_scaled, first_ref_row, rows, first)
+        k_p = Slice (k, first, some_plain_rows, first)
+        k_r = Slice (k, first_ref_row, rows, first)
+        v_p = Slice (v, first, some_plain_rows, first)
+        v_r = Slice (v, first_ref_row, rows, first)
+        slots_of_row = Shape <start = 1, end = 2> (ref_of_row)
+        a_ref = Constant <value_int = 0> ()
+        refs_shape = Concat <axis = 0> (a_row, slots_of_row)
+        more_refs = Expand (a_ref, refs_shape)
+        many_refs = Concat <axis = 0> (ref_of_row, more_refs)
+        some_refs = Slice (many_refs, first, some_ref_rows, first)
+        ATTEND (plain, q_p, k_p, v_p)
+"""
+)
+
+_JOIN_SOME = """
+        both = Concat <axis = 0> (plain, merged)
+        left_out = Sub (some_plain_rows, plain_rows)
+        left_end = Add (left_out, rows)
+        attended = Slice (both, left_out, left_end, first)
+"""
 
 _ONE = """
         flat = Constant <value_ints = [-1]> ()
         index = Reshape (ref_of_row, flat)
         picked_k = Gather <axis = 0> (ref_k, index)
         picked_v = Gather <axis = 0> (ref_v, index)
-        all_k = Concat <axis = 2> (k_r, picked_k)
-        all_v = Concat <axis = 2> (v_r, picked_v)
-        ATTEND (merged, q_r, all_k, all_v)
+        ATTEND_BOTH (merged, q_r, k_r, v_r, picked_k, picked_v)
 """
 
 # [Nr, R, H, M, D] of each row's references; slots that hold -1 are read as 0 and masked later.
@@ -316,20 +364,24 @@ _MERGES = {
 }
 
 
-def _expand(text: str, half: bool, is_fused: bool) -> str:
-    """Write out the two abbreviations of the bodies above.
+def _expand(text: str, half: bool, dialect: Dialect) -> str:
+    """Write out the abbreviations of the bodies above, a line each.
 
-    `ATTEND (out, q, k, v[, mask])` is softmax(q k^T + mask) v with q already scaled, `WIDE (out,
-    in)` a conversion to float32; a line each.
+    `ATTEND (out, q, k, v[, mask])` is softmax(scale * q k^T + mask) v, `ATTEND_BOTH (out, q, k, v,
+    ref_k, ref_v)` the same over own keys and others, `WIDE (out, in)` a conversion to float32.
+    `SCALED (out, q)` multiplies the queries, unless the operators of attention do.
     """
     lines = []
     for line in text.splitlines():
         name, _, arguments = line.strip().rstrip(")").partition(" (")
         names = arguments.split(", ")
         if name == "ATTEND":
-            is_masked = len(names) > 4  # with a mask, the fused operator holds all scores as well
-            fused = is_fused and not is_masked
-            lines += _attend_fused(*names) if fused else _attend(names, half)
+            lines += _attend(*names, half=half, dialect=dialect)
+        elif name == "ATTEND_BOTH":
+            lines += _attend_both(*names, half=half, dialect=dialect)
+        elif name == "SCALED":
+            is_here = dialect == "portable"
+            lines += _scaled(*names) if is_here else [f"{names[0]} = Identity ({names[1]})"]
         elif name == "WIDE":
             lines.append(f"{names[0]} = {'Cast <to = 1>' if half else 'Identity'} ({names[1]})")
         else:
@@ -337,8 +389,81 @@ def _expand(text: str, half: bool, is_fused: bool) -> str:
     return "\n".join(lines)
 
 
-def _attend(names: list[str], half: bool) -> list[str]:
-    out, q, k, v, *mask = names
+def _attend(
+    out: str, q: str, k: str, v: str, *mask: str, half: bool, dialect: Dialect
+) -> list[str]:
+    if dialect == "portable":
+        return _attend_written_out(out, q, k, v, *mask, half=half)
+    if mask:  # ONNX Runtime's operators hold all scores too then
+        return [
+            *_scaled(f"{out}_q", q),
+            *_attend_written_out(out, f"{out}_q", k, v, *mask, half=half),
+        ]
+    tokens = {kind: f"{out}_{kind}_joined" for kind in "qkv"}
+    if dialect == "cpu-large":
+        operator = f"{ORT_DOMAIN}.MultiHeadAttention <num_heads : int = @heads, {_SCALE}>"
+    else:
+        operator = f"Attention <{_ONNX_HEADS}, {_SCALE}>"
+    return [
+        *(
+            line
+            for kind, name in zip("qkv", (q, k, v), strict=True)
+            for line in _join_heads(tokens[kind], name)
+        ),
+        f"{out}_wide = {operator} ({', '.join(tokens.values())})",
+        *_split_heads(out, f"{out}_wide"),
+    ]
+
+
+def _attend_both(
+    out: str, q: str, k: str, v: str, ref_k: str, ref_v: str, *, half: bool, dialect: Dialect
+) -> list[str]:
+    if dialect == "cpu":  # the keys of the past come by head, as in the table
+        tokens = {kind: f"{out}_{kind}_joined" for kind in "qkv"}
+        return [
+            *(
+                line
+                for kind, name in zip("qkv", (q, k, v), strict=True)
+                for line in _join_heads(tokens[kind], name)
+            ),
+            f"{out}_wide, {out}_all_k, {out}_all_v = Attention <{_ONNX_HEADS}, {_SCALE}> "
+            f"({', '.join(tokens.values())}, , {ref_k}, {ref_v})",
+            *_split_heads(out, f"{out}_wide"),
+        ]
+    return [
+        f"{out}_all_k = Concat <axis = 2> ({k}, {ref_k})",
+        f"{out}_all_v = Concat <axis = 2> ({v}, {ref_v})",
+        *_attend(out, q, f"{out}_all_k", f"{out}_all_v", half=half, dialect=dialect),
+    ]
+
+
+_SCALE = "scale : float = @scale"
+_ONNX_HEADS = "q_num_heads : int = @heads, kv_num_heads : int = @heads"
+
+
+def _join_heads(out: str, name: str) -> list[str]:
+    return [
+        f"{out}_by_token = Transpose <perm = [0, 2, 1, 3]> ({name})",
+        f"{out} = Reshape ({out}_by_token, joined_shape)",
+    ]
+
+
+def _split_heads(out: str, name: str) -> list[str]:
+    return [
+        f"{out}_split = Reshape ({name}, split_shape)",
+        f"{out} = Transpose <perm = [0, 2, 1, 3]> ({out}_split)",
+    ]
+
+
+def _scaled(out: str, q: str) -> list[str]:
+    return [
+        f"{out}_factor32 = Constant <value_float : float = @scale> ()",
+        f"{out}_factor = CastLike ({out}_factor32, {q})",
+        f"{out} = Mul ({q}, {out}_factor)",
+    ]
+
+
+def _attend_written_out(out: str, q: str, k: str, v: str, *mask: str, half: bool) -> list[str]:
     lines = [f"{out}_kt = Transpose <perm = [0, 1, 3, 2]> ({k})"]
     q32, k32 = q, f"{out}_kt"
     if half:
@@ -355,19 +480,3 @@ def _attend(names: list[str], half: bool) -> list[str]:
         share = f"{out}_share16"
         lines.append(f"{share} = Cast <to = 10> ({out}_share)")
     return [*lines, f"{out} = MatMul ({share}, {v})"]
-
-
-def _attend_fused(out: str, q: str, k: str, v: str) -> list[str]:
-    lines = []
-    for kind, name in (("q", q), ("k", k), ("v", v)):
-        lines += [
-            f"{out}_{kind}_by_token = Transpose <perm = [0, 2, 1, 3]> ({name})",
-            f"{out}_{kind}_joined = Reshape ({out}_{kind}_by_token, joined_shape)",
-        ]
-    return [
-        *lines,
-        f"{out}_wide = {ORT_DOMAIN}.MultiHeadAttention <num_heads : int = @heads, scale = 1.0> "
-        f"({out}_q_joined, {out}_k_joined, {out}_v_joined)",
-        f"{out}_split = Reshape ({out}_wide, split_shape)",
-        f"{out} = Transpose <perm = [0, 2, 1, 3]> ({out}_split)",
-    ]

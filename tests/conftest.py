@@ -195,7 +195,7 @@ def tiny_bundle_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPath
     shutil.copytree(tiny_pair_folder, folder)
     pair = load_pair(folder)
     for name in GRAPH_NAMES:
-        export_graph(name, pair, folder, attention="onnxruntime")
+        export_graph(name, pair, folder, dialect="cpu")
     options = build_options(
         pair.config,
         size_multiple_px=8,

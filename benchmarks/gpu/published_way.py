@@ -2,12 +2,11 @@
 
 - The Reference U-Net runs at every step, to its end, on the references noised to that step.
 - Keys and values are projected from base and reference tokens together, at every step.
-- Attention of the guided rows runs twice or more: without, and with each reference; the difference
-  decides which reference a token follows.
+- All rows attend to themselves; the two guided rows attend once more with each reference, and the
+  difference decides which reference a token follows.
 - One picture at a time.
 
-Where the published code does work that no result needs (queries of reference tokens, the second
-pass of the unconditional row), it is spared here, which favours the published way.
+Features of the references are views for both guided rows here; the published code copies them.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from bootpig_rt.models.load import Pair
 from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
 
 Mode: TypeAlias = Literal["eager", "sdpa", "single"]
-"""`eager`: attention as products and softmax, as published. `sdpa`: through SDPA. `single`: also
+"""`eager`: attention as products and softmax. `sdpa`: through SDPA, as published. `single`: also
 own tokens are projected once, and rows that read one reference attend once."""
 
 

@@ -48,6 +48,7 @@ class PairSpec:
         table_dtype: How tables keep their numbers unless the user says otherwise: the type that
             the steps compute in, where they can read a table of it without a copy.
         resident_dtype: What tables lie on the device in, however they are kept; None: as kept.
+        joins_tables: A launch with several tables reads them from a copy, side by side.
         max_batch: Pictures that can be drawn at once. None, here and below: no limit.
         max_references: Of one subject.
         max_steps: Of the solver.
@@ -65,6 +66,7 @@ class PairSpec:
     precision: Precision = "float32"
     table_dtype: TableDtype = "float32"
     resident_dtype: TableDtype | None = None
+    joins_tables: bool = False
     max_batch: int | None = None
     max_references: int | None = None
     max_steps: int | None = None

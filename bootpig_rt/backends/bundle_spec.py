@@ -57,6 +57,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         reference_shapes=shapes,
         precision=manifest.precision,
         table_dtype=manifest.precision,
+        joins_tables=True,
         max_batch=manifest.profile.max_batch,
         max_references=manifest.profile.max_references,
         max_steps=manifest.profile.max_steps,

@@ -33,20 +33,27 @@ def join_heads(attended: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(-2)
 
 
-def attention(attn: Any, tokens: Tensor, context: Tensor) -> Tensor:
+def attention(
+    attn: Any, tokens: Tensor, context: Tensor, *, context_of_row: Tensor | None = None
+) -> Tensor:
     """A diffusers `Attention` module without masks: self- or cross-attention.
 
     Args:
         attn: The module; its projections, heads and output dropout are used.
         tokens: [B, N, C], queries.
         context: [B, S, E], keys and values; `tokens` itself for self-attention.
+        context_of_row: int64 [B], the entry of `context`, [P, S, E], that each row reads.
 
     Returns:
         [B, N, C].
     """
+
+    def of_rows(projected: Tensor) -> Tensor:
+        picked = projected if context_of_row is None else projected.index_select(0, context_of_row)
+        return split_heads(picked, attn.heads)
+
     q = split_heads(attn.to_q(tokens), attn.heads)
-    k = split_heads(attn.to_k(context), attn.heads)
-    v = split_heads(attn.to_v(context), attn.heads)
+    k, v = of_rows(attn.to_k(context)), of_rows(attn.to_v(context))
     return _project_out(attn, join_heads(F.scaled_dot_product_attention(q, k, v)))
 
 

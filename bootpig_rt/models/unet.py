@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from bootpig_rt.errors import ParameterError
@@ -307,13 +308,14 @@ class BaseUNet(_WalkedUNet):
         *,
         picture_of_row: Tensor | None = None,
         t_of_row: Tensor | None = None,
+        text_of_row: Tensor | None = None,
     ) -> Tensor:
         """All modules in order, with the self-attentions given: what `forward` and graphs share.
 
         Args:
             latents: [B, C, h, w].
             t: [B], timesteps.
-            prompt_embeds: [B, S, E].
+            prompt_embeds: [B, S, E]; with `text_of_row` distinct ones, [P, S, E].
             self_attention: Called for each self-attention, 0 to L - 1.
             picture_of_row: int64 [B], the entry of `latents` and `t` that each row starts from.
                 All up to the first self-attention is then computed once for each entry, and that
@@ -321,6 +323,8 @@ class BaseUNet(_WalkedUNet):
             t_of_row: [B], the timesteps of the rows, to be embedded for them once more. By default
                 the embedding of the entries is picked; TensorRT spreads that over two streams, with
                 a wait in every block and more memory.
+            text_of_row: int64 [B], the text states of each row. Keys and values are then projected
+                once for each of the P states.
 
         Returns:
             [B, C, h, w].
@@ -342,7 +346,7 @@ class BaseUNet(_WalkedUNet):
                     )
                     if t_of_row is not None:
                         temb = self._time_embedding(t_of_row, latents)
-                tokens = _text_and_feed_forward(block, tokens + change, prompt_embeds)
+                tokens = _text_and_feed_forward(block, tokens + change, prompt_embeds, text_of_row)
                 layer += 1
             x = _tokens_out(op.module, tokens, x)
             if op.push:
@@ -391,8 +395,10 @@ def _convolve(op: _Op, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
         x = op.module(x, temb)
     elif op.kind is _Kind.DOWNSAMPLE:
         x = op.module(x)
-    else:
+    elif type(op.module) is Upsample2D:  # its own `forward` asks how many rows there are
         x = op.module.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    else:  # one that was rewritten
+        x = op.module(x)
     if op.push:
         skips.append(x)
     return x
@@ -423,8 +429,11 @@ def _to_picture(tokens: Tensor, size: torch.Size) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 
-def _text_and_feed_forward(block: Any, tokens: Tensor, prompt_embeds: Tensor) -> Tensor:
+def _text_and_feed_forward(
+    block: Any, tokens: Tensor, prompt_embeds: Tensor, text_of_row: Tensor | None = None
+) -> Tensor:
     """Cross-attention to the text and the feed-forward, each with its norm and residual."""
-    tokens = tokens + attention(block.attn2, block.norm2(tokens), prompt_embeds)
+    normed = block.norm2(tokens)
+    tokens = tokens + attention(block.attn2, normed, prompt_embeds, context_of_row=text_of_row)
     fed: Tensor = block.ff(block.norm3(tokens)) + tokens
     return fed

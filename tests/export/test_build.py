@@ -82,9 +82,7 @@ class Stand:
         self.before: Callable[[str], object] = lambda _name: None
         self.status: Any = "passed"
 
-    def export(
-        self, name: str, _pair: Any, folder: Path, *, precision: str, attention: str
-    ) -> Path:
+    def export(self, name: str, _pair: Any, folder: Path, *, precision: str, dialect: str) -> Path:
         self.before(name)
         value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
         other = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])
@@ -755,14 +753,9 @@ def test_graphs_for_cuda_are_compared_on_a_cpu_where_there_is_no_gpu(
 
 @pytest.mark.skipif(not RTX.is_installed(), reason="tensorrt_rtx is not installed")
 def test_a_tiny_pair_becomes_engines_without_a_gpu(
-    pair: Path, tmp_path: Path, tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but the export is real: the gate in ONNX Runtime, and engines for sm_89 in float32."""
-
-    def copy_graph(name: str, _pair: Any, folder: Path, **_: Any) -> None:
-        shutil.copy(tiny_bundle_folder / f"{name}.onnx", folder)
-
-    monkeypatch.setattr(onnx_export, "export_graph", copy_graph)
+    """All is real: the export, the gate in ONNX Runtime, and engines for sm_89 in float32."""
     for module in (gate, targets):
         monkeypatch.setattr(module, "cuda_devices", lambda: ())
     profile = Profile((32, 32, 32), 1, 1, 2)

@@ -92,7 +92,7 @@ def test_reference_attention_is_one_operator_with_a_body(
     model = graph_of(tiny_bundle_folder, name)
     (function,) = model.functions
     assert (function.domain, function.name) == ("bootpig_rt", "ReferenceAttention")
-    assert {node.domain for node in function.node} == {"", "com.microsoft"}
+    assert {node.domain for node in function.node} == {""}
     nodes = [node for node in model.graph.node if node.domain == "bootpig_rt"]
     merge = name.removeprefix("denoise_step").removeprefix("_") or "one"
     assert len(nodes) == load_pair(tiny_bundle_folder).base.num_layers
@@ -230,10 +230,10 @@ def test_wrong_names_are_refused(tiny_pair_folder: Path) -> None:
         export_graph("text_encoder", pair, tiny_pair_folder, opset=9)
 
 
-def test_attention_of_onnx_runtime_is_for_float32_alone(half_folder: Path) -> None:
+def test_graphs_for_a_cpu_are_of_float32_alone(half_folder: Path) -> None:
     pair = load_pair(half_folder)
     with pytest.raises(ParameterError, match="expected float32"):
-        export_graph("vae_decoder", pair, half_folder, precision="float16", attention="onnxruntime")
+        export_graph("vae_decoder", pair, half_folder, precision="float16", dialect="cpu")
 
 
 def test_no_unmasked_attention_is_written_out_for_onnx_runtime(tiny_bundle_folder: Path) -> None:
@@ -243,3 +243,73 @@ def test_no_unmasked_attention_is_written_out_for_onnx_runtime(tiny_bundle_folde
     # The text encoder's attention is causal: with a mask ONNX Runtime holds all scores anyway.
     kinds = {node.op_type for node in graph_of(tiny_bundle_folder, "text_encoder").graph.node}
     assert "Softmax" in kinds
+
+
+@pytest.mark.parametrize("dialect", ["portable", "cpu-large"])
+def test_a_step_is_the_same_in_every_dialect(
+    tiny_bundle_folder: Path, tmp_path: Path, dialect: Any
+) -> None:
+    folder = shutil.copytree(tiny_bundle_folder, tmp_path / "pair")
+    expected = run_step(folder)
+    assert opset_of(folder) == 23
+    export_graph("denoise_step", load_pair(folder), folder, dialect=dialect)
+    assert opset_of(folder) == 20
+    assert expected[0].std() > 0.1
+    for ours, theirs in zip(run_step(folder), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reading"), [([0], 0), ([1, 2], 2)], ids=["no reference", "all with a reference"]
+)
+def test_a_step_for_a_cpu_takes_rows_of_one_kind(
+    tiny_bundle_folder: Path, rows: list[int], reading: int
+) -> None:
+    """ONNX Runtime's `Attention` refuses a batch of no rows."""
+    last = len(rows) - 1
+    alone = run_step(
+        tiny_bundle_folder,
+        text_of_row=np.array([0, 0, 1])[rows],
+        picture_of_row=np.zeros(len(rows), np.int64),
+        rows_of_picture=np.full((3, 1), last),
+        ref_of_row=np.ones((1, reading, 1), np.int64),
+    )
+    among = run_step(tiny_bundle_folder, rows_of_picture=np.full((3, 1), rows[last]))
+    for ours, theirs in zip(alone, among, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def opset_of(folder: Path) -> int:
+    model = graph_of(folder, "denoise_step")
+    return int(max(opset.version for opset in model.opset_import if opset.domain == ""))
+
+
+def run_step(folder: Path, **changed: Any) -> list[np.ndarray[Any, Any]]:
+    """A step of one picture: a row without its reference, and two with."""
+    session = ort.InferenceSession(folder / "denoise_step.onnx")
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray[Any, Any]:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    inputs = {
+        "step": np.zeros(1, np.int64),
+        "state": normal(1, 1, 4, 8, 8),
+        "timesteps": np.full((1, 1), 500),
+        "matrices": np.array([[[[0.3, 0.7]]]], np.float32),
+        "x0": np.array([[[0.2, 0.8]]], np.float32),
+        "clip_weight": np.zeros((1, 1), np.float32),
+        "clip_range": np.array([3e38], np.float32),
+        "prompt_embeds": normal(2, 24, 16),
+        "text_of_row": np.array([0, 0, 1]),
+        "picture_of_row": np.zeros(3, np.int64),
+        "rows_of_picture": np.arange(3)[:, None],
+        "image_guidance_scale": np.array([2.0], np.float32),
+        "text_guidance_scale": np.array([3.0], np.float32),
+        "ref_of_row": np.ones((1, 2, 1), np.int64),
+    }
+    for value in session.get_inputs():
+        if value.name not in inputs:
+            inputs[value.name] = normal(2, value.shape[1], 5, value.shape[3])
+    found: list[np.ndarray[Any, Any]] = session.run(None, inputs | changed)
+    return found

@@ -28,7 +28,7 @@ HEADS, TOKENS, REF_TOKENS, WIDTH, OUT = 2, 5, 7, 4, 6
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def session(merge: Any, *, half: bool = False, is_fused: bool = False) -> ort.InferenceSession:
+def session(merge: Any, *, half: bool = False, dialect: Any = "portable") -> ort.InferenceSession:
     """A graph of one node."""
     dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     names = ["q", "k", "v", "ref_k", "ref_v", "ref_of_row"]
@@ -45,17 +45,18 @@ def session(merge: Any, *, half: bool = False, is_fused: bool = False) -> ort.In
         for name in names
     ]
     output = helper.make_tensor_value_info("attended", dtype, None)
-    opsets = [helper.make_opsetid(*each) for each in (("", 20), (DOMAIN, 1), (ORT_DOMAIN, 1))]
+    standard = 23 if dialect == "cpu" else 20
+    opsets = [helper.make_opsetid(*each) for each in (("", standard), (DOMAIN, 1), (ORT_DOMAIN, 1))]
     model = helper.make_model(
         helper.make_graph([node], "one", inputs, [output]),
         opset_imports=opsets,
         ir_version=10,
     )
-    if is_fused:
+    if dialect != "portable":
         traced = ir.from_proto(model)
         with_shapes(traced)
         model = ir.to_proto(traced)
-    model.functions.append(function_body(merge, half=half, is_fused=is_fused, opset=20))
+    model.functions.append(function_body(merge, half=half, dialect=dialect, opset=standard))
     return ort.InferenceSession(model.SerializeToString())
 
 
@@ -75,10 +76,10 @@ def arrays(rows: int, refs: list[list[int]], *, seed: int = 0) -> Arrays:
 
 
 def run(
-    merge: Any, inputs: Arrays, *, half: bool = False, is_fused: bool = False
+    merge: Any, inputs: Arrays, *, half: bool = False, dialect: Any = "portable"
 ) -> npt.NDArray[Any]:
     """What the body computes, after the output projection [N, S, OUT]."""
-    known = session(merge, half=half, is_fused=is_fused)
+    known = session(merge, half=half, dialect=dialect)
     names = {value.name for value in known.get_inputs()}
     fed = {
         name: array.astype(np.float16) if half and array.dtype == np.float32 else array
@@ -116,22 +117,20 @@ def oracle(merge: str, inputs: Arrays) -> npt.NDArray[Any]:
     ],
     ids=["three each", "mixed", "no plain row", "no reference", "one each"],
 )
-@pytest.mark.parametrize("is_fused", [False, True], ids=["standard", "fused"])
+@pytest.mark.parametrize("dialect", ["portable", "cpu", "cpu-large"])
 def test_a_merge_is_that_of_the_oracle(
-    merge: str, rows: int, refs: list[list[int]], is_fused: bool
+    merge: str, rows: int, refs: list[list[int]], dialect: str
 ) -> None:
     inputs = arrays(rows, refs)
-    found = run(merge, inputs, is_fused=is_fused)
+    found = run(merge, inputs, dialect=dialect)
     np.testing.assert_allclose(found, oracle(merge, inputs), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("is_fused", [False, True], ids=["standard", "fused"])
+@pytest.mark.parametrize("dialect", ["portable", "cpu", "cpu-large"])
 @pytest.mark.parametrize(("rows", "refs"), [(3, [[2], [0]]), (3, [[1]]), (3, []), (2, [[1], [3]])])
-def test_one_reference_a_row_needs_no_merge(
-    rows: int, refs: list[list[int]], is_fused: bool
-) -> None:
+def test_one_reference_a_row_needs_no_merge(rows: int, refs: list[list[int]], dialect: str) -> None:
     inputs = arrays(rows, refs)
-    found = run("one", inputs, is_fused=is_fused)
+    found = run("one", inputs, dialect=dialect)
     np.testing.assert_allclose(found, oracle("one", inputs), rtol=2e-5, atol=2e-5)
 
 
@@ -180,10 +179,13 @@ def test_the_body_holds_standard_operators_alone() -> None:
         assert all(onnx.defs.has(node.op_type, 20) for node in body.node)
 
 
-def test_a_fused_body_holds_no_scores() -> None:
+@pytest.mark.parametrize(
+    ("dialect", "operator"), [("cpu", "Attention"), ("cpu-large", "MultiHeadAttention")]
+)
+def test_a_body_for_a_cpu_leaves_attention_to_one_operator(dialect: Any, operator: str) -> None:
     for merge in ("one", "argmax", "softmax", "mean"):
-        body = function_body(merge, half=False, is_fused=True, opset=20)
-        kinds = [node.op_type for node in body.node if node.domain == ORT_DOMAIN]
-        assert set(kinds) == {"MultiHeadAttention"}
-        names = {node.op_type for node in body.node}
-        assert "Softmax" not in names or merge == "softmax"  # that one is over references
+        body = function_body(merge, half=False, dialect=dialect, opset=23)
+        kinds = [node.op_type for node in body.node]
+        # Rows without references, rows with, and those once more without for their change.
+        assert kinds.count(operator) == (3 if needs_out_weight(merge) else 2)
+        assert "Softmax" not in kinds or merge == "softmax"  # that one is over references

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.models.attention import attention
 from bootpig_rt.models.rows import RowGroup, RowPlan, plan_rows
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers, ReferenceUNet
 from bootpig_rt.pair_config import Merge
@@ -335,3 +336,17 @@ def test_an_option_that_changes_the_arithmetic_is_refused_by_name(
     extra = {"addition_embed_type_num_heads": 2} if "addition_embed_type" in option else {}
     with pytest.raises(CheckpointError, match=f"U-Net option {next(iter(option))} is"):
         BaseUNet(make_unet(**option, **extra))
+
+
+def test_rows_may_name_the_text_that_they_read(make_unet: Any) -> None:
+    base = BaseUNet(make_unet())
+    latents, t, states = _inputs(3)
+    text_of_row = torch.tensor([1, 0, 1])
+
+    def attend(_: int, attn: Any, tokens: Tensor) -> Tensor:
+        return attention(attn, tokens, tokens)
+
+    with torch.inference_mode():
+        expected = base.walk(latents, t, states[text_of_row], attend)
+        found = base.walk(latents, t, states[:2], attend, text_of_row=text_of_row)
+    torch.testing.assert_close(found, expected)

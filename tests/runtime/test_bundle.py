@@ -52,7 +52,7 @@ def describe(folder: Path, **changes: Any) -> Manifest:
     graph = next(file for file in files if file.path == "denoise_step.onnx")
     fields: dict[str, Any] = {
         "target": "cpu",
-        "runtime": RuntimeInfo("onnxruntime", "1.32.0", "1.20"),
+        "runtime": RuntimeInfo("onnxruntime", "1.32.0", "1.23"),
         "pair": PairInfo("tiny", "f" * 64, digest_files(weights), digest_files(others)),
         "precision": "float32",
         "opset": 20,
@@ -245,7 +245,7 @@ def test_texts_and_hidden_files_may_lie_beside_a_bundle(folder: Path) -> None:
 RUNTIMES: list[tuple[str, dict[str, Any], tuple[Any, ...], str | None]] = [
     ("fits", {}, ("onnxruntime", "1.32.0"), None),
     ("newer runs", {}, ("onnxruntime", "2.1"), None),
-    ("older", {}, ("onnxruntime", "1.9.1"), "needs onnxruntime 1.20 or newer.*pip install"),
+    ("older", {}, ("onnxruntime", "1.9.1"), "needs onnxruntime 1.23 or newer.*pip install"),
     ("another runtime", {}, ("tensorrt_rtx", "1.7"), "built for onnxruntime .*another --target"),
     ("same engine", {"minimum_version": None}, ("onnxruntime", "1.32.0"), None),
     ("other engine", {"minimum_version": None}, ("onnxruntime", "1.33.0"), "onnxruntime==1.32.0"),
@@ -266,7 +266,7 @@ def test_a_bundle_runs_only_where_it_was_built_for(
     folder: Path, changes: dict[str, Any], arguments: tuple[Any, ...], message: str | None
 ) -> None:
     runtime = RuntimeInfo(
-        **{"name": "onnxruntime", "version": "1.32.0", "minimum_version": "1.20"} | changes
+        **{"name": "onnxruntime", "version": "1.32.0", "minimum_version": "1.23"} | changes
     )
     bundle = write_manifest(folder, describe(folder, runtime=runtime))
     if message is None:

@@ -534,6 +534,29 @@ def test_patience_counts_steps_and_not_pictures(pipeline: Pipeline) -> None:
     assert (paper.scheduler.num_running, paper.scheduler.num_waiting) == (21, 1)
 
 
+@pytest.mark.parametrize(("joins_tables", "together"), [(False, 2), (True, 1)])
+def test_tables_that_a_launch_copies_side_by_side_count_twice(
+    pipeline: Pipeline, joins_tables: bool, together: int
+) -> None:
+    free = Paper(pipeline)
+    plan = free.planner.needs(Request(prompt="a", subject=free.subject(), seed=1), free.params())
+    assert plan is not None
+    options = TableOptions(budget_bytes=3 * plan.device_bytes)
+    paper = Paper(pipeline, options, joins_tables=joins_tables)
+    same = [paper.submit(paper.subject()) for _ in range(2)]
+    paper.scheduler.step()
+    assert paper.scheduler.num_running == 2  # of one table there is no copy
+    paper.scheduler.run()
+    tickets = [*same, *(paper.submit(paper.subject(number)) for number in range(2))]
+    paper.scheduler.step()
+    assert paper.scheduler.num_running == together
+    paper.scheduler.run()
+    assert all(len(ticket.result().images) == 1 for ticket in tickets)
+    pictures = [ticket.request for ticket in tickets[2:]]
+    batches = paper.planner.batches(pictures, paper.params(), max_batch=8)
+    assert [len(batch) for batch in batches] == ([2] if together == 2 else [1, 1])
+
+
 def test_cancelling_in_a_pass_ends_the_pass(pipeline: Pipeline) -> None:
     paper = Paper(pipeline, TableOptions(rows_per_launch=1))
     ticket = paper.submit(paper.subject(), steps=8)
