@@ -57,12 +57,13 @@ def plot(root: Path = ROOT) -> str:
 
 def _baselines(folder: Path) -> str:
     rows = _suite(folder, "baselines").rows
-    lines = ["| | ms a picture | faster | 95 % interval |", "|---|---|---|---|"]
+    lines = ["| | ms a picture | at best | faster | 95 % interval |", "|---|---|---|---|---|"]
     for row in rows:
         if row.ratio_to != "published" or row.median_ms is None:
             continue
         label = f"**{row.label}**" if row.name.startswith("ours") else row.label
-        lines.append(f"| {label} | {row.median_ms:.0f} | {_ratio(row)} | {_interval(row)} |")
+        times = f"{row.median_ms:.0f} | {min(row.samples_ms, default=row.median_ms):.0f}"
+        lines.append(f"| {label} | {times} | {_ratio(row)} | {_interval(row)} |")
     return "\n".join(lines)
 
 
@@ -323,6 +324,21 @@ def _builds(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _measured(folder: Path) -> str:
+    lines = ["| suite | measured (UTC) | commit | noise |", "|---|---|---|---|"]
+    for path in sorted(folder.glob("*-cpu.json")):
+        for result in load_results(path):
+            machine = result.machine
+            if machine is None:
+                continue
+            started = machine.started.replace("T", " ").rpartition(":")[0]
+            busy = ", busy" if machine.is_busy else ""
+            commit = machine.commit.removesuffix("-dirty")
+            noise = f"{machine.noise:.0%}{busy}" if machine.noise is not None else ""
+            lines.append(f"| `{result.suite}` | {started} | {commit} | {noise} |")
+    return "\n".join(lines)
+
+
 _TABLES: dict[str, Callable[[Path], str]] = {
     "baselines": _baselines,
     "step": _step,
@@ -340,6 +356,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "parity": _parity,
     "manifest": _manifest,
     "builds": _builds,
+    "measured": _measured,
 }
 
 

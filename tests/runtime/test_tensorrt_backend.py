@@ -337,6 +337,7 @@ def test_what_the_pipeline_must_know_is_read_without_weights(
         pipeline.spec,
         tokenizer_folder=tmp_path / "tokenizer",
         noise_schedule=spec.noise_schedule,
+        joins_tables=True,
         max_batch=4,
         max_references=3,
         max_steps=50,
