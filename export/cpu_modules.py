@@ -65,7 +65,7 @@ class PhaseUpsample(Upsample2D):  # type: ignore[misc]
                 for x, taps in enumerate(_pairs(of_row, 3))
             ]
             rows.append(torch.stack(columns, dim=4).flatten(3))
-        # The same as `pixel_shuffle`, for which the runtime takes four times as long.
+        # The same as `pixel_shuffle`, which is slower in the runtime.
         return torch.stack(rows, dim=3).flatten(2, 3)
 
 
