@@ -11,14 +11,15 @@ Sums and parts of weights are made when a runtime loads the graph; files hold th
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+
+from bootpig_rt.export.shared_copy import shared_copy
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -83,8 +84,7 @@ def for_cpu(module: _Module) -> _Module:
     Args:
         module: Stays as it is.
     """
-    kept: dict[int, Any] = {id(each): each for each in (*module.parameters(), *module.buffers())}
-    clone = copy.deepcopy(module, kept)
+    clone = shared_copy(module)
     for child in clone.modules():
         if type(child) is GEGLU:
             child.__class__ = SplitGEGLU

@@ -17,13 +17,13 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from onnxscript import ir, opset20, values
+from onnxscript import ir
 from onnxscript.optimizer import _optimizer
 from torch import nn
 
@@ -33,32 +33,13 @@ from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.cpu_modules import for_cpu
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
-from bootpig_rt.export.reference_op import (
-    DOMAIN,
-    ORT_DOMAIN,
-    attention_schema,
-    function_body,
-    with_shapes,
-)
+from bootpig_rt.export.reference_op import ORT_DOMAIN, function_body, with_shapes
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
+from bootpig_rt.export.translations import name_attention, translations
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
 __all__ = ["DEFAULT_OPSET", "GRAPH_NAMES", "export_graph", "write_graph"]
-
-# While tracing, the operators take values that the types of onnxscript do not name.
-op: Any = opset20
-# The exporter mixes no opsets: traced as an operator of our domain, renamed afterwards.
-onnx_attention: Any = values.Op(
-    values.Opset(DOMAIN, 1),
-    "Attention",
-    attention_schema("Attention", DOMAIN, heads=("q_num_heads", "kv_num_heads")),
-)
-ort_attention: Any = values.Op(
-    values.Opset(ORT_DOMAIN, 1),
-    "MultiHeadAttention",
-    attention_schema("MultiHeadAttention", ORT_DOMAIN, heads=("num_heads",)),
-)
 
 DEFAULT_OPSET = 20
 """The first with `Gelu`; every runtime that we know of reads it."""
@@ -165,9 +146,7 @@ def write_graph(
     model.metadata_props[METADATA_KEY] = json.dumps(_metadata(graph, half))
     model.producer_name, model.producer_version = "bootpig_rt", __version__
     model.graph.name = graph.name
-    for node in model.graph:
-        if (node.domain, node.op_type) == (DOMAIN, "Attention"):
-            node.domain, node.version = "", None
+    name_attention(model)
     model.opset_imports[""] = opset
     if dialect == "cpu-large":
         model.opset_imports[ORT_DOMAIN] = 1
@@ -229,14 +208,6 @@ def _translate(graph: Graph, opset: int, dialect: Dialect) -> Any:
     if graph.merge is not None:  # the table is one variadic argument
         first = names.index("ref_of_row") + 1
         axes = [*axes[:first], tuple(axes[first:])]
-    table: dict[Callable[..., Any], Callable[..., Any]] = {
-        torch.ops.aten.scaled_dot_product_attention.default: (
-            _attention if dialect == "portable" else _OPERATORS[dialect]
-        ),
-        torch.ops.aten.silu.default: _silu,
-    }
-    if dialect != "portable":
-        table[torch.ops.aten.group_norm.default] = _group_norm
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(
@@ -246,8 +217,8 @@ def _translate(graph: Graph, opset: int, dialect: Dialect) -> Any:
                 program,
                 input_names=names,
                 output_names=list(graph.outputs),
-                custom_translation_table=table,
-                opset_version=min(opset, DEFAULT_OPSET),
+                custom_translation_table=translations(dialect),
+                opset_version=min(opset, DEFAULT_OPSET),  # what is newer is `Attention` alone
                 optimize=False,
                 verbose=False,
             )
@@ -273,111 +244,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """`scaled_dot_product_attention` with one scaling, and scores in float32.
-
-    Source of the formula: the documentation of `torch.nn.functional.scaled_dot_product_attention`.
-    """
-    width = query.shape[-1]
-    factor = width**-0.5 if scale is None else scale
-    half = query.dtype == ir.DataType.FLOAT16
-    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=factor), query))
-    key_t = op.Transpose(key, perm=[0, 1, 3, 2])
-    if half:
-        scaled, key_t = op.Cast(scaled, to=1), op.Cast(key_t, to=1)
-    scores = op.MatMul(scaled, key_t)
-    if is_causal:
-        size = key.shape[-2]
-        mask = torch.full((size, size), -1e30).triu(1)
-        scores = op.Add(scores, op.Constant(value=ir.tensor(mask.numpy())))
-    elif attn_mask is not None:
-        if attn_mask.dtype == ir.DataType.BOOL:
-            zero, lowest = op.Constant(value_float=0.0), op.Constant(value_float=-1e30)
-            attn_mask = op.Where(attn_mask, zero, lowest)
-        scores = op.Add(scores, op.Cast(attn_mask, to=1))
-    share = op.Softmax(scores, axis=-1)
-    if half:
-        share = op.Cast(share, to=10)
-    return op.MatMul(share, value)
-
-
-def _operator(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """The same as one operator that takes tokens [B, S, H * D]: `attend(q, k, v, heads, scale)`.
-
-    Masked attention stays written out: with a mask the operators hold all scores as well.
-    """
-
-    def attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Any:
-        if is_causal or attn_mask is not None:
-            return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        _, heads, _, width = query.shape
-        joined = (
-            op.Reshape(op.Transpose(each, perm=[0, 2, 1, 3]), _shape(0, 0, heads * each.shape[-1]))
-            for each in (query, key, value)
-        )
-        attended = attend(*joined, heads, width**-0.5 if scale is None else scale)
-        split = op.Reshape(attended, _shape(0, 0, heads, value.shape[-1]))
-        return op.Transpose(split, perm=[0, 2, 1, 3])
-
-    return attention
-
-
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    "cpu": _operator(
-        lambda q, k, v, heads, scale: onnx_attention(
-            q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale
-        )
-    ),
-    "cpu-large": _operator(
-        lambda q, k, v, heads, scale: ort_attention(q, k, v, num_heads=heads, scale=scale)
-    ),
-}
-
-
-def _shape(*sizes: int) -> Any:
-    """For `Reshape`, where 0 keeps an axis."""
-    return op.Constant(value_ints=list(sizes))
-
-
-def _silu(x: Any) -> Any:
-    return op.Mul(x, op.Sigmoid(x))
-
-
-def _group_norm(
-    x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: bool = True
-) -> Any:
-    """`group_norm` whose scale and offset are one pass: a batch norm of mean 0 and variance 1."""
-    one, zero = op.Constant(value_floats=[1.0]), op.Constant(value_floats=[0.0])
-    several = op.Constant(value_ints=[groups])
-    grouped = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
-    normed = op.InstanceNormalization(
-        grouped, op.Expand(one, several), op.Expand(zero, several), epsilon=eps
-    )
-    normed = op.Reshape(normed, op.Shape(x))
-    if weight is None:
-        return normed
-    ones, zeros = (op.Expand(each, op.Shape(weight)) for each in (one, zero))
-    return op.BatchNormalization(normed, weight, bias, zeros, ones, epsilon=0.0)
 
 
 def _may_fold(node: ir.Node, stored: dict[str, StoredTensor]) -> bool | None:

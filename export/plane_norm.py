@@ -8,10 +8,10 @@ Means of rows, then the mean of those, keep the digits: 4e-6.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from bootpig_rt.export.shared_copy import shared_copy
 
 
 class PlaneNorm(nn.GroupNorm):
@@ -38,8 +38,7 @@ def with_plane_norms(module: nn.Module) -> nn.Module:
     Args:
         module: Stays as it is.
     """
-    kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    clone = copy.deepcopy(module, kept)
+    clone = shared_copy(module)
     for child in clone.modules():
         if type(child) is nn.GroupNorm:
             child.__class__ = PlaneNorm

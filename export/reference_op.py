@@ -88,34 +88,6 @@ def with_shapes(model: Any) -> None:
             node.attributes["heads"] = ir.AttrInt64("heads", heads)
 
 
-def attention_schema(
-    name: str, domain: str, *, heads: tuple[str, ...], inputs: tuple[str, ...] = ("q", "k", "v")
-) -> onnx.defs.OpSchema:
-    """What a tracer must know of an operator of attention that it does not know, as used here.
-
-    Queries [B, S, H * D], keys and values [B, L, H * D]; the result is [B, S, H * D].
-
-    Args:
-        name: Of the operator.
-        domain: Of the operator.
-        heads: Attributes that hold H.
-        inputs: Names of the inputs.
-    """
-    schema = onnx.defs.OpSchema
-    return schema(
-        name,
-        domain,
-        1,
-        inputs=[schema.FormalParameter(each, "T") for each in inputs],
-        outputs=[schema.FormalParameter("output", "T")],
-        type_constraints=[("T", ["tensor(float)"], "float32")],
-        attributes=[
-            *(schema.Attribute(each, schema.AttrType.INT) for each in heads),
-            schema.Attribute("scale", schema.AttrType.FLOAT),
-        ],
-    )
-
-
 def function_body(
     merge: OpMerge, *, half: bool, dialect: Dialect = "portable", opset: int
 ) -> onnx.FunctionProto:
@@ -154,6 +126,8 @@ _SHAPES = """
         split_shape = Constant <value_ints : ints = @split_shape> ()
 """
 
+# Rows without references (`_p`) and with (`_r`). Two Slices and no Split, behind which TensorRT
+# does not fuse the attention.
 _NUMBERS = """
         rows = Shape <start = 0, end = 1> (q)
         ref_rows = Shape <start = 0, end = 1> (ref_of_row)
@@ -162,19 +136,23 @@ _NUMBERS = """
         SCALED (q_scaled, q)
 """
 
-# Rows without references (`_p`) and with (`_r`). Two Slices and no Split, behind which TensorRT
-# does not fuse the attention.
-_SPLIT = (
-    _NUMBERS
-    + """
-        q_p = Slice (q_scaled, first, plain_rows, first)
-        q_r = Slice (q_scaled, plain_rows, rows, first)
-        k_p = Slice (k, first, plain_rows, first)
-        k_r = Slice (k, plain_rows, rows, first)
-        v_p = Slice (v, first, plain_rows, first)
-        v_r = Slice (v, plain_rows, rows, first)
+_SLICES = """
+        q_p = Slice (q_scaled, first, plain_end, first)
+        q_r = Slice (q_scaled, ref_start, rows, first)
+        k_p = Slice (k, first, plain_end, first)
+        k_r = Slice (k, ref_start, rows, first)
+        v_p = Slice (v, first, plain_end, first)
+        v_r = Slice (v, ref_start, rows, first)
+"""
+
+_PLAIN = """
         ATTEND (plain, q_p, k_p, v_p)
 """
+
+_SPLIT = (
+    _NUMBERS
+    + _SLICES.replace("plain_end", "plain_rows").replace("ref_start", "plain_rows")
+    + _PLAIN
 )
 
 _JOIN = """
@@ -190,20 +168,17 @@ _SPLIT_SOME = (
         some_plain_rows = Max (plain_rows, a_row)
         some_ref_rows = Max (ref_rows, a_row)
         first_ref_row = Sub (rows, some_ref_rows)
-        q_p = Slice (q_scaled, first, some_plain_rows, first)
-        q_r = Slice (q_scaled, first_ref_row, rows, first)
-        k_p = Slice (k, first, some_plain_rows, first)
-        k_r = Slice (k, first_ref_row, rows, first)
-        v_p = Slice (v, first, some_plain_rows, first)
-        v_r = Slice (v, first_ref_row, rows, first)
+"""
+    + _SLICES.replace("plain_end", "some_plain_rows").replace("ref_start", "first_ref_row")
+    + """
         slots_of_row = Shape <start = 1, end = 2> (ref_of_row)
         a_ref = Constant <value_int = 0> ()
         refs_shape = Concat <axis = 0> (a_row, slots_of_row)
         more_refs = Expand (a_ref, refs_shape)
         many_refs = Concat <axis = 0> (ref_of_row, more_refs)
         some_refs = Slice (many_refs, first, some_ref_rows, first)
-        ATTEND (plain, q_p, k_p, v_p)
 """
+    + _PLAIN
 )
 
 _JOIN_SOME = """
@@ -399,37 +374,19 @@ def _attend(
             *_scaled(f"{out}_q", q),
             *_attend_written_out(out, f"{out}_q", k, v, *mask, half=half),
         ]
-    tokens = {kind: f"{out}_{kind}_joined" for kind in "qkv"}
     if dialect == "cpu-large":
         operator = f"{ORT_DOMAIN}.MultiHeadAttention <num_heads : int = @heads, {_SCALE}>"
-    else:
-        operator = f"Attention <{_ONNX_HEADS}, {_SCALE}>"
-    return [
-        *(
-            line
-            for kind, name in zip("qkv", (q, k, v), strict=True)
-            for line in _join_heads(tokens[kind], name)
-        ),
-        f"{out}_wide = {operator} ({', '.join(tokens.values())})",
-        *_split_heads(out, f"{out}_wide"),
-    ]
+        return _attend_as(operator, out, q, k, v)
+    return _attend_as(_ONNX_ATTENTION, out, q, k, v)
 
 
 def _attend_both(
     out: str, q: str, k: str, v: str, ref_k: str, ref_v: str, *, half: bool, dialect: Dialect
 ) -> list[str]:
     if dialect == "cpu":  # the keys of the past come by head, as in the table
-        tokens = {kind: f"{out}_{kind}_joined" for kind in "qkv"}
-        return [
-            *(
-                line
-                for kind, name in zip("qkv", (q, k, v), strict=True)
-                for line in _join_heads(tokens[kind], name)
-            ),
-            f"{out}_wide, {out}_all_k, {out}_all_v = Attention <{_ONNX_HEADS}, {_SCALE}> "
-            f"({', '.join(tokens.values())}, , {ref_k}, {ref_v})",
-            *_split_heads(out, f"{out}_wide"),
-        ]
+        joined = f", {out}_all_k, {out}_all_v"  # outputs that the runtime insists on
+        past = f", , {ref_k}, {ref_v}"
+        return _attend_as(_ONNX_ATTENTION, out, q, k, v, inputs=past, outputs=joined)
     return [
         f"{out}_all_k = Concat <axis = 2> ({k}, {ref_k})",
         f"{out}_all_v = Concat <axis = 2> ({v}, {ref_v})",
@@ -437,22 +394,27 @@ def _attend_both(
     ]
 
 
-_SCALE = "scale : float = @scale"
-_ONNX_HEADS = "q_num_heads : int = @heads, kv_num_heads : int = @heads"
-
-
-def _join_heads(out: str, name: str) -> list[str]:
+def _attend_as(
+    operator: str, out: str, q: str, k: str, v: str, *, inputs: str = "", outputs: str = ""
+) -> list[str]:
+    """One operator that takes tokens [N, S, H * D], with further inputs and outputs."""
+    lines = []
+    for kind, name in (("q", q), ("k", k), ("v", v)):
+        lines += [
+            f"{out}_{kind}_joined_by_token = Transpose <perm = [0, 2, 1, 3]> ({name})",
+            f"{out}_{kind}_joined = Reshape ({out}_{kind}_joined_by_token, joined_shape)",
+        ]
     return [
-        f"{out}_by_token = Transpose <perm = [0, 2, 1, 3]> ({name})",
-        f"{out} = Reshape ({out}_by_token, joined_shape)",
-    ]
-
-
-def _split_heads(out: str, name: str) -> list[str]:
-    return [
-        f"{out}_split = Reshape ({name}, split_shape)",
+        *lines,
+        f"{out}_wide{outputs} = {operator} "
+        f"({out}_q_joined, {out}_k_joined, {out}_v_joined{inputs})",
+        f"{out}_split = Reshape ({out}_wide, split_shape)",
         f"{out} = Transpose <perm = [0, 2, 1, 3]> ({out}_split)",
     ]
+
+
+_SCALE = "scale : float = @scale"
+_ONNX_ATTENTION = f"Attention <q_num_heads : int = @heads, kv_num_heads : int = @heads, {_SCALE}>"
 
 
 def _scaled(out: str, q: str) -> list[str]:

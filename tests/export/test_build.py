@@ -962,6 +962,22 @@ def test_the_expected_table_is_the_real_one(tiny_pair_folder: Path) -> None:
     assert made.size_bytes == sizes.usual.table_bytes
 
 
+@pytest.mark.parametrize(
+    ("order", "dialect"),
+    [
+        ({}, "cpu"),  # 128 px, 8 pixels a latent: 256 tokens
+        ({"resolution": "128:176:512"}, "cpu"),  # 484 tokens
+        ({"resolution": "128:192:512"}, "cpu-large"),  # 576 tokens
+        ({"precision": "float16"}, "portable"),
+        ({"target": "cuda", "precision": "float32"}, "portable"),
+        ({"target": "sm_89"}, "portable"),
+    ],
+)
+def test_graphs_are_written_for_what_will_run_them(order: dict[str, Any], dialect: str) -> None:
+    config = replace(CONFIG, sample_size_px=128)
+    assert build_options(config, size_multiple_px=16, **order).dialect(8) == dialect
+
+
 @pytest.mark.slow
 def test_a_real_pair_is_built_checked_and_refuses_changed_weights(
     pair: Path, tmp_path: Path
