@@ -175,7 +175,7 @@ class ReferenceKV:
     Attributes:
         key: What it was computed from.
         data: The backend's own layout: E entries x L layers of keys and values [R, H, M, D].
-        size_bytes: Bytes of `data`, the same in every backend: `table_storage.table_bytes`.
+        size_bytes: Bytes of `data` where it lies: `table_storage.table_bytes` of its type there.
         is_resident: `data` is on the device as a whole. Otherwise it is on the host or in a mapped
             file, and each step copies the entry that it reads.
     """

@@ -24,6 +24,7 @@ from bootpig_rt.errors import SubjectMismatch
 from bootpig_rt.reference_kv import ReferenceKey, ReferenceKV
 from bootpig_rt.store_folder import StoreFolder
 from bootpig_rt.subject import SavedTable, Subject
+from bootpig_rt.table_storage import table_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -309,14 +310,20 @@ class SubjectStore:
 
 
 def _uploaded(saved: SavedTable, backend: Backend, *, is_resident: bool) -> ReferenceKV:
-    shapes = tuple(shape[2:] for shape in saved.table.shapes())
+    shapes = tuple((heads, tokens, dim) for *_, heads, tokens, dim in saved.table.shapes())
     if backend.spec.reference_shapes and shapes != backend.spec.reference_shapes:
         raise SubjectMismatch(
             f"a saved reference table has layers (H, M, D) {shapes[:2]}..., expected "
             f"{backend.spec.reference_shapes[:2]}...; encode the subject again"
         )
+    size_bytes, lying = saved.table.nbytes, backend.spec.resident_dtype
+    if is_resident and lying is not None:  # however it was kept, the device holds it in this type
+        entries, references = saved.table.shapes()[0][:2]
+        size_bytes = table_bytes(
+            shapes, num_entries=entries, num_references=references, dtype=lying
+        )
     data = backend.upload_table(saved.table, is_resident=is_resident)
-    return ReferenceKV(saved.key, data, saved.table.nbytes, is_resident)
+    return ReferenceKV(saved.key, data, size_bytes, is_resident)
 
 
 def _overflow(tier: OrderedDict[_Address, _Entry], limit: int) -> list[tuple[_Address, _Entry]]:

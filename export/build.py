@@ -94,7 +94,7 @@ class _Order:
 def graph_names(options: BuildOptions) -> tuple[str, ...]:
     """The graphs of a bundle, in the order in which they are built."""
     steps = ["denoise_step", *(f"denoise_step_{merge}" for merge in options.merges)]
-    return ("text_encoder", "vae_encoder", "reference_kv", *steps, "vae_decoder")
+    return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, "vae_decoder")
 
 
 def build_engine(

@@ -23,12 +23,12 @@ from bootpig_rt.reference_schedule import ReferenceSchedule
 from bootpig_rt.table_storage import TABLE_DTYPES, TableDtype, table_bytes
 
 FORMULA = (
-    "device memory = weights + table + attention + pictures; "
+    "device memory = weights + table + text + attention + pictures; "
     "table = entries x references x sum over layers of 2 x (tokens x channels x bytes "
     "+ 4 x heads, the scales, in float8 and int8)"
 )
 
-NUM_FIXED_GRAPHS = 4
+NUM_FIXED_GRAPHS = 5
 """Graphs that a bundle has one of; of `denoise_step` it has one and one for each merge."""
 
 _BYTES_OF = {"float32": 4, "float16": 2}
@@ -47,19 +47,22 @@ class Memory:
     Attributes:
         weights_bytes: Of all graphs.
         table_bytes: Reference table of one subject with all its entries.
+        text_bytes: Keys and values of the text for the rows of a batch.
         attention_bytes: Scores of the largest self-attention, if a runtime writes them to memory.
         picture_bytes: What the decoder keeps at once.
     """
 
     weights_bytes: int
     table_bytes: int
+    text_bytes: int
     attention_bytes: int
     picture_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """Sum of all."""
-        return self.weights_bytes + self.table_bytes + self.attention_bytes + self.picture_bytes
+        kept = self.weights_bytes + self.table_bytes + self.text_bytes
+        return kept + self.attention_bytes + self.picture_bytes
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,17 @@ def estimate(
         check_name("table_dtype", table_dtype, TABLE_DTYPES)
         dtype = dtype if options.is_engine else cast("TableDtype", table_dtype)
     unet = read_json(folder / "base_unet" / "config.json")
-    pixels_per_latent = pair_shape(folder, rest).pixels_per_latent
+    shape = pair_shape(folder, rest)
     profile = options.profile
     held = engines if options.is_engine else width * total
 
     def memory(side_px: int, batch: int, references: int) -> Memory:
-        shapes = self_attention_shapes(unet, side_px // pixels_per_latent)
+        shapes = self_attention_shapes(unet, side_px // shape.pixels_per_latent)
         table = table_bytes(shapes, num_entries=entries, num_references=references, dtype=dtype)
         attention, pictures = _activation_bytes(folder, rest, side_px, batch)
-        return Memory(held, table, attention, pictures)
+        channels = sum(heads * dim for heads, _, dim in shapes)  # as of the cross-attentions
+        text = 2 * GUIDANCE_ROWS * batch * shape.text_length * channels * width
+        return Memory(held, table, text, attention, pictures)
 
     return Estimate(
         parameters=total,

@@ -19,7 +19,7 @@ from bootpig_rt.backends.onnxruntime_sessions import OnnxRuntimeOptions, Session
 from bootpig_rt.backends.onnxruntime_steps import OnnxRuntimeRun
 from bootpig_rt.backends.onnxruntime_tables import DeviceTable
 from bootpig_rt.backends.onnxruntime_values import to_device
-from bootpig_rt.export.graphs import reference_graph, step_graph
+from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph
 from bootpig_rt.export.onnx_export import DEFAULT_OPSET, write_graph
 from bootpig_rt.export.reference_op import OpMerge
 from bootpig_rt.golden import FloatArray, IntArray, References
@@ -134,6 +134,9 @@ class OnnxGoldenPair:
         return write_graph(graph, self._folder, opset=DEFAULT_OPSET).read_bytes()
 
     def _read_step(self, name: str) -> bytes:
-        merge: OpMerge = "one" if name == "denoise_step" else "argmax"
-        graph = step_graph(self._base, merge, self._text_length, torch.float32)
+        if name == "text_kv":
+            graph = text_graph(self._base, self._text_length, torch.float32)
+        else:
+            merge: OpMerge = "one" if name == "denoise_step" else "argmax"
+            graph = step_graph(self._base, merge, self._text_length, torch.float32)
         return write_graph(graph, self._folder, opset=DEFAULT_OPSET).read_bytes()

@@ -1,6 +1,7 @@
-"""The five graphs of a pair as torch modules: tensors in, tensors out, ready for tracing.
+"""The graphs of a pair as torch modules: tensors in, tensors out, ready for tracing.
 
     text_encoder   ids -> prompt_embeds
+    text_kv        prompt_embeds, text_of_row -> text_k_0, text_v_0, text_k_1, text_v_1, ...
     vae_encoder    pixels -> latents
     reference_kv   latents, noise, alpha, sigma, timesteps, prompt_embeds -> k_0, v_0, k_1, v_1, ...
     denoise_step   everything that one step of a batch needs -> next_state, estimate
@@ -8,8 +9,8 @@
 
 `denoise_step` is for rows with one reference each, `denoise_step_<merge>` for rows with several.
 No value is read while tracing: sizes follow from shapes, so one graph serves every solver, number
-of steps, schedule and batch. Inputs and outputs are float32 or int64, except the text states and
-the reference table, which have the type that the graphs compute in.
+of steps, schedule and batch. Inputs and outputs are float32 or int64, except text states, keys and
+values, which have the type that the graphs compute in.
 
 This file knows no ONNX; `onnx_export.py` writes the graphs.
 """
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.plane_norm import with_plane_norms
 from bootpig_rt.export.reference_op import OpMerge, reference_attention
-from bootpig_rt.models.attention import join_heads, split_heads
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 from bootpig_rt.pair_config import Merge
@@ -35,6 +36,7 @@ MERGES: tuple[Merge, ...] = get_args(Merge)
 
 GRAPH_NAMES = (
     "text_encoder",
+    "text_kv",
     "vae_encoder",
     "reference_kv",
     "denoise_step",
@@ -80,6 +82,32 @@ class TextEncoder(nn.Module):
         """See the class."""
         states: Tensor = self.text_encoder(ids).last_hidden_state
         return states
+
+
+class TextTable(nn.Module):
+    """The base's text projections: keys and values of every cross-attention, once for all steps.
+
+    Args:
+        base: Its key and value projections are used.
+    """
+
+    def __init__(self, base: BaseUNet) -> None:
+        """Keep the U-Net."""
+        super().__init__()
+        self.base = base
+
+    def forward(self, prompt_embeds: Tensor, text_of_row: Tensor) -> tuple[Tensor, ...]:
+        """Project each text once, and hand it to the rows that read it.
+
+        Args:
+            prompt_embeds: [P, S, E], distinct text states.
+            text_of_row: int64 [N], which of them each row reads.
+
+        Returns:
+            text_k_0, text_v_0, text_k_1, text_v_1, ...: L pairs [N, S, H_l * D_l].
+        """
+        layers = self.base.project_text(prompt_embeds)
+        return tuple(part.index_select(0, text_of_row) for layer in layers for part in layer)
 
 
 class VaeEncoder(nn.Module):
@@ -163,13 +191,15 @@ class DenoiseStep(nn.Module):
     Args:
         base: The Base U-Net.
         merge: How several references of a row are combined; `one` where R is 1.
+        dialect: What the graph is written for.
     """
 
-    def __init__(self, base: BaseUNet, merge: OpMerge) -> None:
+    def __init__(self, base: BaseUNet, merge: OpMerge, dialect: Dialect = "portable") -> None:
         """Keep the U-Net."""
         super().__init__()
         self.base = base
         self._merge = merge
+        self._dialect = dialect
 
     def forward(
         self,
@@ -180,14 +210,15 @@ class DenoiseStep(nn.Module):
         x0: Tensor,
         clip_weight: Tensor,
         clip_range: Tensor,
-        prompt_embeds: Tensor,
-        text_of_row: Tensor,
         picture_of_row: Tensor,
         rows_of_picture: Tensor,
         image_guidance_scale: Tensor,
         text_guidance_scale: Tensor,
         ref_of_row: Tensor,
-        *table: Tensor,
+        pair_of_row: Tensor,
+        picture_of_pair: Tensor,
+        ref_of_pair: Tensor,
+        *text_and_table: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Take step `step` of each picture's own solver table.
 
@@ -199,14 +230,17 @@ class DenoiseStep(nn.Module):
             x0: float32 [T, B, 2].
             clip_weight: float32 [T, B].
             clip_range: float32 [1]; 3e38 for none.
-            prompt_embeds: [P, S, E], distinct text states.
-            text_of_row: int64 [N].
             picture_of_row: int64 [N].
             rows_of_picture: int64 [3, B], rows of the branches uncond, image, text_image.
             image_guidance_scale: float32 [B].
             text_guidance_scale: float32 [B].
             ref_of_row: int64 [T, Nr, R], what the last Nr rows read of the table; -1 for none.
-            table: k_0, v_0, k_1, v_1, ..., each [F, H_l, M_l, D_l].
+            pair_of_row: int64 [N]. Rows of a picture that read the same references are one pair:
+                the text, which tells them apart, comes after the first self-attention.
+            picture_of_pair: int64 [U], pairs that read nothing first.
+            ref_of_pair: int64 [T, Ur, R], what the last Ur pairs read of the table.
+            text_and_table: What `text_kv` makes, text_k_0, text_v_0, ..., each [N, S, H_l * D_l];
+                then the table, k_0, v_0, ..., each [F, H_l, M_l, D_l].
 
         Returns:
             next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.
@@ -216,33 +250,35 @@ class DenoiseStep(nn.Module):
             return per_step.index_select(0, step).squeeze(0)
 
         sample, history = state[0], state[1:]
-        refs = now(ref_of_row)
+        layers = list(zip(text_and_table[::2], text_and_table[1::2], strict=True))
+        text, table = tuple(layers[: self.base.num_layers]), layers[self.base.num_layers :]
+        refs_of_rows, refs_of_pairs = now(ref_of_row), now(ref_of_pair)
 
         def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
             parts = [project(tokens) for project in (attn.to_q, attn.to_k, attn.to_v)]
+            refs = refs_of_rows
             if layer == 0:  # up to here rows of one picture are alike, and were computed once
-                parts = [part.index_select(0, picture_of_row) for part in parts]
-            q, k, v = (split_heads(part, attn.heads) for part in parts)
+                parts = [part.index_select(0, picture_of_pair) for part in parts]
+                refs = refs_of_pairs
             attended = reference_attention(
-                q,
-                k,
-                v,
-                ref_k=table[2 * layer],
-                ref_v=table[2 * layer + 1],
+                *parts,
+                heads=attn.heads,
+                ref_k=table[layer][0],
+                ref_v=table[layer][1],
                 ref_of_row=refs,
                 out_weight=attn.to_out[0].weight,
                 merge=self._merge,
-                scale=q.shape[-1] ** -0.5,
+                scale=(parts[0].shape[-1] // attn.heads) ** -0.5,
+                dialect=self._dialect,
             )
-            projected: Tensor = attn.to_out[0](join_heads(attended))
-            return projected
+            projected: Tensor = attn.to_out[0](attended)
+            return projected.index_select(0, pair_of_row) if layer == 0 else projected
 
         output = self.base.walk(
-            sample.to(prompt_embeds.dtype),
+            sample.to(text[0][0].dtype),
             now(timesteps),
-            prompt_embeds,
+            text,
             self_attention,
-            text_of_row=text_of_row,
             picture_of_row=picture_of_row,
             t_of_row=now(timesteps).index_select(0, picture_of_row),
         ).float()
@@ -273,13 +309,16 @@ def _combine(weights: Tensor, tensors: Tensor) -> Tensor:
     return unfolded.transpose(0, 1)
 
 
-def build_graph(name: str, pair: Pair, *, dtype: torch.dtype = torch.float32) -> Graph:
+def build_graph(
+    name: str, pair: Pair, *, dtype: torch.dtype = torch.float32, dialect: Dialect = "portable"
+) -> Graph:
     """A graph of a pair with its example inputs.
 
     Args:
         name: One of `GRAPH_NAMES`.
         pair: Modules of type `dtype`, on the CPU.
         dtype: What the graph computes in.
+        dialect: What it is written for.
 
     Raises:
         ParameterError: An unknown name.
@@ -291,10 +330,12 @@ def build_graph(name: str, pair: Pair, *, dtype: torch.dtype = torch.float32) ->
     if name in ("vae_encoder", "vae_decoder"):
         return _vae_graph(name, pair)
     text_length = int(pair.text_encoder.config.max_position_embeddings)
+    if name == "text_kv":
+        return text_graph(pair.base, text_length, dtype)
     if name == "reference_kv":
         return reference_graph(pair.base, pair.reference, pair.config.ref_scale, text_length, dtype)
     merge: Any = name.removeprefix("denoise_step").removeprefix("_") or "one"
-    return step_graph(pair.base, merge, text_length, dtype)
+    return step_graph(pair.base, merge, text_length, dtype, dialect)
 
 
 def _text_graph(pair: Pair) -> Graph:
@@ -305,6 +346,23 @@ def _text_graph(pair: Pair) -> Graph:
         inputs={"ids": torch.zeros(3, length, dtype=torch.int64)},
         axes={"ids": {0: Dim("prompts", min=1)}},
         outputs=("prompt_embeds",),
+    )
+
+
+def text_graph(base: BaseUNet, text_length: int, dtype: torch.dtype) -> Graph:
+    """`text_kv` of a U-Net; `text_length` is S."""
+    return Graph(
+        name="text_kv",
+        module=TextTable(base),
+        inputs={
+            "prompt_embeds": torch.zeros(3, text_length, _text_width(base), dtype=dtype),
+            "text_of_row": torch.zeros(5, dtype=torch.int64),
+        },
+        axes={
+            "prompt_embeds": {0: Dim("prompts", min=1)},
+            "text_of_row": {0: Dim("rows", min=1)},
+        },
+        outputs=text_names(base),
     )
 
 
@@ -363,28 +421,34 @@ def reference_graph(
     )
 
 
-def step_graph(base: BaseUNet, merge: OpMerge, text_length: int, dtype: torch.dtype) -> Graph:
+def step_graph(
+    base: BaseUNet,
+    merge: OpMerge,
+    text_length: int,
+    dtype: torch.dtype,
+    dialect: Dialect = "portable",
+) -> Graph:
     """`denoise_step`, or `denoise_step_<merge>` for another merge than `one`; S is given."""
     config, multiple = base.unet.config, base.size_multiple
-    history, pictures, steps, rows, reading, slots, states, entries = 2, 3, 4, 7, 5, 6, 8, 9
-    height, width = 3 * multiple, 2 * multiple
+    history, pictures, steps, rows, reading, slots, entries = 2, 3, 4, 7, 5, 6, 9
+    pairs, reading_pairs = 10, 8
+    width = 1 if merge == "one" else slots
     inputs: dict[str, Tensor] = {
         "step": torch.zeros(1, dtype=torch.int64),
-        "state": torch.zeros(1 + history, pictures, config.in_channels, height, width),
+        "state": torch.zeros(1 + history, pictures, config.in_channels, 3 * multiple, 2 * multiple),
         "timesteps": torch.zeros(steps, pictures, dtype=torch.int64),
         "matrices": torch.zeros(steps, pictures, 1 + history, 2 + history),
         "x0": torch.zeros(steps, pictures, 2),
         "clip_weight": torch.zeros(steps, pictures),
         "clip_range": torch.full((1,), _NO_LIMIT),
-        "prompt_embeds": torch.zeros(states, text_length, _text_width(base), dtype=dtype),
-        "text_of_row": torch.zeros(rows, dtype=torch.int64),
         "picture_of_row": torch.zeros(rows, dtype=torch.int64),
         "rows_of_picture": torch.zeros(3, pictures, dtype=torch.int64),
         "image_guidance_scale": torch.zeros(pictures),
         "text_guidance_scale": torch.zeros(pictures),
-        "ref_of_row": torch.zeros(
-            steps, reading, 1 if merge == "one" else slots, dtype=torch.int64
-        ),
+        "ref_of_row": torch.zeros(steps, reading, width, dtype=torch.int64),
+        "pair_of_row": torch.zeros(rows, dtype=torch.int64),
+        "picture_of_pair": torch.zeros(pairs, dtype=torch.int64),
+        "ref_of_pair": torch.zeros(steps, reading_pairs, width, dtype=torch.int64),
     }
     free = {
         letter: Dim(name, min=least)
@@ -392,9 +456,10 @@ def step_graph(base: BaseUNet, merge: OpMerge, text_length: int, dtype: torch.dt
             ("K", "history", 0),
             ("B", "pictures", 1),
             ("T", "steps", 1),
-            ("P", "prompts", 1),
             ("N", "rows", 1),
             ("Nr", "reading_rows", 0),
+            ("U", "pairs", 1),
+            ("Ur", "reading_pairs", 0),
             ("R", "slots", 1),
             ("F", "table", 1),
             ("M", "tokens", 1),
@@ -407,16 +472,22 @@ def step_graph(base: BaseUNet, merge: OpMerge, text_length: int, dtype: torch.dt
         "matrices": {0: free["T"], 1: free["B"], 2: free["K"] + 1, 3: free["K"] + 2},
         "x0": {0: free["T"], 1: free["B"]},
         "clip_weight": {0: free["T"], 1: free["B"]},
-        "prompt_embeds": {0: free["P"]},
-        "text_of_row": {0: free["N"]},
         "picture_of_row": {0: free["N"]},
         "rows_of_picture": {1: free["B"]},
         "image_guidance_scale": {0: free["B"]},
         "text_guidance_scale": {0: free["B"]},
         "ref_of_row": {0: free["T"], 1: free["Nr"]},
+        "pair_of_row": {0: free["N"]},
+        "picture_of_pair": {0: free["U"]},
+        "ref_of_pair": {0: free["T"], 1: free["Ur"]},
     }
     if merge != "one":
-        axes["ref_of_row"][2] = free["R"]
+        axes["ref_of_row"][2] = axes["ref_of_pair"][2] = free["R"]
+    names = iter(text_names(base))
+    for inner in base.text_widths():
+        for name in (next(names), next(names)):
+            inputs[name] = torch.zeros(rows, text_length, inner, dtype=dtype)
+            axes[name] = {0: free["N"]}
     names = iter(table_names(base))
     for layer, (_, heads, inner) in enumerate(base.layer_shapes()):
         tokens = Dim(f"tokens_{layer}", min=1)
@@ -425,12 +496,17 @@ def step_graph(base: BaseUNet, merge: OpMerge, text_length: int, dtype: torch.dt
             axes[name] = {0: free["F"], 2: tokens}
     return Graph(
         name="denoise_step" if merge == "one" else f"denoise_step_{merge}",
-        module=DenoiseStep(base, merge),
+        module=DenoiseStep(base, merge, dialect),
         inputs=inputs,
         axes=axes,
         outputs=("next_state", "estimate"),
         merge=merge,
     )
+
+
+def text_names(base: BaseUNet) -> tuple[str, ...]:
+    """`text_k_0`, `text_v_0`, ...: outputs of `text_kv` and inputs of `denoise_step`."""
+    return tuple(f"text_{name}" for name in table_names(base))
 
 
 def table_names(base: BaseUNet) -> tuple[str, ...]:

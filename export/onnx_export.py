@@ -33,7 +33,7 @@ from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.cpu_modules import for_cpu
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
-from bootpig_rt.export.reference_op import ORT_DOMAIN, function_body, with_shapes
+from bootpig_rt.export.reference_op import ORT_DOMAIN, function_body
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
 from bootpig_rt.export.translations import name_attention, translations
 from bootpig_rt.models.load import Pair
@@ -104,7 +104,8 @@ def export_graph(
             "which those of Stable Diffusion 2.1 overflow; take 'portable'"
         )
     pair = _of_type(pair, dtype)
-    graph = build_graph(name, pair if dialect == "portable" else _for_cpu(pair), dtype=dtype)
+    traced = pair if dialect == "portable" else _for_cpu(pair)
+    graph = build_graph(name, traced, dtype=dtype, dialect=dialect)
     return write_graph(
         graph,
         folder,
@@ -150,8 +151,6 @@ def write_graph(
     model.opset_imports[""] = opset
     if dialect == "cpu-large":
         model.opset_imports[ORT_DOMAIN] = 1
-    if dialect != "portable":
-        with_shapes(model)
     proto = ir.to_proto(model)
     if graph.merge is not None:
         body = function_body(graph.merge, half=half, dialect=dialect, opset=opset)
@@ -205,8 +204,8 @@ def _translate(graph: Graph, opset: int, dialect: Dialect) -> Any:
     """Trace and translate, without optimisations."""
     names = list(graph.inputs)
     axes: list[Any] = [graph.axes.get(name) for name in names]
-    if graph.merge is not None:  # the table is one variadic argument
-        first = names.index("ref_of_row") + 1
+    if graph.merge is not None:  # texts and table are one variadic argument
+        first = names.index("text_k_0")
         axes = [*axes[:first], tuple(axes[first:])]
     try:
         with torch.no_grad(), _quiet():

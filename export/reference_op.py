@@ -2,12 +2,13 @@
 
     ReferenceAttention <merge, scale> (q, k, v, ref_k, ref_v, ref_of_row [, out_weight])
 
-- q, k, v [N, H, S, D]: rows of the Base U-Net, those that read references last.
+- q, k, v [N, H, S, D]: rows of the Base U-Net, those that read references last. In graphs for a CPU
+  they are tokens, [N, S, H * D], as ONNX Runtime's own attention takes them.
 - ref_k, ref_v [F, H, M, D]: the reference table, references of all entries and subjects in a row.
 - ref_of_row int64 [Nr, R]: what each of the last Nr rows reads; -1 pads rows with fewer references,
   and every one of these rows reads at least one.
 - out_weight [C, H * D]: weight of the output projection, for merges that compare its results.
-- the result [N, H, S, D] is what the output projection reads.
+- the result, of the shape of q, is what the output projection reads.
 
 The first N - Nr rows attend to themselves. The split follows shapes alone, so no value is read back
 from a device. The operator's body is a model-local function of standard operators: a runtime
@@ -27,10 +28,10 @@ from typing import Any, Literal, TypeAlias
 import onnx
 import torch
 from onnx import parser
-from onnxscript import ir
 from torch import Tensor
 
 from bootpig_rt.export.dialect import Dialect
+from bootpig_rt.models.attention import join_heads, split_heads
 from bootpig_rt.pair_config import Merge
 
 DOMAIN = "bootpig_rt"
@@ -49,24 +50,49 @@ def reference_attention(
     k: Tensor,
     v: Tensor,
     *,
+    heads: int,
     ref_k: Tensor,
     ref_v: Tensor,
     ref_of_row: Tensor,
     out_weight: Tensor,
     merge: OpMerge,
     scale: float,
+    dialect: Dialect,
 ) -> Tensor:
-    """Put the operator into a graph that is being traced; it is not computed. Shapes as above."""
-    inputs = (q, k, v, ref_k, ref_v, ref_of_row)
+    """Put the operator into a graph that is being traced; it is not computed.
+
+    Args:
+        q: Queries of the rows, tokens [N, S, H * D].
+        k: Their keys, likewise.
+        v: Their values, likewise.
+        heads: H.
+        ref_k: Keys of the table, [F, H, M, D].
+        ref_v: Its values, likewise.
+        ref_of_row: int64 [Nr, R], what the last rows read.
+        out_weight: Weight of the output projection.
+        merge: How references are combined.
+        scale: Of the scores.
+        dialect: What the graph is written for.
+
+    Returns:
+        [N, S, H * D].
+    """
+    attributes: dict[str, Any] = {"merge": merge, "scale": scale}
+    own = (q, k, v)
+    if dialect == "portable":
+        own = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads))
+    else:
+        attributes |= token_attributes(heads, q.shape[-1])
+    inputs = (*own, ref_k, ref_v, ref_of_row)
     attended: Tensor = torch.onnx.ops.symbolic(
         f"{DOMAIN}::{OP_TYPE}",
         (*inputs, out_weight) if needs_out_weight(merge) else inputs,
-        {"merge": merge, "scale": scale},
+        attributes,
         dtype=q.dtype,
-        shape=q.shape,
+        shape=own[0].shape,
         version=VERSION,
     )
-    return attended
+    return join_heads(attended) if dialect == "portable" else attended
 
 
 def needs_out_weight(merge: str) -> bool:
@@ -74,18 +100,13 @@ def needs_out_weight(merge: str) -> bool:
     return merge in ("argmax", "softmax")
 
 
-def with_shapes(model: Any) -> None:
-    """Give each operator of a traced model the attributes that a fused body reads.
-
-    Args:
-        model: `onnxscript.ir.Model`; changed in place.
-    """
-    for node in model.graph:
-        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
-            _, heads, _, width = node.inputs[0].shape
-            node.attributes["joined_shape"] = ir.AttrInt64s("joined_shape", [0, 0, heads * width])
-            node.attributes["split_shape"] = ir.AttrInt64s("split_shape", [0, 0, heads, width])
-            node.attributes["heads"] = ir.AttrInt64("heads", heads)
+def token_attributes(heads: int, inner: int) -> dict[str, Any]:
+    """Attributes of an operator that takes tokens [N, S, `inner`]: what its body reads."""
+    return {
+        "heads": heads,
+        "joined_shape": [0, 0, inner],
+        "split_shape": [0, 0, heads, inner // heads],
+    }
 
 
 def function_body(
@@ -97,8 +118,8 @@ def function_body(
         merge: How references are combined.
         half: q, k, v and the table are float16: scores, softmax and norms are then float32, because
             the scores of Stable Diffusion 2.1 are too large for float16.
-        dialect: How attention is written. But for `portable`, the operator has the attributes of
-            `with_shapes`, and all is float32.
+        dialect: How attention is written. But for `portable`, the operator takes tokens and has the
+            attributes of `token_attributes`, and all is float32.
         opset: Of the standard operators.
     """
     is_operator = dialect != "portable"
@@ -109,6 +130,10 @@ def function_body(
     if dialect == "cpu":
         split, join = _SPLIT_SOME, _JOIN_SOME
         merged = merged.replace("ref_of_row", "some_refs").replace("ref_rows", "some_ref_rows")
+    if is_operator and merge != "one":
+        split = split.replace("_r = Slice", "_r_tokens = Slice")
+        merged = _BY_HEAD + merged + _BY_TOKEN
+        join = join.replace("merged", "merged_tokens")
     text = f"""
     <opset_import: ["" : {opset}{imports}], domain: "{DOMAIN}">
     {OP_TYPE} <merge, scale{more}> (q, k, v, ref_k, ref_v, ref_of_row{weight}) => (attended) {{
@@ -120,10 +145,21 @@ def function_body(
     return parser.parse_function(_expand(text, half, dialect))
 
 
-# For tokens [N, S, H * D], which ONNX Runtime's attention takes, and back.
+# Between tokens [N, S, H * D], which ONNX Runtime's attention takes, and [N, H, S, D].
 _SHAPES = """
         joined_shape = Constant <value_ints : ints = @joined_shape> ()
         split_shape = Constant <value_ints : ints = @split_shape> ()
+"""
+
+# Merges of several references are written for rows by head.
+_BY_HEAD = """
+        SPLIT (q_r, q_r_tokens)
+        SPLIT (k_r, k_r_tokens)
+        SPLIT (v_r, v_r_tokens)
+"""
+
+_BY_TOKEN = """
+        JOIN (merged_tokens, merged)
 """
 
 # Rows without references (`_p`) and with (`_r`). Two Slices and no Split, behind which TensorRT
@@ -146,7 +182,7 @@ _SLICES = """
 """
 
 _PLAIN = """
-        ATTEND (plain, q_p, k_p, v_p)
+        ATTEND_OWN (plain, q_p, k_p, v_p)
 """
 
 _SPLIT = (
@@ -244,7 +280,7 @@ _NORMS = (
         own = Unsqueeze (alone, slot_axis)
         change = Sub (each, own)
         by_token = Transpose <perm = [0, 1, 3, 2, 4]> (change)
-        tokens = Shape <start = 2, end = 3> (q)
+        tokens = Shape <start = 2, end = 3> (q_r)
         width = Shape <start = 1, end = 2> (out_weight)
         join = Concat <axis = 0> (ref_rows, slots, tokens, width)
         joined = Reshape <allowzero = 1> (by_token, join)
@@ -342,9 +378,11 @@ _MERGES = {
 def _expand(text: str, half: bool, dialect: Dialect) -> str:
     """Write out the abbreviations of the bodies above, a line each.
 
-    `ATTEND (out, q, k, v[, mask])` is softmax(scale * q k^T + mask) v, `ATTEND_BOTH (out, q, k, v,
-    ref_k, ref_v)` the same over own keys and others, `WIDE (out, in)` a conversion to float32.
-    `SCALED (out, q)` multiplies the queries, unless the operators of attention do.
+    `ATTEND (out, q, k, v[, mask])` is softmax(scale * q k^T + mask) v, by head. `ATTEND_OWN (out,
+    q, k, v)` and `ATTEND_BOTH (out, q, k, v, ref_k, ref_v)`, over own keys and over own and others,
+    are of tokens unless the dialect is `portable`. `SPLIT (by_head, tokens)` and `JOIN (tokens,
+    by_head)` lead from one to the other. `WIDE (out, in)` is a conversion to float32. `SCALED (out,
+    q)` multiplies the queries, unless the operators of attention do.
     """
     lines = []
     for line in text.splitlines():
@@ -352,8 +390,14 @@ def _expand(text: str, half: bool, dialect: Dialect) -> str:
         names = arguments.split(", ")
         if name == "ATTEND":
             lines += _attend(*names, half=half, dialect=dialect)
+        elif name == "ATTEND_OWN":
+            lines += _attend_own(*names, half=half, dialect=dialect)
         elif name == "ATTEND_BOTH":
             lines += _attend_both(*names, half=half, dialect=dialect)
+        elif name == "SPLIT":
+            lines += _split(*names)
+        elif name == "JOIN":
+            lines += _join(*names)
         elif name == "SCALED":
             is_here = dialect == "portable"
             lines += _scaled(*names) if is_here else [f"{names[0]} = Identity ({names[1]})"]
@@ -362,6 +406,25 @@ def _expand(text: str, half: bool, dialect: Dialect) -> str:
         else:
             lines.append(line)
     return "\n".join(lines)
+
+
+def _split(by_head: str, tokens: str) -> list[str]:
+    return [
+        f"{by_head}_split = Reshape ({tokens}, split_shape)",
+        f"{by_head} = Transpose <perm = [0, 2, 1, 3]> ({by_head}_split)",
+    ]
+
+
+def _join(tokens: str, by_head: str) -> list[str]:
+    return [
+        f"{tokens}_split = Transpose <perm = [0, 2, 1, 3]> ({by_head})",
+        f"{tokens} = Reshape ({tokens}_split, joined_shape)",
+    ]
+
+
+def _sized(out: str, tokens: str) -> list[str]:
+    """Say again how wide tokens are: behind a `Slice` it is unknown, and ONNX then takes 0."""
+    return [f"{out} = Reshape ({tokens}, joined_shape)"]
 
 
 def _attend(
@@ -374,47 +437,51 @@ def _attend(
             *_scaled(f"{out}_q", q),
             *_attend_written_out(out, f"{out}_q", k, v, *mask, half=half),
         ]
-    if dialect == "cpu-large":
-        operator = f"{ORT_DOMAIN}.MultiHeadAttention <num_heads : int = @heads, {_SCALE}>"
-        return _attend_as(operator, out, q, k, v)
-    return _attend_as(_ONNX_ATTENTION, out, q, k, v)
+    tokens = {name: f"{out}_{kind}_tokens" for kind, name in (("q", q), ("k", k), ("v", v))}
+    return [
+        *(line for name, joined in tokens.items() for line in _join(joined, name)),
+        f"{out}_tokens = {_OPERATORS[dialect]} ({', '.join(tokens.values())})",
+        *_split(out, f"{out}_tokens"),
+    ]
+
+
+def _attend_own(out: str, q: str, k: str, v: str, *, half: bool, dialect: Dialect) -> list[str]:
+    if dialect == "portable":
+        return _attend_written_out(out, q, k, v, half=half)
+    return [*_sized(f"{out}_v", v), f"{out} = {_OPERATORS[dialect]} ({q}, {k}, {out}_v)"]
 
 
 def _attend_both(
     out: str, q: str, k: str, v: str, ref_k: str, ref_v: str, *, half: bool, dialect: Dialect
 ) -> list[str]:
-    if dialect == "cpu":  # the keys of the past come by head, as in the table
-        joined = f", {out}_all_k, {out}_all_v"  # outputs that the runtime insists on
-        past = f", , {ref_k}, {ref_v}"
-        return _attend_as(_ONNX_ATTENTION, out, q, k, v, inputs=past, outputs=joined)
-    return [
-        f"{out}_all_k = Concat <axis = 2> ({k}, {ref_k})",
-        f"{out}_all_v = Concat <axis = 2> ({v}, {ref_v})",
-        *_attend(out, q, f"{out}_all_k", f"{out}_all_v", half=half, dialect=dialect),
-    ]
-
-
-def _attend_as(
-    operator: str, out: str, q: str, k: str, v: str, *, inputs: str = "", outputs: str = ""
-) -> list[str]:
-    """One operator that takes tokens [N, S, H * D], with further inputs and outputs."""
-    lines = []
-    for kind, name in (("q", q), ("k", k), ("v", v)):
-        lines += [
-            f"{out}_{kind}_joined_by_token = Transpose <perm = [0, 2, 1, 3]> ({name})",
-            f"{out}_{kind}_joined = Reshape ({out}_{kind}_joined_by_token, joined_shape)",
+    all_k, all_v = f"{out}_all_k", f"{out}_all_v"
+    if dialect == "cpu":  # keys of the past come by head, as in the table; it insists on `all_k`
+        inputs = f"{q}, {k}, {out}_v, , {ref_k}, {ref_v}"
+        return [
+            *_sized(f"{out}_v", v),
+            f"{out}, {all_k}, {all_v} = {_OPERATORS[dialect]} ({inputs})",
+        ]
+    if dialect == "cpu-large":
+        return [
+            *_join(f"{out}_ref_k", ref_k),
+            *_join(f"{out}_ref_v", ref_v),
+            f"{all_k} = Concat <axis = 1> ({k}, {out}_ref_k)",
+            f"{all_v} = Concat <axis = 1> ({v}, {out}_ref_v)",
+            *_attend_own(out, q, all_k, all_v, half=half, dialect=dialect),
         ]
     return [
-        *lines,
-        f"{out}_wide{outputs} = {operator} "
-        f"({out}_q_joined, {out}_k_joined, {out}_v_joined{inputs})",
-        f"{out}_split = Reshape ({out}_wide, split_shape)",
-        f"{out} = Transpose <perm = [0, 2, 1, 3]> ({out}_split)",
+        f"{all_k} = Concat <axis = 2> ({k}, {ref_k})",
+        f"{all_v} = Concat <axis = 2> ({v}, {ref_v})",
+        *_attend_written_out(out, q, all_k, all_v, half=half),
     ]
 
 
 _SCALE = "scale : float = @scale"
-_ONNX_ATTENTION = f"Attention <q_num_heads : int = @heads, kv_num_heads : int = @heads, {_SCALE}>"
+_OPERATORS = {
+    "cpu": f"Attention <q_num_heads : int = @heads, kv_num_heads : int = @heads, {_SCALE}>",
+    "cpu-large": f"{ORT_DOMAIN}.MultiHeadAttention <num_heads : int = @heads, {_SCALE}>",
+}
+"""Of tokens [N, S, H * D]."""
 
 
 def _scaled(out: str, q: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which sizes an engine is built for: the axes of the five graphs, and their ranges in a profile.
+"""Which sizes an engine is built for: the axes of the graphs, and their ranges in a profile.
 
 The names of inputs and what their axes count are the graphs' interface; see `ARCHITECTURE.md`. An
 axis that a graph has fixed stays fixed. This file knows numbers, and no TensorRT.
@@ -65,6 +65,7 @@ class PairShape:
 # graph -> input -> what its axes count; "" is an axis that graphs fix.
 _AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "text_encoder": {"ids": ("prompts", "tokens")},
+    "text_kv": {"prompt_embeds": ("prompts", "tokens", ""), "text_of_row": ("rows",)},
     "vae_encoder": {"pixels": ("images", "", "height_px", "width_px")},
     "vae_decoder": {"latents": ("batch", "", "height", "width")},
     "reference_kv": {
@@ -83,16 +84,18 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "x0": ("steps", "batch", "two"),
         "clip_weight": ("steps", "batch"),
         "clip_range": ("one",),
-        "prompt_embeds": ("prompts", "tokens", ""),
-        "text_of_row": ("rows",),
         "picture_of_row": ("rows",),
         "rows_of_picture": ("three", "batch"),
         "image_guidance_scale": ("batch",),
         "text_guidance_scale": ("batch",),
         "ref_of_row": ("steps", "reading_rows", "references"),
+        "pair_of_row": ("rows",),
+        "picture_of_pair": ("pairs",),
+        "ref_of_pair": ("steps", "reading_pairs", "references"),
     },
 }
 _TABLE = re.compile(r"[kv]_(\d+)")
+_TEXT = re.compile(r"text_[kv]_\d+")
 
 
 def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
@@ -144,6 +147,9 @@ def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
         "prompts": Range(1, min(2, 2 * batch), 2 * batch),
         "rows": Range(1, GUIDANCE_ROWS, GUIDANCE_ROWS * batch),
         "reading_rows": Range(0, GUIDANCE_ROWS - 1, (GUIDANCE_ROWS - 1) * batch),
+        # Both of a picture's rows that read references read the same ones.
+        "pairs": Range(1, 2, 2 * batch),
+        "reading_pairs": Range(0, 1, batch),
         "references": Range(1, 1, references),
         "steps": Range(1, usual_steps, steps),
         "state": Range(1, 1 + MAX_HISTORY, 1 + MAX_HISTORY),
@@ -188,6 +194,8 @@ def input_ranges(
 
 def _axes(kind: str, name: str, shape: PairShape) -> tuple[str, ...] | None:
     """What the axes of an input count; for a table its level stands in the third."""
+    if kind == "denoise_step" and _TEXT.fullmatch(name):
+        return ("rows", "tokens", "")
     match = _TABLE.fullmatch(name)
     if kind == "denoise_step" and match and int(match[1]) < len(shape.level_of_layer):
         return ("passes_in_table", "", f"level {shape.level_of_layer[int(match[1])]}", "")

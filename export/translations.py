@@ -122,10 +122,7 @@ def _operator(attend: Callable[..., Any]) -> Callable[..., Any]:
         if is_causal or attn_mask is not None:
             return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         _, heads, _, width = query.shape
-        joined = (
-            op.Reshape(op.Transpose(each, perm=[0, 2, 1, 3]), _shape(0, 0, heads * each.shape[-1]))
-            for each in (query, key, value)
-        )
+        joined = (_tokens(each) for each in (query, key, value))
         attended = attend(*joined, heads, width**-0.5 if scale is None else scale)
         split = op.Reshape(attended, _shape(0, 0, heads, value.shape[-1]))
         return op.Transpose(split, perm=[0, 2, 1, 3])
@@ -143,6 +140,19 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
         lambda q, k, v, heads, scale: _ort_attention(q, k, v, num_heads=heads, scale=scale)
     ),
 }
+
+
+def _tokens(by_head: Any) -> Any:
+    """[B, H, S, D] -> [B, S, H * D]: what it was made from, where it was made from that."""
+    _, heads, _, width = by_head.shape
+    transpose = by_head.producer()
+    split = None if transpose is None else transpose.inputs[0].producer()
+    if split is not None and (transpose.op_type, split.op_type) == ("Transpose", "Reshape"):
+        tokens = split.inputs[0]
+        is_swap = list(transpose.attributes["perm"].value) == [0, 2, 1, 3]
+        if is_swap and len(tokens.shape) == 3 and tokens.shape[-1] == heads * width:
+            return tokens
+    return op.Reshape(op.Transpose(by_head, perm=[0, 2, 1, 3]), _shape(0, 0, heads * width))
 
 
 def _shape(*sizes: int) -> Any:

@@ -1,8 +1,8 @@
 """The one seam between the pipeline and whatever computes the pair.
 
-A backend holds a pair on a device and knows five graphs: text encoder, image encoder, reference
-pass, denoising step, image decoder. It knows nothing about prompts as text, schedules, seeds or
-files of pictures. Arrays typed `DeviceArray` are the backend's own and stay on its device; the
+A backend holds a pair on a device and does five things: encode text, encode images, run a
+reference pass, take a step, decode images. It knows nothing about prompts as text, schedules, seeds
+or files of pictures. Arrays typed `DeviceArray` are the backend's own and stay on its device; the
 pipeline only passes them on. All others are numpy.
 
 Every method may be called from several threads at once.

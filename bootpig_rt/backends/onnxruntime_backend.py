@@ -36,7 +36,7 @@ from bootpig_rt.table_storage import HostTable, TableDtype
 _ROWS_PER_LAUNCH = 16
 """Rows that go through the autoencoder or the text encoder at once: bounds their memory."""
 
-_GRAPHS = ("reference_kv", "text_encoder", "vae_encoder", "vae_decoder")
+_GRAPHS = ("reference_kv", "text_encoder", "text_kv", "vae_encoder", "vae_decoder")
 """What every picture needs. Which graph its steps need is known with its references."""
 
 

@@ -76,14 +76,16 @@ class OnnxRuntimeRun:
         self._streamed = streamed
         texts = batch.prompt_embeds
         if isinstance(texts, np.ndarray):
-            texts = to_device(texts.astype(_TYPES[known["prompt_embeds"].type]), device)
+            texts = to_device(texts.astype(graph_type), device)
+        of_text = {"prompt_embeds": texts, "text_of_row": laid_out.text_of_row}
+        text_kv = sessions.launch("text_kv", of_text)
         first = laid_out.arrays.pop("state")
         self._step = to_device(np.zeros(1, np.int64), device)
         self._states = (to_device(first.copy(), device), empty(first.shape, np.float32, device))
         self._estimate = to_device(first[0].copy(), device)
         self._inputs: dict[str, ort.OrtValue] = {
             "step": self._step,
-            "prompt_embeds": texts,
+            **text_kv,
             **{name: to_device(array, device) for name, array in laid_out.arrays.items()},
             **table,
         }

@@ -3,7 +3,7 @@
 The graph wants rows without references ahead of those with, one flat reference table, and for each
 step flat indices into it. A table's passes lie entry by entry, reference by reference; those of the
 next table follow. A table that several pictures read at different steps lies there once: their
-indices differ, the table does not.
+indices differ, the table does not. Rows that are alike until they meet their text make one pair.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ class StepInputs:
 
     Attributes:
         arrays: Name of the input -> float32 or int64 array; all but `step` stay from step to step.
+        text_of_row: int64 [N], for the graph `text_kv`.
         num_steps: T.
         slots: R, references of the row that has most; 1 where no row has any.
     """
 
     arrays: dict[str, FloatArray | IntArray]
+    text_of_row: IntArray
     num_steps: int
     slots: int
 
@@ -76,6 +78,8 @@ def step_inputs(
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), dtype=np.float32)
         state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
+    pictures, num_plain = batch.picture_of_row[order], len(order) - len(ref_rows)
+    first, pair_of_row = _pairs(pictures, ref_rows)
     clip = solver.clip_sample_range
     arrays: dict[str, FloatArray | IntArray] = {
         "state": state,
@@ -84,14 +88,16 @@ def step_inputs(
         "x0": solver.x0,
         "clip_weight": solver.clip_weight,
         "clip_range": np.array([NO_LIMIT if clip is None else clip], dtype=np.float32),
-        "text_of_row": batch.text_of_row[order],
-        "picture_of_row": batch.picture_of_row[order],
+        "picture_of_row": pictures,
         "rows_of_picture": position[batch.rows_of_picture],
         "image_guidance_scale": batch.image_guidance_scale,
         "text_guidance_scale": batch.text_guidance_scale,
         "ref_of_row": flat,
+        "pair_of_row": pair_of_row,
+        "picture_of_pair": pictures[first],
+        "ref_of_pair": np.ascontiguousarray(flat[:, first[first >= num_plain] - num_plain]),
     }
-    return StepInputs(arrays, solver.num_steps, flat.shape[2])
+    return StepInputs(arrays, batch.text_of_row[order], solver.num_steps, flat.shape[2])
 
 
 def graph_name(merge: str, slots: int) -> str:
@@ -113,6 +119,21 @@ def _sort_rows(ref_of_row: IntArray) -> tuple[IntArray, IntArray]:
     for number, row in enumerate(reading):
         packed[number, : counts[row]] = ref_of_row[row][ref_of_row[row] >= 0]
     return order, packed
+
+
+def _pairs(pictures: IntArray, ref_rows: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct pairs of a picture and what is read beside it, in the order of the sorted rows.
+
+    Returns:
+        int64 [U], the first row of each pair; int64 [N], the pair of each row.
+    """
+    plain = [()] * (len(pictures) - len(ref_rows))
+    rows = list(zip(pictures.tolist(), [*plain, *map(tuple, ref_rows.tolist())], strict=True))
+    pairs = list(dict.fromkeys(rows))
+    return (
+        np.array([rows.index(pair) for pair in pairs], dtype=np.int64),
+        np.array([pairs.index(row) for row in rows], dtype=np.int64),
+    )
 
 
 def _flat_references(

@@ -305,10 +305,14 @@ class TensorRTRun:
             self._cuda.activate()
             numbers = np.arange(laid_out.num_steps, dtype=np.int64)
             self._numbers = self._cuda.upload(numbers)
+            texts = {
+                "prompt_embeds": batch.prompt_embeds,
+                "text_of_row": laid_out.text_of_row,
+            }
             arrays: dict[str, Any] = {
                 "step": np.zeros(1, np.int64),
-                "prompt_embeds": batch.prompt_embeds,
                 **laid_out.arrays,
+                **backend._run(backend.engine("text_kv"), texts),
             }
             inputs = backend._upload(engine, arrays)
             inputs |= self._table(engine, tables, streams)

@@ -266,8 +266,9 @@ def _size_lines(sizes: Estimate) -> list[str]:
     for name, memory in (("a usual picture", sizes.usual), ("the largest batch", sizes.largest)):
         lines.append(
             f"memory     {_mb(memory.total_bytes)} for {name}: weights "
-            f"{_mb(memory.weights_bytes)}, {table} {_mb(memory.table_bytes)}, attention "
-            f"{_mb(memory.attention_bytes)}, decoder {_mb(memory.picture_bytes)}"
+            f"{_mb(memory.weights_bytes)}, {table} {_mb(memory.table_bytes)}, text "
+            f"{_mb(memory.text_bytes)}, attention {_mb(memory.attention_bytes)}, decoder "
+            f"{_mb(memory.picture_bytes)}"
         )
     return lines
 

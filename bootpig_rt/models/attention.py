@@ -33,28 +33,26 @@ def join_heads(attended: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(-2)
 
 
-def attention(
-    attn: Any, tokens: Tensor, context: Tensor, *, context_of_row: Tensor | None = None
-) -> Tensor:
+def attention(attn: Any, tokens: Tensor, context: Tensor | KV) -> Tensor:
     """A diffusers `Attention` module without masks: self- or cross-attention.
 
     Args:
         attn: The module; its projections, heads and output dropout are used.
         tokens: [B, N, C], queries.
-        context: [B, S, E], keys and values; `tokens` itself for self-attention.
-        context_of_row: int64 [B], the entry of `context`, [P, S, E], that each row reads.
+        context: [B, S, E], what keys and values are projected from, `tokens` itself for
+            self-attention; or those keys and values, each [B, S, H * D].
 
     Returns:
         [B, N, C].
     """
-
-    def of_rows(projected: Tensor) -> Tensor:
-        picked = projected if context_of_row is None else projected.index_select(0, context_of_row)
-        return split_heads(picked, attn.heads)
-
-    q = split_heads(attn.to_q(tokens), attn.heads)
-    k, v = of_rows(attn.to_k(context)), of_rows(attn.to_v(context))
+    keys, values = context if isinstance(context, tuple) else project(attn, context)
+    q, k, v = (split_heads(part, attn.heads) for part in (attn.to_q(tokens), keys, values))
     return _project_out(attn, join_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+def project(attn: Any, context: Tensor) -> KV:
+    """Keys and values [..., H * D] of [..., E]."""
+    return attn.to_k(context), attn.to_v(context)
 
 
 def reference_self_attention(

@@ -19,7 +19,14 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.models.attention import KV, Merge, attention, reference_self_attention, split_heads
+from bootpig_rt.models.attention import (
+    KV,
+    Merge,
+    attention,
+    project,
+    reference_self_attention,
+    split_heads,
+)
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.unet_config import check_unet_config
 
@@ -71,6 +78,9 @@ def _operations(unet: Any) -> Iterator[_Op]:
 
 SelfAttention = Callable[[int, Any, Tensor], Tensor]
 """(layer index, attention module, tokens [B, N, C] after the norm) -> attended tokens [B, N, C]."""
+
+TextKVLayers = tuple[KV, ...]
+"""Keys and values of the text for every cross-attention, each [B, S, H * D]."""
 
 
 class _WalkedUNet(nn.Module):
@@ -238,6 +248,17 @@ class BaseUNet(_WalkedUNet):
             layers.append((split_heads(keys, heads), split_heads(block.attn1.to_v(feature), heads)))
         return tuple(layers)
 
+    def project_text(self, prompt_embeds: Tensor) -> TextKVLayers:
+        """Text states [B, S, E] -> keys and values of every cross-attention.
+
+        They stay the same from step to step.
+        """
+        return tuple(project(block.attn2, prompt_embeds) for block in self._blocks)
+
+    def text_widths(self) -> tuple[int, ...]:
+        """H * D of every cross-attention."""
+        return tuple(block.attn2.to_k.out_features for block in self._blocks)
+
     def forward(
         self,
         latents: Tensor,
@@ -303,19 +324,18 @@ class BaseUNet(_WalkedUNet):
         self,
         latents: Tensor,
         t: Tensor,
-        prompt_embeds: Tensor,
+        text: Tensor | TextKVLayers,
         self_attention: SelfAttention,
         *,
         picture_of_row: Tensor | None = None,
         t_of_row: Tensor | None = None,
-        text_of_row: Tensor | None = None,
     ) -> Tensor:
         """All modules in order, with the self-attentions given: what `forward` and graphs share.
 
         Args:
             latents: [B, C, h, w].
             t: [B], timesteps.
-            prompt_embeds: [B, S, E]; with `text_of_row` distinct ones, [P, S, E].
+            text: States of the rows' prompts, [B, S, E], or what `project_text` made of them.
             self_attention: Called for each self-attention, 0 to L - 1.
             picture_of_row: int64 [B], the entry of `latents` and `t` that each row starts from.
                 All up to the first self-attention is then computed once for each entry, and that
@@ -323,8 +343,6 @@ class BaseUNet(_WalkedUNet):
             t_of_row: [B], the timesteps of the rows, to be embedded for them once more. By default
                 the embedding of the entries is picked; TensorRT spreads that over two streams, with
                 a wait in every block and more memory.
-            text_of_row: int64 [B], the text states of each row. Keys and values are then projected
-                once for each of the P states.
 
         Returns:
             [B, C, h, w].
@@ -346,7 +364,8 @@ class BaseUNet(_WalkedUNet):
                     )
                     if t_of_row is not None:
                         temb = self._time_embedding(t_of_row, latents)
-                tokens = _text_and_feed_forward(block, tokens + change, prompt_embeds, text_of_row)
+                context = text if isinstance(text, Tensor) else text[layer]
+                tokens = _text_and_feed_forward(block, tokens + change, context)
                 layer += 1
             x = _tokens_out(op.module, tokens, x)
             if op.push:
@@ -429,11 +448,8 @@ def _to_picture(tokens: Tensor, size: torch.Size) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 
-def _text_and_feed_forward(
-    block: Any, tokens: Tensor, prompt_embeds: Tensor, text_of_row: Tensor | None = None
-) -> Tensor:
+def _text_and_feed_forward(block: Any, tokens: Tensor, text: Tensor | KV) -> Tensor:
     """Cross-attention to the text and the feed-forward, each with its norm and residual."""
-    normed = block.norm2(tokens)
-    tokens = tokens + attention(block.attn2, normed, prompt_embeds, context_of_row=text_of_row)
+    tokens = tokens + attention(block.attn2, block.norm2(tokens), text)
     fed: Tensor = block.ff(block.norm3(tokens)) + tokens
     return fed

@@ -1,4 +1,4 @@
-"""The five graphs as modules: inputs, free axes, and the parts that torch can run by itself."""
+"""The graphs as modules: inputs, free axes, and the parts that torch can run by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export import graphs
-from bootpig_rt.export.graphs import GRAPH_NAMES, build_graph, table_names
+from bootpig_rt.export.graphs import GRAPH_NAMES, build_graph, table_names, text_names
+from bootpig_rt.models.attention import join_heads, split_heads
 from bootpig_rt.models.load import Pair, load_pair
 
 
@@ -18,9 +19,10 @@ def pair(tiny_pair_folder: Path) -> Pair:
     return load_pair(tiny_pair_folder)
 
 
-def test_there_are_five_graphs_and_a_step_for_each_merge() -> None:
+def test_there_are_five_graphs_beside_a_step_for_each_merge() -> None:
     assert GRAPH_NAMES == (
         "text_encoder",
+        "text_kv",
         "vae_encoder",
         "reference_kv",
         "denoise_step",
@@ -54,6 +56,20 @@ def test_a_step_reads_what_the_reference_graph_writes(pair: Pair) -> None:
     assert tuple(step.inputs)[-len(reference.outputs) :] == reference.outputs
     for layer, (_, heads, inner) in enumerate(pair.base.layer_shapes()):
         assert step.inputs[f"k_{layer}"].shape[1::2] == (heads, inner // heads)
+
+
+def test_a_step_reads_what_the_text_graph_writes(pair: Pair) -> None:
+    step, text = build_graph("denoise_step", pair), build_graph("text_kv", pair)
+    assert text.outputs == text_names(pair.base)
+    names = tuple(step.inputs)
+    first = names.index("text_k_0")
+    assert names[first : first + len(text.outputs)] == text.outputs
+    with torch.inference_mode():
+        made = text.module(torch.randn(2, 24, 16), torch.tensor([1, 0, 1]))
+    assert [part.shape[1:] for part in made] == [step.inputs[n].shape[1:] for n in text.outputs]
+    for part in made:
+        assert torch.equal(part[0], part[2])
+        assert not torch.equal(part[0], part[1])
 
 
 def test_only_a_step_with_a_merge_has_free_slots(pair: Pair) -> None:
@@ -115,7 +131,14 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
 ) -> None:
     """Six rows of two pictures: the first layers see two, and the result is that of six."""
     graph = build_graph("denoise_step", pair)
-    monkeypatch.setattr(graphs, "reference_attention", _attend_to_own_tokens)
+    attended: list[int] = []
+
+    def attend(q: torch.Tensor, *own: torch.Tensor, heads: int, **_: object) -> torch.Tensor:
+        attended.append(len(q))
+        q, k, v = (split_heads(part, heads) for part in (q, *own))
+        return join_heads(torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+    monkeypatch.setattr(graphs, "reference_attention", attend)
     torch.manual_seed(0)
     values = {
         "step": torch.tensor([1]),
@@ -125,29 +148,37 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
         "x0": torch.randn(2, 2, 2),
         "clip_weight": torch.zeros(2, 2),
         "clip_range": torch.full((1,), 3e38),
-        "prompt_embeds": torch.randn(3, 24, 16),
-        "text_of_row": torch.tensor([0, 0, 0, 0, 1, 2]),
         "picture_of_row": torch.tensor([0, 1, 0, 1, 0, 1]),
         "rows_of_picture": torch.tensor([[0, 1], [2, 3], [4, 5]]),
         "image_guidance_scale": torch.tensor([2.0, 3.0]),
         "text_guidance_scale": torch.tensor([4.0, 5.0]),
         "ref_of_row": torch.zeros(2, 4, 1, dtype=torch.int64),
+        "pair_of_row": torch.tensor([0, 1, 2, 3, 2, 3]),
+        "picture_of_pair": torch.tensor([0, 1, 0, 1]),
+        "ref_of_pair": torch.zeros(2, 2, 1, dtype=torch.int64),
     }
     table = [torch.zeros(1)] * (2 * pair.base.num_layers)
+    texts = torch.randn(3, 24, 16)
+    with torch.inference_mode():
+        text = build_graph("text_kv", pair).module(texts, torch.tensor([0, 0, 0, 0, 1, 2]))
     seen: list[int] = []
     unet = pair.base.unet
     for module in (unet.conv_in, unet.down_blocks[0].resnets[0]):
         handle = module.register_forward_hook(lambda _, inputs, out: seen.append(len(out)))
         request.addfinalizer(handle.remove)
     with torch.inference_mode():
-        together, _ = graph.module(*values.values(), *table)
+        together, _ = graph.module(*values.values(), *text, *table)
     assert set(seen) == {2}
+    assert attended[0] == 4  # the guided rows of a picture are one pair
+    assert set(attended[1:]) == {6}
     # A picture for each row: nothing is shared.
     pictures = values["picture_of_row"]
     alone = {
         **values,
         "state": values["state"][:, pictures],
         "picture_of_row": torch.arange(6),
+        "pair_of_row": torch.arange(6),
+        "picture_of_pair": torch.arange(6),
         **{name: values[name][:, pictures] for name in ("timesteps", "matrices", "x0")},
         "clip_weight": values["clip_weight"][:, pictures],
         "rows_of_picture": values["rows_of_picture"][:, [0, 1, 0, 1, 0, 1]],
@@ -157,13 +188,6 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
     }
     seen.clear()
     with torch.inference_mode():
-        apart, _ = graph.module(*alone.values(), *table)
+        apart, _ = graph.module(*alone.values(), *text, *table)
     assert set(seen) == {6}
     torch.testing.assert_close(together, apart[:, :2], rtol=1e-4, atol=1e-5)
-
-
-def _attend_to_own_tokens(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object
-) -> torch.Tensor:
-    """In place of the operator, which only the exporter knows."""
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v)

@@ -150,7 +150,7 @@ def test_a_float16_graph_reads_the_weights_as_they_are_and_scores_in_float32(
     weights = {t.name for t in model.graph.initializer if t.external_data}
     assert not weights & {n.input[0] for n in model.graph.node if n.op_type == "Cast"}
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
-    assert {types[n] for n in ("k_0", "v_0", "prompt_embeds")} == {TensorProto.FLOAT16}
+    assert {types[n] for n in ("k_0", "v_0", "text_k_0")} == {TensorProto.FLOAT16}
     assert types["state"] == TensorProto.FLOAT
     # Ahead of every softmax there is a product of what was cast to float32.
     (function,) = model.functions
@@ -187,17 +187,20 @@ def test_scores_too_large_for_float16_do_not_overflow(half_folder: Path, tmp_pat
         "x0": np.array([[[0.0, 1.0]]]),
         "clip_weight": np.zeros((1, 1)),
         "clip_range": np.array([3e38]),
-        "prompt_embeds": rng.standard_normal((1, 24, 16)),
-        "text_of_row": [0],
         "picture_of_row": [0],
         "rows_of_picture": [[0], [0], [0]],
         "image_guidance_scale": [1.0],
         "text_guidance_scale": [0.0],
         "ref_of_row": [[[0]]],
+        "pair_of_row": [0],
+        "picture_of_pair": [0],
+        "ref_of_pair": [[[0]]],
     }
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
     for value in session.get_inputs():
-        if value.name not in inputs:
+        if value.name.startswith("text_"):
+            inputs[value.name] = rng.standard_normal((1, *value.shape[1:])) * 100
+        elif value.name not in inputs:
             inputs[value.name] = rng.standard_normal((1, value.shape[1], 4, value.shape[3])) * 100
         inputs[value.name] = np.asarray(inputs[value.name]).astype(kinds[value.type])
     state, estimate = session.run(None, inputs)
@@ -270,6 +273,9 @@ def test_a_step_for_a_cpu_takes_rows_of_one_kind(
     alone = run_step(
         tiny_bundle_folder,
         text_of_row=np.array([0, 0, 1])[rows],
+        pair_of_row=np.zeros(len(rows), np.int64),
+        picture_of_pair=np.zeros(1, np.int64),
+        ref_of_pair=np.ones((1, min(1, reading), 1), np.int64),
         picture_of_row=np.zeros(len(rows), np.int64),
         rows_of_picture=np.full((3, 1), last),
         ref_of_row=np.ones((1, reading, 1), np.int64),
@@ -292,6 +298,9 @@ def run_step(folder: Path, **changed: Any) -> list[np.ndarray[Any, Any]]:
     def normal(*shape: int) -> np.ndarray[Any, Any]:
         return rng.standard_normal(shape).astype(np.float32)
 
+    texts = normal(2, 24, 16)
+    text_of_row = changed.pop("text_of_row", np.array([0, 0, 1]))
+    text_kv = ort.InferenceSession(folder / "text_kv.onnx")
     inputs = {
         "step": np.zeros(1, np.int64),
         "state": normal(1, 1, 4, 8, 8),
@@ -300,13 +309,21 @@ def run_step(folder: Path, **changed: Any) -> list[np.ndarray[Any, Any]]:
         "x0": np.array([[[0.2, 0.8]]], np.float32),
         "clip_weight": np.zeros((1, 1), np.float32),
         "clip_range": np.array([3e38], np.float32),
-        "prompt_embeds": normal(2, 24, 16),
-        "text_of_row": np.array([0, 0, 1]),
         "picture_of_row": np.zeros(3, np.int64),
         "rows_of_picture": np.arange(3)[:, None],
         "image_guidance_scale": np.array([2.0], np.float32),
         "text_guidance_scale": np.array([3.0], np.float32),
         "ref_of_row": np.ones((1, 2, 1), np.int64),
+        "pair_of_row": np.array([0, 1, 1]),
+        "picture_of_pair": np.zeros(2, np.int64),
+        "ref_of_pair": np.ones((1, 1, 1), np.int64),
+        **dict(
+            zip(
+                [output.name for output in text_kv.get_outputs()],
+                text_kv.run(None, {"prompt_embeds": texts, "text_of_row": text_of_row}),
+                strict=True,
+            )
+        ),
     }
     for value in session.get_inputs():
         if value.name not in inputs:

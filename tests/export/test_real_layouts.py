@@ -25,14 +25,14 @@ from bootpig_rt.models.init_pair import init_pair
 from bootpig_rt.models.load import Pair, load_pair
 
 VERSIONS = ("2.1-base", "1.x")
-GRAPHS = ("text_encoder", "vae_encoder", "reference_kv", "denoise_step", "vae_decoder")
+GRAPHS = ("text_encoder", "text_kv", "vae_encoder", "reference_kv", "denoise_step", "vae_decoder")
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def exported(
     request: pytest.FixtureRequest, make_sd_folder: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An untrained pair with its five graphs in float32."""
+    """An untrained pair with its graphs in float32."""
     folder = tmp_path_factory.mktemp(request.param)
     init_pair(make_sd_folder(folder / "sd", request.param), folder / "pair")
     pair = load_pair(folder / "pair")
@@ -58,7 +58,7 @@ def close(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.slow
-def test_the_five_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
+def test_the_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
     import torch
 
     pair: Pair = load_pair(exported)
@@ -105,6 +105,10 @@ def test_the_five_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
         three = torch.from_numpy(np.repeat(sample, 3, axis=0))
         output = pair.base(three, torch.tensor([500] * 3), context, reference_kv, rows)
         guided = output[0] + 4 * (output[1] - output[0]) + 6.5 * (output[2] - output[1])
+        texts_of = session(exported, "text_kv")
+        given = {"prompt_embeds": states, "text_of_row": np.array([0, 0, 1])}
+        parts = [output.name for output in texts_of.get_outputs()]
+        text_kv = dict(zip(parts, texts_of.run(None, given), strict=True))
         following, estimate = session(exported, "denoise_step").run(
             None,
             {
@@ -115,13 +119,15 @@ def test_the_five_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
                 "x0": np.array([[[1.1, -0.3]]], np.float32),
                 "clip_weight": np.zeros((1, 1), np.float32),
                 "clip_range": np.array([3e38], np.float32),
-                "prompt_embeds": states,
-                "text_of_row": np.array([0, 0, 1]),
                 "picture_of_row": np.array([0, 0, 0]),
                 "rows_of_picture": np.array([[0], [1], [2]]),
                 "image_guidance_scale": np.array([4], np.float32),
                 "text_guidance_scale": np.array([6.5], np.float32),
                 "ref_of_row": np.zeros((1, 2, 1), np.int64),
+                "pair_of_row": np.array([0, 1, 1]),
+                "picture_of_pair": np.array([0, 0]),
+                "ref_of_pair": np.zeros((1, 1, 1), np.int64),
+                **text_kv,
                 **layers,
             },
         )

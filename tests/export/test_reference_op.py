@@ -11,7 +11,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper
-from onnxscript import ir
 
 from bootpig_rt.export.reference_op import (
     DOMAIN,
@@ -19,7 +18,7 @@ from bootpig_rt.export.reference_op import (
     ORT_DOMAIN,
     function_body,
     needs_out_weight,
-    with_shapes,
+    token_attributes,
 )
 from bootpig_rt.kernels.eager import reference_attention
 
@@ -33,14 +32,16 @@ def session(merge: Any, *, half: bool = False, dialect: Any = "portable") -> ort
     dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     names = ["q", "k", "v", "ref_k", "ref_v", "ref_of_row"]
     names += ["out_weight"] if needs_out_weight(merge) else []
+    attributes = {} if dialect == "portable" else token_attributes(HEADS, HEADS * WIDTH)
     node = helper.make_node(
-        OP_TYPE, names, ["attended"], domain=DOMAIN, merge=merge, scale=WIDTH**-0.5
+        OP_TYPE, names, ["attended"], domain=DOMAIN, merge=merge, scale=WIDTH**-0.5, **attributes
     )
+    shape = [None, HEADS, None, WIDTH] if dialect == "portable" else [None, None, HEADS * WIDTH]
     inputs = [
         helper.make_tensor_value_info(
             name,
             TensorProto.INT64 if name == "ref_of_row" else dtype,
-            [None, HEADS, None, WIDTH] if name == "q" else None,
+            shape if name in ("q", "k", "v") else None,
         )
         for name in names
     ]
@@ -52,10 +53,6 @@ def session(merge: Any, *, half: bool = False, dialect: Any = "portable") -> ort
         opset_imports=opsets,
         ir_version=10,
     )
-    if dialect != "portable":
-        traced = ir.from_proto(model)
-        with_shapes(traced)
-        model = ir.to_proto(traced)
     model.functions.append(function_body(merge, half=half, dialect=dialect, opset=standard))
     return ort.InferenceSession(model.SerializeToString())
 
@@ -75,6 +72,12 @@ def arrays(rows: int, refs: list[list[int]], *, seed: int = 0) -> Arrays:
     return made
 
 
+def tokens(by_head: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[N, H, S, D] -> [N, S, H * D]."""
+    rows, heads, count, width = by_head.shape
+    return by_head.transpose(0, 2, 1, 3).reshape(rows, count, heads * width)
+
+
 def run(
     merge: Any, inputs: Arrays, *, half: bool = False, dialect: Any = "portable"
 ) -> npt.NDArray[Any]:
@@ -86,8 +89,10 @@ def run(
         for name, array in inputs.items()
         if name in names
     }
+    if dialect != "portable":
+        fed |= {name: tokens(fed[name]) for name in "qkv"}
     (attended,) = known.run(None, fed)
-    joined = attended.astype(np.float32).transpose(0, 2, 1, 3).reshape(len(attended), TOKENS, -1)
+    joined = tokens(attended.astype(np.float32)) if dialect == "portable" else attended
     projected: npt.NDArray[Any] = joined @ inputs["out_weight"].T
     return projected
 

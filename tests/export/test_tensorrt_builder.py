@@ -312,8 +312,11 @@ STEP_INPUTS = {
     "state": (-1, -1, 4, -1, -1),
     "matrices": (-1, -1, -1, -1),
     "x0": (-1, -1, 2),
-    "prompt_embeds": (-1, 77, 16),
     "ref_of_row": (-1, -1, 1),
+    "pair_of_row": (-1,),
+    "picture_of_pair": (-1,),
+    "ref_of_pair": (-1, -1, 1),
+    "text_k_0": (-1, 77, 16),
     "k_0": (-1, 2, -1, 8),
     "v_1": (-1, 4, -1, 8),
 }
@@ -323,7 +326,9 @@ def test_open_axes_of_a_step_get_the_ranges_of_the_profile() -> None:
     ranges = input_ranges("denoise_step_argmax", STEP_INPUTS, profile=PROFILE, shape=SHAPE)
     assert ranges["state"] == ((1, 1, 4, 8, 8), (4, 1, 4, 8, 8), (4, 2, 4, 16, 16))
     assert ranges["matrices"] == ((1, 1, 1, 2), (25, 1, 4, 5), (50, 2, 4, 5))
-    assert ranges["prompt_embeds"] == ((1, 77, 16), (2, 77, 16), (4, 77, 16))
+    assert ranges["text_k_0"] == ((1, 77, 16), (3, 77, 16), (6, 77, 16))
+    assert ranges["picture_of_pair"] == ((1,), (2,), (4,))
+    assert ranges["ref_of_pair"] == ((1, 0, 1), (25, 1, 1), (50, 2, 1))
     assert ranges["ref_of_row"] == ((1, 0, 1), (25, 2, 1), (50, 4, 1))
     # 64 and 128 px are 8 and 16 latents; the second layer sees a quarter of them.
     assert ranges["k_0"] == ((1, 2, 64, 8), (25, 2, 64, 8), (300, 2, 256, 8))

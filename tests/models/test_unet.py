@@ -338,15 +338,14 @@ def test_an_option_that_changes_the_arithmetic_is_refused_by_name(
         BaseUNet(make_unet(**option, **extra))
 
 
-def test_rows_may_name_the_text_that_they_read(make_unet: Any) -> None:
+def test_text_may_be_projected_ahead_of_the_steps(make_unet: Any) -> None:
     base = BaseUNet(make_unet())
     latents, t, states = _inputs(3)
-    text_of_row = torch.tensor([1, 0, 1])
 
     def attend(_: int, attn: Any, tokens: Tensor) -> Tensor:
         return attention(attn, tokens, tokens)
 
     with torch.inference_mode():
-        expected = base.walk(latents, t, states[text_of_row], attend)
-        found = base.walk(latents, t, states[:2], attend, text_of_row=text_of_row)
+        expected = base.walk(latents, t, states, attend)
+        found = base.walk(latents, t, base.project_text(states), attend)
     torch.testing.assert_close(found, expected)

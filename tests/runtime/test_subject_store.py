@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -38,6 +38,7 @@ class HostBackend:
 
     class spec:
         reference_shapes = ((2, 3, 4),)
+        resident_dtype = None
 
     def download_table(self, data: HostTable) -> HostTable:
         return data
@@ -281,6 +282,24 @@ def test_a_brought_along_table_of_other_shapes_is_refused() -> None:
     subject = replace(NOBODY, tables=(saved,))
     with pytest.raises(SubjectMismatch, match="encode the subject again"):
         SubjectStore().table(subject, key("a"), lambda: (table("a"), 1), backend=BACKEND)
+
+
+def test_a_table_counts_as_what_it_is_on_the_device() -> None:
+    class Widening(HostBackend):
+        class spec:
+            reference_shapes = ((2, 3, 4),)
+            resident_dtype = "float32"
+
+    numbers = np.ones((1, 1, 2, 3, 4), np.float32)
+    narrow = replace(key("a"), dtype="int8")
+    saved = SavedTable(narrow, pack_table([(numbers, numbers)], "int8"))
+    assert saved.table.nbytes < SIZE
+    subject, backend = replace(NOBODY, tables=(saved,)), cast("Any", Widening())
+    for is_resident, size in ((True, SIZE), (False, saved.table.nbytes)):
+        found, _ = SubjectStore().table(
+            subject, narrow, lambda: (table("a"), 1), backend=backend, is_resident=is_resident
+        )
+        assert found.size_bytes == size
 
 
 def test_a_damaged_file_is_dropped_and_made_again(

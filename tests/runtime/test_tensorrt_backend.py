@@ -71,10 +71,19 @@ def test_rows_that_read_references_come_last_and_branches_follow_them() -> None:
         batch([[0], [NONE], [0]], num_references=(1,), entry_of_step=[[0, 1, 2]]), [3]
     )
     arrays = made.arrays
-    assert arrays["text_of_row"].tolist() == [1, 0, 0]
+    assert made.text_of_row.tolist() == [1, 0, 0]
     assert arrays["rows_of_picture"].tolist() == [[1], [0], [2]]
     assert arrays["ref_of_row"].tolist() == [[[0], [0]], [[1], [1]], [[2], [2]]]
     assert (made.num_steps, made.slots) == (3, 1)
+
+
+def test_rows_of_a_picture_that_read_the_same_are_one_pair() -> None:
+    arrays = step_inputs(
+        batch([[0], [NONE], [0]], num_references=(1,), entry_of_step=[[0, 1, 2]]), [3]
+    ).arrays
+    assert arrays["pair_of_row"].tolist() == [0, 1, 1]  # plain rows first
+    assert arrays["picture_of_pair"].tolist() == [0, 0]
+    assert arrays["ref_of_pair"].tolist() == [[[0]], [[1]], [[2]]]
 
 
 def test_flat_indices_count_through_entries_references_and_subjects() -> None:
@@ -192,6 +201,8 @@ def test_copies_ahead_go_to_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatc
 def test_a_batch_without_references_has_no_reading_rows() -> None:
     made = step_inputs(batch([[], [], []]), [])
     assert made.arrays["ref_of_row"].shape == (3, 0, 1)
+    assert made.arrays["ref_of_pair"].shape == (3, 0, 1)
+    assert made.arrays["pair_of_row"].tolist() == [0, 0, 0]
     assert made.arrays["rows_of_picture"].tolist() == [[0], [1], [2]]
     assert made.arrays["clip_range"].tolist() == [pytest.approx(3e38)]
 
