@@ -370,7 +370,7 @@ def test_a_killed_build_leaves_no_bundle_and_the_same_command_finishes_it(
     monkeypatch.setattr(onnx_export, "export_graph", copy_graph)
     assert main(words) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["resumed"] == 3
+    assert summary["resumed"] == 4
     assert summary["manifest"]["parity"]["status"] == "passed"
     open_bundle(out)
     assert names(tmp_path) == ["out", "pair"]

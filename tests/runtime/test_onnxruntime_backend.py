@@ -447,7 +447,7 @@ def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) ->
         )
         drawn.append(np.asarray(result.images[0]))
         loaded = pipeline._backend.sessions._futures  # type: ignore[attr-defined]
-        assert len(loaded) == (1 if kept else 5)
+        assert len(loaded) == (1 if kept else 6)
     assert (drawn[0] == drawn[1]).all()
 
 
