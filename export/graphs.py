@@ -1,18 +1,7 @@
-"""The graphs of a pair as torch modules: tensors in, tensors out, ready for tracing.
-
-    text_encoder   ids -> prompt_embeds
-    text_kv        prompt_embeds, text_of_row -> text_k_0, text_v_0, text_k_1, text_v_1, ...
-    vae_encoder    pixels -> latents
-    reference_kv   latents, noise, alpha, sigma, timesteps, prompt_embeds -> k_0, v_0, k_1, v_1, ...
-    denoise_step   everything that one step of a batch needs -> next_state, estimate
-    vae_decoder    latents -> pixels
+"""The graphs of a pair with what tracing needs: names, example inputs, free axes.
 
 `denoise_step` is for rows with one reference each, `denoise_step_<merge>` for rows with several.
-No value is read while tracing: sizes follow from shapes, so one graph serves every solver, number
-of steps, schedule and batch. Inputs and outputs are float32 or int64, except text states, keys and
-values, which have the type that the graphs compute in.
-
-This file knows no ONNX; `onnx_export.py` writes the graphs.
+What each computes stands in `graph_modules.py`; `onnx_export.py` writes them.
 """
 
 from __future__ import annotations
@@ -26,8 +15,15 @@ from torch.export import Dim
 
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.dialect import Dialect
-from bootpig_rt.export.plane_norm import with_plane_norms
-from bootpig_rt.export.reference_op import OpMerge, reference_attention
+from bootpig_rt.export.graph_modules import (
+    DenoiseStep,
+    ReferenceTable,
+    TextEncoder,
+    TextTable,
+    VaeDecoder,
+    VaeEncoder,
+)
+from bootpig_rt.export.reference_op import OpMerge
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 from bootpig_rt.pair_config import Merge
@@ -68,245 +64,6 @@ class Graph:
     axes: dict[str, dict[int, Any]]
     outputs: tuple[str, ...]
     merge: OpMerge | None = None
-
-
-class TextEncoder(nn.Module):
-    """ids int64 [P, S] -> prompt_embeds [P, S, E]."""
-
-    def __init__(self, text_encoder: Any) -> None:
-        """Wrap a CLIP text model."""
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """See the class."""
-        states: Tensor = self.text_encoder(ids).last_hidden_state
-        return states
-
-
-class TextTable(nn.Module):
-    """The base's text projections: keys and values of every cross-attention, once for all steps.
-
-    Args:
-        base: Its key and value projections are used.
-    """
-
-    def __init__(self, base: BaseUNet) -> None:
-        """Keep the U-Net."""
-        super().__init__()
-        self.base = base
-
-    def forward(self, prompt_embeds: Tensor, text_of_row: Tensor) -> tuple[Tensor, ...]:
-        """Project each text once, and hand it to the rows that read it.
-
-        Args:
-            prompt_embeds: [P, S, E], distinct text states.
-            text_of_row: int64 [N], which of them each row reads.
-
-        Returns:
-            text_k_0, text_v_0, text_k_1, text_v_1, ...: L pairs [N, S, H_l * D_l].
-        """
-        layers = self.base.project_text(prompt_embeds)
-        return tuple(part.index_select(0, text_of_row) for layer in layers for part in layer)
-
-
-class VaeEncoder(nn.Module):
-    """pixels float32 [N, 3, H, W] -> scaled latents float32 [N, C, h, w], mean of the posterior."""
-
-    def __init__(self, vae: Any) -> None:
-        """Wrap an autoencoder."""
-        super().__init__()
-        self.vae: Any = with_plane_norms(vae)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
-        mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float()
-        latents: Tensor = (mean - _shift(self.vae)) * self.vae.config.scaling_factor
-        return latents
-
-
-class VaeDecoder(nn.Module):
-    """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
-
-    def __init__(self, vae: Any) -> None:
-        """Wrap an autoencoder."""
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """See the class."""
-        plain = latents / self.vae.config.scaling_factor + _shift(self.vae)
-        pixels: Tensor = self.vae.decode(plain.to(self.vae.dtype)).sample.float()
-        return pixels
-
-
-class ReferenceTable(nn.Module):
-    """Reference U-Net and the base's projections: keys and values of every self-attention.
-
-    Args:
-        base: Its key and value projections are used.
-        reference: Runs up to its last self-attention.
-        ref_scale: Multiplies the keys.
-    """
-
-    def __init__(self, base: BaseUNet, reference: ReferenceUNet, ref_scale: float) -> None:
-        """Keep both U-Nets."""
-        super().__init__()
-        self.base = base
-        self.reference = reference
-        self._ref_scale = ref_scale
-
-    def forward(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        timesteps: Tensor,
-        prompt_embeds: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Noise the references and run them.
-
-        Args:
-            latents: float32 [N, C, h, w], clean and scaled; or noised ones with alpha 1, sigma 0.
-            noise: float32 [N, C, h, w].
-            alpha: float32 [N], of the signal.
-            sigma: float32 [N], of the noise.
-            timesteps: int64 [N].
-            prompt_embeds: [N, S, E], text states of the reference prompt.
-
-        Returns:
-            k_0, v_0, k_1, v_1, ...: L pairs [N, H_l, M_l, D_l], `ref_scale` in the keys.
-        """
-        column = (-1, 1, 1, 1)
-        noised = alpha.view(column) * latents + sigma.view(column) * noise
-        features = self.reference(noised.to(prompt_embeds.dtype), timesteps, prompt_embeds)
-        layers = self.base.project_reference(features, ref_scale=self._ref_scale)
-        return tuple(tensor for layer in layers for tensor in layer)
-
-
-class DenoiseStep(nn.Module):
-    """One step of a batch: rows of the Base U-Net, guidance and solver.
-
-    Args:
-        base: The Base U-Net.
-        merge: How several references of a row are combined; `one` where R is 1.
-        dialect: What the graph is written for.
-    """
-
-    def __init__(self, base: BaseUNet, merge: OpMerge, dialect: Dialect = "portable") -> None:
-        """Keep the U-Net."""
-        super().__init__()
-        self.base = base
-        self._merge = merge
-        self._dialect = dialect
-
-    def forward(
-        self,
-        step: Tensor,
-        state: Tensor,
-        timesteps: Tensor,
-        matrices: Tensor,
-        x0: Tensor,
-        clip_weight: Tensor,
-        clip_range: Tensor,
-        picture_of_row: Tensor,
-        rows_of_picture: Tensor,
-        image_guidance_scale: Tensor,
-        text_guidance_scale: Tensor,
-        ref_of_row: Tensor,
-        pair_of_row: Tensor,
-        picture_of_pair: Tensor,
-        ref_of_pair: Tensor,
-        *text_and_table: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Take step `step` of each picture's own solver table.
-
-        Args:
-            step: int64 [1].
-            state: float32 [1 + K, B, C, h, w], latents and the solver's history.
-            timesteps: int64 [T, B].
-            matrices: float32 [T, B, 1 + K, 2 + K], see `bootpig_rt.solver`.
-            x0: float32 [T, B, 2].
-            clip_weight: float32 [T, B].
-            clip_range: float32 [1]; 3e38 for none.
-            picture_of_row: int64 [N].
-            rows_of_picture: int64 [3, B], rows of the branches uncond, image, text_image.
-            image_guidance_scale: float32 [B].
-            text_guidance_scale: float32 [B].
-            ref_of_row: int64 [T, Nr, R], what the last Nr rows read of the table; -1 for none.
-            pair_of_row: int64 [N]. Rows of a picture that read the same references are one pair:
-                the text, which tells them apart, comes after the first self-attention.
-            picture_of_pair: int64 [U], pairs that read nothing first.
-            ref_of_pair: int64 [T, Ur, R], what the last Ur pairs read of the table.
-            text_and_table: What `text_kv` makes, text_k_0, text_v_0, ..., each [N, S, H_l * D_l];
-                then the table, k_0, v_0, ..., each [F, H_l, M_l, D_l].
-
-        Returns:
-            next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.
-        """
-
-        def now(per_step: Tensor) -> Tensor:
-            return per_step.index_select(0, step).squeeze(0)
-
-        sample, history = state[0], state[1:]
-        layers = list(zip(text_and_table[::2], text_and_table[1::2], strict=True))
-        text, table = tuple(layers[: self.base.num_layers]), layers[self.base.num_layers :]
-        refs_of_rows, refs_of_pairs = now(ref_of_row), now(ref_of_pair)
-
-        def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
-            parts = [project(tokens) for project in (attn.to_q, attn.to_k, attn.to_v)]
-            refs = refs_of_rows
-            if layer == 0:  # up to here rows of one picture are alike, and were computed once
-                parts = [part.index_select(0, picture_of_pair) for part in parts]
-                refs = refs_of_pairs
-            attended = reference_attention(
-                *parts,
-                heads=attn.heads,
-                ref_k=table[layer][0],
-                ref_v=table[layer][1],
-                ref_of_row=refs,
-                out_weight=attn.to_out[0].weight,
-                merge=self._merge,
-                scale=(parts[0].shape[-1] // attn.heads) ** -0.5,
-                dialect=self._dialect,
-            )
-            projected: Tensor = attn.to_out[0](attended)
-            return projected.index_select(0, pair_of_row) if layer == 0 else projected
-
-        output = self.base.walk(
-            sample.to(text[0][0].dtype),
-            now(timesteps),
-            text,
-            self_attention,
-            picture_of_row=picture_of_row,
-            t_of_row=now(timesteps).index_select(0, picture_of_row),
-        ).float()
-
-        column = (-1, 1, 1, 1)
-        uncond, image, text_image = (
-            output.index_select(0, rows_of_picture[branch]) for branch in range(3)
-        )
-        guided = (
-            uncond
-            + image_guidance_scale.view(column) * (image - uncond)
-            + text_guidance_scale.view(column) * (text_image - image)
-        )
-        known = torch.cat([sample.unsqueeze(0), guided.unsqueeze(0), history])  # [2 + K, B, ...]
-        estimate = _combine(now(x0).unsqueeze(1), known[:2])[0]
-        following = _combine(now(matrices), known)
-        clipped = torch.minimum(torch.maximum(estimate, -clip_range), clip_range)
-        change = now(clip_weight).view(column) * (clipped - estimate)
-        next_state = torch.cat([(following[0] + change).unsqueeze(0), following[1:]])
-        return next_state, clipped
-
-
-def _combine(weights: Tensor, tensors: Tensor) -> Tensor:
-    """Per picture: weights [B, I, J] times tensors [J, B, C, h, w] -> [I, B, C, h, w]."""
-    by_picture = tensors.transpose(0, 1)
-    combined = weights @ by_picture.flatten(2)
-    unfolded: Tensor = combined.unflatten(2, tuple(by_picture.shape[2:]))
-    return unfolded.transpose(0, 1)
 
 
 def build_graph(
@@ -517,8 +274,3 @@ def table_names(base: BaseUNet) -> tuple[str, ...]:
 def _text_width(base: BaseUNet) -> int:
     width = base.unet.config.cross_attention_dim
     return int(width if isinstance(width, int) else width[0])
-
-
-def _shift(vae: Any) -> float:
-    """Offset of latents; absent from the autoencoders of Stable Diffusion 1.x and 2.x."""
-    return float(getattr(vae.config, "shift_factor", None) or 0.0)

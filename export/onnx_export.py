@@ -30,10 +30,11 @@ from torch import nn
 from bootpig_rt import __version__
 from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import EngineError, ParameterError
+from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.cpu_modules import for_cpu
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
-from bootpig_rt.export.reference_op import ORT_DOMAIN, function_body
+from bootpig_rt.export.reference_op import function_body
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
 from bootpig_rt.export.translations import name_attention, translations
 from bootpig_rt.models.load import Pair

@@ -9,8 +9,9 @@ import onnx
 import torch
 from onnxscript import ir, opset20, values
 
+from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.dialect import Dialect
-from bootpig_rt.export.reference_op import DOMAIN, ORT_DOMAIN
+from bootpig_rt.export.reference_op import DOMAIN
 
 # While tracing, the operators take values that the types of onnxscript do not name.
 op: Any = opset20

@@ -765,9 +765,11 @@ def test_a_tiny_pair_becomes_engines_without_a_gpu(
     assert all(result.passed for result in manifest.parity.results)
     assert "denoise_step: " in manifest.parity.reason
     assert manifest.runtime.version == manifest.tools["tensorrt-rtx"]
-    assert all(graph.num_nodes > 0 and graph.size_bytes > 5000 for graph in manifest.graphs)
+    # TensorRT joins the products of `text_kv`, so that engine alone may be of few layers.
+    least = {graph.name: 0 if graph.name == "text_kv" else 5 for graph in manifest.graphs}
+    assert all(graph.num_nodes > least[graph.name] for graph in manifest.graphs)
+    assert all(graph.size_bytes > 5000 for graph in manifest.graphs)
     step = open_bundle(tmp_path / "out").graph("denoise_step")
-    assert step.num_nodes > 5
     assert {"step", "state", "k_0"} <= {tensor.name for tensor in step.inputs}
     with pytest.raises(BundleError, match="this device is sm_120; build again"):
         open_bundle(tmp_path / "out").check_runtime(

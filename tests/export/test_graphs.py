@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.export import graphs
+from bootpig_rt.export import graph_modules
 from bootpig_rt.export.graphs import GRAPH_NAMES, build_graph, table_names, text_names
 from bootpig_rt.models.attention import join_heads, split_heads
 from bootpig_rt.models.load import Pair, load_pair
@@ -138,7 +138,7 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
         q, k, v = (split_heads(part, heads) for part in (q, *own))
         return join_heads(torch.nn.functional.scaled_dot_product_attention(q, k, v))
 
-    monkeypatch.setattr(graphs, "reference_attention", attend)
+    monkeypatch.setattr(graph_modules, "reference_attention", attend)
     torch.manual_seed(0)
     values = {
         "step": torch.tensor([1]),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.reference_op import (
     DOMAIN,
     OP_TYPE,
-    ORT_DOMAIN,
     function_body,
     needs_out_weight,
     token_attributes,
