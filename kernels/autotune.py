@@ -8,9 +8,12 @@ change between replays, so that the cache is as cold as in a run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +37,21 @@ CANDIDATES = tuple(
     for block_n in (32, 64, 128)
     for num_stages in (2, 3)
 )
+
+TMA_CANDIDATES = tuple(
+    Tile(block_m, block_n, num_warps, num_stages, limit, uses_tma=True)
+    for block_m, num_warps, limit in (
+        (128, 8, 128),
+        (128, 8, None),
+        (128, 4, None),
+        (64, 4, None),
+    )
+    for block_n in (64, 128)
+    for num_stages in (2, 3, 4)
+)
+"""For 16-bit types on GPUs with a copy engine."""
+
+FIRST_WITH_TMA = 90
 
 ROTATION_BYTES = 100 * 2**20
 """Inputs are used in turn so long as they take this much: twice the cache of an H100."""
@@ -67,8 +85,12 @@ class Shape:
         return tiles.JOINT if self.references == 1 else tiles.SEPARATE
 
 
-def default_shapes(head_dims: Iterable[int] = (40, 64, 80)) -> list[Shape]:
-    """Small and large layers, one and four references; head dims of Stable Diffusion 1 and 2."""
+HEAD_DIMS = (40, 64, 80)
+"""Of Stable Diffusion 1 and 2."""
+
+
+def default_shapes(head_dims: Iterable[int] = HEAD_DIMS) -> list[Shape]:
+    """Small and large layers, one and four references."""
     return [
         Shape(min_tokens, tokens, max(1, channels // head_dim), head_dim, references, dtype)
         for dtype in ("float16", "float32")
@@ -82,16 +104,18 @@ def tune(
     shapes: Iterable[Shape],
     *,
     device: str = "cuda",
-    candidates: Sequence[Tile] = CANDIDATES,
+    candidates: Sequence[Tile] = (*CANDIDATES, *TMA_CANDIDATES),
     progress: Callable[[TileRow], object] | None = None,
+    jobs: int = 1,
 ) -> list[TileRow]:
     """Measure and choose.
 
     Args:
         shapes: What to tune for.
         device: The GPU.
-        candidates: Configurations to try.
+        candidates: Configurations to try; those that a type or GPU cannot have are left out.
         progress: Called with each finished row.
+        jobs: Processes that compile ahead; the times are taken in this one, alone.
 
     Returns:
         One row for each shape, with its time in microseconds.
@@ -105,9 +129,9 @@ def tune(
         )
     architecture = architecture_of(torch.device(device))
     rows = []
-    for shape in shapes:
+    for shape, usable in _usable(list(shapes), candidates, architecture, device, jobs):
         timed = []
-        for tile in _usable(candidates, shape, architecture):
+        for tile in usable:
             try:
                 timed.append((time_tile(shape, tile, device), tile))
             except (RuntimeError, BootPIGError) as error:  # this one does not run: leave it out
@@ -140,9 +164,8 @@ def replace_rows(old: Iterable[TileRow], new: Sequence[TileRow]) -> list[TileRow
 def time_tile(shape: Shape, tile: Tile, device: str, *, replays: int = 20) -> float:
     """Median time of one launch in microseconds."""
     inputs = _inputs(shape, device)
-    first_row = None if shape.references == 1 else 1
     run: Callable[..., object] = functools.partial(
-        launch_attention, first_delta_row=first_row, tile=tile
+        launch_attention, first_delta_row=_first_row(shape), tile=tile
     )
     for arguments in inputs[:2]:  # compiled and warm
         run(*arguments)
@@ -164,42 +187,83 @@ def time_tile(shape: Shape, tile: Tile, device: str, *, replays: int = 20) -> fl
 
 def _inputs(shape: Shape, device: str) -> list[tuple[Tensor, ...]]:
     """Arguments of several launches, enough of them to outgrow the cache."""
+    inputs: list[tuple[Tensor, ...]] = []
+    taken = 0
+    while taken < ROTATION_BYTES and len(inputs) < 16:
+        inputs.append(_draw(shape, device))
+        taken += sum(tensor.nbytes for tensor in inputs[-1])
+    return inputs
+
+
+def _draw(shape: Shape, device: str) -> tuple[Tensor, ...]:
+    """Random arguments of one launch: a row without references and two that read all."""
     dtype = getattr(torch, shape.dtype)
-    dims = (shape.heads, shape.tokens, shape.head_dim)
 
     def draw(*sizes: int) -> Tensor:
         return torch.randn(*sizes, device=device, dtype=dtype)
 
     refs = [[-1] * shape.references] + [list(range(shape.references))] * 2
+    own = [draw(3, shape.tokens, shape.heads, shape.head_dim).transpose(1, 2) for _ in range(3)]
+    dims = (shape.heads, shape.tokens, shape.head_dim)
+    table = [draw(1, shape.references, *dims) for _ in range(2)]
     index = torch.tensor(refs, dtype=torch.int32, device=device)
     step = torch.zeros(1, dtype=torch.int32, device=device)
-    inputs: list[tuple[Tensor, ...]] = []
-    taken = 0
-    while taken < ROTATION_BYTES and len(inputs) < 16:
-        own = [draw(3, shape.tokens, shape.heads, shape.head_dim).transpose(1, 2) for _ in range(3)]
-        table = [draw(1, shape.references, *dims) for _ in range(2)]
-        inputs.append((*own, *table, index, step))
-        taken += sum(tensor.nbytes for tensor in (*own, *table))
-    return inputs
+    return (*own, *table, index, step)
 
 
-def _usable(candidates: Sequence[Tile], shape: Shape, architecture: int) -> list[Tile]:
-    """Those that compile, do not spill and fit."""
-    usable = []
+def _first_row(shape: Shape) -> int | None:
+    return None if shape.references == 1 else 1
+
+
+def _usable(
+    shapes: list[Shape], candidates: Sequence[Tile], architecture: int, device: str, jobs: int
+) -> list[tuple[Shape, list[Tile]]]:
+    """The candidates of each shape that compile, do not spill and fit.
+
+    Triton keeps what it compiles on disk, so that several processes can work ahead.
+    """
+    wanted = [
+        (shape, tile, architecture, device)
+        for shape in shapes
+        for tile in candidates
+        if not tile.uses_tma or (architecture >= FIRST_WITH_TMA and shape.dtype != "float32")
+    ]
+    if jobs == 1:
+        found = [_is_usable(one) for one in wanted]
+    else:
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            found = list(pool.map(_is_usable, wanted))
+    usable: dict[Shape, list[Tile]] = {shape: [] for shape in shapes}
+    for (shape, tile, _, _), is_usable in zip(wanted, found, strict=True):
+        if is_usable:
+            usable[shape].append(tile)
+    return list(usable.items())
+
+
+def _is_usable(wanted: tuple[Shape, Tile, int, str]) -> bool:
+    """Compile one candidate ahead of time, for what it takes, and once more as a launch does."""
+    shape, tile, architecture, device = wanted
     limit = SHARED_LIMIT.get(architecture, 99) * 1024
-    for tile in candidates:
-        variant = attention_variant(
-            architecture=architecture,
-            mode=shape.mode,
-            dtype=shape.dtype,
-            head_dim=shape.head_dim,
-            tile=tile,
-        )
-        try:
+    run: Callable[..., object] = functools.partial(
+        launch_attention, first_delta_row=_first_row(shape), tile=tile
+    )
+    # With plain loads too: inputs that the copy engine cannot read fall back to them.
+    ways = dict.fromkeys((tile, dataclasses.replace(tile, uses_tma=False)))
+    try:
+        for way in ways:
+            variant = attention_variant(
+                architecture=architecture,
+                mode=shape.mode,
+                dtype=shape.dtype,
+                head_dim=shape.head_dim,
+                tile=way,
+            )
             resources = compile_one(variant).resources
-        except BootPIGError as error:
-            _log.debug("%s does not compile: %s", variant.name, error)
-            continue
-        if not resources.spills and not resources.stack_bytes and resources.shared_bytes <= limit:
-            usable.append(tile)
-    return usable
+            if resources.spills or resources.stack_bytes or resources.shared_bytes > limit:
+                return False
+        run(*_draw(dataclasses.replace(shape, heads=1), device))
+    except (RuntimeError, BootPIGError) as error:
+        _log.debug("%s does not run for %s: %s", tile, shape, error)
+        return False
+    return True

@@ -15,7 +15,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,9 @@ def attention_variant(
             signature[name] = "constexpr"
         elif name in ("ref_of_row_ptr", "step_ptr"):
             signature[name] = "*i32"
+        elif tile.uses_tma and name in ("k_ptr", "v_ptr", "ref_k_ptr", "ref_v_ptr"):
+            shape = [1, 1, tile.block_n, tiles.padded_head_dim(head_dim)]
+            signature[name] = f"tensordesc<{TYPE_OF_DTYPE[dtype]}{shape}>"
         elif name.endswith("_ptr"):
             signature[name] = f"*{TYPE_OF_DTYPE[dtype]}"
         else:
@@ -173,6 +176,7 @@ def attention_variant(
     name = (
         f"reference_attention_{mode}_sm_{architecture}_{dtype}_d{head_dim}"
         f"_{tile.block_m}x{tile.block_n}_w{tile.num_warps}{'' if is_even else '_any'}"
+        f"{'_tma' if tile.uses_tma else ''}"
     )
     return Variant(
         name=name,
@@ -184,7 +188,12 @@ def attention_variant(
         aligned=tuple(
             name
             for name in signature
-            if "_stride_" in name or (name.endswith("_ptr") and signature[name] != "*i32")
+            if "_stride_" in name
+            or (
+                name.endswith("_ptr")
+                and signature[name].startswith("*")
+                and signature[name] != "*i32"
+            )
         ),
         options=launch_options(tile),
         grid=(f"ceil(num_tokens / {tile.block_m})", "num_heads", "num_rows"),
@@ -310,9 +319,11 @@ def variants_of(
     for dtype in dtypes:
         for mode in (tiles.JOINT, tiles.SEPARATE):
             for head_dim in head_dims:
-                for tile in tiles.tiles_for(
+                found = tiles.tiles_for(
                     architecture=architecture, mode=mode, dtype=dtype, head_dim=head_dim
-                ):
+                )
+                # A host passes pointers; descriptors would be its own to make.
+                for tile in dict.fromkeys(replace(tile, uses_tma=False) for tile in found):
                     for is_even in (True, False):
                         variant = attention_variant(
                             architecture=architecture,

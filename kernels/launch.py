@@ -6,6 +6,7 @@ file can be imported where there is no Triton.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -17,7 +18,11 @@ from torch import Tensor
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.kernels import tiles
 from bootpig_rt.kernels.tiles import Tile
-from bootpig_rt.kernels.toolchain import is_interpreting, require_triton
+from bootpig_rt.kernels.toolchain import (
+    has_tensor_descriptors,
+    is_interpreting,
+    require_triton,
+)
 
 LOG2_E = math.log2(math.e)
 
@@ -64,6 +69,10 @@ def launch_attention(
     is_separate = first_row < rows
     if tile is None:
         tile = _tile(q, tiles.SEPARATE if is_separate else tiles.JOINT)
+    tile = with_usable_loads(tile, q, k, v, ref_k, ref_v)
+    keys: tuple[Any, ...] = (k, v, ref_k, ref_v)
+    if tile.uses_tma:
+        keys = tuple(_describe(part, tile.block_n) for part in keys)
     out = torch.empty(rows, tokens, heads * head_dim, dtype=q.dtype, device=q.device)
     deltas = out.new_empty(rows - first_row, slots, tokens, heads * head_dim)
     _run(
@@ -71,10 +80,7 @@ def launch_attention(
         (-(-tokens // tile.block_m), heads, rows),
         q,
         q,
-        k,
-        v,
-        ref_k,
-        ref_v,
+        *keys,
         ref_of_row,
         step,
         out,
@@ -155,7 +161,37 @@ def attention_constants(
         "IS_EVEN_REF": ref_tokens % tile.block_n == 0,
         # Three products in tf32 are as exact as float32 and run on tensor cores.
         "PRECISION": "tf32x3" if dtype == "float32" else "tf32",
+        "USES_TMA": tile.uses_tma,
     }
+
+
+def with_usable_loads(tile: Tile, *inputs: Tensor) -> Tile:
+    """The tile, with plain loads where the copy engine cannot read these inputs.
+
+    It wants 16-bit numbers here, addresses and strides in multiples of 16 bytes, numbers of a token
+    side by side, and a Triton that describes tensors.
+    """
+    if not tile.uses_tma:
+        return tile
+    fits = has_tensor_descriptors() and all(
+        part.element_size() == 2
+        and part.numel() > 0
+        and part.data_ptr() % 16 == 0
+        and part.stride(-1) == 1
+        and all(stride > 0 and stride % 8 == 0 for stride in part.stride()[:-1])
+        for part in inputs
+    )
+    return tile if fits else dataclasses.replace(tile, uses_tma=False)
+
+
+def _describe(keys: Tensor, block_n: int) -> Any:
+    """A descriptor of [B, H, N, D], or of a table's entries and references as one axis."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if keys.dim() == 5:
+        keys = keys.flatten(0, 1)
+    block_d = tiles.padded_head_dim(keys.shape[-1])
+    return TensorDescriptor(keys, list(keys.shape), list(keys.stride()), [1, 1, block_n, block_d])
 
 
 def launch_options(tile: Tile) -> dict[str, Any]:

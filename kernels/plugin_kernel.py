@@ -60,6 +60,8 @@ def reference_attention_plugin_kernel(
         v_ptr + own,
         HEAD_DIM,
         HEAD_DIM,
+        row,
+        head,
         num_tokens,
         SCALE,
         acc,
@@ -71,6 +73,7 @@ def reference_attention_plugin_kernel(
         IS_EVEN=False,
         PRECISION=PRECISION,
         WIDEN=WIDEN,
+        USES_TMA=False,
     )
     ref_row = row - (num_rows - num_ref_rows)
     for slot in range(tl.where(ref_row >= 0, num_slots, 0)):
@@ -83,6 +86,8 @@ def reference_attention_plugin_kernel(
             ref_v_ptr + offset,
             HEAD_DIM,
             HEAD_DIM,
+            row,
+            head,
             tl.where(is_ref, num_ref_tokens, 0),
             SCALE,
             acc,
@@ -94,6 +99,7 @@ def reference_attention_plugin_kernel(
             IS_EVEN=False,
             PRECISION=PRECISION,
             WIDEN=WIDEN,
+            USES_TMA=False,
         )
         # As in the other kernel: an index outside the table is not followed, the row becomes NaN.
         total = tl.where((ref != -1) & (is_ref == 0), float("nan"), total)

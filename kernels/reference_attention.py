@@ -34,10 +34,12 @@ import triton.language as tl
 @triton.jit
 def attend(
     q,  # [BLOCK_M, BLOCK_D], scaled by nothing
-    k_base,  # keys of one row or reference and one head: [num_keys, HEAD_DIM]
-    v_base,
-    k_stride,  # elements between two keys
+    k_from,  # keys of one row or reference and one head: [num_keys, HEAD_DIM], or a descriptor
+    v_from,
+    k_stride,  # elements between two keys; not read with descriptors
     v_stride,
+    block,  # of the descriptors: row, or entry and reference, and head; not read with pointers
+    head,
     num_keys,
     scale,  # log2(e) / sqrt(d): the softmax is computed in base 2
     acc,  # [BLOCK_M, BLOCK_D] float32: the state of the online softmax
@@ -49,24 +51,29 @@ def attend(
     IS_EVEN: tl.constexpr,  # num_keys is a multiple of BLOCK_N
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    USES_TMA: tl.constexpr,  # the copy engine of sm_90 and later loads the tiles, and fills edges
 ):
     """Take `num_keys` more keys and values into the state (acc, top, total)."""
     column = tl.arange(0, BLOCK_N)
     channel = tl.arange(0, BLOCK_D)
     for start in range(0, num_keys, BLOCK_N):
         key = start + column
-        k_at = k_base + key[None, :] * k_stride + channel[:, None]
-        v_at = v_base + key[:, None] * v_stride + channel[None, :]
-        if IS_EVEN and HEAD_DIM == BLOCK_D:
-            k = tl.load(k_at)
-            v = tl.load(v_at)
-        elif HEAD_DIM == BLOCK_D:
-            k = tl.load(k_at, mask=key[None, :] < num_keys, other=0.0)
-            v = tl.load(v_at, mask=key[:, None] < num_keys, other=0.0)
+        if USES_TMA:
+            k = k_from.load([block, head, start, 0]).reshape([BLOCK_N, BLOCK_D]).T
+            v = v_from.load([block, head, start, 0]).reshape([BLOCK_N, BLOCK_D])
         else:
-            inside = channel < HEAD_DIM
-            k = tl.load(k_at, mask=(key[None, :] < num_keys) & inside[:, None], other=0.0)
-            v = tl.load(v_at, mask=(key[:, None] < num_keys) & inside[None, :], other=0.0)
+            k_at = k_from + key[None, :] * k_stride + channel[:, None]
+            v_at = v_from + key[:, None] * v_stride + channel[None, :]
+            if IS_EVEN and HEAD_DIM == BLOCK_D:
+                k = tl.load(k_at)
+                v = tl.load(v_at)
+            elif HEAD_DIM == BLOCK_D:
+                k = tl.load(k_at, mask=key[None, :] < num_keys, other=0.0)
+                v = tl.load(v_at, mask=key[:, None] < num_keys, other=0.0)
+            else:
+                inside = channel < HEAD_DIM
+                k = tl.load(k_at, mask=(key[None, :] < num_keys) & inside[:, None], other=0.0)
+                v = tl.load(v_at, mask=(key[:, None] < num_keys) & inside[None, :], other=0.0)
         if WIDEN:
             scores = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee")
         else:
@@ -138,6 +145,7 @@ def reference_attention_kernel(
     IS_EVEN_REF: tl.constexpr,  # M is a multiple of BLOCK_N
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,  # the interpreter multiplies the bits of bfloat16: widen them first
+    USES_TMA: tl.constexpr,  # keys and values are descriptors of blocks [1, 1, BLOCK_N, BLOCK_D]
 ):
     """Grid: (ceil(N / BLOCK_M), H, B). See the module for what is computed."""
     head = tl.program_id(1)
@@ -162,12 +170,19 @@ def reference_attention_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
+    k_from = k_ptr
+    v_from = v_ptr
+    if not USES_TMA:
+        k_from += row_wide * k_stride_row + head_wide * k_stride_head
+        v_from += row_wide * v_stride_row + head_wide * v_stride_head
     acc, top, total = attend(
         q,
-        k_ptr + row_wide * k_stride_row + head_wide * k_stride_head,
-        v_ptr + row_wide * v_stride_row + head_wide * v_stride_head,
+        k_from,
+        v_from,
         k_stride_token,
         v_stride_token,
+        row,
+        head,
         num_tokens,
         scale,
         acc,
@@ -179,6 +194,7 @@ def reference_attention_kernel(
         IS_EVEN=IS_EVEN_SELF,
         PRECISION=PRECISION,
         WIDEN=WIDEN,
+        USES_TMA=USES_TMA,
     )
 
     width = num_heads * HEAD_DIM
@@ -201,7 +217,12 @@ def reference_attention_kernel(
         is_wrong = (ref != -1) & (is_ref == 0)
         num_keys = tl.where(is_ref, num_ref_tokens, 0)
         entry = tl.where(is_ref, step.to(tl.int64) * num_references + ref, 0)
-        offset = (entry * num_heads + head) * num_ref_tokens * HEAD_DIM
+        ref_k_from = ref_k_ptr
+        ref_v_from = ref_v_ptr
+        if not USES_TMA:
+            offset = (entry * num_heads + head) * num_ref_tokens * HEAD_DIM
+            ref_k_from += offset
+            ref_v_from += offset
         if IS_SEPARATE:
             if has_deltas:
                 acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -209,10 +230,12 @@ def reference_attention_kernel(
                 total = tl.zeros([BLOCK_M], tl.float32)
         acc, top, total = attend(
             q,
-            ref_k_ptr + offset,
-            ref_v_ptr + offset,
+            ref_k_from,
+            ref_v_from,
             HEAD_DIM,
             HEAD_DIM,
+            entry.to(tl.int32),
+            head,
             num_keys,
             scale,
             acc,
@@ -224,6 +247,7 @@ def reference_attention_kernel(
             IS_EVEN=IS_EVEN_REF,
             PRECISION=PRECISION,
             WIDEN=WIDEN,
+            USES_TMA=USES_TMA,
         )
         total = tl.where(is_wrong, float("nan"), total)
         if IS_SEPARATE:

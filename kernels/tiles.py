@@ -40,6 +40,7 @@ class Tile:
         num_warps: Groups of 32 threads.
         num_stages: Loads of keys and values in flight.
         max_registers: Limit per thread for the compiler, None for its own choice.
+        uses_tma: The copy engine of sm_90 and later loads keys and values. 16-bit types alone.
     """
 
     block_m: int
@@ -47,6 +48,7 @@ class Tile:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+    uses_tma: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,16 @@ def read_rows(path: Path = TABLE) -> list[TileRow]:
 def write_rows(rows: Iterable[TileRow], path: Path = TABLE) -> None:
     """Write a table file, one line a row, sorted."""
     ordered = sorted(rows, key=lambda row: (*row.key, row.min_tokens))
-    lines = ",\n".join("  " + json.dumps(asdict(row)) for row in ordered)
+    lines = ",\n".join("  " + json.dumps(_to_dict(row)) for row in ordered)
     atomic_write_text(path, f'{{"attention": [\n{lines}\n]}}\n')
     _table.cache_clear()
+
+
+def _to_dict(row: TileRow) -> dict[str, Any]:
+    entry = asdict(row)
+    if not row.tile.uses_tma:
+        del entry["tile"]["uses_tma"]  # few rows have it
+    return entry
 
 
 def _key(architecture: int, mode: str, dtype: str, head_dim: int) -> TileKey:

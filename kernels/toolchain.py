@@ -12,6 +12,7 @@ import re
 from bootpig_rt.errors import BackendUnavailable
 
 MINIMUM_TRITON = (3, 3)
+FIRST_WITH_DESCRIPTORS = (3, 4)
 
 
 def triton_version() -> tuple[int, int] | None:
@@ -45,6 +46,12 @@ def require_triton() -> None:
             f"Triton is {version[0]}.{version[1]}, the fused kernels need {needed} or newer; "
             "pip install --upgrade triton, or force the eager path with BOOTPIG_RT_ATTENTION=eager"
         )
+
+
+def has_tensor_descriptors() -> bool:
+    """This Triton passes descriptors of tensors from the host to a kernel."""
+    version = triton_version()
+    return version is not None and version >= FIRST_WITH_DESCRIPTORS
 
 
 def is_interpreting() -> bool:

@@ -66,10 +66,10 @@ def run_pictures(plan: Plan, report: Report, budget: Budget, save: Callable[[], 
                 GpuRow("picture", case.name, "all", "all ways", "skipped budget", reason)
             )
             continue
-        _Case(plan, report, budget, builder, case).run()
+        _Case(plan, report, budget, builder, case).run(save)
         save()
     report.rows += _parts(report)
-    _Case(plan, report, budget, builder, plan.picture_cases[0]).run(is_aside=True)
+    _Case(plan, report, budget, builder, plan.picture_cases[0]).run(save, is_aside=True)
 
 
 class _Case:
@@ -86,19 +86,22 @@ class _Case:
         self.first: dict[str, FloatArray] = {}
         self.remarks: dict[str, str] = {}
 
-    def run(self, *, is_aside: bool = False) -> None:
-        """Draw once with each way, compare, then time all in turn."""
+    def run(self, save: Callable[[], object], *, is_aside: bool = False) -> None:
+        """Draw once with each way, compare, then time all in turn; profile after all is saved."""
         order = list(ladder.asides() if is_aside else ladder.ways_of(self.case.is_ladder))
         hidden = {ladder.way_name(*each) for each in order if is_aside and not each[0].is_aside}
         try:
-            for rung, subject in order:
-                self._warm_up(rung, subject)
-            self._compare()
-            self._time()
+            try:
+                for rung, subject in order:
+                    self._warm_up(rung, subject)
+                self._compare()
+                self._time()
+            finally:  # an interrupted run keeps what it has
+                self.report.rows += [row for row in self.rows.values() if row.way not in hidden]
             if self.case.is_ladder and not is_aside:
+                save()
                 self._profile()
-        finally:  # an interrupted run keeps what it has
-            self.report.rows += [row for row in self.rows.values() if row.way not in hidden]
+        finally:
             for way in self.ways.values():
                 way.forget()
             self.ways.clear()

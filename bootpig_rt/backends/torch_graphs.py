@@ -29,6 +29,21 @@ _ONE_AT_A_TIME = Lock()
 T = TypeVar("T")
 
 
+class _Recording:
+    """A CUDA graph, and the function that it was recorded from.
+
+    The graph reads the tensors of the function by address, so they must outlive it.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, function: Callable[[], object]) -> None:
+        self._graph = graph
+        self._function = function
+
+    def __call__(self) -> None:
+        """Do what the function did when it was recorded."""
+        self._graph.replay()
+
+
 class Lane:
     """A stream with its recordings. Streams of two lanes run beside each other.
 
@@ -47,6 +62,7 @@ class Lane:
         self.records = records
         self.num_recordings = 0
         self.stream: Any = torch.cuda.Stream(device) if device.startswith("cuda") else None
+        self._recording_stream: Any = None if self.stream is None else torch.cuda.Stream(device)
         self._pool: Any = None
         self._lock = RLock()
 
@@ -62,7 +78,10 @@ class Lane:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def record(self, function: Callable[[], object]) -> Callable[[], object]:
-        """What to call in place of the function. Its tensors must keep their addresses.
+        """What to call in place of the function; keeps the function, and so the tensors it holds.
+
+        The tensors must keep their addresses. The recording is made on a stream of its own: what
+        other threads put onto this lane's stream meanwhile, a download say, is no part of it.
 
         Raises:
             torch.OutOfMemoryError: There is no room.
@@ -79,7 +98,7 @@ class Lane:
             recording = torch.cuda.graph(
                 graph,
                 pool=self._pool,
-                stream=self.stream,
+                stream=self._recording_stream,
                 capture_error_mode="thread_local",  # other threads may use the device meanwhile
             )
             with _ONE_AT_A_TIME, recording:
@@ -90,7 +109,7 @@ class Lane:
             first_line = (str(error).splitlines() or [""])[0]
             logger.warning("runs without a CUDA graph, which could not be recorded: %s", first_line)
             return function
-        return graph.replay
+        return _Recording(graph, function)
 
     def forget(self) -> None:
         """The memory of recordings that are gone is not used for new ones."""

@@ -10,6 +10,8 @@ import torch
 from bootpig_rt.kernels import eager_ops
 from bootpig_rt.kernels.launch import launch_attention, launch_merge
 from bootpig_rt.kernels.ops import reference_attention
+from bootpig_rt.kernels.tiles import Tile
+from bootpig_rt.kernels.toolchain import has_tensor_descriptors
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +43,35 @@ def test_the_compiled_kernel_is_as_exact_as_eager(
     assert_as_exact_as_eager(out, eager, oracle)
     if first_row is not None:
         assert_as_exact_as_eager(deltas, eager_deltas, oracle_deltas)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 128])
+@pytest.mark.parametrize(("tokens", "ref_tokens"), [(100, 77), (256, 512), (576, 100)])
+@pytest.mark.parametrize("first_row", [None, 1])
+def test_the_copy_engine_loads_what_plain_loads_do(
+    make_case: Any,
+    dtype: torch.dtype,
+    head_dim: int,
+    tokens: int,
+    ref_tokens: int,
+    first_row: int | None,
+) -> None:
+    if torch.cuda.get_device_capability() < (9, 0) or not has_tensor_descriptors():
+        pytest.skip("no copy engine on this GPU, or none in this Triton")
+    case = make_case(
+        REFS, dtype=dtype, head_dim=head_dim, tokens=tokens, ref_tokens=ref_tokens, device="cuda"
+    )
+    plain, copied = (
+        case.run(
+            launch_attention,
+            first_delta_row=first_row,
+            tile=Tile(64, 64, 4, 2, uses_tma=uses_tma),
+        )
+        for uses_tma in (False, True)
+    )
+    for one, other in zip(copied, plain, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("mode", ["argmax", "softmax", "mean"])

@@ -29,6 +29,14 @@ def pipeline(tiny_pair_folder: Path) -> Pipeline:
     return Pipeline(tiny_pair_folder, backend="torch", device="cpu")
 
 
+@pytest.fixture
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in float32 on a GPU, where torch takes TF32 unless it is told not to."""
+    import torch
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="session")
 def red() -> Image.Image:
     """A reference image."""

@@ -470,6 +470,7 @@ def test_pictures_of_one_batch_may_have_solvers_and_steps_of_their_own(
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("exact_convolutions")
 def test_a_gpu_draws_what_the_cpu_draws(backend: Backend, tiny_pair_folder: Path) -> None:
     solver = solver_table("dpmpp_2m", backend.spec.noise_schedule, 6)
     exact = {"precision": "float32"}

@@ -226,6 +226,7 @@ def test_batches_are_cut_by_memory_as_well(
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("exact_convolutions")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gpu_streams_and_draws_what_the_cpu_draws(
     tiny_pair_folder: Path, cat: Subject, tmp_path: Path, dtype: TableDtype

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bootpig_rt.backends.torch_graphs import Lane
 from bootpig_rt.errors import OutOfDeviceMemory
 from bootpig_rt.pipeline import Pipeline
 
@@ -46,6 +49,55 @@ def test_recorded_steps_draw_what_plain_ones_draw(
         for graph in (False, True)
     ]
     np.testing.assert_allclose(drawn[1], drawn[0], atol=2.0)
+
+
+def test_a_recording_keeps_what_it_reads() -> None:
+    """Tensors that the recorded function alone refers to are still there at a replay."""
+    lane = Lane("cuda", records=True)
+    found = torch.zeros(1000, device="cuda")
+
+    def with_own_tensor() -> Callable[[], object]:
+        own = torch.full((1000,), 3.0, device="cuda")
+        return lambda: found.copy_(own)
+
+    with lane.work():
+        replay = lane.record(with_own_tensor())
+        fresh = [torch.full((1000,), 7.0, device="cuda") for _ in range(100)]
+        found.zero_()
+        replay()
+    torch.cuda.synchronize()
+    assert len(fresh) == 100
+    assert (found == 3.0).all()
+
+
+def test_downloads_of_other_threads_are_no_part_of_a_recording() -> None:
+    lane = Lane("cuda", records=True)
+    source, found = torch.ones(1000, device="cuda"), torch.zeros(1000, device="cuda")
+    recording, finished = Event(), Event()
+
+    def slow() -> None:
+        found.add_(source)
+        if torch.cuda.is_current_stream_capturing():
+            recording.set()
+            assert finished.wait(20)
+
+    def download() -> Any:
+        assert recording.wait(20)
+        try:
+            with torch.inference_mode(), lane.on_stream():
+                return lane.download(source)
+        finally:
+            finished.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        downloaded = pool.submit(download)
+        with lane.work():
+            replay = lane.record(slow)
+            found.zero_()
+            replay()
+        assert (downloaded.result() == 1).all()
+    torch.cuda.synchronize()
+    assert (found == 1).all()
 
 
 def test_later_requests_record_nothing_and_take_no_more_memory(
