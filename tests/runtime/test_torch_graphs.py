@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -304,6 +307,7 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "graph", self._graph)
         self.lane = Lane("cpu", records=True)
         self.lane.stream = "the stream of the lane"
+        self.lane._recording_stream = "a stream for recordings"
 
     def replay(self) -> None:
         self.asked.append("replay")
@@ -330,12 +334,28 @@ def test_on_cuda_a_function_is_called_twice_then_recorded_and_never_called_again
     assert cuda.asked[5:] == ["replay", "replay"]
     cuda.lane.record(lambda: None)
     first, second = cuda.recordings
-    assert first["stream"] == cuda.lane.stream
+    assert first["stream"] == "a stream for recordings"  # others download on the lane's own
     assert first["capture_error_mode"] == "thread_local"
     assert first["pool"] is second["pool"]  # intermediate results share memory
     cuda.lane.forget()
     cuda.lane.record(lambda: None)
     assert cuda.recordings[2]["pool"] is not first["pool"]
+
+
+def test_a_recording_keeps_the_tensors_that_its_function_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    tensor = torch.ones(3)
+    seen = weakref.ref(tensor)
+    replay = cuda.lane.record(partial(torch.neg, tensor))
+    del tensor
+    gc.collect()
+    assert seen() is not None
+    replay()
+    del replay
+    gc.collect()
+    assert seen() is None
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(
