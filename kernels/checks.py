@@ -101,6 +101,37 @@ def check_merge(
         raise ParameterError(f"change has shape {list(change.shape)}, expected {expected}")
 
 
+def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
+    """Types, devices and shapes; see `bootpig_rt.kernels.ops.group_norm`.
+
+    Raises:
+        ParameterError: Names the argument, what it is and what was expected.
+    """
+    if x.dim() != 4 or x.numel() == 0:
+        raise ParameterError(f"x has shape {list(x.shape)}, expected [B, C, h, w] without a 0")
+    _check_floats(x=x, weight=weight, bias=bias)
+    channels = x.shape[1]
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if list(tensor.shape) != [channels]:
+            raise ParameterError(f"{name} has shape {list(tensor.shape)}, expected [{channels}]")
+    if groups < 1 or channels % groups:
+        raise ParameterError(f"groups is {groups}, expected a divisor of {channels} channels")
+
+
+def check_group_norm_layout(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Channels-last.
+
+    Raises:
+        ParameterError: Names the tensor and what to do.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        raise ParameterError(
+            f"x has strides {x.stride()}, expected channels-last; call "
+            ".contiguous(memory_format=torch.channels_last)"
+        )
+    _check_contiguous(weight=weight, bias=bias)
+
+
 def check_attention_layout(
     q: Tensor,
     k: Tensor,

@@ -41,6 +41,36 @@ def is_fused(q: Tensor) -> bool:
     return decided
 
 
+MOST_PIXELS = 128 * 128
+"""Of a picture whose norms are fused: beyond, one program a group leaves too much of a GPU idle."""
+
+
+def fuses_norm(x: Tensor) -> bool:
+    """The fused kernel computes this group norm: a picture in channels-last and 16 bits on CUDA.
+
+    torch's compiler fuses norms itself. `BOOTPIG_RT_ATTENTION=eager` turns this kernel off too.
+
+    Args:
+        x: [B, C, h, w].
+    """
+    if not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if torch.compiler.is_compiling() or is_tracing() or torch.is_grad_enabled():
+        return False
+    if x.shape[2] * x.shape[3] > MOST_PIXELS or os.environ.get(VARIABLE) == "eager":
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    try:
+        toolchain.require_triton()
+    except BackendUnavailable:
+        return False
+    return True
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _decide(device: torch.device, dtype: torch.dtype, head_dim: int, is_watched: bool) -> bool:
     """The same from what does not change in a compiled function."""

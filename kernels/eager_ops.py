@@ -154,6 +154,26 @@ def used_references(ref_of_row: Tensor) -> list[list[int]]:
     return [[ref for ref in row if ref >= 0] for row in rows]
 
 
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """Group norm of pictures, and SiLU behind it.
+
+    Args:
+        x: [B, C, h, w].
+        weight: [C].
+        bias: [C].
+        groups: Divides C.
+        eps: Added to the variance.
+        silu: Apply it.
+
+    Returns:
+        [B, C, h, w], in the dtype of x.
+    """
+    normed = F.group_norm(x, groups, weight, bias, eps)
+    return F.silu(normed) if silu else normed
+
+
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, ref_k: Tensor, ref_v: Tensor, used: list[int]
 ) -> Tensor:

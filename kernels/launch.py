@@ -146,6 +146,45 @@ def launch_merge(
     return out
 
 
+def launch_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """Run `group_norm_kernel`; arguments as for `bootpig_rt.kernels.eager_ops.group_norm`.
+
+    Raises:
+        BackendUnavailable: No Triton, or a driver that is too old.
+    """
+    kernel = _kernel("group_norm")
+    rows, channels = x.shape[:2]
+    out = torch.empty_like(x)  # keeps the layout
+    _run(
+        kernel,
+        (groups, rows),
+        x,
+        x,
+        weight,
+        bias,
+        out,
+        x.shape[2] * x.shape[3],
+        channels,
+        eps,
+        **group_norm_constants(channels // groups, silu=silu),
+        num_warps=tiles.GROUP_NORM_WARPS,
+    )
+    return out
+
+
+def group_norm_constants(channels_of_group: int, *, silu: bool) -> dict[str, Any]:
+    """Compile-time arguments of `group_norm_kernel`."""
+    block_c, block_p = tiles.group_norm_tile(channels_of_group)
+    return {
+        "GROUP": channels_of_group,
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+        "HAS_SILU": silu,
+    }
+
+
 def attention_constants(
     *, dtype: str, head_dim: int, tokens: int, ref_tokens: int, is_separate: bool, tile: Tile
 ) -> dict[str, Any]:
@@ -253,6 +292,10 @@ def architecture_of(device: torch.device) -> int:
 @functools.cache
 def _kernel(name: str) -> Callable[..., Any]:
     require_triton()
+    if name == "group_norm":
+        from bootpig_rt.kernels.group_norm import group_norm_kernel
+
+        return group_norm_kernel  # type: ignore[no-any-return]
     if name == "reference_merge":
         from bootpig_rt.kernels.reference_merge import reference_merge_kernel
 

@@ -123,6 +123,15 @@ def merge_tile(channels: int) -> tuple[int, int]:
     return max(1, 2048 // block_c), 4 if block_c <= 2048 else 8
 
 
+GROUP_NORM_WARPS = 8
+
+
+def group_norm_tile(channels_of_group: int) -> tuple[int, int]:
+    """(channels, pixels) that `group_norm_kernel` takes in at once: about 8192 numbers."""
+    block_c = padded_head_dim(channels_of_group)
+    return block_c, max(1, 8192 // block_c)
+
+
 def read_rows(path: Path = TABLE) -> list[TileRow]:
     """All rows of a table file."""
     entries: list[dict[str, Any]] = json.loads(path.read_text())["attention"]

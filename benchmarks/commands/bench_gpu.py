@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  bootpig-rt bench-gpu --output gpu.json --markdown gpu.md\n"
         "  bootpig-rt bench-gpu --only kernel --minutes 3\n"
+        "  bootpig-rt bench-gpu --only picture --cases r1-b1 --ways published,sdpa,shared_rows\n"
         "  bootpig-rt bench-gpu --rehearse"
     )
     parser.add_argument(
@@ -49,20 +50,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="kernel,picture",
         help="kernel, picture or both with a comma (default: both)",
     )
+    parser.add_argument(
+        "--cases",
+        metavar="NAMES",
+        help="pictures to draw: r1-b1 is one reference and a batch of one (default: all)",
+    )
+    parser.add_argument(
+        "--ways",
+        metavar="NAMES",
+        help="rungs of the ablation to draw, such as published,shared_rows (default: all)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks on stderr
     from bootpig_rt.benchmarks.gpu.ablation_markdown import write_markdown
+    from bootpig_rt.benchmarks.gpu.ladder import check_names
     from bootpig_rt.benchmarks.gpu.plan import make_plan
     from bootpig_rt.benchmarks.gpu.run import failures, run_plan
     from bootpig_rt.benchmarks.gpu.table import text_of
 
+    ways = _names(args.ways)
+    check_names(ways)
     plan = make_plan(
         rehearse=args.rehearse,
         minutes=args.minutes,
-        parts=tuple(part.strip() for part in args.only.split(",")),
+        parts=_names(args.only),
+        ways=ways,
+        cases=_names(args.cases),
         progress=_show_progress if sys.stderr.isatty() else None,
     )
     try:
@@ -84,6 +100,10 @@ def run(args: argparse.Namespace) -> int:
     for line in wrong:
         print(f"wrong: {line}", file=sys.stderr)
     return EXIT_FAILURE if wrong else EXIT_OK
+
+
+def _names(given: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in given.split(",")) if given is not None else ()
 
 
 _LINE = 100

@@ -17,6 +17,7 @@ from bootpig_rt.benchmarks.gpu.published_way import Mode, PublishedWay
 from bootpig_rt.benchmarks.gpu.random_pair import copy_unets, make_pair
 from bootpig_rt.benchmarks.gpu.shapes import HEAD_DIM
 from bootpig_rt.benchmarks.gpu.timer import NotAvailable
+from bootpig_rt.errors import ParameterError
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import Pair
 
@@ -81,7 +82,7 @@ LADDER = (
     ),
     Rung("batched_pass", "+ timesteps of the reference batched", options=_HOST, attention="eager"),
     Rung("fused", "+ fused attention kernel", options=_HOST, on_cpu="eager attention on a CPU"),
-    Rung("channels_last", "+ channels-last", options=_HOST, is_channels_last=True),
+    Rung("channels_last", "+ channels-last, norms fused", options=_HOST, is_channels_last=True),
     Rung(
         "cuda_graph",
         "+ CUDA graphs",
@@ -198,6 +199,26 @@ def asides() -> Iterator[tuple[Rung, Subject]]:
     for rung in LADDER:
         if rung.is_aside:
             yield rung, "warm"
+
+
+def wanted_ways(
+    ways: Iterator[tuple[Rung, Subject]], names: tuple[str, ...]
+) -> list[tuple[Rung, Subject]]:
+    """Those of the rungs that were asked for, all where none was."""
+    return [each for each in ways if not names or each[0].name in names]
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Refuse a rung that there is not.
+
+    Raises:
+        ParameterError: Says which there are.
+    """
+    unknown = [name for name in names if name not in RUNGS]
+    if unknown:
+        raise ParameterError(
+            f"--ways has {unknown[0]!r}, expected one or more of {', '.join(RUNGS)}"
+        )
 
 
 def way_name(rung: Rung, subject: Subject) -> str:

@@ -69,6 +69,8 @@ def run_pictures(plan: Plan, report: Report, budget: Budget, save: Callable[[], 
         _Case(plan, report, budget, builder, case).run(save)
         save()
     report.rows += _parts(report)
+    if not any(rung.is_aside for rung, _ in ladder.wanted_ways(ladder.asides(), plan.ways)):
+        return
     _Case(plan, report, budget, builder, plan.picture_cases[0]).run(save, is_aside=True)
 
 
@@ -88,7 +90,8 @@ class _Case:
 
     def run(self, save: Callable[[], object], *, is_aside: bool = False) -> None:
         """Draw once with each way, compare, then time all in turn; profile after all is saved."""
-        order = list(ladder.asides() if is_aside else ladder.ways_of(self.case.is_ladder))
+        ways = ladder.asides() if is_aside else ladder.ways_of(self.case.is_ladder)
+        order = ladder.wanted_ways(ways, self.plan.ways)
         hidden = {ladder.way_name(*each) for each in order if is_aside and not each[0].is_aside}
         try:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -50,6 +50,7 @@ class Plan:
         size_px: Side of a picture.
         seconds: Time budget.
         parts: `kernel`, `picture`.
+        ways: Rungs of the ablation that are drawn, by name; all where empty.
         progress: Told what is measured next.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     size_px: int
     seconds: float
     parts: tuple[str, ...] = PARTS
+    ways: tuple[str, ...] = ()
     progress: Callable[[str], object] = field(default=lambda what: None, compare=False)
 
     @property
@@ -78,9 +80,19 @@ def make_plan(
     rehearse: bool,
     minutes: float = 9.0,
     parts: tuple[str, ...] = PARTS,
+    ways: tuple[str, ...] = (),
+    cases: tuple[str, ...] = (),
     progress: Callable[[str], object] | None = None,
 ) -> Plan:
     """The plan of a command.
+
+    Args:
+        rehearse: At toy size on a CPU.
+        minutes: Time budget.
+        parts: Of `PARTS`.
+        ways: Rungs of the ablation by name; empty for all.
+        cases: Pictures by name, `r1-b1` for one reference and a batch of one; empty for all.
+        progress: Told what is measured next.
 
     Raises:
         BackendUnavailable: No CUDA device and no rehearsal.
@@ -94,7 +106,7 @@ def make_plan(
         raise ParameterError(f"--minutes is {minutes:g}, expected above 0, up to 1440; 9 is usual")
     told = progress or (lambda what: None)
     if rehearse:
-        return Plan(
+        plan = Plan(
             is_rehearsal=True,
             device="cpu",
             dtype=torch.float32,
@@ -111,8 +123,10 @@ def make_plan(
             size_px=64,
             seconds=60 * minutes,
             parts=parts,
+            ways=ways,
             progress=told,
         )
+        return _with_cases(plan, cases)
     if not torch.cuda.is_available():
         raise BackendUnavailable(
             f"bench-gpu needs a CUDA GPU, and torch {torch.__version__} sees none; run "
@@ -120,7 +134,7 @@ def make_plan(
             "torch for your CUDA with: pip install torch --index-url "
             "https://download.pytorch.org/whl/cu126"
         )
-    return Plan(
+    plan = Plan(
         is_rehearsal=False,
         device="cuda",
         dtype=torch.float16,
@@ -137,5 +151,18 @@ def make_plan(
         size_px=512,
         seconds=60 * minutes,
         parts=parts,
+        ways=ways,
         progress=told,
     )
+    return _with_cases(plan, cases)
+
+
+def _with_cases(plan: Plan, names: tuple[str, ...]) -> Plan:
+    known = [case.name for case in plan.picture_cases]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ParameterError(
+            f"--cases has {unknown[0]!r}, expected one or more of {', '.join(known)}"
+        )
+    kept = tuple(case for case in plan.picture_cases if not names or case.name in names)
+    return replace(plan, picture_cases=kept)

@@ -27,6 +27,7 @@ from bootpig_rt.models.attention import (
     reference_self_attention,
     split_heads,
 )
+from bootpig_rt.models.norms import group_norm, pick_rows, residual_block
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.unet_config import check_unet_config
 
@@ -360,7 +361,7 @@ class BaseUNet(_WalkedUNet):
                 change = self_attention(layer, block.attn1, block.norm1(tokens))
                 if layer == 0 and picture_of_row is not None:  # text tells the rows apart
                     tokens, x, temb, *skips = (
-                        part.index_select(0, picture_of_row) for part in (tokens, x, temb, *skips)
+                        pick_rows(part, picture_of_row) for part in (tokens, x, temb, *skips)
                     )
                     if t_of_row is not None:
                         temb = self._time_embedding(t_of_row, latents)
@@ -370,7 +371,7 @@ class BaseUNet(_WalkedUNet):
             x = _tokens_out(op.module, tokens, x)
             if op.push:
                 skips.append(x)
-        output: Tensor = self.unet.conv_out(F.silu(self.unet.conv_norm_out(x)))
+        output: Tensor = self.unet.conv_out(group_norm(self.unet.conv_norm_out, x, silu=True))
         return output
 
     def _plan(
@@ -411,7 +412,7 @@ def _convolve(op: _Op, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
     if op.pop:
         x = torch.cat([x, skips.pop()], dim=1)
     if op.kind is _Kind.RESNET:
-        x = op.module(x, temb)
+        x = residual_block(op.module, x, temb)
     elif op.kind is _Kind.DOWNSAMPLE:
         x = op.module(x)
     elif type(op.module) is Upsample2D:  # its own `forward` asks how many rows there are
@@ -425,7 +426,7 @@ def _convolve(op: _Op, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
 
 def _tokens_in(transformer: Any, x: Tensor) -> Tensor:
     """Picture [B, C, h, w] -> tokens [B, h * w, C], normed and projected."""
-    normed = transformer.norm(x)
+    normed = group_norm(transformer.norm, x, silu=False)
     if transformer.use_linear_projection:
         tokens: Tensor = transformer.proj_in(normed.flatten(2).transpose(1, 2))
     else:

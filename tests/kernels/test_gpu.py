@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bootpig_rt.kernels import eager_ops
-from bootpig_rt.kernels.launch import launch_attention, launch_merge
+from bootpig_rt.kernels.launch import launch_attention, launch_group_norm, launch_merge
 from bootpig_rt.kernels.ops import reference_attention
 from bootpig_rt.kernels.tiles import Tile
 from bootpig_rt.kernels.toolchain import has_tensor_descriptors
@@ -83,6 +83,26 @@ def test_the_compiled_merge_equals_its_twin(mode: str, channels: int) -> None:
     refs = torch.tensor(REFS, dtype=torch.int32, device="cuda")
     merged = launch_merge(projected, change, refs, 1, mode)
     torch.testing.assert_close(merged, eager_ops.merge(projected, change, refs, 1, mode))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "side"), [(320, 64), (640, 32), (960, 64), (1280, 8), (2560, 16), (1920, 17)]
+)
+@pytest.mark.parametrize("silu", [False, True])
+def test_the_compiled_group_norm_is_as_exact_as_eager(
+    dtype: torch.dtype, channels: int, side: int, silu: bool
+) -> None:
+    torch.manual_seed(0)
+    x = (3 + torch.randn(3, channels, side, side, device="cuda")).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = (torch.randn(channels, device="cuda").to(dtype) for _ in range(2))
+    found = launch_group_norm(x, weight, bias, 32, 1e-5, silu)
+    eager = eager_ops.group_norm(x, weight, bias, 32, 1e-5, silu)
+    oracle = eager_ops.group_norm(x.double(), weight.double(), bias.double(), 32, 1e-5, silu)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    error, allowed = ((one.double() - oracle).norm() for one in (found, eager))
+    assert error <= 1.1 * allowed
 
 
 def test_one_captured_graph_serves_every_step(make_case: Any) -> None:
