@@ -1,4 +1,4 @@
-"""Writes the measured parts and the plot of README.md from the files in `benchmarks/results/`.
+"""Writes the measured parts and the plots of README.md from the files in `benchmarks/results/`.
 
     python -m bootpig_rt.benchmarks.readme
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.benchmarks.gpu import readme_tables as gpu
 from bootpig_rt.benchmarks.report.figures import figures
 from bootpig_rt.benchmarks.report.svg import as_file
 from bootpig_rt.benchmarks.result import Row, SuiteResult, load_results
@@ -24,6 +25,7 @@ from bootpig_rt.golden import END_TO_END, END_TO_END_LIMIT, STEP_LIMIT
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 PLOT = "docs/identity-against-time.svg"
+GPU_PLOT = "docs/gpu-time-of-a-picture.svg"
 
 _COSTS = 5
 _NOT_YET = "Not measured yet: `make figures` measures it."
@@ -357,6 +359,9 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "manifest": _manifest,
     "builds": _builds,
     "measured": _measured,
+    "gpu-pictures": gpu.pictures,
+    "gpu-attention": gpu.attention,
+    "gpu-targets": gpu.targets,
 }
 
 
@@ -400,10 +405,11 @@ def _short(value: float) -> str:
 
 
 def main() -> None:
-    """Write README.md and its plot."""
+    """Write README.md and its plots."""
     readme = ROOT / "README.md"
     atomic_write_text(readme, fill(readme.read_text(encoding="utf-8")))
     atomic_write_text(ROOT / PLOT, plot())
+    atomic_write_text(ROOT / GPU_PLOT, gpu.plot(ROOT / RESULTS))
 
 
 if __name__ == "__main__":

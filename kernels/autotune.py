@@ -249,7 +249,7 @@ def _is_usable(wanted: tuple[Shape, Tile, int, str]) -> bool:
         launch_attention, first_delta_row=_first_row(shape), tile=tile
     )
     # With plain loads too: inputs that the copy engine cannot read fall back to them.
-    ways = dict.fromkeys((tile, dataclasses.replace(tile, uses_tma=False)))
+    ways = dict.fromkeys((tile, tile.with_plain_loads()))
     try:
         for way in ways:
             variant = attention_variant(

@@ -15,13 +15,18 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootpig_rt.errors import BootPIGError, ParameterError
 from bootpig_rt.kernels import tiles
-from bootpig_rt.kernels.launch import LOG2_E, attention_constants, launch_options
+from bootpig_rt.kernels.launch import (
+    LOG2_E,
+    attention_constants,
+    group_norm_constants,
+    launch_options,
+)
 from bootpig_rt.kernels.tiles import Tile
 from bootpig_rt.kernels.toolchain import is_interpreting, require_triton
 
@@ -37,7 +42,8 @@ class Variant:
 
     Attributes:
         name: Unique within a set; the file name.
-        kernel: `reference_attention`, `reference_merge` or `reference_attention_plugin`.
+        kernel: `reference_attention`, `reference_merge`, `group_norm` or
+            `reference_attention_plugin`.
         architecture: Compute capability, 90 for 9.0.
         dtype: `float16`, `bfloat16` or `float32`.
         signature: Triton's type of each parameter, `constexpr` for those that are baked in.
@@ -237,6 +243,31 @@ def merge_variant(*, architecture: int, dtype: str, channels: int, merge: str) -
     )
 
 
+def group_norm_variant(*, architecture: int, dtype: str, channels_of_group: int) -> Variant:
+    """A binary of `group_norm_kernel` with SiLU."""
+    kernel = _kernel("group_norm")
+    constants = group_norm_constants(channels_of_group, silu=True)
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = f"*{TYPE_OF_DTYPE[dtype]}"
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+    return Variant(
+        name=f"group_norm_sm_{architecture}_{dtype}_g{channels_of_group}",
+        kernel="group_norm",
+        architecture=architecture,
+        dtype=dtype,
+        signature=signature,
+        constants=constants,
+        aligned=tuple(name for name in signature if name.endswith("_ptr")),
+        options={"num_warps": tiles.GROUP_NORM_WARPS, "enable_fp_fusion": True},
+        grid=("num_groups", "num_rows"),
+    )
+
+
 def plugin_variant(
     *, architecture: int, dtype: str, head_dim: int, scale: float, tile: Tile
 ) -> Variant:
@@ -323,7 +354,7 @@ def variants_of(
                     architecture=architecture, mode=mode, dtype=dtype, head_dim=head_dim
                 )
                 # A host passes pointers; descriptors would be its own to make.
-                for tile in dict.fromkeys(replace(tile, uses_tma=False) for tile in found):
+                for tile in dict.fromkeys(tile.with_plain_loads() for tile in found):
                     for is_even in (True, False):
                         variant = attention_variant(
                             architecture=architecture,
@@ -450,6 +481,7 @@ def _kernel(name: str) -> Any:
     """The Triton function of a `Variant.kernel`."""
     require_triton()
     modules = {
+        "group_norm": "group_norm",
         "reference_attention": "reference_attention",
         "reference_attention_plugin": "plugin_kernel",
         "reference_merge": "reference_merge",

@@ -6,7 +6,6 @@ file can be imported where there is no Triton.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -170,6 +169,7 @@ def launch_group_norm(
         eps,
         **group_norm_constants(channels // groups, silu=silu),
         num_warps=tiles.GROUP_NORM_WARPS,
+        enable_fp_fusion=True,
     )
     return out
 
@@ -220,7 +220,7 @@ def with_usable_loads(tile: Tile, *inputs: Tensor) -> Tile:
         and all(stride > 0 and stride % 8 == 0 for stride in part.stride()[:-1])
         for part in inputs
     )
-    return tile if fits else dataclasses.replace(tile, uses_tma=False)
+    return tile if fits else tile.with_plain_loads()
 
 
 def _describe(keys: Tensor, block_n: int) -> Any:

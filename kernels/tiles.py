@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,6 +49,13 @@ class Tile:
     num_stages: int
     max_registers: int | None = None
     uses_tma: bool = False
+
+    def with_plain_loads(self) -> Tile:
+        """The same for inputs that the copy engine cannot read.
+
+        Addresses take registers, so a limit that was set for descriptors would spill.
+        """
+        return replace(self, uses_tma=False, max_registers=None) if self.uses_tma else self
 
 
 @dataclass(frozen=True)

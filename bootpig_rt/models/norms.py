@@ -34,7 +34,8 @@ def residual_block(block: Any, x: Tensor, temb: Tensor) -> Tensor:
     """A `ResnetBlock2D` of diffusers; spelled out where its norms are fused.
 
     Args:
-        block: The block; `bootpig_rt.models.unet_config` has seen that it is of the plain kind.
+        block: The block, in evaluation mode; one of those blocks that
+            `bootpig_rt.models.unet_config` lets through, which change no size.
         x: [B, C, h, w].
         temb: [B, E], the embedding of the timesteps.
 
@@ -45,7 +46,8 @@ def residual_block(block: Any, x: Tensor, temb: Tensor) -> Tensor:
         out: Tensor = block(x, temb)
         return out
     hidden = block.conv1(group_norm(block.norm1, x, silu=True))
-    hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
+    time = block.time_emb_proj(temb if block.skip_time_act else F.silu(temb))
+    hidden = hidden + time[:, :, None, None]
     hidden = block.conv2(group_norm(block.norm2, hidden, silu=True))
     if block.conv_shortcut is not None:
         x = block.conv_shortcut(x)

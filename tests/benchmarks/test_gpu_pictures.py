@@ -191,3 +191,27 @@ def test_a_failed_picture_is_a_row_and_the_others_go_on(
     assert "9 GiB" in rows["published"].reason
     assert rows["shared_rows_warm"].status == "ok"
     assert "not compared" in rows["shared_rows_warm"].reason
+
+
+def test_chosen_ways_and_cases_are_all_that_is_drawn(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    words = ["bench-gpu", "--rehearse", "--only", "picture", "--cases", "r1-b1"]
+    assert main([*words, "--ways", "sdpa,shared_rows", "-o", str(output)]) == 0
+    rows = [row for row in json.loads(output.read_text())["rows"] if row["section"] == "picture"]
+    assert {row["case"] for row in rows} == {"r1-b1"}
+    ours = {"shared_rows_cold", "shared_rows_warm"}
+    assert {row["way"] for row in rows} == {"sdpa", "text_to_image"} | ours
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ways", "fast"], "--ways has 'fast', expected one or more of published"),
+        (["--cases", "r9-b9"], "--cases has 'r9-b9', expected one or more of r1-b1"),
+    ],
+)
+def test_a_way_or_case_that_there_is_not_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["bench-gpu", "--rehearse", *words]) == 2
+    assert message in capsys.readouterr().err

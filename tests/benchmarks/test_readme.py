@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bootpig_rt.benchmarks.readme import PLOT, ROOT, fill, plot
+from bootpig_rt.benchmarks.gpu import readme_tables
+from bootpig_rt.benchmarks.readme import GPU_PLOT, PLOT, RESULTS, ROOT, fill, plot
 from bootpig_rt.benchmarks.result import Row, SuiteResult, save_results
 from bootpig_rt.errors import ParameterError
 
@@ -20,6 +21,7 @@ def test_the_readme_says_what_the_result_files_say() -> None:
 
 def test_the_plot_is_drawn_from_the_same_files() -> None:
     assert (ROOT / PLOT).read_text(encoding="utf-8") == plot()
+    assert (ROOT / GPU_PLOT).read_text(encoding="utf-8") == readme_tables.plot(ROOT / RESULTS)
 
 
 def test_a_block_of_an_unknown_name_is_refused() -> None:

@@ -47,6 +47,17 @@ def test_the_command_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert tiles.TABLE.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--jobs", "0"], "--jobs is 0"), (["--head-dim", "12"], "--head-dim is 12, expected 16")],
+)
+def test_options_that_make_no_sense_are_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["tune-kernels", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_a_small_tuning_chooses_a_candidate() -> None:
     shape = autotune.Shape(0, 64, 2, 64, 1, "float16")

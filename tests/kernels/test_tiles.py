@@ -54,3 +54,19 @@ def test_merge_tiles_hold_some_tokens(channels: int) -> None:
     block_t, num_warps = tiles.merge_tile(channels)
     assert block_t >= 1
     assert num_warps in (4, 8)
+
+
+def test_the_copy_engine_is_named_by_the_rows_that_use_it_alone(tmp_path: Path) -> None:
+    rows = [
+        tiles.TileRow(90, tiles.JOINT, 16, 64, False, 0, Tile(64, 64, 4, 3)),
+        tiles.TileRow(90, tiles.JOINT, 16, 64, False, 512, Tile(128, 128, 8, 3, 128, True), 256.2),
+    ]
+    tiles.write_rows(rows, tmp_path / "tiles.json")
+    assert tiles.read_rows(tmp_path / "tiles.json") == rows
+    assert (tmp_path / "tiles.json").read_text().count("uses_tma") == 1
+
+
+def test_only_architectures_with_a_copy_engine_use_it_and_in_16_bits() -> None:
+    using = [row for row in tiles.read_rows() if row.tile.uses_tma]
+    assert using
+    assert all(row.architecture >= 90 and row.bits == 16 for row in using)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bootpig_rt.kernels import eager_ops
 from bootpig_rt.kernels.launch import launch_attention
+from bootpig_rt.kernels.tiles import Tile
+from bootpig_rt.kernels.toolchain import triton_version
 
 # No reference, one, or all; slots with holes; a batch of several users.
 REFS_OF_COUNT = {
@@ -127,3 +129,30 @@ def test_an_index_outside_the_table_is_not_followed(
     assert not out[0].isnan().any()
     wrong = out[1] if first_delta_row is None else deltas[1]
     assert wrong.isnan().all()
+
+
+@pytest.mark.skipif(triton_version() < (3, 9), reason="its interpreter reads no descriptors")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("head_dim", "tokens", "ref_tokens"), [(16, 100, 77), (40, 64, 33)])
+@pytest.mark.parametrize("first_delta_row", [None, 1])
+def test_descriptors_give_what_pointers_give(
+    make_case: Any,
+    dtype: torch.dtype,
+    head_dim: int,
+    tokens: int,
+    ref_tokens: int,
+    first_delta_row: int | None,
+) -> None:
+    case = make_case(
+        REFS_OF_COUNT[4], dtype=dtype, head_dim=head_dim, tokens=tokens, ref_tokens=ref_tokens
+    )
+    plain, described = (
+        case.run(
+            launch_attention,
+            first_delta_row=first_delta_row,
+            tile=Tile(64, 32, 4, 2, uses_tma=uses_tma),
+        )
+        for uses_tma in (False, True)
+    )
+    assert torch.equal(described[0], plain[0])
+    assert torch.equal(described[1], plain[1])
