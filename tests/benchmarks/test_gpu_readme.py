@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from bootpig_rt.benchmarks.gpu import readme_tables
+from bootpig_rt.benchmarks.gpu.ablation_markdown import markdown_of
+from bootpig_rt.benchmarks.readme import RESULTS, ROOT
 
 
 def row(section: str, case: str, way: str, ms: float | None, label: str = "") -> dict[str, Any]:
@@ -70,6 +72,24 @@ def test_the_best_stock_composition_is_no_bound(folder: Path) -> None:
 def test_the_later_run_answers_a_target(folder: Path) -> None:
     lines = readme_tables.targets(folder).splitlines()
     assert lines[2:] == ["| faster | at least 5 x | 5.5 x | met |"]
+
+
+@pytest.mark.parametrize("name", [readme_tables.LADDER, readme_tables.NORMS])
+def test_the_runs_that_are_kept_were_whole_and_right(name: str) -> None:
+    found = json.loads((ROOT / RESULTS / name).read_text(encoding="utf-8"))
+    assert found["kind"] == "bench-gpu"
+    assert found["is_finished"]
+    assert not found["is_rehearsal"]
+    assert {row["status"] for row in found["rows"]}.isdisjoint({"wrong", "failed"})
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [(readme_tables.LADDER, "gpu-ablation.md"), (readme_tables.NORMS, "gpu-ablation-norms.md")],
+)
+def test_the_ablation_pages_are_made_from_the_runs(name: str, table: str) -> None:
+    found = json.loads((ROOT / RESULTS / name).read_text(encoding="utf-8"))
+    assert (ROOT / RESULTS / table).read_text(encoding="utf-8") == markdown_of(found)
 
 
 def test_the_plot_ends_with_the_later_run(folder: Path) -> None:
