@@ -296,6 +296,12 @@ def with_other_table(path: Path) -> Subject:
     return Subject.load(other)
 
 
+def levels_apart(one: Image.Image, other: Image.Image) -> int:
+    """Largest difference of two pictures, in steps of 255. A batch of another size may round."""
+    left, right = (np.asarray(image, dtype=np.int64) for image in (one, other))
+    return int(np.abs(left - right).max())
+
+
 def test_a_table_that_a_file_brings_along_reaches_no_other_request(
     tiny_pair_folder: Path, full: Subject, tmp_path: Path
 ) -> None:
@@ -314,18 +320,18 @@ def test_a_table_that_a_file_brings_along_reaches_no_other_request(
     light = replace(full, tables=())
     requests = [Request(prompt=PROMPT, subject=s, seed=1) for s in (stranger, honest, light)]
     strange, right, made = pipeline.generate(requests, params).images  # in one batch
-    assert made.tobytes() == right.tobytes() != strange.tobytes()
+    assert levels_apart(made, right) <= 1
+    assert levels_apart(strange, right) > 8
     alone = [pipeline.generate([request], params) for request in requests]
     assert [one.reference_passes for one in alone] == [0, 0, 0]
-    assert [one.images[0].tobytes() for one in alone] == [
-        image.tobytes() for image in (strange, right, made)
-    ]
-    streamed = [result.images[0].tobytes() for result in pipeline.map(requests, params)]
-    assert streamed == [image.tobytes() for image in (strange, right, made)]
+    streamed = list(pipeline.map(requests, params))
+    for results in (alone, streamed):
+        for result, image in zip(results, (strange, right, made), strict=True):
+            assert levels_apart(result.images[0], image) <= 1
     again = Pipeline(
         tiny_pair_folder, backend="torch", device="cpu", store_folder=tmp_path / "store"
     )
-    assert again.generate([requests[2]], params).images[0].tobytes() == right.tobytes()
+    assert levels_apart(again.generate([requests[2]], params).images[0], right) <= 1
 
 
 def test_a_file_that_is_read_twice_brings_one_table(
