@@ -48,16 +48,14 @@ SUITES := baselines reference quality latency scale kernels builds
 ifeq ($(SMOKE),)
 RESULTS := benchmarks/results
 STAMPS := bench/figures
-STUDENT := runs/distill
 TRAIN_FLAGS :=
 BENCH_FLAGS := $(ROUNDS:%=--rounds %)
 EVALUATION := small
 else
 RESULTS := bench/smoke/results
 STAMPS := bench/smoke/figures
-STUDENT := bench/smoke/student
-TRAIN_FLAGS := output=$(STUDENT) steps=2 max_samples=64 validate_every=2
-BENCH_FLAGS := --smoke --student $(STUDENT)/result
+TRAIN_FLAGS := output=bench/smoke/student steps=2 max_samples=64 validate_every=2
+BENCH_FLAGS := --smoke --student bench/smoke/student/result
 EVALUATION := tiny
 endif
 PARTS := $(SUITES:%=suite-%) profile golden evaluation

@@ -166,19 +166,12 @@ def attention_variant(
         is_separate=mode == tiles.SEPARATE,
         tile=tile,
     ) | {"WIDEN": False}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in ("ref_of_row_ptr", "step_ptr"):
-            signature[name] = "*i32"
-        elif tile.uses_tma and name in ("k_ptr", "v_ptr", "ref_k_ptr", "ref_v_ptr"):
-            shape = [1, 1, tile.block_n, tiles.padded_head_dim(head_dim)]
-            signature[name] = f"tensordesc<{TYPE_OF_DTYPE[dtype]}{shape}>"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{TYPE_OF_DTYPE[dtype]}"
-        else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+    types = {"ref_of_row_ptr": "*i32", "step_ptr": "*i32", "scale": "fp32"}
+    if tile.uses_tma:
+        shape = [1, 1, tile.block_n, tiles.padded_head_dim(head_dim)]
+        described = f"tensordesc<{TYPE_OF_DTYPE[dtype]}{shape}>"
+        types |= dict.fromkeys(("k_ptr", "v_ptr", "ref_k_ptr", "ref_v_ptr"), described)
+    signature = _signature(kernel, constants, dtype, types)
     name = (
         f"reference_attention_{mode}_sm_{architecture}_{dtype}_d{head_dim}"
         f"_{tile.block_m}x{tile.block_n}_w{tile.num_warps}{'' if is_even else '_any'}"
@@ -218,16 +211,7 @@ def merge_variant(*, architecture: int, dtype: str, channels: int, merge: str) -
         "BLOCK_T": block_t,
         "MODE": MODE_OF_MERGE[merge],
     }
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name == "ref_of_row_ptr":
-            signature[name] = "*i32"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{TYPE_OF_DTYPE[dtype]}"
-        else:
-            signature[name] = "i32"
+    signature = _signature(kernel, constants, dtype, {"ref_of_row_ptr": "*i32"})
     return Variant(
         name=f"reference_merge_{merge}_sm_{architecture}_{dtype}_c{channels}",
         kernel="reference_merge",
@@ -247,14 +231,7 @@ def group_norm_variant(*, architecture: int, dtype: str, channels_of_group: int)
     """A binary of `group_norm_kernel` with SiLU."""
     kernel = _kernel("group_norm")
     constants = group_norm_constants(channels_of_group, silu=True)
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{TYPE_OF_DTYPE[dtype]}"
-        else:
-            signature[name] = "fp32" if name == "eps" else "i32"
+    signature = _signature(kernel, constants, dtype, {"eps": "fp32"})
     return Variant(
         name=f"group_norm_sm_{architecture}_{dtype}_g{channels_of_group}",
         kernel="group_norm",
@@ -282,16 +259,7 @@ def plugin_variant(
         "PRECISION": "tf32x3" if dtype == "float32" else "tf32",
         "WIDEN": False,
     }
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name == "ref_of_row_ptr":
-            signature[name] = "*i64"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{TYPE_OF_DTYPE[dtype]}"
-        else:
-            signature[name] = "i32"
+    signature = _signature(kernel, constants, dtype, {"ref_of_row_ptr": "*i64"})
     return Variant(
         name=f"reference_attention_plugin_sm_{architecture}_{dtype}_d{head_dim}"
         f"_{tile.block_m}x{tile.block_n}_w{tile.num_warps}",
@@ -306,6 +274,18 @@ def plugin_variant(
         options=launch_options(tile),
         grid=(f"ceil(num_tokens / {tile.block_m})", "num_heads", "num_rows"),
     )
+
+
+def _signature(
+    kernel: Any, constants: Mapping[str, Any], dtype: str, types: Mapping[str, str]
+) -> dict[str, str]:
+    """Triton's type of each parameter: a constant, one of `types`, a pointer, or an integer."""
+    return {
+        name: "constexpr"
+        if name in constants
+        else types.get(name, f"*{TYPE_OF_DTYPE[dtype]}" if name.endswith("_ptr") else "i32")
+        for name in kernel.arg_names
+    }
 
 
 def without_hidden_pointers(ptx: str, entry: str, count: int) -> str:

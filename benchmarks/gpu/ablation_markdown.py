@@ -94,7 +94,7 @@ def _ladder(rows: Sequence[Mapping[str, Any]], case: str, rehearsal: bool) -> li
             _shown(_gib(found["values"].get("peak_bytes"))),
         ]
         # As the run called it: the rungs of later code may do more.
-        label = found["label"].removesuffix(", known subject").removesuffix(", new subject")
+        label = ladder.without_subject(found["label"])
         body.append([label, *([EMPTY] * 6 if rehearsal else numbers), status])
     plain = _one(rows, "picture", case, ladder.TEXT_TO_IMAGE)
     if plain is not None:

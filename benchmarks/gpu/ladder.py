@@ -228,6 +228,11 @@ def way_name(rung: Rung, subject: Subject) -> str:
     return rung.name if rung.mode is not None else f"{rung.name}_{subject}"
 
 
+def without_subject(label: str) -> str:
+    """A row's label where columns tell new and known subjects apart."""
+    return label.removesuffix(", known subject").removesuffix(", new subject")
+
+
 def way_label(rung: Rung, subject: Subject) -> str:
     """The same for people."""
     if subject == "none":

@@ -125,7 +125,7 @@ def _times(rows: Sequence[Mapping[str, Any]], case: str) -> dict[str, float]:
 def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What a rung is called; the table's columns tell the subjects apart."""
     return {
-        row["way"]: str(row["label"]).removesuffix(", known subject").removesuffix(", new subject")
+        row["way"]: ladder.without_subject(row["label"])
         for row in rows
         if row["section"] == "picture"
     }
