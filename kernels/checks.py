@@ -101,35 +101,80 @@ def check_merge(
         raise ParameterError(f"change has shape {list(change.shape)}, expected {expected}")
 
 
-def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
-    """Types, devices and shapes; see `bootpig_rt.kernels.ops.group_norm`.
+def check_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, offset: Tensor | None
+) -> None:
+    """Types, devices and shapes; see `bootpig_rt.kernels.block_ops.group_norm`.
 
     Raises:
         ParameterError: Names the argument, what it is and what was expected.
     """
-    if x.dim() != 4 or x.numel() == 0:
-        raise ParameterError(f"x has shape {list(x.shape)}, expected [B, C, h, w] without a 0")
+    _check_picture(x)
     _check_floats(x=x, weight=weight, bias=bias)
-    channels = x.shape[1]
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if list(tensor.shape) != [channels]:
-            raise ParameterError(f"{name} has shape {list(tensor.shape)}, expected [{channels}]")
+    rows, channels = x.shape[:2]
+    _check_channels(channels, weight=weight, bias=bias)
     if groups < 1 or channels % groups:
         raise ParameterError(f"groups is {groups}, expected a divisor of {channels} channels")
+    if offset is None:
+        return
+    _check_floats(x=x, offset=offset)
+    if list(offset.shape) not in ([rows, channels], [1, channels]) or offset.stride(1) != 1:
+        raise ParameterError(
+            f"offset has shape {list(offset.shape)} and strides {list(offset.stride())}, expected "
+            f"[{rows}, {channels}] or [1, {channels}] with channels side by side"
+        )
 
 
-def check_group_norm_layout(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Channels-last.
+def check_layer_norm(x: Tensor, change: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    """Types, devices and shapes; see `bootpig_rt.kernels.block_ops.add_layer_norm`.
+
+    Raises:
+        ParameterError: Names the argument, what it is and what was expected.
+    """
+    _check_tokens(x)
+    _check_floats(x=x, weight=weight, bias=bias)
+    _check_channels(x.shape[-1], weight=weight, bias=bias)
+    if change is not None:
+        _check_floats(x=x, change=change)
+        _check_same_shape(x, change)
+
+
+def check_geglu(x: Tensor) -> None:
+    """Type and shape; see `bootpig_rt.kernels.block_ops.geglu`.
+
+    Raises:
+        ParameterError: Says what it is and what was expected.
+    """
+    _check_tokens(x)
+    _check_floats(x=x)
+    if x.shape[-1] % 2:
+        raise ParameterError(f"x has {x.shape[-1]} channels, expected an even number")
+
+
+def check_residual_add(x: Tensor, change: Tensor, bias: Tensor) -> None:
+    """Types, devices and shapes; see `bootpig_rt.kernels.block_ops.residual_add`.
+
+    Raises:
+        ParameterError: Names the argument, what it is and what was expected.
+    """
+    _check_picture(x)
+    _check_floats(x=x, change=change, bias=bias)
+    _check_same_shape(x, change)
+    _check_channels(x.shape[1], bias=bias)
+
+
+def check_channels_last(**pictures: Tensor) -> None:
+    """Layout, which fake tensors of a trace do not have.
 
     Raises:
         ParameterError: Names the tensor and what to do.
     """
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        raise ParameterError(
-            f"x has strides {x.stride()}, expected channels-last; call "
-            ".contiguous(memory_format=torch.channels_last)"
-        )
-    _check_contiguous(weight=weight, bias=bias)
+    for name, picture in pictures.items():
+        if not picture.is_contiguous(memory_format=torch.channels_last):
+            raise ParameterError(
+                f"{name} has strides {picture.stride()}, expected channels-last; call "
+                ".contiguous(memory_format=torch.channels_last)"
+            )
 
 
 def check_attention_layout(
@@ -164,7 +209,7 @@ def check_attention_layout(
                 f"{name} starts at {tensor.data_ptr()} with strides {list(tensor.stride())}, "
                 f"expected multiples of {_ALIGNMENT} bytes; use {name}.clone()"
             )
-    _check_contiguous(ref_k=ref_k, ref_v=ref_v, ref_of_row=ref_of_row, step=step)
+    check_contiguous(ref_k=ref_k, ref_v=ref_v, ref_of_row=ref_of_row, step=step)
 
 
 def check_merge_layout(projected: Tensor, change: Tensor, ref_of_row: Tensor) -> None:
@@ -173,7 +218,7 @@ def check_merge_layout(projected: Tensor, change: Tensor, ref_of_row: Tensor) ->
     Raises:
         ParameterError: Names the tensor and what to do.
     """
-    _check_contiguous(projected=projected, change=change, ref_of_row=ref_of_row)
+    check_contiguous(projected=projected, change=change, ref_of_row=ref_of_row)
 
 
 def check_indices(ref_of_row: Tensor, step: Tensor, ref_k: Tensor) -> None:
@@ -216,6 +261,29 @@ def _check_floats(**tensors: Tensor) -> None:
             )
 
 
+def _check_picture(x: Tensor) -> None:
+    if x.dim() != 4 or x.numel() == 0:
+        raise ParameterError(f"x has shape {list(x.shape)}, expected [B, C, h, w] without a 0")
+
+
+def _check_tokens(x: Tensor) -> None:
+    if x.dim() == 0 or x.numel() == 0:
+        raise ParameterError(f"x has shape {list(x.shape)}, expected [..., C] without a 0")
+
+
+def _check_channels(channels: int, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if list(tensor.shape) != [channels]:
+            raise ParameterError(f"{name} has shape {list(tensor.shape)}, expected [{channels}]")
+
+
+def _check_same_shape(x: Tensor, change: Tensor) -> None:
+    if change.shape != x.shape:
+        raise ParameterError(
+            f"change has shape {list(change.shape)}, expected that of x {list(x.shape)}"
+        )
+
+
 def _check_integers(first: Tensor, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.int32:
@@ -241,7 +309,12 @@ def _check_first_row(first_delta_row: int, rows: int) -> None:
         raise ParameterError(f"first_delta_row is {first_delta_row}, expected 0 to {rows}")
 
 
-def _check_contiguous(**tensors: Tensor) -> None:
+def check_contiguous(**tensors: Tensor) -> None:
+    """Layout, which fake tensors of a trace do not have.
+
+    Raises:
+        ParameterError: Names the tensor and what to do.
+    """
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ParameterError(

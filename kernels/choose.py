@@ -41,25 +41,29 @@ def is_fused(q: Tensor) -> bool:
     return decided
 
 
-MOST_PIXELS = 128 * 128
-"""Of a picture whose norms are fused: beyond, one program a group leaves too much of a GPU idle."""
+def fuses_blocks(x: Tensor) -> bool:
+    """The kernels around attention compute: norms, GEGLU, ends of residual blocks.
+
+    In inference on CUDA. torch's compiler fuses such things itself. `BOOTPIG_RT_ATTENTION=eager`
+    turns these kernels off too.
+
+    Args:
+        x: What they would read.
+    """
+    if not x.is_cuda or x.dtype not in checks.DTYPES:
+        return False
+    if torch.compiler.is_compiling() or is_tracing() or torch.is_grad_enabled():
+        return False
+    return os.environ.get(VARIABLE) != "eager" and _has_triton()
 
 
-def fuses_norm(x: Tensor) -> bool:
-    """The fused kernel computes this group norm: a picture in channels-last and 16 bits on CUDA.
-
-    torch's compiler fuses norms itself. `BOOTPIG_RT_ATTENTION=eager` turns this kernel off too.
+def fuses_picture(x: Tensor) -> bool:
+    """The same for a picture, which those kernels read in channels-last alone.
 
     Args:
         x: [B, C, h, w].
     """
-    if not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16):
-        return False
-    if torch.compiler.is_compiling() or is_tracing() or torch.is_grad_enabled():
-        return False
-    if x.shape[2] * x.shape[3] > MOST_PIXELS or os.environ.get(VARIABLE) == "eager":
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last) and _has_triton()
+    return fuses_blocks(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 @functools.cache

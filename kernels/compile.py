@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-import importlib
 import re
 import subprocess
 import tempfile
@@ -24,9 +23,10 @@ from bootpig_rt.kernels import tiles
 from bootpig_rt.kernels.launch import (
     LOG2_E,
     attention_constants,
-    group_norm_constants,
+    find_kernel,
     launch_options,
 )
+from bootpig_rt.kernels.launch_blocks import group_norm_constants
 from bootpig_rt.kernels.tiles import Tile
 from bootpig_rt.kernels.toolchain import is_interpreting, require_triton
 
@@ -42,8 +42,8 @@ class Variant:
 
     Attributes:
         name: Unique within a set; the file name.
-        kernel: `reference_attention`, `reference_merge`, `group_norm` or
-            `reference_attention_plugin`.
+        kernel: `reference_attention`, `reference_merge`, `reference_attention_plugin`, or one of
+            `BLOCK_KERNELS`.
         architecture: Compute capability, 90 for 9.0.
         dtype: `float16`, `bfloat16` or `float32`.
         signature: Triton's type of each parameter, `constexpr` for those that are baked in.
@@ -155,7 +155,7 @@ def attention_variant(
         tile: Its configuration.
         is_even: Token counts are multiples of the tile: no masks. False takes any count.
     """
-    kernel = _kernel("reference_attention")
+    kernel = find_kernel("reference_attention")
     block = max(tile.block_m, tile.block_n)
     tokens = block if is_even else block + 1
     constants = attention_constants(
@@ -168,7 +168,7 @@ def attention_variant(
     ) | {"WIDEN": False}
     types = {"ref_of_row_ptr": "*i32", "step_ptr": "*i32", "scale": "fp32"}
     if tile.uses_tma:
-        shape = [1, 1, tile.block_n, tiles.padded_head_dim(head_dim)]
+        shape = [1, 1, tile.block_n, tiles.padded(head_dim)]
         described = f"tensordesc<{TYPE_OF_DTYPE[dtype]}{shape}>"
         types |= dict.fromkeys(("k_ptr", "v_ptr", "ref_k_ptr", "ref_v_ptr"), described)
     signature = _signature(kernel, constants, dtype, types)
@@ -203,11 +203,11 @@ def merge_variant(*, architecture: int, dtype: str, channels: int, merge: str) -
     """A binary of `reference_merge_kernel` for `channels` and one merge."""
     from bootpig_rt.kernels.reference_merge import MODE_OF_MERGE
 
-    kernel = _kernel("reference_merge")
+    kernel = find_kernel("reference_merge")
     block_t, num_warps = tiles.merge_tile(channels)
     constants = {
         "CHANNELS": channels,
-        "BLOCK_C": tiles.padded_head_dim(channels),
+        "BLOCK_C": tiles.padded(channels),
         "BLOCK_T": block_t,
         "MODE": MODE_OF_MERGE[merge],
     }
@@ -227,21 +227,53 @@ def merge_variant(*, architecture: int, dtype: str, channels: int, merge: str) -
     )
 
 
-def group_norm_variant(*, architecture: int, dtype: str, channels_of_group: int) -> Variant:
-    """A binary of `group_norm_kernel` with SiLU."""
-    kernel = _kernel("group_norm")
-    constants = group_norm_constants(channels_of_group, silu=True)
-    signature = _signature(kernel, constants, dtype, {"eps": "fp32"})
+BLOCK_KERNELS = (
+    "group_norm", "group_norm_sums", "group_norm_scales", "group_norm_apply", "layer_norm", "geglu",
+    "residual_add",
+)  # fmt: skip
+"""The kernels around attention."""
+
+
+def block_variant(
+    name: str, *, architecture: int, dtype: str, channels: int, groups: int = 32
+) -> Variant:
+    """A binary of one of `BLOCK_KERNELS`, with all that it can do: SiLU, an offset, a change."""
+    kernel = find_kernel(name)
+    group = group_norm_constants(channels // groups, has_offset=True)
+    block = {"BLOCK_C": tiles.CHANNELS_OF_BLOCK, "BLOCK_P": tiles.PIXELS_OF_BLOCK}
+    flat = {"CHANNELS": channels, "BLOCK": tiles.NUMBERS_OF_BLOCK}
+    constants: dict[str, Any] = {
+        "group_norm": group
+        | {"BLOCK_P": tiles.group_norm_pixels(channels // groups), "HAS_SILU": True},
+        "group_norm_sums": block,
+        "group_norm_scales": group | {"BLOCK_K": tiles.CHUNKS_AT_ONCE},
+        "group_norm_apply": block | {"HAS_SILU": True},
+        "layer_norm": {
+            "CHANNELS": channels,
+            "BLOCK_C": tiles.padded(channels),
+            "BLOCK_T": tiles.tokens_of_block(channels),
+            "HAS_CHANGE": True,
+        },
+        "geglu": flat,
+        "residual_add": flat,
+    }[name]
+    warps = {
+        "group_norm": tiles.GROUP_NORM_WARPS,
+        "geglu": tiles.POINTWISE_WARPS,
+        "residual_add": tiles.POINTWISE_WARPS,
+    }
+    types = {"eps": "fp32", "sums_ptr": "*fp32", "scales_ptr": "*fp32"}
+    signature = _signature(kernel, constants, dtype, types)
     return Variant(
-        name=f"group_norm_sm_{architecture}_{dtype}_g{channels_of_group}",
-        kernel="group_norm",
+        name=f"{name}_sm_{architecture}_{dtype}_c{channels}",
+        kernel=name,
         architecture=architecture,
         dtype=dtype,
         signature=signature,
         constants=constants,
-        aligned=tuple(name for name in signature if name.endswith("_ptr")),
-        options={"num_warps": tiles.GROUP_NORM_WARPS, "enable_fp_fusion": True},
-        grid=("num_groups", "num_rows"),
+        aligned=tuple(each for each in signature if each.endswith("_ptr")),
+        options={"num_warps": warps.get(name, 4), "enable_fp_fusion": True},
+        grid=(),
     )
 
 
@@ -249,11 +281,11 @@ def plugin_variant(
     *, architecture: int, dtype: str, head_dim: int, scale: float, tile: Tile
 ) -> Variant:
     """A binary of `reference_attention_plugin_kernel`; `scale` is the operator's, baked in."""
-    kernel = _kernel("reference_attention_plugin")
+    kernel = find_kernel("reference_attention_plugin")
     constants = {
         "SCALE": scale * LOG2_E,
         "HEAD_DIM": head_dim,
-        "BLOCK_D": tiles.padded_head_dim(head_dim),
+        "BLOCK_D": tiles.padded(head_dim),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "PRECISION": "tf32x3" if dtype == "float32" else "tf32",
@@ -369,7 +401,7 @@ def compile_one(variant: Variant) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = _kernel(variant.kernel)
+    kernel = find_kernel(variant.kernel)
     attributes = {
         (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned
     }
@@ -455,19 +487,6 @@ def _entry_parameters(ptx: str, entry: str) -> list[str]:
     """The declarations of a function's parameters, as they are written."""
     found = re.search(rf"\.entry {re.escape(entry)}\((.*?)\n?\)", ptx, re.DOTALL)
     return [] if found is None else found[1].split(",")
-
-
-def _kernel(name: str) -> Any:
-    """The Triton function of a `Variant.kernel`."""
-    require_triton()
-    modules = {
-        "group_norm": "group_norm",
-        "reference_attention": "reference_attention",
-        "reference_attention_plugin": "plugin_kernel",
-        "reference_merge": "reference_merge",
-    }
-    module = importlib.import_module(f"bootpig_rt.kernels.{modules[name]}")
-    return getattr(module, f"{name}_kernel")
 
 
 def _first(pattern: str, text: str) -> str:

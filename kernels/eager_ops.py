@@ -155,7 +155,13 @@ def used_references(ref_of_row: Tensor) -> list[list[int]]:
 
 
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Group norm of pictures, and SiLU behind it.
 
@@ -166,12 +172,34 @@ def group_norm(
         groups: Divides C.
         eps: Added to the variance.
         silu: Apply it.
+        offset: [B, C] or [1, C], added to x ahead of the norm.
 
     Returns:
         [B, C, h, w], in the dtype of x.
     """
+    if offset is not None:
+        x = x + offset[:, :, None, None]
     normed = F.group_norm(x, groups, weight, bias, eps)
     return F.silu(normed) if silu else normed
+
+
+def add_layer_norm(
+    x: Tensor, change: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A residual sum of tokens [..., C], x itself without a change, and the layer norm of it."""
+    total = x if change is None else x + change
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """[..., 2 * C] -> [..., C]: one half of the channels times the GELU of the other."""
+    linear, gate = x.chunk(2, dim=-1)
+    return linear * F.gelu(gate)
+
+
+def residual_add(x: Tensor, change: Tensor, bias: Tensor) -> Tensor:
+    """The sum of two pictures [B, C, h, w], and a number a channel [C]."""
+    return x + (change + bias[:, None, None])
 
 
 def _attend(

@@ -7,8 +7,8 @@ file can be imported where there is no Triton.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def launch_attention(
     Raises:
         BackendUnavailable: No Triton, no tile for this GPU, or a driver that is too old.
     """
-    kernel = _kernel("reference_attention")
+    kernel = find_kernel("reference_attention")
     rows, heads, tokens, head_dim = q.shape
     entries, references, _, ref_tokens, _ = ref_k.shape
     slots = ref_of_row.shape[1]
@@ -74,7 +74,7 @@ def launch_attention(
         keys = tuple(_describe(part, tile.block_n) for part in keys)
     out = torch.empty(rows, tokens, heads * head_dim, dtype=q.dtype, device=q.device)
     deltas = out.new_empty(rows - first_row, slots, tokens, heads * head_dim)
-    _run(
+    run_kernel(
         kernel,
         (-(-tokens // tile.block_m), heads, rows),
         q,
@@ -118,13 +118,13 @@ def launch_merge(
     Raises:
         BackendUnavailable: No Triton, or a driver that is too old.
     """
-    kernel = _kernel("reference_merge")
+    kernel = find_kernel("reference_merge")
     from bootpig_rt.kernels.reference_merge import MODE_OF_MERGE
 
     rows, tokens, channels = projected.shape
     block_t, num_warps = tiles.merge_tile(channels)
     out = torch.empty_like(projected, memory_format=torch.contiguous_format)
-    _run(
+    run_kernel(
         kernel,
         (-(-tokens // block_t), rows),
         projected,
@@ -136,7 +136,7 @@ def launch_merge(
         tokens,
         first_delta_row,
         CHANNELS=channels,
-        BLOCK_C=tiles.padded_head_dim(channels),
+        BLOCK_C=tiles.padded(channels),
         BLOCK_T=block_t,
         MODE=MODE_OF_MERGE[mode],
         num_warps=num_warps,
@@ -145,53 +145,13 @@ def launch_merge(
     return out
 
 
-def launch_group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    """Run `group_norm_kernel`; arguments as for `bootpig_rt.kernels.eager_ops.group_norm`.
-
-    Raises:
-        BackendUnavailable: No Triton, or a driver that is too old.
-    """
-    kernel = _kernel("group_norm")
-    rows, channels = x.shape[:2]
-    out = torch.empty_like(x)  # keeps the layout
-    _run(
-        kernel,
-        (groups, rows),
-        x,
-        x,
-        weight,
-        bias,
-        out,
-        x.shape[2] * x.shape[3],
-        channels,
-        eps,
-        **group_norm_constants(channels // groups, silu=silu),
-        num_warps=tiles.GROUP_NORM_WARPS,
-        enable_fp_fusion=True,
-    )
-    return out
-
-
-def group_norm_constants(channels_of_group: int, *, silu: bool) -> dict[str, Any]:
-    """Compile-time arguments of `group_norm_kernel`."""
-    block_c, block_p = tiles.group_norm_tile(channels_of_group)
-    return {
-        "GROUP": channels_of_group,
-        "BLOCK_C": block_c,
-        "BLOCK_P": block_p,
-        "HAS_SILU": silu,
-    }
-
-
 def attention_constants(
     *, dtype: str, head_dim: int, tokens: int, ref_tokens: int, is_separate: bool, tile: Tile
 ) -> dict[str, Any]:
     """Compile-time arguments that follow from shape, type and tile."""
     return {
         "HEAD_DIM": head_dim,
-        "BLOCK_D": tiles.padded_head_dim(head_dim),
+        "BLOCK_D": tiles.padded(head_dim),
         "IS_SEPARATE": is_separate,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
@@ -229,7 +189,7 @@ def _describe(keys: Tensor, block_n: int) -> Any:
 
     if keys.dim() == 5:
         keys = keys.flatten(0, 1)
-    block_d = tiles.padded_head_dim(keys.shape[-1])
+    block_d = tiles.padded(keys.shape[-1])
     return TensorDescriptor(keys, list(keys.shape), list(keys.stride()), [1, 1, block_n, block_d])
 
 
@@ -245,8 +205,14 @@ def launch_options(tile: Tile) -> dict[str, Any]:
     return options
 
 
-def _run(kernel: Any, grid: tuple[int, ...], of: Tensor, *arguments: Any, **options: Any) -> None:
-    """Launch on the device of `of`, which need not be the current one."""
+def run_kernel(
+    kernel: Any, grid: tuple[int, ...], of: Tensor, *arguments: Any, **options: Any
+) -> None:
+    """Launch on the device of `of`, which need not be the current one.
+
+    Raises:
+        BackendUnavailable: The driver is too old.
+    """
     try:
         if of.is_cuda:
             with torch.cuda.device(of.device):
@@ -289,17 +255,28 @@ def architecture_of(device: torch.device) -> int:
     return major * 10 + minor
 
 
+_FILES = {
+    "reference_attention": "reference_attention",
+    "reference_merge": "reference_merge",
+    "group_norm": "group_norm",
+    "group_norm_sums": "group_norm",
+    "group_norm_scales": "group_norm",
+    "group_norm_apply": "group_norm",
+    "layer_norm": "layer_norm",
+    "geglu": "pointwise",
+    "residual_add": "pointwise",
+    "reference_attention_plugin": "plugin_kernel",
+}
+"""Where the kernel of a name is."""
+
+
 @functools.cache
-def _kernel(name: str) -> Callable[..., Any]:
+def find_kernel(name: str) -> Any:
+    """The Triton function `<name>_kernel`.
+
+    Raises:
+        BackendUnavailable: Triton is missing or too old.
+    """
     require_triton()
-    if name == "group_norm":
-        from bootpig_rt.kernels.group_norm import group_norm_kernel
-
-        return group_norm_kernel  # type: ignore[no-any-return]
-    if name == "reference_merge":
-        from bootpig_rt.kernels.reference_merge import reference_merge_kernel
-
-        return reference_merge_kernel  # type: ignore[no-any-return]
-    from bootpig_rt.kernels.reference_attention import reference_attention_kernel
-
-    return reference_attention_kernel  # type: ignore[no-any-return]
+    module = importlib.import_module(f"bootpig_rt.kernels.{_FILES[name]}")
+    return getattr(module, f"{name}_kernel")

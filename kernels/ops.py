@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.jit._trace import is_tracing
 
 from bootpig_rt.kernels import checks, eager_backward, eager_ops
-from bootpig_rt.kernels.launch import launch_attention, launch_group_norm, launch_merge
+from bootpig_rt.kernels.launch import launch_attention, launch_merge
 from bootpig_rt.kernels.toolchain import is_interpreting
 
 
@@ -137,32 +137,6 @@ def reference_merge(
     )
 
 
-def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, silu: bool
-) -> Tensor:
-    """Group norm of pictures in channels-last, and SiLU behind it. It does not differentiate.
-
-    Args:
-        x: [B, C, h, w], float16, bfloat16 or float32, channels-last.
-        weight: [C], in the dtype of x.
-        bias: [C], likewise.
-        groups: Divides C.
-        eps: Added to the variance.
-        silu: Apply it.
-
-    Returns:
-        [B, C, h, w], channels-last.
-
-    Raises:
-        ParameterError: A tensor has the wrong type, device, shape or layout.
-        BackendUnavailable: Triton is missing or too old.
-    """
-    checks.check_group_norm(x, weight, bias, groups)
-    return torch.ops.bootpig_rt.group_norm(  # type: ignore[no-any-return]
-        x, weight, bias, groups, eps, silu
-    )
-
-
 def _can_read(tensor: Tensor) -> bool:
     """Values can be read on the host: nothing traces or captures."""
     if torch.compiler.is_compiling() or is_tracing():
@@ -239,20 +213,6 @@ def _(
     projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
 ) -> Tensor:
     return projected.new_empty(projected.shape)
-
-
-@torch.library.custom_op("bootpig_rt::group_norm", mutates_args=())
-def _group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    checks.check_group_norm_layout(x, weight, bias)
-    run = launch_group_norm if _is_fused(x) else eager_ops.group_norm
-    return run(x, weight, bias, groups, eps, silu)
-
-
-@_group_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-    return torch.empty_like(x)
 
 
 # The backward passes are operators too: they read the indices on the host, which a trace cannot.

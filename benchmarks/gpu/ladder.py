@@ -81,8 +81,18 @@ LADDER = (
         rows_per_launch=None,
     ),
     Rung("batched_pass", "+ timesteps of the reference batched", options=_HOST, attention="eager"),
-    Rung("fused", "+ fused attention kernel", options=_HOST, on_cpu="eager attention on a CPU"),
-    Rung("channels_last", "+ channels-last, norms fused", options=_HOST, is_channels_last=True),
+    Rung(
+        "fused",
+        "+ fused kernels: attention, layer norms, GEGLU",
+        options=_HOST,
+        on_cpu="eager on a CPU",
+    ),
+    Rung(
+        "channels_last",
+        "+ channels-last, group norms and sums fused",
+        options=_HOST,
+        is_channels_last=True,
+    ),
     Rung(
         "cuda_graph",
         "+ CUDA graphs",

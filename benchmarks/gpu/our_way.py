@@ -30,7 +30,7 @@ from bootpig_rt.guidance import PictureBranches, plan_guidance
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.rows import RowPlan
-from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers
+from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers, TextKVLayers
 from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
 from bootpig_rt.solver import BatchSolver
 
@@ -45,7 +45,7 @@ class UnsharedRows(BaseUNet):
         self,
         latents: Tensor,
         t: Tensor,
-        prompt_embeds: Tensor,
+        prompt_embeds: Tensor | TextKVLayers,
         reference_kv: ReferenceKVLayers | None = None,
         ref_of_row: Tensor | RowPlan | None = None,
         **kwargs: Any,

@@ -32,6 +32,7 @@ from bootpig_rt.backends.torch_steps import StepSlot, TorchRun
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.tables import Table, TableBuilder, download, table_nbytes, upload
+from bootpig_rt.models.vae import decode, encode
 from bootpig_rt.solver import NoiseSchedule
 from bootpig_rt.table_storage import HostTable, Precision, TableDtype
 
@@ -242,6 +243,7 @@ class TorchBackend:
                 batch,
                 state,
                 base=self._base,
+                project_text=self.pair.base.project_text,
                 dtype=self.dtype,
                 lane=self.lane,
                 slots=self._slots,
@@ -277,13 +279,13 @@ class TorchBackend:
 
     def _run_encoder(self, pixels: Tensor) -> Sequence[Tensor]:
         vae = self._vae
-        mean = vae.encode(pixels.to(self._vae_dtype)).latent_dist.mean.float()
+        mean = encode(vae, pixels.to(self._vae_dtype)).float()
         return ((mean - _shift(vae)) * vae.config.scaling_factor,)
 
     def _run_decoder(self, latents: Tensor) -> Sequence[Tensor]:
         vae = self._vae
         plain = latents / vae.config.scaling_factor + _shift(vae)
-        return (vae.decode(plain.to(self._vae_dtype)).sample.float(),)
+        return (decode(vae, plain.to(self._vae_dtype)).float(),)
 
     def _run_reference(self, latents: Tensor, t: Tensor, states: Tensor) -> Sequence[Tensor]:
         """k_0, v_0, k_1, v_1, ..., each [N, H, M, D]."""

@@ -22,7 +22,7 @@ from bootpig_rt.backends.base import DenoiseBatch, FloatArray
 from bootpig_rt.backends.torch_graphs import Kept, Lane
 from bootpig_rt.models.rows import RowPlan, plan_rows
 from bootpig_rt.models.tables import TableReader
-from bootpig_rt.models.unet import ReferenceKVLayers
+from bootpig_rt.models.unet import ReferenceKVLayers, TextKVLayers
 from bootpig_rt.pair_config import Merge
 
 _MOST_STEPS = 1000
@@ -40,7 +40,7 @@ class StepTensors:
         state: float32 [1 + K, B, C, h, w], latents and the solver's history; written.
         estimate: float32 [B, C, h, w], x0 of the last step; written.
         step: int64 [1], the step to do.
-        prompt_embeds: [N, S, E], text states of the rows.
+        text: [N, S, sum of 2 H * D], keys and values of the rows' texts for every layer.
         image_scale: float32 [B].
         text_scale: float32 [B].
         timesteps: int64 [T, B].
@@ -53,7 +53,7 @@ class StepTensors:
     state: Tensor
     estimate: Tensor
     step: Tensor
-    prompt_embeds: Tensor
+    text: Tensor
     image_scale: Tensor
     text_scale: Tensor
     timesteps: Tensor
@@ -87,6 +87,7 @@ class StepProgram:
 
     Attributes:
         base: The Base U-Net.
+        text_widths: Of the keys, and of the values, of every cross-attention.
         dtype: That it computes in.
         plan: Of the rows.
         rows_of_picture: int64 [3, B].
@@ -95,6 +96,7 @@ class StepProgram:
     """
 
     base: Callable[..., Tensor]
+    text_widths: tuple[int, ...]
     dtype: torch.dtype
     plan: RowPlan
     rows_of_picture: Tensor
@@ -106,6 +108,7 @@ class StepProgram:
         cls,
         batch: DenoiseBatch,
         base: Callable[..., Tensor],
+        text_widths: tuple[int, ...],
         dtype: torch.dtype,
         lane: Lane,
     ) -> StepProgram:
@@ -118,12 +121,18 @@ class StepProgram:
         )
         return cls(
             base,
+            text_widths,
             dtype,
             plan,
             lane.upload(batch.rows_of_picture),
             batch.merge,
             batch.solver.clip_sample_range,
         )
+
+    def text_layers(self, text: Tensor) -> TextKVLayers:
+        """Keys and values of every layer, views of [N, S, sum of 2 H * D]."""
+        parts = text.split([width for width in self.text_widths for _ in range(2)], dim=-1)
+        return tuple(zip(parts[::2], parts[1::2], strict=True))
 
 
 def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLayers | None) -> None:
@@ -143,7 +152,7 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
     output = program.base(
         latents.to(program.dtype),  # one a picture: the plan knows the pictures of its rows
         now(tensors.timesteps),
-        tensors.prompt_embeds,
+        program.text_layers(tensors.text),
         table,
         program.plan,
         merge=program.merge,
@@ -187,7 +196,7 @@ class StepSlot:
     ) -> None:
         """Allocate, and record."""
         self.tensors = like.room_for_all_steps()
-        empty = self.tensors.prompt_embeds.new_zeros
+        empty = self.tensors.text.new_zeros
         self.table: ReferenceKVLayers | None = None
         if table:
             self.table = tuple((empty(shape), empty(shape)) for shape in table)
@@ -235,6 +244,7 @@ class TorchRun:
         batch: What the steps read.
         state: To go on from; None starts from the batch's noise.
         base: The Base U-Net.
+        project_text: States of texts -> keys and values of its cross-attentions.
         dtype: That it computes in.
         lane: Where the steps run.
         slots: Recordings that there are, where the lane keeps any.
@@ -248,6 +258,7 @@ class TorchRun:
         state: FloatArray | None,
         *,
         base: Callable[..., Tensor],
+        project_text: Callable[[Tensor], TextKVLayers],
         dtype: torch.dtype,
         lane: Lane,
         slots: Kept[StepSlot],
@@ -263,13 +274,15 @@ class TorchRun:
             if lane.records and self.whole is not None:
                 size = sum(part.nbytes for layer in self.whole for part in layer)
                 self.whole = None if size > table_bytes else self.whole
+            text = project_text(_text_states(batch, lane, dtype))
             self.tensors = _upload(
-                batch, state, lane=lane, dtype=dtype, reads_whole=self.whole is not None
+                batch, state, text, lane=lane, reads_whole=self.whole is not None
             )
             self.number = next(_NUMBERS)
+            text_widths = tuple(keys.shape[-1] for keys, _ in text)
 
             def program() -> StepProgram:
-                return StepProgram.of(batch, base, dtype, lane)
+                return StepProgram.of(batch, base, text_widths, dtype, lane)
 
             self._slot: StepSlot | None = None
             if not lane.records:
@@ -321,18 +334,24 @@ class TorchRun:
         return tuple((1, *shape) for shape in self.reader.entry_shapes)
 
 
-def _upload(
-    batch: DenoiseBatch,
-    state: FloatArray | None,
-    *,
-    lane: Lane,
-    dtype: torch.dtype,
-    reads_whole: bool,
-) -> StepTensors:
-    solver = batch.solver
+def _text_states(batch: DenoiseBatch, lane: Lane, dtype: torch.dtype) -> Tensor:
+    """Of the rows, [N, S, E]."""
     texts = batch.prompt_embeds
     if isinstance(texts, np.ndarray):
         texts = lane.upload(texts).to(dtype)
+    of_rows: Tensor = texts[lane.upload(batch.text_of_row)]
+    return of_rows
+
+
+def _upload(
+    batch: DenoiseBatch,
+    state: FloatArray | None,
+    text: TextKVLayers,
+    *,
+    lane: Lane,
+    reads_whole: bool,
+) -> StepTensors:
+    solver = batch.solver
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), np.float32)
         state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
@@ -344,7 +363,7 @@ def _upload(
         state=tensors,
         estimate=tensors[0].clone(),
         step=lane.upload(np.zeros(1, np.int64)),
-        prompt_embeds=texts[lane.upload(batch.text_of_row)],
+        text=torch.cat([part for layer in text for part in layer], dim=-1),
         image_scale=lane.upload(batch.image_guidance_scale),
         text_scale=lane.upload(batch.text_guidance_scale),
         timesteps=lane.upload(solver.timesteps),
@@ -362,7 +381,7 @@ def _shape_key(
     rows = (batch.ref_of_row, batch.picture_of_row, batch.rows_of_picture)
     return (
         tuple(tensors.state.shape),
-        tuple(tensors.prompt_embeds.shape),
+        tuple(tensors.text.shape),
         table,
         tuple((one.shape, one.tobytes()) for one in rows),
         batch.merge,

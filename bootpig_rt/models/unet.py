@@ -27,7 +27,13 @@ from bootpig_rt.models.attention import (
     reference_self_attention,
     split_heads,
 )
-from bootpig_rt.models.norms import group_norm, pick_rows, residual_block
+from bootpig_rt.models.blocks import (
+    add_layer_norm,
+    feed_forward,
+    group_norm,
+    pick_rows,
+    residual_block,
+)
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.unet_config import check_unet_config
 
@@ -196,12 +202,12 @@ class ReferenceUNet(_WalkedUNet):
                 continue
             tokens = _tokens_in(op.module, x)
             for block in op.module.transformer_blocks:
-                normed = block.norm1(tokens)
+                _, normed = add_layer_norm(block.norm1, tokens, None)
                 features.append(normed)
                 if block is last:
                     break
-                tokens = tokens + attention(block.attn1, normed, normed)
-                tokens = _text_and_feed_forward(block, tokens, prompt_embeds)
+                change = attention(block.attn1, normed, normed)
+                tokens = _text_and_feed_forward(block, tokens, change, prompt_embeds)
             else:
                 x = _tokens_out(op.module, tokens, x)
                 if op.push:
@@ -264,7 +270,7 @@ class BaseUNet(_WalkedUNet):
         self,
         latents: Tensor,
         t: Tensor,
-        prompt_embeds: Tensor,
+        prompt_embeds: Tensor | TextKVLayers,
         reference_kv: ReferenceKVLayers | None = None,
         ref_of_row: Tensor | RowPlan | None = None,
         *,
@@ -278,7 +284,7 @@ class BaseUNet(_WalkedUNet):
         Args:
             latents: [B, C, h, w]; one a picture where the plan knows the pictures of the rows.
             t: [B], timesteps; likewise.
-            prompt_embeds: [B, S, E].
+            prompt_embeds: [B, S, E], or what `project_text` made of them.
             reference_kv: L pairs (keys, values) [N, H_l, M_l, D_l] from `project_reference`; with
                 `entry` a whole table, [T, N, H_l, M_l, D_l].
             ref_of_row: int64 [B, R], which references each row reads, -1 for none; or the plan
@@ -294,8 +300,9 @@ class BaseUNet(_WalkedUNet):
             ParameterError: Shapes do not fit together, or an index is outside the table.
         """
         shared = ref_of_row.shared if isinstance(ref_of_row, RowPlan) else None
-        self._check(latents, t, prompt_embeds, is_shared=shared is not None)
-        table, plan = self._plan(prompt_embeds, reference_kv, ref_of_row, merge)
+        states = prompt_embeds if isinstance(prompt_embeds, Tensor) else prompt_embeds[0][0]
+        self._check(latents, t, states, is_shared=shared is not None)
+        table, plan = self._plan(states.shape[0], reference_kv, ref_of_row, merge)
 
         def attend(layer: int, attn: Any, tokens: Tensor, rows: RowPlan) -> Tensor:
             if table is None or not rows.uses_references:
@@ -315,7 +322,7 @@ class BaseUNet(_WalkedUNet):
         output = self.walk(
             latents,
             t,
-            plan.sort(prompt_embeds),
+            _sorted_text(plan, prompt_embeds),
             self_attention,
             picture_of_row=None if shared is None else shared.picture_of_row,
         )
@@ -358,7 +365,8 @@ class BaseUNet(_WalkedUNet):
                 continue
             tokens = _tokens_in(op.module, x)
             for block in op.module.transformer_blocks:
-                change = self_attention(layer, block.attn1, block.norm1(tokens))
+                _, normed = add_layer_norm(block.norm1, tokens, None)
+                change = self_attention(layer, block.attn1, normed)
                 if layer == 0 and picture_of_row is not None:  # text tells the rows apart
                     tokens, x, temb, *skips = (
                         pick_rows(part, picture_of_row) for part in (tokens, x, temb, *skips)
@@ -366,7 +374,7 @@ class BaseUNet(_WalkedUNet):
                     if t_of_row is not None:
                         temb = self._time_embedding(t_of_row, latents)
                 context = text if isinstance(text, Tensor) else text[layer]
-                tokens = _text_and_feed_forward(block, tokens + change, context)
+                tokens = _text_and_feed_forward(block, tokens, change, context)
                 layer += 1
             x = _tokens_out(op.module, tokens, x)
             if op.push:
@@ -376,7 +384,7 @@ class BaseUNet(_WalkedUNet):
 
     def _plan(
         self,
-        prompt_embeds: Tensor,
+        rows: int,
         reference_kv: ReferenceKVLayers | None,
         ref_of_row: Tensor | RowPlan | None,
         merge: str,
@@ -384,7 +392,6 @@ class BaseUNet(_WalkedUNet):
         """The table to read, None when no row reads it, and the plan of the rows."""
         if merge not in ("argmax", "softmax", "mean", "concat"):
             raise ParameterError(f"merge is {merge!r}, expected argmax, softmax, mean or concat")
-        rows = prompt_embeds.shape[0]
         reads_nothing = isinstance(ref_of_row, RowPlan) and not ref_of_row.uses_references
         if not reads_nothing and (reference_kv is None) != (ref_of_row is None):
             raise ParameterError("give reference_kv and ref_of_row together, or neither")
@@ -405,6 +412,12 @@ class BaseUNet(_WalkedUNet):
         if not plan.uses_references:
             return None, plain_rows(rows)
         return reference_kv, plan
+
+
+def _sorted_text(plan: RowPlan, text: Tensor | TextKVLayers) -> Tensor | TextKVLayers:
+    if isinstance(text, Tensor):
+        return plan.sort(text)
+    return tuple((plan.sort(keys), plan.sort(values)) for keys, values in text)
 
 
 def _convolve(op: _Op, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
@@ -449,8 +462,8 @@ def _to_picture(tokens: Tensor, size: torch.Size) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 
-def _text_and_feed_forward(block: Any, tokens: Tensor, text: Tensor | KV) -> Tensor:
-    """Cross-attention to the text and the feed-forward, each with its norm and residual."""
-    tokens = tokens + attention(block.attn2, block.norm2(tokens), text)
-    fed: Tensor = block.ff(block.norm3(tokens)) + tokens
-    return fed
+def _text_and_feed_forward(block: Any, tokens: Tensor, change: Tensor, text: Tensor | KV) -> Tensor:
+    """What self-attention changes, cross-attention to the text, the feed-forward."""
+    tokens, normed = add_layer_norm(block.norm2, tokens, change)
+    tokens, normed = add_layer_norm(block.norm3, tokens, attention(block.attn2, normed, text))
+    return feed_forward(block.ff, normed) + tokens

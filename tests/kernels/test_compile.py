@@ -18,8 +18,9 @@ from bootpig_rt.errors import ParameterError
 from bootpig_rt.kernels import compile as kernel_compile
 from bootpig_rt.kernels import tiles
 from bootpig_rt.kernels.compile import (
+    BLOCK_KERNELS,
     attention_variant,
-    group_norm_variant,
+    block_variant,
     merge_variant,
     variants_of,
 )
@@ -143,10 +144,11 @@ def test_hosts_get_plain_pointers() -> None:
     assert len({variant.name for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 120])
-def test_the_group_norm_fits(architecture: int) -> None:
-    variant = group_norm_variant(architecture=architecture, dtype="float16", channels_of_group=30)
-    _check(kernel_compile.compile_one(variant).describe())
+@pytest.mark.parametrize("kernel", BLOCK_KERNELS)
+def test_a_kernel_around_attention_fits(kernel: str) -> None:
+    for architecture, dtype in ((80, "float32"), (90, "float16"), (120, "float16")):
+        variant = block_variant(kernel, architecture=architecture, dtype=dtype, channels=960)
+        _check(kernel_compile.compile_one(variant).describe())
 
 
 @pytest.mark.slow

@@ -6,9 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bootpig_rt.kernels import eager_ops
-from bootpig_rt.kernels.launch import launch_attention, launch_group_norm, launch_merge
+from bootpig_rt.kernels.launch import launch_attention, launch_merge
+from bootpig_rt.kernels.launch_blocks import (
+    launch_geglu,
+    launch_group_norm,
+    launch_layer_norm,
+    launch_residual_add,
+)
 from bootpig_rt.kernels.ops import reference_attention
 from bootpig_rt.kernels.tiles import Tile
 from bootpig_rt.kernels.toolchain import has_tensor_descriptors
@@ -85,24 +92,54 @@ def test_the_compiled_merge_equals_its_twin(mode: str, channels: int) -> None:
     torch.testing.assert_close(merged, eager_ops.merge(projected, change, refs, 1, mode))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def _assert_no_worse(found: Tensor, eager: Tensor, oracle: Tensor) -> None:
+    """The error against float64 is at most that of torch's own kernels, and a tenth."""
+    error, allowed = ((one.double() - oracle).norm() for one in (found, eager))
+    assert error <= 1.1 * allowed + 1e-6 * oracle.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    ("channels", "side"), [(320, 64), (640, 32), (960, 64), (1280, 8), (2560, 16), (1920, 17)]
+    ("channels", "side"),
+    [(320, 64), (640, 32), (960, 64), (1280, 8), (2560, 16), (1920, 17), (128, 256)],
 )
 @pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("has_offset", [False, True])
 def test_the_compiled_group_norm_is_as_exact_as_eager(
-    dtype: torch.dtype, channels: int, side: int, silu: bool
+    dtype: torch.dtype, channels: int, side: int, silu: bool, has_offset: bool
 ) -> None:
     torch.manual_seed(0)
     x = (3 + torch.randn(3, channels, side, side, device="cuda")).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = (torch.randn(channels, device="cuda").to(dtype) for _ in range(2))
-    found = launch_group_norm(x, weight, bias, 32, 1e-5, silu)
-    eager = eager_ops.group_norm(x, weight, bias, 32, 1e-5, silu)
-    oracle = eager_ops.group_norm(x.double(), weight.double(), bias.double(), 32, 1e-5, silu)
+    offset = torch.randn(3, channels, device="cuda").to(dtype) if has_offset else None
+    found = launch_group_norm(x, weight, bias, 32, 1e-5, silu, offset)
+    eager = eager_ops.group_norm(x, weight, bias, 32, 1e-5, silu, offset)
+    wide = None if offset is None else offset.double()
+    oracle = eager_ops.group_norm(x.double(), weight.double(), bias.double(), 32, 1e-5, silu, wide)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    error, allowed = ((one.double() - oracle).norm() for one in (found, eager))
-    assert error <= 1.1 * allowed
+    _assert_no_worse(found, eager, oracle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [320, 640, 1280, 40])
+def test_the_compiled_layer_norm_geglu_and_sum_are_as_exact_as_eager(
+    dtype: torch.dtype, channels: int
+) -> None:
+    torch.manual_seed(0)
+    x, change = (torch.randn(3, 257, channels, device="cuda").to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(channels, device="cuda").to(dtype) for _ in range(2))
+    total, found = launch_layer_norm(x, change, weight, bias, 1e-5)
+    eager_total, eager = eager_ops.add_layer_norm(x, change, weight, bias, 1e-5)
+    assert torch.equal(total, eager_total)
+    _, oracle = eager_ops.add_layer_norm(total.double(), None, weight.double(), bias.double(), 1e-5)
+    _assert_no_worse(found, eager, oracle)
+    both = torch.cat([x, change], dim=-1)
+    _assert_no_worse(launch_geglu(both), eager_ops.geglu(both), eager_ops.geglu(both.double()))
+    x, change = (each.unflatten(1, (257, 1)).permute(0, 3, 1, 2) for each in (x, change))
+    oracle = eager_ops.residual_add(x.double(), change.double(), bias.double())
+    eager = eager_ops.residual_add(x, change, bias)
+    _assert_no_worse(launch_residual_add(x, change, bias), eager, oracle)
 
 
 def test_one_captured_graph_serves_every_step(make_case: Any) -> None:

@@ -13,7 +13,6 @@ from bootpig_rt.kernels import eager_backward, eager_ops
 from bootpig_rt.kernels.eager import reference_attention as plain_oracle
 from bootpig_rt.kernels.launch import with_usable_loads
 from bootpig_rt.kernels.ops import (
-    group_norm,
     reference_attention,
     reference_attention_deltas,
     reference_merge,
@@ -231,38 +230,6 @@ def test_bad_arguments_of_the_merge_are_refused(place: int, change: Any, message
 def test_concat_is_no_merge_of_changes() -> None:
     with pytest.raises(ParameterError, match="expected argmax, softmax or mean"):
         reference_merge(*_merge_arguments(), first_delta_row=1, merge="concat")
-
-
-def _norm_arguments(**changes: Any) -> dict[str, Any]:
-    x = torch.randn(2, 8, 3, 4).contiguous(memory_format=torch.channels_last)
-    usual = {"x": x, "weight": torch.ones(8), "bias": torch.zeros(8)}
-    return {**usual, "groups": 2, "eps": 1e-5, "silu": True, **changes}
-
-
-def test_the_group_norm_is_its_twin_and_keeps_the_layout_under_a_trace() -> None:
-    arguments = _norm_arguments()
-    found = group_norm(**arguments)
-    assert torch.equal(found, eager_ops.group_norm(**arguments))
-    torch.library.opcheck(
-        torch.ops.bootpig_rt.group_norm.default,
-        tuple(arguments.values()),
-        test_utils=("test_schema", "test_faketensor"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"groups": 3}, "groups is 3, expected a divisor of 8"),
-        ({"weight": torch.ones(7)}, r"weight has shape \[7\], expected \[8\]"),
-        ({"x": torch.randn(2, 8, 3, 4)}, "expected channels-last"),
-        ({"x": torch.randn(2, 8, 3)}, r"expected \[B, C, h, w\]"),
-        ({"bias": torch.zeros(8).double()}, "float64"),
-    ],
-)
-def test_a_wrong_group_norm_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ParameterError, match=message):
-        group_norm(**_norm_arguments(**change))
 
 
 def test_inputs_that_the_copy_engine_cannot_read_take_plain_loads() -> None:

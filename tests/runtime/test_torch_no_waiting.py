@@ -54,12 +54,12 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def tensors(history: int) -> StepTensors:
+def tensors(history: int, text_widths: tuple[int, ...]) -> StepTensors:
     return StepTensors(
         state=empty(1 + history, PICTURES, 4, 8, 8),
         estimate=empty(PICTURES, 4, 8, 8),
         step=empty(1, dtype=torch.int64),
-        prompt_embeds=empty(6, 24, 16, dtype=torch.float16),
+        text=empty(6, 24, 2 * sum(text_widths), dtype=torch.float16),
         image_scale=empty(PICTURES),
         text_scale=empty(PICTURES),
         timesteps=empty(STEPS, PICTURES, dtype=torch.int64),
@@ -97,7 +97,8 @@ def test_a_step(
         device="meta",
     )
     rows = empty(3, PICTURES, dtype=torch.int64)
-    program = StepProgram(backend.pair.base, torch.float16, plan, rows, merge, clip)
+    widths = backend.pair.base.text_widths()
+    program = StepProgram(backend.pair.base, widths, torch.float16, plan, rows, merge, clip)
     table = tuple(
         (
             empty(ENTRIES, 2, heads, tokens, width, dtype=torch.float16),
@@ -106,7 +107,7 @@ def test_a_step(
         for heads, tokens, width in backend.spec.reference_shapes
     )
     with torch.inference_mode(), NothingFromTheHost():
-        take_step(program, tensors(history=2), table if has_table else None)
+        take_step(program, tensors(2, widths), table if has_table else None)
     assert bool(asked) == has_table
 
 

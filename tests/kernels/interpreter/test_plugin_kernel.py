@@ -11,7 +11,7 @@ from bootpig_rt.kernels import eager_ops
 from bootpig_rt.kernels.launch import LOG2_E
 from bootpig_rt.kernels.plugin_kernel import reference_attention_plugin_kernel
 from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
-from bootpig_rt.kernels.tiles import padded_head_dim
+from bootpig_rt.kernels.tiles import padded
 
 
 def _run(*inputs: torch.Tensor) -> torch.Tensor:
@@ -25,7 +25,7 @@ def _run(*inputs: torch.Tensor) -> torch.Tensor:
         out,
         SCALE=head_dim**-0.5 * LOG2_E,
         HEAD_DIM=head_dim,
-        BLOCK_D=padded_head_dim(head_dim),
+        BLOCK_D=padded(head_dim),
         BLOCK_M=64,
         BLOCK_N=32,
         PRECISION="tf32",

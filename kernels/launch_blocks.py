@@ -1,0 +1,154 @@
+"""Launches of the Triton kernels around attention: norms, GEGLU, ends of residual blocks.
+
+As in `bootpig_rt.kernels.launch`, arguments are not checked: `bootpig_rt.kernels.block_ops` does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bootpig_rt.kernels import tiles
+from bootpig_rt.kernels.launch import find_kernel, run_kernel
+
+
+def launch_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    offset: Tensor | None = None,
+    *,
+    most_pixels: int = tiles.MOST_PIXELS_OF_ONE_LAUNCH,
+) -> Tensor:
+    """Run the kernels of `bootpig_rt.kernels.group_norm`.
+
+    Args:
+        x: [B, C, h, w], and so on as for `bootpig_rt.kernels.eager_ops.group_norm`.
+        weight: [C].
+        bias: [C].
+        groups: Divides C.
+        eps: Added to the variance.
+        silu: Apply it.
+        offset: [B, C] or [1, C].
+        most_pixels: Of a picture that takes one launch; larger ones take three.
+
+    Raises:
+        BackendUnavailable: No Triton, or a driver that is too old.
+    """
+    rows, channels, height, width = x.shape
+    pixels = height * width
+    out = torch.empty_like(x)  # keeps the layout
+    given = x if offset is None else offset
+    offset_stride = 0 if offset is None or offset.shape[0] == 1 else offset.stride(0)
+    constants = group_norm_constants(channels // groups, has_offset=offset is not None)
+    if pixels <= most_pixels:
+        run_kernel(
+            find_kernel("group_norm"),
+            (groups, rows),
+            x,
+            x,
+            given,
+            weight,
+            bias,
+            out,
+            pixels,
+            channels,
+            offset_stride,
+            eps,
+            **constants,
+            BLOCK_P=tiles.group_norm_pixels(channels // groups),
+            HAS_SILU=silu,
+            num_warps=tiles.GROUP_NORM_WARPS,
+            enable_fp_fusion=True,
+        )
+        return out
+    chunk = tiles.pixels_of_chunk(pixels)
+    chunks = -(-pixels // chunk)
+    blocks = -(-channels // tiles.CHANNELS_OF_BLOCK)
+    sums = torch.empty(rows, chunks, 2, channels, dtype=torch.float32, device=x.device)
+    scales = torch.empty(rows, 2, channels, dtype=torch.float32, device=x.device)
+    block = {"BLOCK_C": tiles.CHANNELS_OF_BLOCK, "BLOCK_P": tiles.PIXELS_OF_BLOCK}
+    run_kernel(
+        find_kernel("group_norm_sums"), (chunks, blocks, rows), x,
+        x, sums, pixels, channels, chunk, **block,
+    )  # fmt: skip
+    run_kernel(
+        find_kernel("group_norm_scales"), (groups, rows), x,
+        x, given, weight, bias, sums, scales, pixels, channels, chunks, offset_stride, eps,
+        **constants, BLOCK_K=tiles.CHUNKS_AT_ONCE,
+    )  # fmt: skip
+    run_kernel(
+        find_kernel("group_norm_apply"), (-(-pixels // tiles.PIXELS_OF_BLOCK), blocks, rows), x,
+        x, scales, out, pixels, channels, **block, HAS_SILU=silu,
+    )  # fmt: skip
+    return out
+
+
+def launch_layer_norm(
+    x: Tensor, change: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Run `layer_norm_kernel`; arguments as for `bootpig_rt.kernels.eager_ops.add_layer_norm`.
+
+    Raises:
+        BackendUnavailable: No Triton, or a driver that is too old.
+    """
+    channels = x.shape[-1]
+    tokens = x.numel() // channels
+    out = torch.empty_like(x)
+    total = x if change is None else torch.empty_like(x)
+    block_t = tiles.tokens_of_block(channels)
+    run_kernel(
+        find_kernel("layer_norm"), (-(-tokens // block_t),), x,
+        x, x if change is None else change, weight, bias, total, out, tokens, eps,
+        CHANNELS=channels, BLOCK_C=tiles.padded(channels), BLOCK_T=block_t,
+        HAS_CHANGE=change is not None,
+    )  # fmt: skip
+    return total, out
+
+
+def launch_geglu(x: Tensor) -> Tensor:
+    """Run `geglu_kernel`; arguments as for `bootpig_rt.kernels.eager_ops.geglu`.
+
+    Raises:
+        BackendUnavailable: No Triton, or a driver that is too old.
+    """
+    channels = x.shape[-1] // 2
+    out = torch.empty(*x.shape[:-1], channels, dtype=x.dtype, device=x.device)
+    tokens = math.prod(x.shape[:-1])
+    run_kernel(
+        find_kernel("geglu"), (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),), x,
+        x, out, tokens,
+        CHANNELS=channels, BLOCK=tiles.NUMBERS_OF_BLOCK, num_warps=tiles.POINTWISE_WARPS,
+    )  # fmt: skip
+    return out
+
+
+def launch_residual_add(x: Tensor, change: Tensor, bias: Tensor) -> Tensor:
+    """Run `residual_add_kernel`; arguments as for `bootpig_rt.kernels.eager_ops.residual_add`.
+
+    Raises:
+        BackendUnavailable: No Triton, or a driver that is too old.
+    """
+    out = torch.empty_like(x)  # keeps the layout
+    channels = x.shape[1]
+    run_kernel(
+        find_kernel("residual_add"), (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),), x,
+        x, change, bias, out, out.numel() // channels,
+        CHANNELS=channels, BLOCK=tiles.NUMBERS_OF_BLOCK, num_warps=tiles.POINTWISE_WARPS,
+    )  # fmt: skip
+    return out
+
+
+def group_norm_constants(channels_of_group: int, *, has_offset: bool) -> dict[str, Any]:
+    """Compile-time arguments that the kernels over one group share."""
+    return {
+        "GROUP": channels_of_group,
+        "BLOCK_C": tiles.padded(channels_of_group),
+        "HAS_OFFSET": has_offset,
+    }
