@@ -360,6 +360,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "builds": _builds,
     "measured": _measured,
     "gpu-pictures": gpu.pictures,
+    "gpu-host": gpu.host,
     "gpu-attention": gpu.attention,
     "gpu-targets": gpu.targets,
 }

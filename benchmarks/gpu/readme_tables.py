@@ -1,4 +1,4 @@
-"""The README's tables and plot of what a GPU measured, from two files of `bench-gpu`."""
+"""The README's tables and plot of what a GPU measured, from a file of `bench-gpu`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from bootpig_rt.benchmarks.gpu.attention_ways import attention_ways
 from bootpig_rt.benchmarks.report.plots import Bar, waterfall
 from bootpig_rt.benchmarks.report.svg import as_file
 
-LADDER = "gpu-h200.json"
-NORMS = "gpu-h200-norms.json"
-"""A later run of a few rungs, in which the norms are fused."""
+MEASURED = "gpu-h200.json"
 
+_OURS_WARM = f"{ladder.OURS}_warm"
 _CHAIN = ("published", "sdpa", "single", "table_warm", "cuda_graph_warm", "shared_rows_warm")
 """Rungs of the plot: each is quicker than the one before it. On the host alone, others are not."""
 
 
 def plot(folder: Path) -> str:
     """Time of a picture of a known subject, rung by rung, as an SVG file."""
-    first, later = (_times(_rows(folder, name), "r1-b1") for name in (LADDER, NORMS))
-    labels = _labels(_rows(folder, LADDER))
-    found = [(labels[way], first[way]) for way in _CHAIN if way in first]
-    found.append(("+ norms fused (second run)", later["shared_rows_warm"]))
+    rows = _rows(folder)
+    times, labels = _times(rows, "r1-b1"), _labels(rows)
+    found = [(labels[way], times[way]) for way in _CHAIN if way in times]
     items = [Bar(label, ms, f"{ms:,.0f} ms") for label, ms in found]
-    plain = later[ladder.TEXT_TO_IMAGE]
+    plain = times[ladder.TEXT_TO_IMAGE]
     floors = [Bar("text to image without a reference", plain, f"{plain:,.0f} ms")]
     title = (
         "Time of a picture of a known subject on an H200, from top to bottom; pale is what was "
@@ -37,25 +35,42 @@ def plot(folder: Path) -> str:
 
 
 def pictures(folder: Path) -> str:
-    """Rungs of both runs, for one picture."""
-    lines = []
-    for name, cases, remark in (
-        (LADDER, ("r1-b1", "r4-b1"), ""),
-        (NORMS, ("r1-b1",), ", second run, norms fused"),
-    ):
-        rows = _rows(folder, name)
-        for case in cases:
-            references = case.removeprefix("r").partition("-")[0]
-            noun = "reference" if references == "1" else "references"
-            heads = (f"{references} {noun}{remark}", "new subject", "known subject", "faster")
-            lines += ["", f"| {' | '.join(heads)} |", "|---|---|---|---|"]
-            lines += _ladder(rows, case)
+    """The rungs, for one picture."""
+    rows, lines = _rows(folder), []
+    for case in ("r1-b1", "r4-b1"):
+        references = case.removeprefix("r").partition("-")[0]
+        noun = "reference" if references == "1" else "references"
+        heads = (f"{references} {noun}", "new subject", "known subject", "faster")
+        lines += ["", f"| {' | '.join(heads)} |", "|---|---|---|---|"]
+        lines += _ladder(rows, case)
     return "\n".join(lines[1:])
+
+
+def host(folder: Path) -> str:
+    """How much of a step is the device's, and what a picture of a larger batch takes."""
+    rows = _rows(folder)
+    found = {(row["section"], row["case"], row["way"]): row for row in rows}
+
+    def step(name: str) -> tuple[float, float, int]:
+        values = found["profile", "r1-b1", name]["values"]
+        ms = found["picture", "r1-b1", name]["values"]["step_ms"]
+        return float(values["busy_ms"]), float(ms), int(values["kernels"])
+
+    (theirs_busy, theirs, kernels), (ours_busy, ours, _) = (
+        step(name) for name in (ladder.PUBLISHED, _OURS_WARM)
+    )
+    batch = found["picture", "r1-b4", _OURS_WARM]["ms"] / 4
+    return (
+        f"In a step of the published way the GPU is busy for {theirs_busy:.1f} of {theirs:.1f} ms: "
+        f"the host launches {kernels}\nkernels one by one, and a quicker host would make it "
+        f"quicker. In a step of ours the GPU is busy for {ours_busy:.1f} of {ours:.1f} ms.\n"
+        f"Four pictures of a known subject at once take {batch:.0f} ms each."
+    )
 
 
 def attention(folder: Path) -> str:
     """Attention of a step: the kernel, the published path and the best stock composition."""
-    rows = _rows(folder, LADDER)
+    rows = _rows(folder)
     heads = ("attention of a step, ms", "ours", "published path", "best stock composition")
     lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|"]
     stock = {way.name: way.label for way in attention_ways() if way.kind == "composition"}
@@ -78,14 +93,11 @@ def attention(folder: Path) -> str:
 
 
 def targets(folder: Path) -> str:
-    """Targets of both runs; where both measured one, the later run."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for name in (LADDER, NORMS):
-        for target in _read(folder, name)["targets"]:
-            if target["measured"] is not None:
-                found[target["name"]] = target
+    """What was wanted, of what was measured."""
     lines = ["| target | wanted | measured | |", "|---|---|---|---|"]
-    for target in found.values():
+    for target in _read(folder)["targets"]:
+        if target["measured"] is None:
+            continue
         measured = f"{target['measured']:.3g} {target['unit']}"
         lines.append(
             f"| {target['name']} | {target['wanted']} | {measured} | {target['verdict']} |"
@@ -140,10 +152,10 @@ def _case(name: str) -> str:
     return f"{side.removesuffix('px')} px, {count} {noun}{pictures}"
 
 
-def _read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text(encoding="utf-8"))
+def _read(folder: Path) -> Any:
+    return json.loads((folder / MEASURED).read_text(encoding="utf-8"))
 
 
-def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = _read(folder, name)["rows"]
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _read(folder)["rows"]
     return found

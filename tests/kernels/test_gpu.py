@@ -154,6 +154,7 @@ def test_one_captured_graph_serves_every_step(make_case: Any) -> None:
         torch.testing.assert_close(out, case.run(reference_attention), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch itself
 def test_torch_compile_with_inductor_keeps_the_kernel(make_case: Any) -> None:
     case = make_case([[-1], [1]], dtype=torch.float16, head_dim=64, device="cuda")
     compiled = torch.compile(reference_attention, fullgraph=True)
