@@ -296,7 +296,7 @@ def test_the_student_is_a_pair_that_draws_one_row_in_its_own_steps(
     pipe = Pipeline(result, backend="torch")
     rows: list[int] = []
     pipe._backend.pair.base.register_forward_pre_hook(  # type: ignore[attr-defined]
-        lambda _, args: rows.append(len(args[2]))
+        lambda _, args: rows.append(len(args[2][0][0]))  # keys of the first layer's text
     )
     subject = pipe.encode_subject(Image.new("RGB", (16, 16), (200, 30, 30)), "a dog")
     images = pipe.generate([Request(prompt="a dog on a beach", subject=subject, seed=1)]).images
