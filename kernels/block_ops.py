@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from bootpig_rt.kernels import checks, eager_ops
+from bootpig_rt.kernels.launch import launches
 from bootpig_rt.kernels.launch_blocks import (
     launch_geglu,
     launch_group_norm,
     launch_layer_norm,
     launch_residual_add,
 )
-from bootpig_rt.kernels.toolchain import is_interpreting
 
 
 def group_norm(
@@ -116,10 +116,6 @@ def residual_add(x: Tensor, change: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.bootpig_rt.residual_add(x, change, bias)  # type: ignore[no-any-return]
 
 
-def _is_fused(tensor: Tensor) -> bool:
-    return tensor.is_cuda or is_interpreting()
-
-
 @torch.library.custom_op("bootpig_rt::group_norm", mutates_args=())
 def _group_norm(
     x: Tensor,
@@ -132,7 +128,7 @@ def _group_norm(
 ) -> Tensor:
     checks.check_channels_last(x=x)
     checks.check_contiguous(weight=weight, bias=bias)
-    run = launch_group_norm if _is_fused(x) else eager_ops.group_norm
+    run = launch_group_norm if launches(x) else eager_ops.group_norm
     return run(x, weight, bias, groups, eps, silu, offset)
 
 
@@ -154,7 +150,7 @@ def _add_layer_norm(
     x: Tensor, change: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     checks.check_contiguous(x=x, change=change, weight=weight, bias=bias)
-    run = launch_layer_norm if _is_fused(x) else eager_ops.add_layer_norm
+    run = launch_layer_norm if launches(x) else eager_ops.add_layer_norm
     return run(x, change, weight, bias, eps)
 
 
@@ -166,7 +162,7 @@ def _(x: Tensor, change: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tu
 @torch.library.custom_op("bootpig_rt::layer_norm", mutates_args=())
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     checks.check_contiguous(x=x, weight=weight, bias=bias)
-    run = launch_layer_norm if _is_fused(x) else eager_ops.add_layer_norm
+    run = launch_layer_norm if launches(x) else eager_ops.add_layer_norm
     return run(x, None, weight, bias, eps)[1]
 
 
@@ -178,7 +174,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 @torch.library.custom_op("bootpig_rt::geglu", mutates_args=())
 def _geglu(x: Tensor) -> Tensor:
     checks.check_contiguous(x=x)
-    return launch_geglu(x) if _is_fused(x) else eager_ops.geglu(x)
+    return launch_geglu(x) if launches(x) else eager_ops.geglu(x)
 
 
 @_geglu.register_fake
@@ -190,7 +186,7 @@ def _(x: Tensor) -> Tensor:
 def _residual_add(x: Tensor, change: Tensor, bias: Tensor) -> Tensor:
     checks.check_channels_last(x=x, change=change)
     checks.check_contiguous(bias=bias)
-    run = launch_residual_add if _is_fused(x) else eager_ops.residual_add
+    run = launch_residual_add if launches(x) else eager_ops.residual_add
     return run(x, change, bias)
 
 

@@ -1,4 +1,4 @@
-"""Fused or eager: which implementation of reference self-attention runs.
+"""Fused or eager: which implementation of reference self-attention, and of what is around it, runs.
 
 `BOOTPIG_RT_ATTENTION` decides: `auto` (the default), `fused` or `eager`. `auto` takes the fused
 kernels for inference on a CUDA device that has a tile configuration, and the eager path elsewhere:

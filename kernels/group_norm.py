@@ -107,7 +107,7 @@ def group_norm_sums_kernel(
     end = tl.minimum(begin + pixels_of_chunk, num_pixels)
     for start in range(begin, end, BLOCK_P):
         inside = ((start + pixel) < end)[:, None] & is_channel[None, :]
-        at = first + (start + pixel)[:, None] * num_channels + channel[None, :]
+        at = first + (start + pixel).to(tl.int64)[:, None] * num_channels + channel[None, :]
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x = tl.where(inside, x - origin[None, :], 0.0)
         total += x

@@ -29,6 +29,11 @@ LOG2_E = math.log2(math.e)
 _INTERPRETED_TILE = Tile(64, 32, 4, 2)
 
 
+def launches(tensor: Tensor) -> bool:
+    """The kernels run on this tensor: on CUDA, and anywhere in Triton's interpreter."""
+    return tensor.is_cuda or is_interpreting()
+
+
 def launch_attention(
     q: Tensor,
     k: Tensor,

@@ -5,7 +5,6 @@ As in `bootpig_rt.kernels.launch`, arguments are not checked: `bootpig_rt.kernel
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -46,46 +45,31 @@ def launch_group_norm(
     out = torch.empty_like(x)  # keeps the layout
     given = x if offset is None else offset
     offset_stride = 0 if offset is None or offset.shape[0] == 1 else offset.stride(0)
-    constants = group_norm_constants(channels // groups, has_offset=offset is not None)
+    group = group_constants(channels // groups, has_offset=offset is not None)
     if pixels <= most_pixels:
-        run_kernel(
-            find_kernel("group_norm"),
-            (groups, rows),
-            x,
-            x,
-            given,
-            weight,
-            bias,
-            out,
-            pixels,
-            channels,
-            offset_stride,
-            eps,
-            **constants,
-            BLOCK_P=tiles.group_norm_pixels(channels // groups),
-            HAS_SILU=silu,
-            num_warps=tiles.GROUP_NORM_WARPS,
-            enable_fp_fusion=True,
-        )
+        _run(
+            "group_norm", (groups, rows),
+            x, given, weight, bias, out, pixels, channels, offset_stride, eps,
+            **group, BLOCK_P=tiles.group_norm_pixels(channels // groups), HAS_SILU=silu,
+        )  # fmt: skip
         return out
     chunk = tiles.pixels_of_chunk(pixels)
     chunks = -(-pixels // chunk)
     blocks = -(-channels // tiles.CHANNELS_OF_BLOCK)
     sums = torch.empty(rows, chunks, 2, channels, dtype=torch.float32, device=x.device)
     scales = torch.empty(rows, 2, channels, dtype=torch.float32, device=x.device)
-    block = {"BLOCK_C": tiles.CHANNELS_OF_BLOCK, "BLOCK_P": tiles.PIXELS_OF_BLOCK}
-    run_kernel(
-        find_kernel("group_norm_sums"), (chunks, blocks, rows), x,
-        x, sums, pixels, channels, chunk, **block,
+    _run(
+        "group_norm_sums", (chunks, blocks, rows),
+        x, sums, pixels, channels, chunk, **pixel_constants(),
     )  # fmt: skip
-    run_kernel(
-        find_kernel("group_norm_scales"), (groups, rows), x,
+    _run(
+        "group_norm_scales", (groups, rows),
         x, given, weight, bias, sums, scales, pixels, channels, chunks, offset_stride, eps,
-        **constants, BLOCK_K=tiles.CHUNKS_AT_ONCE,
+        **group, BLOCK_K=tiles.CHUNKS_AT_ONCE,
     )  # fmt: skip
-    run_kernel(
-        find_kernel("group_norm_apply"), (-(-pixels // tiles.PIXELS_OF_BLOCK), blocks, rows), x,
-        x, scales, out, pixels, channels, **block, HAS_SILU=silu,
+    _run(
+        "group_norm_apply", (-(-pixels // tiles.PIXELS_OF_BLOCK), blocks, rows),
+        x, scales, out, pixels, channels, **pixel_constants(), HAS_SILU=silu,
     )  # fmt: skip
     return out
 
@@ -102,12 +86,10 @@ def launch_layer_norm(
     tokens = x.numel() // channels
     out = torch.empty_like(x)
     total = x if change is None else torch.empty_like(x)
-    block_t = tiles.tokens_of_block(channels)
-    run_kernel(
-        find_kernel("layer_norm"), (-(-tokens // block_t),), x,
-        x, x if change is None else change, weight, bias, total, out, tokens, eps,
-        CHANNELS=channels, BLOCK_C=tiles.padded(channels), BLOCK_T=block_t,
-        HAS_CHANGE=change is not None,
+    constants = layer_norm_constants(channels, has_change=change is not None)
+    _run(
+        "layer_norm", (-(-tokens // constants["BLOCK_T"]),),
+        x, x if change is None else change, weight, bias, total, out, tokens, eps, **constants,
     )  # fmt: skip
     return total, out
 
@@ -120,11 +102,9 @@ def launch_geglu(x: Tensor) -> Tensor:
     """
     channels = x.shape[-1] // 2
     out = torch.empty(*x.shape[:-1], channels, dtype=x.dtype, device=x.device)
-    tokens = math.prod(x.shape[:-1])
-    run_kernel(
-        find_kernel("geglu"), (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),), x,
-        x, out, tokens,
-        CHANNELS=channels, BLOCK=tiles.NUMBERS_OF_BLOCK, num_warps=tiles.POINTWISE_WARPS,
+    _run(
+        "geglu", (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),),
+        x, out, out.numel() // channels, **flat_constants(channels),
     )  # fmt: skip
     return out
 
@@ -137,18 +117,49 @@ def launch_residual_add(x: Tensor, change: Tensor, bias: Tensor) -> Tensor:
     """
     out = torch.empty_like(x)  # keeps the layout
     channels = x.shape[1]
-    run_kernel(
-        find_kernel("residual_add"), (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),), x,
-        x, change, bias, out, out.numel() // channels,
-        CHANNELS=channels, BLOCK=tiles.NUMBERS_OF_BLOCK, num_warps=tiles.POINTWISE_WARPS,
+    _run(
+        "residual_add", (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),),
+        x, change, bias, out, out.numel() // channels, **flat_constants(channels),
     )  # fmt: skip
     return out
 
 
-def group_norm_constants(channels_of_group: int, *, has_offset: bool) -> dict[str, Any]:
-    """Compile-time arguments that the kernels over one group share."""
+# Compile-time arguments, here and in binaries that are compiled ahead.
+
+
+def group_constants(channels_of_group: int, *, has_offset: bool) -> dict[str, Any]:
+    """Of the kernels over one group."""
     return {
         "GROUP": channels_of_group,
         "BLOCK_C": tiles.padded(channels_of_group),
         "HAS_OFFSET": has_offset,
     }
+
+
+def pixel_constants() -> dict[str, Any]:
+    """Of the kernels over many pixels and channels side by side."""
+    return {"BLOCK_C": tiles.CHANNELS_OF_BLOCK, "BLOCK_P": tiles.PIXELS_OF_BLOCK}
+
+
+def layer_norm_constants(channels: int, *, has_change: bool) -> dict[str, Any]:
+    """Of the layer norm."""
+    return {
+        "CHANNELS": channels,
+        "BLOCK_C": tiles.padded(channels),
+        "BLOCK_T": tiles.tokens_of_block(channels),
+        "HAS_CHANGE": has_change,
+    }
+
+
+def flat_constants(channels: int) -> dict[str, Any]:
+    """Of the kernels that go element by element."""
+    return {"CHANNELS": channels, "BLOCK": tiles.NUMBERS_OF_BLOCK}
+
+
+def block_options(name: str) -> dict[str, Any]:
+    """Options of the compiler."""
+    return {"num_warps": tiles.BLOCK_WARPS[name], "enable_fp_fusion": True}
+
+
+def _run(name: str, grid: tuple[int, ...], x: Tensor, *arguments: Any, **constants: Any) -> None:
+    run_kernel(find_kernel(name), grid, x, x, *arguments, **constants, **block_options(name))

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.jit._trace import is_tracing
 
 from bootpig_rt.kernels import checks, eager_backward, eager_ops
-from bootpig_rt.kernels.launch import launch_attention, launch_merge
-from bootpig_rt.kernels.toolchain import is_interpreting
+from bootpig_rt.kernels.launch import launch_attention, launch_merge, launches
 
 
 def reference_attention(
@@ -144,16 +143,12 @@ def _can_read(tensor: Tensor) -> bool:
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _is_fused(tensor: Tensor) -> bool:
-    return tensor.is_cuda or is_interpreting()
-
-
 @torch.library.custom_op("bootpig_rt::reference_attention", mutates_args=())
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, ref_k: Tensor, ref_v: Tensor, ref_of_row: Tensor, step: Tensor
 ) -> Tensor:
     checks.check_attention_layout(q, k, v, ref_k, ref_v, ref_of_row, step)
-    if _is_fused(q):
+    if launches(q):
         return launch_attention(q, k, v, ref_k, ref_v, ref_of_row, step)[0]
     return eager_ops.attention(q, k, v, ref_k, ref_v, ref_of_row, step)
 
@@ -178,7 +173,7 @@ def _attention_deltas(
     first_delta_row: int,
 ) -> tuple[Tensor, Tensor]:
     checks.check_attention_layout(q, k, v, ref_k, ref_v, ref_of_row, step)
-    run = launch_attention if _is_fused(q) else eager_ops.attention_deltas
+    run = launch_attention if launches(q) else eager_ops.attention_deltas
     return run(q, k, v, ref_k, ref_v, ref_of_row, step, first_delta_row)
 
 
@@ -204,7 +199,7 @@ def _merge(
     projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
 ) -> Tensor:
     checks.check_merge_layout(projected, change, ref_of_row)
-    run = launch_merge if _is_fused(projected) else eager_ops.merge
+    run = launch_merge if launches(projected) else eager_ops.merge
     return run(projected, change, ref_of_row, first_delta_row, merge)
 
 

@@ -136,12 +136,21 @@ def merge_tile(channels: int) -> tuple[int, int]:
 MOST_PIXELS_OF_ONE_LAUNCH = 32 * 32
 """Of a picture whose group norm is one launch; beyond, three are quicker."""
 
-GROUP_NORM_WARPS = 16
 CHANNELS_OF_BLOCK, PIXELS_OF_BLOCK = 64, 32
 """That the group norm of a larger picture takes in at once: whole lines of memory."""
 
 CHUNKS_AT_ONCE = 16
-NUMBERS_OF_BLOCK, POINTWISE_WARPS = 2048, 8
+NUMBERS_OF_BLOCK = 2048
+BLOCK_WARPS = {
+    "group_norm": 16,
+    "group_norm_sums": 4,
+    "group_norm_scales": 4,
+    "group_norm_apply": 4,
+    "layer_norm": 4,
+    "geglu": 8,
+    "residual_add": 8,
+}
+"""Groups of 32 threads of a program, by kernel."""
 
 
 def group_norm_pixels(channels_of_group: int) -> int:

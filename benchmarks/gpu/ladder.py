@@ -75,7 +75,7 @@ LADDER = (
     Rung("single", "+ no double attention", mode="single"),
     Rung(
         "table",
-        "+ reference read once, ahead of the steps",
+        "+ reference and text read once, ahead of the steps",
         options=_HOST,
         attention="eager",
         rows_per_launch=None,

@@ -18,7 +18,6 @@ from bootpig_rt.errors import ParameterError
 from bootpig_rt.kernels import compile as kernel_compile
 from bootpig_rt.kernels import tiles
 from bootpig_rt.kernels.compile import (
-    BLOCK_KERNELS,
     attention_variant,
     block_variant,
     merge_variant,
@@ -144,7 +143,7 @@ def test_hosts_get_plain_pointers() -> None:
     assert len({variant.name for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("kernel", BLOCK_KERNELS)
+@pytest.mark.parametrize("kernel", tiles.BLOCK_WARPS)
 def test_a_kernel_around_attention_fits(kernel: str) -> None:
     for architecture, dtype in ((80, "float32"), (90, "float16"), (120, "float16")):
         variant = block_variant(kernel, architecture=architecture, dtype=dtype, channels=960)
