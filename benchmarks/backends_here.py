@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootpig_rt.backends import available_backends
-from bootpig_rt.bundle import is_bundle, read_manifest
+from bootpig_rt.bundle.bundle import is_bundle, read_manifest
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.benchmarks.settings import Progress, no_progress
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.pipeline import Pipeline, Request
-from bootpig_rt.subject import Subject
+from bootpig_rt.reference.subject import Subject
 from bootpig_rt.training.evaluation.counting import (
     MAIN_JUDGE,
     Verdicts,

@@ -14,8 +14,8 @@ from bootpig_rt.backends.base import Backend, DenoiseBatch, DenoiseRun, FloatArr
 from bootpig_rt.benchmarks.drawing import drawing
 from bootpig_rt.benchmarks.published import PROMPT, REFERENCE_PROMPT, SEED
 from bootpig_rt.pipeline import GenerationResult, Pipeline, Request
-from bootpig_rt.subject import Subject
-from bootpig_rt.subject_store import SubjectStore
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.storage.store import SubjectStore
 
 
 class OurWay:

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.threads import torch_threads
+from bootpig_rt.files.atomic import atomic_write_text
 
 STEP = "step in ONNX Runtime"
 """Name of the group whose rows are of one step."""

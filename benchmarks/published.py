@@ -12,11 +12,11 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from torch import Tensor
 
-from bootpig_rt.backends.torch_backend import TorchBackend
-from bootpig_rt.flight import picture_noise
-from bootpig_rt.image import prepare_reference
-from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
-from bootpig_rt.text import Tokenizer
+from bootpig_rt.backends.torch.backend import TorchBackend
+from bootpig_rt.engine.flight import picture_noise
+from bootpig_rt.images.picture import prepare_reference
+from bootpig_rt.reference.reference_table import ReferenceSchedule, reference_latents
+from bootpig_rt.text.tokenizer import Tokenizer
 
 PROMPT = "a photo of a dog, in the middle of a sandy beach"
 REFERENCE_PROMPT = "a photo of a dog"

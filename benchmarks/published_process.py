@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from bootpig_rt.backends.torch_backend import load
+from bootpig_rt.backends.torch.backend import load
 from bootpig_rt.benchmarks.published import PublishedWay
-from bootpig_rt.image import to_pil
+from bootpig_rt.images.picture import to_pil
 
 
 def main(pair: str, reference: str, output: str, threads: str) -> None:

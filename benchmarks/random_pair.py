@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from bootpig_rt.benchmarks.gpu.random_pair import TEXT_TOKENS, make_pair
+from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.export.build import build_engine
 from bootpig_rt.export.build_options import build_options
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.pair_config import PairConfig
 
 
 def write_random_pair(folder: Path) -> Path:

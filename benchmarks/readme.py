@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.benchmarks.gpu import readme_tables as gpu
 from bootpig_rt.benchmarks.report.figures import figures
 from bootpig_rt.benchmarks.report.svg import as_file
 from bootpig_rt.benchmarks.result import Row, SuiteResult, load_results
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.golden import END_TO_END, END_TO_END_LIMIT, STEP_LIMIT
+from bootpig_rt.export.golden import END_TO_END, END_TO_END_LIMIT, STEP_LIMIT
+from bootpig_rt.files.atomic import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.benchmarks.intervals import Ratio, median_ratio, spread
 from bootpig_rt.benchmarks.machine import Machine, Watch
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.files.atomic import atomic_write_text
 
 FORMAT_VERSION = 1
 SCHEMA = Path(__file__).with_name("result_schema.json")

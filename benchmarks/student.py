@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bootpig_rt.bundle import is_bundle
+from bootpig_rt.bundle.bundle import is_bundle
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.export.build import build_engine
 from bootpig_rt.export.build_options import build_options, size_multiple_px

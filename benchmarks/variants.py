@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import onnxruntime as ort
 
 from bootpig_rt.benchmarks.bare_unet import quiet_export
-from bootpig_rt.bundle import ParityReport, list_files, open_bundle, write_manifest
+from bootpig_rt.bundle.bundle import ParityReport, list_files, open_bundle, write_manifest
 
 Weights: TypeAlias = Literal["int8", "float16"]
 

@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bootpig_rt.engine.sampler import StepEvent
+    from bootpig_rt.engine.scheduler import Scheduler
     from bootpig_rt.errors import (
         BackendUnavailable,
         BootPIGError,
@@ -28,13 +30,11 @@ if TYPE_CHECKING:
         StorageError,
         SubjectMismatch,
     )
-    from bootpig_rt.generation import GenerationResult, Request
     from bootpig_rt.pipeline import Pipeline
-    from bootpig_rt.reference_schedule import ReferenceSchedule
-    from bootpig_rt.sampler import StepEvent
-    from bootpig_rt.scheduler import Scheduler
-    from bootpig_rt.subject import Subject
-    from bootpig_rt.subject_store import SubjectStore
+    from bootpig_rt.reference.schedule import ReferenceSchedule
+    from bootpig_rt.reference.subject import Subject
+    from bootpig_rt.request import GenerationResult, Request
+    from bootpig_rt.storage.store import SubjectStore
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _MODULE_OF_NAME = {
     "CheckpointError": "bootpig_rt.errors",
     "ConfigError": "bootpig_rt.errors",
     "EngineError": "bootpig_rt.errors",
-    "GenerationResult": "bootpig_rt.generation",
+    "GenerationResult": "bootpig_rt.request",
     "ImageError": "bootpig_rt.errors",
     "InputError": "bootpig_rt.errors",
     "NumericalError": "bootpig_rt.errors",
@@ -54,15 +54,15 @@ _MODULE_OF_NAME = {
     "ParityError": "bootpig_rt.errors",
     "Pipeline": "bootpig_rt.pipeline",
     "PromptError": "bootpig_rt.errors",
-    "ReferenceSchedule": "bootpig_rt.reference_schedule",
-    "Request": "bootpig_rt.generation",
-    "Scheduler": "bootpig_rt.scheduler",
-    "StepEvent": "bootpig_rt.sampler",
+    "ReferenceSchedule": "bootpig_rt.reference.schedule",
+    "Request": "bootpig_rt.request",
+    "Scheduler": "bootpig_rt.engine.scheduler",
+    "StepEvent": "bootpig_rt.engine.sampler",
     "OutOfDeviceMemory": "bootpig_rt.errors",
     "StorageError": "bootpig_rt.errors",
-    "Subject": "bootpig_rt.subject",
+    "Subject": "bootpig_rt.reference.subject",
     "SubjectMismatch": "bootpig_rt.errors",
-    "SubjectStore": "bootpig_rt.subject_store",
+    "SubjectStore": "bootpig_rt.storage.store",
 }
 
 __all__ = [  # noqa: RUF022  the main path first, then the errors

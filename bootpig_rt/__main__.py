@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from bootpig_rt.config import MAX_IMAGES, check_int, check_prompt, check_seed, wrap_seed
-from bootpig_rt.errors import ImageError, ParameterError, PromptError
-from bootpig_rt.image import ImageSource
+from bootpig_rt.checks import MAX_IMAGES, check_int, check_prompt, check_seed, wrap_seed
+from bootpig_rt.errors import ParameterError, PromptError
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +50,6 @@ def class_phrase(prompts: Sequence[str]) -> str:
     else:
         logger.info("no reference prompt: the reference is read as %r, from the prompt", phrase)
     return phrase
-
-
-def sources_of(images: ImageSource | Sequence[ImageSource] | None) -> list[Any]:
-    """One reference image or several as a list.
-
-    Raises:
-        ImageError: There is none.
-    """
-    if images is None:
-        found: list[Any] = []
-    elif isinstance(images, list | tuple):
-        found = list(images)
-    else:
-        found = [images]
-    if not found:
-        raise ImageError("no reference image, expected at least one picture of the subject")
-    return found
 
 
 def seeds_of_prompts(seed: Any, count: int, num_images: int) -> list[int | None]:

@@ -19,23 +19,24 @@ from PIL import Image
 from bootpig_rt.arguments import class_phrase, prompts_of, seeds_of_prompts
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend, PairSpec, PassProgress
-from bootpig_rt.background import BackgroundRemover
-from bootpig_rt.batch import TextStates, texts_of
-from bootpig_rt.config import SamplingParams, check_int, check_seed
+from bootpig_rt.backends.finite import check_finite
+from bootpig_rt.backends.host_table import TableDtype, table_bytes
+from bootpig_rt.checks import check_int, check_seed
+from bootpig_rt.engine.batch import TextStates, texts_of
+from bootpig_rt.engine.planner import Planner, Tables, check_params, params_for_pair
+from bootpig_rt.engine.sampler import Progress, StepCallback, StepEvent, denoise
+from bootpig_rt.engine.scheduler import Scheduler
+from bootpig_rt.engine.warmup import PROMPT, discs, requests_of
 from bootpig_rt.errors import CheckpointError, ParameterError
-from bootpig_rt.generation import Clock, GenerationResult, PictureParameters, Request
-from bootpig_rt.image import ImageSource, to_pil
-from bootpig_rt.planner import Planner, Tables, check_params, params_for_pair
-from bootpig_rt.reference_pass import TableOptions
-from bootpig_rt.sampler import Progress, StepCallback, StepEvent, check_finite, denoise
-from bootpig_rt.scheduler import Scheduler
-from bootpig_rt.store_folder import DEFAULT_BYTES, StoreFolder
-from bootpig_rt.subject import SavedTable, Subject
-from bootpig_rt.subject_encoder import encode
-from bootpig_rt.subject_store import SubjectStore
-from bootpig_rt.table_storage import TableDtype, table_bytes
-from bootpig_rt.text import Tokenizer
-from bootpig_rt.warmup import PROMPT, discs, requests_of
+from bootpig_rt.images.background import BackgroundRemover
+from bootpig_rt.images.picture import ImageSource, to_pil
+from bootpig_rt.reference.encode import encode
+from bootpig_rt.reference.reference_pass import TableOptions
+from bootpig_rt.reference.subject import SavedTable, Subject
+from bootpig_rt.request import Clock, GenerationResult, PictureParameters, Request, SamplingParams
+from bootpig_rt.storage.folder import DEFAULT_BYTES, StoreFolder
+from bootpig_rt.storage.store import SubjectStore
+from bootpig_rt.text.tokenizer import Tokenizer
 
 __all__ = ["GenerationResult", "Pipeline", "Request", "StepEvent"]
 
@@ -69,8 +70,8 @@ class Pipeline:
         store_bytes: Disk space for those tables; the least recently used ones are removed.
         backend_options: Settings of the backend, such as `{"intra_op_threads": 2}` or
             `{"precision": "bfloat16"}`; see `OnnxRuntimeOptions` in
-            `bootpig_rt.backends.onnxruntime_sessions` and `TorchOptions` in
-            `bootpig_rt.backends.torch_options`.
+            `bootpig_rt.backends.onnxruntime.sessions` and `TorchOptions` in
+            `bootpig_rt.backends.torch.options`.
         trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
             belongs to it is loaded.
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import bootpig_rt
-from bootpig_rt.bundle import Bundle, ParityReport, is_bundle, write_manifest
-from bootpig_rt.bundle_files import MANIFEST, SIGNATURE, measure
-from bootpig_rt.cuda_devices import cuda_devices
+from bootpig_rt.backends.cuda.devices import cuda_devices
+from bootpig_rt.bundle.bundle import Bundle, ParityReport, is_bundle, write_manifest
+from bootpig_rt.bundle.files import MANIFEST, SIGNATURE, measure
+from bootpig_rt.bundle.signing import check_private_key
 from bootpig_rt.errors import (
     BootPIGError,
     ParameterError,
@@ -38,12 +39,11 @@ from bootpig_rt.export.parity import at_reduced_size
 from bootpig_rt.export.targets import require_buildable, tool_versions
 from bootpig_rt.export.tensorrt_layers import describe_engine
 from bootpig_rt.export.work_folder import WorkFolder, link_or_copy, remove, work_folder
-from bootpig_rt.signing import check_private_key
 
 if TYPE_CHECKING:
+    from bootpig_rt.bundle.pair_config import PairConfig
     from bootpig_rt.export.gate import GateRun, Reference
     from bootpig_rt.models.load import Pair
-    from bootpig_rt.pair_config import PairConfig
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def build_engine(
 def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
     from torch import nn
 
-    from bootpig_rt.backends.torch_backend import TorchBackend
+    from bootpig_rt.backends.torch.backend import TorchBackend
     from bootpig_rt.export.gate import compare_backend, place_of, record_reference
 
     options, graphs = order.options, work.path / GRAPHS
@@ -427,7 +427,7 @@ def _sources_digest() -> str:
 
 def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
     """Give the finished bundle its place."""
-    from bootpig_rt.bundle import read_manifest
+    from bootpig_rt.bundle.bundle import read_manifest
 
     output = order.output
     # Hours may have passed, and the lock is for builds alone.

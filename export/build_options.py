@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from bootpig_rt.config import MAX_STEPS, check_int
+from bootpig_rt.bundle.manifest import PRECISIONS, TARGETS, Precision, Profile, Target
+from bootpig_rt.bundle.pair_config import MERGES, Merge, PairConfig, read_json
+from bootpig_rt.checks import MAX_STEPS, check_int
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.export.dialect import Dialect
-from bootpig_rt.manifest import PRECISIONS, TARGETS, Precision, Profile, Target
-from bootpig_rt.pair_config import Merge, PairConfig, read_json
 
 # Like the pipeline: pictures far from the trained size repeat themselves.
 _MAX_SIZE_FACTOR = 4
@@ -25,7 +25,6 @@ _ENGINE_MAX_STEPS = 50
 # Up to here an attention that holds all scores is the quicker one (suite `kernels`, rows `onnx`).
 _MOST_TOKENS_OF_HELD_SCORES = 512
 
-MERGES: tuple[Merge, ...] = get_args(Merge)
 
 Weights: TypeAlias = Literal["auto", "float16", "as-is"]
 """How weights are stored: `as-is` as the pair has them, `float16` always, `auto` linked where the

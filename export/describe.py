@@ -6,15 +6,15 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from bootpig_rt.backends.tensorrt_flavours import flavour_of
-from bootpig_rt.bundle import GraphInfo, Manifest, ParityReport, RuntimeInfo, list_files
-from bootpig_rt.bundle_files import digest_files, split_pair_files
+from bootpig_rt.backends.tensorrt.flavours import flavour_of
+from bootpig_rt.bundle.bundle import GraphInfo, Manifest, ParityReport, RuntimeInfo, list_files
+from bootpig_rt.bundle.files import digest_files, split_pair_files
+from bootpig_rt.bundle.manifest import FileInfo, PairInfo, SolverInfo
+from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.graph_info import OnnxInfo, read_onnx
 from bootpig_rt.export.targets import tool_versions
 from bootpig_rt.export.tensorrt_layers import read_layers
-from bootpig_rt.manifest import FileInfo, PairInfo, SolverInfo
-from bootpig_rt.pair_config import PairConfig
 
 MINIMUM_ONNXRUNTIME = "1.23"
 """Oldest ONNX Runtime that bundles may be loaded with; the floor of the extras `cpu` and `gpu`."""

@@ -14,13 +14,13 @@ from typing import Any, cast
 import numpy as np
 
 from bootpig_rt.backends.bundle_spec import self_attention_shapes
-from bootpig_rt.config import check_name
+from bootpig_rt.backends.host_table import TABLE_DTYPES, TableDtype, table_bytes
+from bootpig_rt.bundle.pair_config import PairConfig, read_json
+from bootpig_rt.checks import check_name
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.tensorrt_profiles import GUIDANCE_ROWS, pair_shape
-from bootpig_rt.pair_config import PairConfig, read_json
-from bootpig_rt.reference_schedule import ReferenceSchedule
-from bootpig_rt.table_storage import TABLE_DTYPES, TableDtype, table_bytes
+from bootpig_rt.reference.schedule import ReferenceSchedule
 
 FORMULA = (
     "device memory = weights + table + text + attention + pictures; "

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend
-from bootpig_rt.cuda_devices import cuda_devices
+from bootpig_rt.backends.cuda.devices import cuda_devices
+from bootpig_rt.bundle.manifest import ParityReport, ParityResult, Precision, Profile, Target
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.export.parity import Plan, Progress, Recording, compare, make_plan, record
 from bootpig_rt.export.parity_limits import LIMITS
 from bootpig_rt.export.targets import target_status
-from bootpig_rt.manifest import ParityReport, ParityResult, Precision, Profile, Target
-from bootpig_rt.pair_config import Merge
 
 _LARGE_BYTES = 1 << 30
 

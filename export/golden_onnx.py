@@ -1,4 +1,4 @@
-"""The two U-Nets of a golden folder in ONNX Runtime, for `bootpig_rt.golden`.
+"""The two U-Nets of a golden folder in ONNX Runtime, for `bootpig_rt.export.golden`.
 
 The folder is exported to a temporary one, and run by what runs bundles: the same graphs, tables and
 steps. A row of the Base U-Net is a picture whose guidance and solver pass the output through.
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from bootpig_rt.backends.base import DenoiseBatch
-from bootpig_rt.backends.onnxruntime_sessions import OnnxRuntimeOptions, Sessions
-from bootpig_rt.backends.onnxruntime_steps import OnnxRuntimeRun
-from bootpig_rt.backends.onnxruntime_tables import DeviceTable
-from bootpig_rt.backends.onnxruntime_values import to_device
+from bootpig_rt.backends.onnxruntime.sessions import OnnxRuntimeOptions, Sessions
+from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
+from bootpig_rt.backends.onnxruntime.tables import DeviceTable
+from bootpig_rt.backends.onnxruntime.values import to_device
+from bootpig_rt.diffusion.solver import BatchSolver
+from bootpig_rt.export.golden import FloatArray, IntArray, References
 from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph
 from bootpig_rt.export.onnx_export import DEFAULT_OPSET, write_graph
 from bootpig_rt.export.reference_op import OpMerge
-from bootpig_rt.golden import FloatArray, IntArray, References
 from bootpig_rt.models.load import load_unet
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.solver import BatchSolver
 
 _CPU = "cpu"
 
@@ -43,7 +43,7 @@ def load(folder: Path) -> OnnxGoldenPair:
 
 
 class OnnxGoldenPair:
-    """Implements `bootpig_rt.golden.GoldenPair`. Graphs are written when they are first needed."""
+    """Implements `GoldenPair`. Graphs are written when they are first needed."""
 
     def __init__(self, folder: Path, base: BaseUNet, reference: ReferenceUNet) -> None:
         """Copy the weights, which the graphs point to."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
+from bootpig_rt.bundle.manifest import TensorInfo
 from bootpig_rt.errors import CheckpointError
-from bootpig_rt.manifest import TensorInfo
 
 _STANDARD = ("", "ai.onnx")
 

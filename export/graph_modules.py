@@ -181,7 +181,7 @@ class DenoiseStep(nn.Module):
             step: int64 [1].
             state: float32 [1 + K, B, C, h, w], latents and the solver's history.
             timesteps: int64 [T, B].
-            matrices: float32 [T, B, 1 + K, 2 + K], see `bootpig_rt.solver`.
+            matrices: float32 [T, B, 1 + K, 2 + K], see `bootpig_rt.diffusion.solver`.
             x0: float32 [T, B, 2].
             clip_weight: float32 [T, B].
             clip_range: float32 [1]; 3e38 for none.

@@ -7,12 +7,13 @@ What each computes stands in `graph_modules.py`; `onnx_export.py` writes them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bootpig_rt.bundle.pair_config import MERGES
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graph_modules import (
@@ -26,9 +27,6 @@ from bootpig_rt.export.graph_modules import (
 from bootpig_rt.export.reference_op import OpMerge
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.pair_config import Merge
-
-MERGES: tuple[Merge, ...] = get_args(Merge)
 
 GRAPH_NAMES = (
     "text_encoder",

@@ -28,7 +28,6 @@ from onnxscript.optimizer import _optimizer
 from torch import nn
 
 from bootpig_rt import __version__
-from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.cpu_modules import for_cpu
@@ -37,6 +36,7 @@ from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
 from bootpig_rt.export.reference_op import function_body
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
 from bootpig_rt.export.translations import name_attention, translations
+from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 

@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bootpig_rt.backends.base import Backend, DenoiseBatch, FloatArray
+from bootpig_rt.bundle.manifest import ParityResult, Profile, finite_or_none
+from bootpig_rt.bundle.pair_config import Merge
+from bootpig_rt.diffusion.noise_schedule import SolverName
+from bootpig_rt.diffusion.solver import BatchSolver, SolverTable, solver_table
+from bootpig_rt.engine.guidance import PictureBranches, plan_guidance
 from bootpig_rt.export.parity_limits import Limits
-from bootpig_rt.guidance import PictureBranches, plan_guidance
-from bootpig_rt.manifest import ParityResult, Profile, finite_or_none
-from bootpig_rt.pair_config import Merge
-from bootpig_rt.reference_kv import reference_latents
-from bootpig_rt.reference_schedule import ReferenceSchedule
-from bootpig_rt.schedule import SolverName
-from bootpig_rt.solver import BatchSolver, SolverTable, solver_table
-from bootpig_rt.text import Tokenizer
+from bootpig_rt.reference.reference_table import reference_latents
+from bootpig_rt.reference.schedule import ReferenceSchedule
+from bootpig_rt.text.tokenizer import Tokenizer
 
 Array: TypeAlias = npt.NDArray[Any]
 

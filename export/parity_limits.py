@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bootpig_rt.manifest import Precision
+from bootpig_rt.bundle.manifest import Precision
 
 
 @dataclass(frozen=True)

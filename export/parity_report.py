@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.backends.base import FloatArray
+from bootpig_rt.bundle.manifest import ParityReport
 from bootpig_rt.export.parity import PICTURE, Recording
 from bootpig_rt.export.work_folder import remove
-from bootpig_rt.image import save_png
-from bootpig_rt.manifest import ParityReport
+from bootpig_rt.files.atomic import atomic_write_text
+from bootpig_rt.images.picture import save_png
 
 REPORT_FILE = "report.json"
 

@@ -30,10 +30,10 @@ import torch
 from onnx import parser
 from torch import Tensor
 
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.export.attention_text import ORT_DOMAIN, expand
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.models.attention import join_heads, split_heads
-from bootpig_rt.pair_config import Merge
 
 DOMAIN = "bootpig_rt"
 OP_TYPE = "ReferenceAttention"

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from bootpig_rt.bundle_files import list_files
+from bootpig_rt.bundle.files import list_files
+from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.build_options import Weights
 from bootpig_rt.export.work_folder import link_or_copy, remove
 from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM, Pair
 from bootpig_rt.models.save import save_pair
-from bootpig_rt.pair_config import read_pair_config
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bootpig_rt.backends.tensorrt_flavours import flavour_of
-from bootpig_rt.cuda_devices import CudaDevice, cuda_devices
+from bootpig_rt.backends.cuda.devices import CudaDevice, cuda_devices
+from bootpig_rt.backends.tensorrt.flavours import flavour_of
+from bootpig_rt.bundle.manifest import TARGETS
 from bootpig_rt.errors import BackendUnavailable
-from bootpig_rt.manifest import TARGETS
 
 _EXPORT_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 _EXPORT_INSTALL = "pip install 'bootpig-rt[export,cpu]'"

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, load_model
 
-from bootpig_rt.atomic import atomic_write
-from bootpig_rt.backends.tensorrt_flavours import Flavour, flavour_of
-from bootpig_rt.cuda_devices import cuda_devices
+from bootpig_rt.backends.cuda.devices import cuda_devices
+from bootpig_rt.backends.tensorrt.flavours import Flavour, flavour_of
 from bootpig_rt.errors import BackendUnavailable, CheckpointError, EngineError
 from bootpig_rt.export.reference_op import DOMAIN
 from bootpig_rt.export.tensorrt_attention import cast_behind_scores
@@ -34,9 +33,10 @@ from bootpig_rt.export.tensorrt_layers import (
 )
 from bootpig_rt.export.tensorrt_plugin import Capability, capability, kernels_given, use_plugin
 from bootpig_rt.export.tensorrt_profiles import ShapeRange, input_ranges, pair_shape
+from bootpig_rt.files.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from bootpig_rt.bundle import Profile
+    from bootpig_rt.bundle.bundle import Profile
 
 logger = logging.getLogger(__name__)
 

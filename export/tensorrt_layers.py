@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.backends.tensorrt_flavours import flavour_of
+from bootpig_rt.backends.tensorrt.flavours import flavour_of
 
 LAYERS_MESSAGE = "Layers:\n"
 """How the log message that lists the final layers begins."""

@@ -23,8 +23,8 @@ from typing import Any
 
 from onnx import ModelProto, helper
 
-from bootpig_rt.backends.tensorrt_flavours import Flavour
-from bootpig_rt.cuda_devices import CudaDevice
+from bootpig_rt.backends.cuda.devices import CudaDevice
+from bootpig_rt.backends.tensorrt.flavours import Flavour
 from bootpig_rt.errors import BackendUnavailable, ParameterError
 from bootpig_rt.export.onnx_export import METADATA_KEY
 from bootpig_rt.export.reference_op import DOMAIN, OP_TYPE

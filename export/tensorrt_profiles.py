@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, ParameterError
-from bootpig_rt.pair_config import read_json
 
 if TYPE_CHECKING:
-    from bootpig_rt.bundle import Profile
+    from bootpig_rt.bundle.bundle import Profile
 
 ROWS_PER_LAUNCH = 16
 """Rows that go through the Reference U-Net at once: a table of many entries is made in pieces."""

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.atomic import atomic_write_text
-from bootpig_rt.bundle_files import measure
+from bootpig_rt.bundle.files import measure
 from bootpig_rt.errors import ParityError, StorageError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_text
 
 try:
     import fcntl

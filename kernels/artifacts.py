@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import bootpig_rt
-from bootpig_rt.atomic import atomic_write_bytes, atomic_write_text
 from bootpig_rt.errors import StorageError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_bytes, atomic_write_text
 from bootpig_rt.kernels.compile import Compiled, Variant, compile_one, tool_versions
 
 MANIFEST = "kernels.json"

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.errors import BackendUnavailable
+from bootpig_rt.files.atomic import atomic_write_text
 
 TABLE = Path(__file__).with_name("tiles.json")
 

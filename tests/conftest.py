@@ -7,15 +7,20 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from PIL import Image, ImageDraw
 
 # Before numpy or torch start their thread pools. One thread: the models here are too small to gain
 # from more, and on a busy machine threads that wait for each other are many times slower. Nothing
 # is looked up on a hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if TYPE_CHECKING:
+    from bootpig_rt.pipeline import Pipeline
+    from bootpig_rt.reference.subject import Subject
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,10 +94,10 @@ def make_tiny_pair() -> MakeTinyPair:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
+        from bootpig_rt.bundle.pair_config import PairConfig
         from bootpig_rt.models.load import Pair
         from bootpig_rt.models.save import save_pair
         from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-        from bootpig_rt.pair_config import PairConfig
 
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer_folder = folder / "tokenizer_source"
@@ -185,7 +190,7 @@ def tiny_bundle_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPath
 
     Built for pictures of 16 to 64 px, 4 at once, 3 references and 50 steps.
     """
-    from bootpig_rt.bundle import ParityReport, write_manifest
+    from bootpig_rt.bundle.bundle import ParityReport, write_manifest
     from bootpig_rt.export.build_options import build_options
     from bootpig_rt.export.describe import describe_graphs
     from bootpig_rt.export.onnx_export import GRAPH_NAMES, export_graph
@@ -393,3 +398,65 @@ def _write_random_module(
 
 
 _OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def drawing(colour: str, shape: str) -> Image.Image:
+    """A coloured shape, cut out, RGBA 48 x 40."""
+    image = Image.new("RGBA", (48, 40))
+    draw = ImageDraw.Draw(image)
+    (draw.ellipse if shape == "round" else draw.rectangle)((6, 4, 40, 34), fill=colour)
+    return image
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_pair_folder: Path) -> Pipeline:
+    """The tiny pair on the CPU, in torch. Shared: it holds no state of a call."""
+    from bootpig_rt.pipeline import Pipeline
+
+    return Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+
+
+@pytest.fixture
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in float32 on a GPU, where torch takes TF32 unless it is told not to."""
+    import torch
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(scope="session")
+def red() -> Image.Image:
+    """A reference image."""
+    return drawing("red", "round")
+
+
+@pytest.fixture(scope="session")
+def blue() -> Image.Image:
+    """Another reference image."""
+    return drawing("blue", "square")
+
+
+@pytest.fixture(scope="session")
+def green() -> Image.Image:
+    """A third reference image."""
+    return drawing("green", "round")
+
+
+@pytest.fixture(scope="session")
+def dog(pipeline: Pipeline, red: Image.Image) -> Subject:
+    """A subject of one reference image."""
+    return pipeline.encode_subject(red, "a photo of a dog")
+
+
+@pytest.fixture(scope="session")
+def cat(pipeline: Pipeline, blue: Image.Image, green: Image.Image) -> Subject:
+    """A subject of two reference images."""
+    return pipeline.encode_subject([blue, green], "a photo of a cat")
+
+
+@pytest.fixture
+def dog_file(tmp_path: Path, red: Image.Image) -> Path:
+    """The first reference image as a file."""
+    path = tmp_path / "dog.png"
+    red.save(path)
+    return path

@@ -80,7 +80,7 @@ def test_the_wheel_holds_the_type_marker_and_the_licence(wheel: zipfile.ZipFile)
 
 def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     entry_points = wheel.read(f"bootpig_rt-{__version__}.dist-info/entry_points.txt").decode()
-    assert "bootpig-rt = bootpig_rt.cli:main" in entry_points
+    assert "bootpig-rt = bootpig_rt.cli.main:main" in entry_points
 
 
 def test_every_extra_is_there_and_the_core_needs_no_torch(metadata: dict[str, list[str]]) -> None:

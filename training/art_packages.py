@@ -15,8 +15,8 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import BackendUnavailable, InputError, StorageError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.training.emoji import ArtSource
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training import splits
 from bootpig_rt.training.art_packages import fetch_archive, sha256_of, unpack_archive
 from bootpig_rt.training.emoji import (

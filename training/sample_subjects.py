@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from bootpig_rt.atomic import atomic_write_bytes, atomic_write_text
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.files.atomic import atomic_write_bytes, atomic_write_text
 from bootpig_rt.training.captions import class_prompt
 from bootpig_rt.training.emoji import join_concepts, load_rules, load_sources, read_icon_set
 from bootpig_rt.training.raster import SPRITE_PX, SUBJECT_PX, draw_sprite

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.solver import NoiseSchedule, solver_table
 
 
 @dataclass(frozen=True)

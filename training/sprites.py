@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import StorageError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.training.emoji import Drawing, IconSet
 from bootpig_rt.training.raster import (
     SPRITE_PX,

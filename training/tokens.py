@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from bootpig_rt.atomic import atomic_write_text
+from bootpig_rt.files.atomic import atomic_write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.errors import CheckpointError, NumericalError, StorageError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.state import Averaged, Ema, TrainingState
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.benchmarks.gpu import ladder
 from bootpig_rt.benchmarks.gpu.attention_ways import attention_ways
+from bootpig_rt.files.atomic import atomic_write_text
 
 EMPTY = "-"
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, ReferencePass
-from bootpig_rt.backends.torch_backend import TorchBackend
-from bootpig_rt.backends.torch_options import TorchOptions
+from bootpig_rt.backends.torch.backend import TorchBackend
+from bootpig_rt.backends.torch.options import TorchOptions
 from bootpig_rt.benchmarks.gpu.picture_inputs import (
     NEGATIVE,
     PROMPT,
@@ -26,13 +26,13 @@ from bootpig_rt.benchmarks.gpu.picture_inputs import (
     Stages,
     Steps,
 )
-from bootpig_rt.guidance import PictureBranches, plan_guidance
+from bootpig_rt.diffusion.solver import BatchSolver
+from bootpig_rt.engine.guidance import PictureBranches, plan_guidance
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.rows import RowPlan
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers, TextKVLayers
-from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
-from bootpig_rt.solver import BatchSolver
+from bootpig_rt.reference.reference_table import ReferenceSchedule, reference_latents
 
 Subject = Literal["cold", "warm", "none"]
 """`cold`: reference images are encoded and read. `warm`: the table is there. `none`: text alone."""

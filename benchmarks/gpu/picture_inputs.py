@@ -14,10 +14,10 @@ from bootpig_rt.backends.base import FloatArray, IntArray
 from bootpig_rt.benchmarks.gpu.plan import PictureCase, Plan
 from bootpig_rt.benchmarks.gpu.random_pair import TEXT_TOKENS
 from bootpig_rt.benchmarks.gpu.timer import synchronize
-from bootpig_rt.flight import picture_noise
+from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
+from bootpig_rt.diffusion.solver import SolverTable, solver_table
+from bootpig_rt.engine.flight import picture_noise
 from bootpig_rt.models.load import Pair
-from bootpig_rt.schedule import NoiseSchedule
-from bootpig_rt.solver import SolverTable, solver_table
 
 NEGATIVE, PROMPT, REFERENCE = range(3)
 """Rows of the token ids."""

@@ -29,7 +29,7 @@ from bootpig_rt.benchmarks.gpu.picture_inputs import (
     Stages,
 )
 from bootpig_rt.models.load import Pair
-from bootpig_rt.reference_kv import ReferenceSchedule, reference_latents
+from bootpig_rt.reference.reference_table import ReferenceSchedule, reference_latents
 
 Mode: TypeAlias = Literal["eager", "sdpa", "single"]
 """`eager`: attention as products and softmax. `sdpa`: through SDPA, as published. `single`: also

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.pair_config import PairConfig
 
 TEXT_TOKENS = 77
 GUIDANCE = (4.0, 6.5)

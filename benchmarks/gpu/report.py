@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from bootpig_rt.atomic import atomic_write_text
 from bootpig_rt.benchmarks import machine
+from bootpig_rt.files.atomic import atomic_write_text
 
 FORMAT_VERSION = 1
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from bootpig_rt.atomic import atomic_write_bytes, atomic_write_text
 from bootpig_rt.benchmarks.machine import Machine
 from bootpig_rt.benchmarks.report import samples as drawn
 from bootpig_rt.benchmarks.report.figures import Figure, figures
@@ -16,6 +15,7 @@ from bootpig_rt.benchmarks.report.style import STYLE
 from bootpig_rt.benchmarks.report.svg import as_file
 from bootpig_rt.benchmarks.report.tables import groups, html_table, labels, markdown_table
 from bootpig_rt.benchmarks.result import Check, SuiteResult
+from bootpig_rt.files.atomic import atomic_write_bytes, atomic_write_text
 
 _SECTIONS = (
     ("picture", "What a picture takes", ("baselines",)),

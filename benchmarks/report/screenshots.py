@@ -16,8 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from bootpig_rt.atomic import atomic_write_bytes
 from bootpig_rt.errors import BackendUnavailable, ParameterError
+from bootpig_rt.files.atomic import atomic_write_bytes
 
 SHOTS = {"bench-report.png": (1280, 1500), "bench-report-phone.png": (400, 1500)}
 """Name of a picture: width and height in pixels of the page."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from bootpig_rt.backends.torch_backend import load
+from bootpig_rt.backends.torch.backend import load
 from bootpig_rt.benchmarks.bare_unet import BareUNet, Gemm, unet_flops
 from bootpig_rt.benchmarks.diffusers_ways import DiffusersWay
 from bootpig_rt.benchmarks.drawing import drawing

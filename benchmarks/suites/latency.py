@@ -23,7 +23,7 @@ from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
 from bootpig_rt.benchmarks.rounds import Way, choose, time_ways
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.threads import torch_threads
-from bootpig_rt.bundle import is_bundle, read_manifest
+from bootpig_rt.bundle.bundle import is_bundle, read_manifest
 
 NAME = "latency"
 HELP = "process to picture, import, load, and the parts of a picture, over its settings"

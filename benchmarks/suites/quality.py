@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bootpig_rt.backends.torch_backend import load
+from bootpig_rt.backends.torch.backend import load
 from bootpig_rt.benchmarks.drawing import drawing
 from bootpig_rt.benchmarks.judged import Jury, Quality, psnr_db
 from bootpig_rt.benchmarks.ours import OurWay

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig_rt.backends.torch_backend import load
+from bootpig_rt.backends.torch.backend import load
 from bootpig_rt.benchmarks.bare_unet import flops_of
 from bootpig_rt.benchmarks.drawing import drawing
 from bootpig_rt.benchmarks.judged import Jury, Quality, psnr_db

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
-from bootpig_rt.bundle import Bundle, is_bundle, open_bundle, read_manifest
+from bootpig_rt.bundle.bundle import Bundle, is_bundle, open_bundle, read_manifest
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 
 __all__ = ["BACKENDS", "available_backends", "create_backend"]
@@ -51,7 +51,7 @@ class _Entry:
 
 BACKENDS: dict[str, _Entry] = {
     "torch": _Entry(
-        "bootpig_rt.backends.torch_backend",
+        "bootpig_rt.backends.torch.backend",
         ("torch", "diffusers", "transformers"),
         "torch",
         reads_bundles=False,
@@ -65,7 +65,7 @@ BACKENDS: dict[str, _Entry] = {
         ),
     ),
     "onnxruntime": _Entry(
-        "bootpig_rt.backends.onnxruntime_backend",
+        "bootpig_rt.backends.onnxruntime.backend",
         ("onnxruntime",),
         "cpu",
         cuda_extra="gpu",
@@ -80,7 +80,7 @@ BACKENDS: dict[str, _Entry] = {
             "profile_prefix",
         ),
     ),
-    "tensorrt": _Entry("bootpig_rt.backends.tensorrt_backend", ("cuda",), "tensorrt"),
+    "tensorrt": _Entry("bootpig_rt.backends.tensorrt.backend", ("cuda",), "tensorrt"),
 }
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")

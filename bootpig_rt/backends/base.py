@@ -18,10 +18,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, TableDtype
+from bootpig_rt.bundle.pair_config import Merge, PairConfig
+from bootpig_rt.diffusion.solver import BatchSolver, NoiseSchedule
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.pair_config import Merge, PairConfig
-from bootpig_rt.solver import BatchSolver, NoiseSchedule
-from bootpig_rt.table_storage import HostTable, LayerShape, Precision, TableDtype
 
 DeviceArray: TypeAlias = Any
 """An array that only the backend that made it can read."""

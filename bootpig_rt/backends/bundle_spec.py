@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from bootpig_rt.backends.base import PairSpec
-from bootpig_rt.bundle import Bundle
+from bootpig_rt.backends.host_table import LayerShape
+from bootpig_rt.bundle.bundle import Bundle
+from bootpig_rt.bundle.pair_config import read_json, read_pair_config
+from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.errors import CheckpointError, ConfigError
-from bootpig_rt.pair_config import read_json, read_pair_config
-from bootpig_rt.schedule import NoiseSchedule
-from bootpig_rt.table_storage import LayerShape
 
 
 def bundle_spec(bundle: Bundle) -> PairSpec:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.rows import RowGroup, RowPlan
-from bootpig_rt.pair_config import Merge
 
 __all__ = ["KV", "Merge", "attention", "join_heads", "reference_self_attention", "split_heads"]
 

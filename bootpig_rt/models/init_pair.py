@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from bootpig_rt.bundle.pair_config import PairConfig, trained_size_px
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.models.load import assemble_pair
 from bootpig_rt.models.save import save_pair
-from bootpig_rt.pair_config import PairConfig, trained_size_px
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 

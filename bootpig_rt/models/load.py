@@ -23,18 +23,18 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bootpig_rt.errors import CheckpointError, ConfigError
-from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.models.unet_config import check_unet_config
-from bootpig_rt.models.weights import check_names_and_shapes, digest_tensors, read_weights
-from bootpig_rt.pair_config import (
+from bootpig_rt.bundle.pair_config import (
     PairConfig,
     published_pair_config,
     read_json,
     read_pair_config,
     trained_size_px,
 )
-from bootpig_rt.schedule import NoiseSchedule
+from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
+from bootpig_rt.errors import CheckpointError, ConfigError
+from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
+from bootpig_rt.models.unet_config import check_unet_config
+from bootpig_rt.models.weights import check_names_and_shapes, digest_tensors, read_weights
 
 UNET_STEM = "diffusion_pytorch_model"
 TEXT_STEM = "model"

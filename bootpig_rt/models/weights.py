@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, describe_os_error
-from bootpig_rt.pair_config import read_json
 
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -12,7 +12,7 @@ from bootpig_rt.benchmarks import suites
 from bootpig_rt.benchmarks.intervals import Ratio
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, load_results, save_results
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 
 
 @dataclass(frozen=True)

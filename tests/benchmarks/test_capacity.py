@@ -11,7 +11,7 @@ import pytest
 from bootpig_rt.benchmarks.capacity import CostModel, Load, Prices, machines_for, plan
 from bootpig_rt.benchmarks.cost_model import MEMORY_TERMS, TERMS, Configuration
 from bootpig_rt.benchmarks.result import Row, SuiteResult, save_results
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 from bootpig_rt.errors import ParameterError
 
 MS = {"call": 10.0, "step": 2.0, "image": 5.0, "entry": 1.0}

@@ -15,7 +15,7 @@ from bootpig_rt.benchmarks.machine import Watch
 from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.result import Row, SuiteResult, save_results
 from bootpig_rt.benchmarks.rounds import Way, time_ways
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.pipeline import default_model
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bootpig_rt.backends.torch_options import TorchOptions
+from bootpig_rt.backends.torch.options import TorchOptions
 from bootpig_rt.benchmarks.gpu import ladder
 from bootpig_rt.benchmarks.gpu.ablation_markdown import markdown_of
 from bootpig_rt.benchmarks.gpu.our_way import KnownSubject, OurWay, make_backend
@@ -19,7 +19,7 @@ from bootpig_rt.benchmarks.gpu.plan import PictureCase, Plan, make_plan
 from bootpig_rt.benchmarks.gpu.published_way import PublishedWay
 from bootpig_rt.benchmarks.gpu.random_pair import make_pair
 from bootpig_rt.benchmarks.gpu.timer import NotAvailable
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 from bootpig_rt.models.load import Pair
 
 pytestmark = pytest.mark.filterwarnings(  # inside diffusers' schedulers, with numpy 2

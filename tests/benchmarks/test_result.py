@@ -22,8 +22,8 @@ from bootpig_rt.benchmarks.result import (
     with_ratios,
 )
 from bootpig_rt.benchmarks.table import lines
+from bootpig_rt.bundle.json_schema import SchemaError, check_schema
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.json_schema import SchemaError, check_schema
 
 
 @pytest.fixture(scope="module")

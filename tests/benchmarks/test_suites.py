@@ -18,9 +18,9 @@ from bootpig_rt.benchmarks.ours import OurWay, StepBlock
 from bootpig_rt.benchmarks.result import SCHEMA, Check, SuiteResult, save_results
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.suites import baselines, builds, kernels, latency
-from bootpig_rt.commands.options import add_model_arguments, load_pipeline
+from bootpig_rt.bundle.json_schema import check_schema
+from bootpig_rt.cli.options import add_model_arguments, load_pipeline
 from bootpig_rt.errors import NumericalError, ParameterError
-from bootpig_rt.json_schema import check_schema
 
 # Inside diffusers' schedulers, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("default")

@@ -26,13 +26,15 @@ import torch
 from onnx import TensorProto, helper
 from safetensors import safe_open
 
-from bootpig_rt.backends.tensorrt_flavours import RTX
-from bootpig_rt.bundle import Manifest, Profile, is_bundle, open_bundle
-from bootpig_rt.bundle_files import measure
-from bootpig_rt.cli import main
-from bootpig_rt.commands.build_engine import sigterm_as_interrupt
-from bootpig_rt.config import MAX_STEPS
-from bootpig_rt.cuda_devices import CudaDevice
+from bootpig_rt.backends.cuda.devices import CudaDevice
+from bootpig_rt.backends.tensorrt.flavours import RTX
+from bootpig_rt.bundle.bundle import Manifest, Profile, is_bundle, open_bundle
+from bootpig_rt.bundle.files import measure
+from bootpig_rt.bundle.manifest import ParityReport, ParityResult, Target
+from bootpig_rt.bundle.pair_config import PairConfig, read_pair_config
+from bootpig_rt.checks import MAX_STEPS
+from bootpig_rt.cli.build_engine import sigterm_as_interrupt
+from bootpig_rt.cli.main import main
 from bootpig_rt.errors import (
     BackendUnavailable,
     BootPIGError,
@@ -57,9 +59,7 @@ from bootpig_rt.export.stage_pair import pair_files, stored_type
 from bootpig_rt.export.tensorrt_builder import EngineReport
 from bootpig_rt.export.tensorrt_layers import LayerReport
 from bootpig_rt.export.work_folder import work_folder
-from bootpig_rt.manifest import ParityReport, ParityResult, Target
 from bootpig_rt.models.load import load_pair
-from bootpig_rt.pair_config import PairConfig, read_pair_config
 
 SMALL = BuildOptions(
     target="cpu", precision="float32", profile=Profile((16, 16, 32), 1, 2, 2), merges=("argmax",)
@@ -317,7 +317,7 @@ def test_a_build_that_fails_before_any_graph_leaves_nothing(
 _KILLED = """
 import shutil, sys, time
 from pathlib import Path
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 from bootpig_rt.export import onnx_export
 
 def copy_graph(name, pair, folder, **_):
@@ -955,7 +955,7 @@ def test_expected_sizes_follow_from_configurations_alone(tiny_pair_folder: Path)
 def test_the_expected_table_is_the_real_one(tiny_pair_folder: Path) -> None:
     import numpy as np
 
-    from bootpig_rt.backends.torch_backend import TorchBackend
+    from bootpig_rt.backends.torch.backend import TorchBackend
 
     backend = TorchBackend(load_pair(tiny_pair_folder), "cpu")
     config = backend.spec.config

@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from bootpig_rt.backends.tensorrt_flavours import RTX
+from bootpig_rt.backends.tensorrt.flavours import RTX
 from bootpig_rt.models.init_pair import init_pair
 
 LIMIT_SECONDS = 600

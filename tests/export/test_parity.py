@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bootpig_rt.backends.torch_backend import TorchBackend
+from bootpig_rt.backends.torch.backend import TorchBackend
+from bootpig_rt.bundle.manifest import PRECISIONS, ParityReport, Profile
 from bootpig_rt.export.gate import describe_worst, record_reference, worst
 from bootpig_rt.export.parity import PICTURE, Plan, Recording, compare, make_plan, record
 from bootpig_rt.export.parity_limits import LIMITS
 from bootpig_rt.export.parity_report import write_report
-from bootpig_rt.manifest import PRECISIONS, ParityReport, Profile
 from bootpig_rt.models.load import load_pair
 
 PROFILE = Profile((8, 32, 64), 4, 4, 50)

@@ -17,9 +17,9 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from bootpig_rt.backends.tensorrt_flavours import RTX
-from bootpig_rt.bundle import Profile
-from bootpig_rt.cli import main
+from bootpig_rt.backends.tensorrt.flavours import RTX
+from bootpig_rt.bundle.bundle import Profile
+from bootpig_rt.cli.main import main
 from bootpig_rt.export.onnx_export import export_graph
 from bootpig_rt.models.init_pair import init_pair
 from bootpig_rt.models.load import Pair, load_pair

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bootpig_rt.backends.tensorrt_flavours import FULL, RTX, TARGETS, flavour_of
-from bootpig_rt.bundle import Profile
+from bootpig_rt.backends.tensorrt.flavours import FULL, RTX, TARGETS, flavour_of
+from bootpig_rt.bundle.bundle import Profile
 from bootpig_rt.errors import BackendUnavailable, CheckpointError, EngineError, ParameterError
 from bootpig_rt.export.tensorrt_builder import PhaseClock, build_trt_engine
 from bootpig_rt.export.tensorrt_layers import layer_report, parse_layers

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from onnx import load_model_from_string
 
-from bootpig_rt.backends.tensorrt_flavours import FULL, RTX
-from bootpig_rt.cuda_devices import CudaDevice
+from bootpig_rt.backends.cuda.devices import CudaDevice
+from bootpig_rt.backends.tensorrt.flavours import FULL, RTX
 from bootpig_rt.errors import BackendUnavailable, BootPIGError, ParameterError
 from bootpig_rt.export import tensorrt_plugin
 from bootpig_rt.export.onnx_export import METADATA_KEY
@@ -372,7 +372,7 @@ def test_a_build_for_this_machine_has_the_plugin_where_it_can_and_names_its_kern
 ) -> None:
     from onnx import save_model
 
-    from bootpig_rt.bundle import Profile
+    from bootpig_rt.bundle.bundle import Profile
     from bootpig_rt.export import tensorrt_builder
 
     plugin = _Plugin()

@@ -13,10 +13,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from bootpig_rt import golden
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError, ParameterError
-from bootpig_rt.golden import GoldenReport, relative_error, verify_golden
+from bootpig_rt.export import golden
+from bootpig_rt.export.golden import GoldenReport, relative_error, verify_golden
 
 DATA = Path(__file__).parent / "data"
 FILES = ("ddim_1ref", "ddim_3ref", "train_forward", "unipc_1ref")
@@ -117,7 +117,7 @@ class _NaNPair:
 def test_nan_is_a_failure_and_valid_json(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(golden.BACKENDS, "nan", "bootpig_rt.golden")
+    monkeypatch.setitem(golden.BACKENDS, "nan", "bootpig_rt.export.golden")
     monkeypatch.setattr(golden, "load", lambda _: _NaNPair(), raising=False)
     assert main(["verify-golden", str(folder), "--backend", "nan", "--json"]) == 1
     line = json.loads(capsys.readouterr().out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bootpig_rt.cli import main
+from bootpig_rt.cli.main import main
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.kernels import autotune, tiles
 from bootpig_rt.kernels.tiles import Tile, TileRow

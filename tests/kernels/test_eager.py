@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.kernels.eager import merge_references, reference_attention
 from bootpig_rt.models.attention import reference_self_attention, split_heads
 from bootpig_rt.models.rows import plan_rows
-from bootpig_rt.pair_config import Merge
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 

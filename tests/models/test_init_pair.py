@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import equal, float16
 
-from bootpig_rt.cli import main
+from bootpig_rt.bundle.pair_config import read_pair_config
+from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.models import hub
 from bootpig_rt.models.load import load_pair
-from bootpig_rt.pair_config import read_pair_config
 from bootpig_rt.pipeline import Pipeline
 
 VERSIONS = ("2.1-base", "1.x")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.models.rows import plan_rows
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.pair_config import Merge
 
 # Two pictures of three rows each, of different users and in an unsorted batch.
 PICTURES = torch.tensor([1, 0, 0, 1, 0, 1])

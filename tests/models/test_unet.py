@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.models.attention import attention
 from bootpig_rt.models.rows import RowGroup, RowPlan, plan_rows
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers, ReferenceUNet
-from bootpig_rt.pair_config import Merge
 
 MERGES: tuple[Merge, ...] = ("argmax", "softmax", "mean", "concat")
 

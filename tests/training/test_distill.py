@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bootpig_rt.cli import train as train_command
+from bootpig_rt.diffusion.solver import solver_table
 from bootpig_rt.errors import CheckpointError, ConfigError
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline, Request
-from bootpig_rt.solver import solver_table
-from bootpig_rt.training.commands import train as train_command
 from bootpig_rt.training.config import TrainConfig, load_config
 from bootpig_rt.training.run import build_stage
 from bootpig_rt.training.sampling import Guidance, sample

@@ -242,7 +242,7 @@ def test_the_command_prints_its_counts_as_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("resvg_py", reason="rendering needs the train extra")
-    from bootpig_rt.cli import main
+    from bootpig_rt.cli.main import main
 
     given, sources = packages
     monkeypatch.setattr(fetch, "load_sources", lambda: tuple(sources))

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from bootpig_rt.solver import NoiseSchedule
+from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.training.losses import add_noise, draw_timesteps, loss_weight, target_of
 from bootpig_rt.training.stages.diffusion import scheduler_config
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import transformers
 
-from bootpig_rt.text import Tokenizer
+from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.captions import corpus
 from bootpig_rt.training.tokens import learn_merges, train_tokenizer
 

@@ -12,11 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig_rt.atomic import atomic_write_bytes
-from bootpig_rt.config import SamplingParams
-from bootpig_rt.generation import Request
+from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.pipeline import Pipeline
-from bootpig_rt.subject import Subject
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.request import Request, SamplingParams
 from bootpig_rt.training.evaluation.suite import (
     EvalSubject,
     Shot,

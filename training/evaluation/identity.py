@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig_rt.atomic import atomic_write
+from bootpig_rt.files.atomic import atomic_write
 from bootpig_rt.training.evaluation.efficientnet import EfficientNetLite0, embed
 from bootpig_rt.training.evaluation.render import blur, crop, render_style
 from bootpig_rt.training.evaluation.suite import EvalSubject, Shot, SuiteConfig, stream

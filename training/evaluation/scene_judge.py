@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bootpig_rt.atomic import atomic_write_bytes
+from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.training.captions import Position
 from bootpig_rt.training.compose import place, target_view, turn_hue
 from bootpig_rt.training.evaluation.render import blur

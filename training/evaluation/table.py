@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.png import save_png
+from bootpig_rt.images.png import save_png
 from bootpig_rt.training.evaluation.counting import (
     MAIN_JUDGE,
     Verdicts,

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.solver import NoiseSchedule
-from bootpig_rt.text import Tokenizer
+from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.config import DiffusionConfig, TrainConfig
 from bootpig_rt.training.latents import Latents, load_latents
 from bootpig_rt.training.losses import add_noise, draw_timesteps, loss_weight, target_of

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bootpig_rt.diffusion.noise_schedule import PredictionType
+from bootpig_rt.diffusion.solver import NoiseSchedule, SolverTable, solver_table, x0_rows
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers
-from bootpig_rt.schedule import PredictionType
-from bootpig_rt.solver import NoiseSchedule, SolverTable, solver_table, x0_rows
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.latents import Latents
 from bootpig_rt.training.losses import loss_weight, target_of
@@ -44,7 +44,7 @@ from bootpig_rt.training.stages.diffusion import (
 )
 
 NEUTRAL = 1.0
-"""With both scales at 1 the runtime draws the `text_image` row alone (`bootpig_rt.guidance`)."""
+"""With both scales at 1 the runtime draws the `text_image` row alone (`engine/guidance.py`)."""
 
 _VALIDATION_SEED = 1234
 

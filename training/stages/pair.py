@@ -16,10 +16,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.pair_config import PairConfig
 from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.stages.diffusion import (

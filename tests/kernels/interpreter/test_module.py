@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
+from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.attention import reference_self_attention
 from bootpig_rt.models.rows import plan_rows
-from bootpig_rt.pair_config import Merge
 
 
 @pytest.mark.parametrize("merge", get_args(Merge))

@@ -1,1 +1,0 @@
-"""The commands of `bootpig-rt` that measure; light to import."""

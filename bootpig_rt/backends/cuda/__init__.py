@@ -1,0 +1,1 @@
+"""CUDA without torch: devices, memory, streams, recordings."""

@@ -1,0 +1,235 @@
+"""How the numbers of a reference table are kept: five types, their bytes, and numpy to convert.
+
+A table is L layers of keys and values, each [E, R, H, M, D]. Integers and float8 have one scale for
+each head of each entry and reference, for keys and values apart, so that a large head does not
+cost a small one its digits. numpy only: for tables on the host, on disk, and for backends that
+are built on numpy. `backends/torch/tables.py` does the same on a device and gives equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bootpig_rt.errors import NumericalError
+
+FloatArray = npt.NDArray[np.float32]
+AnyArray = npt.NDArray[Any]
+
+TableDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float8", "int8"]
+TABLE_DTYPES: tuple[str, ...] = get_args(TableDtype)
+
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+"""What a pair computes in: how exact the numbers of its tables are, however they are kept."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+LayerShape: TypeAlias = tuple[int, int, int]
+"""Heads, tokens and head dim of one self-attention: H, M, D."""
+
+_WIDTH: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
+_LARGEST = {"float8": 448.0, "int8": 127.0}
+
+NUMPY_TYPE: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,  # numpy has neither of these two: their bits
+    "float8": np.uint8,
+    "int8": np.int8,
+}
+
+
+@dataclass(frozen=True)
+class HostArray:
+    """Keys or values of one layer.
+
+    Attributes:
+        values: [E, R, H, M, D] in the numpy type of the table's.
+        scale: float32 [E, R, H, 1, 1] for float8 and int8, else None.
+    """
+
+    values: AnyArray
+    scale: FloatArray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and scales."""
+        return int(self.values.nbytes) + (0 if self.scale is None else int(self.scale.nbytes))
+
+
+@dataclass(frozen=True)
+class HostTable:
+    """A table in memory or in a mapped file: what tiers, files and backends exchange.
+
+    Attributes:
+        dtype: How the numbers are kept.
+        layers: L pairs of keys and values.
+    """
+
+    dtype: TableDtype
+    layers: tuple[tuple[HostArray, HostArray], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+
+    def entry(self, index: int) -> tuple[tuple[FloatArray, FloatArray], ...]:
+        """Keys and values of one entry, L pairs of float32 [R, H, M, D]."""
+        return tuple(
+            (_unpack_entry(k, index, self.dtype), _unpack_entry(v, index, self.dtype))
+            for k, v in self.layers
+        )
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """[E, R, H, M, D] of the keys of each layer."""
+        return tuple(k.values.shape for k, _ in self.layers)
+
+
+def table_bytes(
+    layers: Sequence[LayerShape], *, num_entries: int, num_references: int, dtype: TableDtype
+) -> int:
+    """Bytes of a table: E R sum over layers of 2 (H M D width + 4 H where there are scales).
+
+    Args:
+        layers: H, M, D of each self-attention, `PairSpec.reference_shapes`.
+        num_entries: E, one for each timestep of the reference schedule.
+        num_references: R.
+        dtype: How the numbers are kept.
+    """
+    scale = 4 if dtype in _LARGEST else 0
+    per_reference = sum(2 * (h * m * d * _WIDTH[dtype] + h * scale) for h, m, d in layers)
+    return num_entries * num_references * per_reference
+
+
+def pack(array: FloatArray, dtype: TableDtype) -> HostArray:
+    """Keys or values float32 [E, R, H, M, D] in another type.
+
+    Raises:
+        NumericalError: NaN or Inf, or numbers that the type cannot hold.
+    """
+    if dtype == "float32":
+        return HostArray(check_table(np.ascontiguousarray(array, np.float32), "table"))
+    check_table(array, "table")
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return HostArray(check_table(array.astype(np.float16), "table in float16"))
+    if dtype == "bfloat16":
+        return HostArray(_to_bfloat16(array))
+    largest = np.float32(_LARGEST[dtype])
+    scale = np.abs(array).max(axis=(-2, -1), keepdims=True) / largest
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    scaled = np.clip(array / scale, -largest, largest)
+    if dtype == "int8":
+        return HostArray(np.rint(scaled).astype(np.int8), scale)
+    return HostArray(_to_float8(scaled), scale)
+
+
+def unpack(values: AnyArray, scale: FloatArray | None, dtype: TableDtype) -> FloatArray:
+    """The numbers again, float32, of an array or a part of one."""
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "float8":
+        values = _FLOAT8_VALUES[values]
+    numbers: FloatArray = values.astype(np.float32, copy=False)
+    return numbers if scale is None else numbers * scale
+
+
+def write_entry(array: HostArray, index: int, dtype: TableDtype, out: AnyArray) -> None:
+    """One entry of keys or values, written to memory at hand in the type that this has.
+
+    Args:
+        array: Of a table of `dtype`.
+        index: 0 to E - 1.
+        dtype: How the table keeps its numbers.
+        out: [R, H, M, D], float32 or float16.
+    """
+    values = array.values[index]
+    is_same = values.dtype == out.dtype and array.scale is None
+    out[...] = values if is_same else _unpack_entry(array, index, dtype)
+
+
+def pack_table(layers: Sequence[tuple[FloatArray, FloatArray]], dtype: TableDtype) -> HostTable:
+    """L pairs of float32 keys and values [E, R, H, M, D] as a table of a type.
+
+    Raises:
+        NumericalError: NaN or Inf, or numbers that the type cannot hold.
+    """
+    return HostTable(dtype, tuple((pack(k, dtype), pack(v, dtype)) for k, v in layers))
+
+
+def check_table(array: AnyArray, what: str) -> AnyArray:
+    """Return the array if it is finite: a table is checked before it is kept.
+
+    Raises:
+        NumericalError: NaN or Inf.
+    """
+    if not np.isfinite(array).all():
+        raise NumericalError(
+            f"NaN or Inf in the reference {what}, expected finite numbers; check the weights, "
+            "or keep the table in a wider type"
+        )
+    return array
+
+
+def check_host_table(table: HostTable) -> None:
+    """Refuse NaN, Inf and scales that are not positive, in a table that was read from a file.
+
+    Raises:
+        NumericalError: Such a number.
+    """
+    for layer in table.layers:
+        for part in layer:
+            if table.dtype == "float8":
+                bad = bool(((part.values & 0x7F) == 0x7F).any())
+            elif table.dtype == "bfloat16":
+                bad = bool(((part.values & 0x7F80) == 0x7F80).any())
+            elif table.dtype == "int8":
+                bad = False
+            else:
+                bad = not bool(np.isfinite(part.values).all())
+            if part.scale is not None:
+                bad = bad or not bool(np.isfinite(part.scale).all() and (part.scale > 0).all())
+            if bad:
+                check_table(np.array([np.nan]), "table")
+
+
+def _unpack_entry(array: HostArray, index: int, dtype: TableDtype) -> FloatArray:
+    scale = None if array.scale is None else array.scale[index]
+    return unpack(array.values[index], scale, dtype)
+
+
+def _to_bfloat16(array: FloatArray) -> npt.NDArray[np.uint16]:
+    """The upper half of the bits, rounded to the nearest, ties to even."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded >> np.uint32(16)).astype(np.uint16)
+
+
+def _float8_values() -> FloatArray:
+    """All 256 values of float8 e4m3 (OCP, without infinities): bias 7, largest 448."""
+    codes = np.arange(256)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    values = np.where(
+        exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
+    )
+    values[(codes & 127) == 127] = np.nan
+    return np.where(codes < 128, values, -values).astype(np.float32)
+
+
+_FLOAT8_VALUES = _float8_values()
+_FLOAT8_MIDDLES = (_FLOAT8_VALUES[:126] + _FLOAT8_VALUES[1:127]) / 2
+
+
+def _to_float8(array: FloatArray) -> npt.NDArray[np.uint8]:
+    """Codes of the nearest values, ties to even codes."""
+    size = np.abs(array)
+    code = np.searchsorted(_FLOAT8_MIDDLES, size, side="left")
+    tie = size == _FLOAT8_MIDDLES[np.minimum(code, 125)]
+    code = code + (tie & (code % 2 == 1))
+    codes: npt.NDArray[np.uint8] = (code | (np.signbit(array) * 128)).astype(np.uint8)
+    return codes

@@ -1,0 +1,215 @@
+"""A bundle of ONNX graphs in ONNX Runtime, on a CPU or a CUDA device. No torch.
+
+Tables that one graph makes and another reads stay on the device. A reference table in the graph's
+own type is bound once for a batch and not copied, however many pictures read it at whatever steps;
+those of several subjects are joined once, on the device. A table in a narrower type, or one that is
+to stay on the host, is unpacked entry by entry ahead of the steps that read it; the copies of ONNX
+Runtime wait, so they do not overlap with steps. Two buffers hold the state of a run and take turns,
+so that a step is one launch and the host only counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from bootpig_rt.backends.base import (
+    DenoiseBatch,
+    FloatArray,
+    IntArray,
+    PairSpec,
+    PassProgress,
+    ReferencePass,
+)
+from bootpig_rt.backends.bundle_spec import bundle_spec
+from bootpig_rt.backends.host_table import HostTable, TableDtype
+from bootpig_rt.backends.onnxruntime.sessions import OnnxRuntimeOptions, Sessions
+from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
+from bootpig_rt.backends.onnxruntime.tables import DeviceTable, TableWriter, download, upload
+from bootpig_rt.backends.step_inputs import graph_name
+from bootpig_rt.bundle.bundle import Bundle
+from bootpig_rt.errors import BackendUnavailable
+
+_ROWS_PER_LAUNCH = 16
+"""Rows that go through the autoencoder or the text encoder at once: bounds their memory."""
+
+_GRAPHS = ("reference_kv", "text_encoder", "text_kv", "vae_encoder", "vae_decoder")
+"""What every picture needs. Which graph its steps need is known with its references."""
+
+
+def load(bundle: Bundle, device: str, base_model: None, **options: Any) -> OnnxRuntimeBackend:
+    """Load the graphs of a bundle; see `bootpig_rt.backends.create_backend`.
+
+    Args:
+        bundle: Whose files were all checked.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        base_model: None; a bundle holds all parts.
+        options: Fields of `OnnxRuntimeOptions`.
+
+    Raises:
+        BackendUnavailable: A CUDA device was asked for and is not there.
+        BundleError: The bundle is damaged, or was built for something else.
+        ParameterError: An option is wrong.
+    """
+    settings = OnnxRuntimeOptions(**options)
+    bundle.check_runtime("onnxruntime", ort.__version__)
+    return OnnxRuntimeBackend(bundle, choose_device(device, bundle.manifest.target), settings)
+
+
+def choose_device(device: str, target: str) -> str:
+    """`cpu` or `cuda:N`.
+
+    Args:
+        device: What the user asked for; `auto` takes a GPU where the bundle was built for one.
+        target: What the bundle was built for.
+
+    Raises:
+        BackendUnavailable: This ONNX Runtime has no CUDA.
+    """
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "cpu" or (device == "auto" and not (has_cuda and target == "cuda")):
+        return "cpu"
+    if not has_cuda:
+        raise BackendUnavailable(
+            f"device is {device}, but onnxruntime {ort.__version__} was built without CUDA; use "
+            'cpu, or: pip uninstall onnxruntime && pip install "bootpig-rt[gpu]"'
+        )
+    return f"cuda:{device.partition(':')[2] or 0}"
+
+
+class OnnxRuntimeBackend:
+    """A loaded bundle. Implements `bootpig_rt.backends.base.Backend`.
+
+    Args:
+        bundle: Whose files were all checked.
+        device: `cpu` or `cuda:N`.
+        options: Threads and memory.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, device: str, options: OnnxRuntimeOptions) -> None:
+        """Load the graphs that every picture needs."""
+        self.device = device
+        self.options = options
+        self.sessions = Sessions(bundle.folder, bundle.read_graph, device=device, options=options)
+        self.sessions.prepare(_GRAPHS)
+        spec = bundle_spec(bundle)
+        side = spec.config.sample_size_px // spec.vae_scale_factor
+        self.spec: PairSpec = replace(spec, reference_shapes=self._layer_shapes(side, side))
+
+    def encode_text(self, ids: IntArray) -> ort.OrtValue:
+        """Token ids int64 [N, S] -> text states [N, S, E] on the device."""
+        return self.sessions.launch("text_encoder", {"ids": ids})["prompt_embeds"]
+
+    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
+        self.spec.check_sizes(width_px=pixels.shape[3], height_px=pixels.shape[2])
+        self.sessions.begin(graph_name(self.spec.config.merge, len(pixels)))
+        return self._by_rows("vae_encoder", "pixels", pixels, "latents")
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
+        return self._by_rows("vae_decoder", "latents", latents, "pixels")
+
+    def reference_kv(
+        self,
+        latents: FloatArray,
+        timesteps: IntArray,
+        prompt_embeds: ort.OrtValue | FloatArray,
+        *,
+        dtype: TableDtype = "float32",
+        rows_per_launch: int = _ROWS_PER_LAUNCH,
+        progress: PassProgress | None = None,
+    ) -> ReferencePass:
+        """Run the Reference U-Net over all entries and references in batches."""
+        entries, references, _, height, width = latents.shape
+        factor = self.spec.vae_scale_factor
+        self.spec.check_sizes(
+            references=references, width_px=width * factor, height_px=height * factor
+        )
+        total = entries * references
+        flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
+        t = np.repeat(timesteps, references).astype(np.int64)
+        states = prompt_embeds
+        if not isinstance(states, np.ndarray):
+            states = self.download_states(states)
+        states = states.astype(self._table_type(), copy=False)
+        turn = self.sessions.recordings.turn
+        with turn:
+            writer = TableWriter(
+                self._layer_shapes(height, width),
+                entries=entries,
+                references=references,
+                dtype=dtype,
+                graph_type=self._table_type(),
+                device=self.device,
+            )
+        for start in range(0, total, rows_per_launch):
+            rows = slice(start, min(start + rows_per_launch, total))
+            count = rows.stop - rows.start
+            texts = np.arange(rows.start, rows.stop) % references
+            inputs = {
+                "latents": flat[rows],
+                "noise": np.zeros_like(flat[rows]),  # the latents are noised already
+                "alpha": np.ones(count, np.float32),
+                "sigma": np.zeros(count, np.float32),
+                "timesteps": t[rows],
+                "prompt_embeds": states[texts],
+            }
+            with turn:
+                made = self.sessions.launch("reference_kv", inputs, into=writer.places(rows))
+                writer.take(rows, made)
+            if progress is not None:
+                progress(rows.stop, total)
+        table = writer.finish()
+        return ReferencePass(table, table.nbytes, total)
+
+    def download_table(self, data: DeviceTable | HostTable) -> HostTable:
+        """A table as arrays of the host, in the same type."""
+        with self.sessions.recordings.turn:
+            return download(data)
+
+    def upload_table(self, table: HostTable, *, is_resident: bool) -> DeviceTable | HostTable:
+        """A table of the host as `data` of a batch."""
+        with self.sessions.recordings.turn:
+            return upload(table, self._table_type(), self.device, is_resident=is_resident)
+
+    def download_states(self, prompt_embeds: ort.OrtValue) -> FloatArray:
+        """Text states of `encode_text` as float32 of numpy."""
+        with self.sessions.recordings.turn:
+            states: FloatArray = prompt_embeds.numpy().astype(np.float32)
+        return states
+
+    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> OnnxRuntimeRun:
+        """Upload a batch and bind it.
+
+        Raises:
+            ParameterError: The batch is larger than the bundle was built for.
+        """
+        self.spec.check_batch(batch)
+        return OnnxRuntimeRun(self.sessions, batch, state, device=self.device)
+
+    def _by_rows(self, graph: str, name: str, values: FloatArray, output: str) -> FloatArray:
+        """Run a graph over rows that do not depend on each other."""
+        pieces = []
+        for start in range(0, len(values), _ROWS_PER_LAUNCH):
+            rows = {name: values[start : start + _ROWS_PER_LAUNCH]}
+            with self.sessions.recordings.turn:
+                pieces.append(self.sessions.launch(graph, rows)[output].numpy())
+        return np.concatenate(pieces)
+
+    def _table_type(self) -> Any:
+        """The type that the graphs compute in: of text states and reference tables."""
+        precision: str = self.sessions.metadata("reference_kv")["precision"]
+        return np.dtype(precision)
+
+    def _layer_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
+        """Heads, tokens and head dim of each self-attention for latents of a size."""
+        layers: list[tuple[int, int, int]] = self.sessions.metadata("reference_kv")["layers"]
+        return tuple(
+            (heads, (height >> level) * (width >> level), size) for heads, size, level in layers
+        )

@@ -1,0 +1,311 @@
+"""Sessions of ONNX Runtime: options, providers, and errors that say what to do.
+
+Knows graphs by name and bytes; knows nothing about what they compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from bootpig_rt.backends.onnxruntime.recordings import Recordings
+from bootpig_rt.backends.onnxruntime.values import Place, bind_place, device_of, to_device
+from bootpig_rt.errors import (
+    BackendUnavailable,
+    BootPIGError,
+    BundleError,
+    NumericalError,
+    ParameterError,
+)
+
+METADATA_KEY = "bootpig_rt"
+"""Key of a graph's metadata, json; written by `bootpig_rt.export.onnx_export`."""
+
+# What ONNX Runtime raises; its exceptions have no common base but Exception.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    _state.EPFail,
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.NoModel,
+    _state.NoSuchFile,
+    _state.NotImplemented,
+    _state.RuntimeException,
+)
+
+_TOO_NEW = re.compile(r"opset (\d+) is under development|till opset (\d+)")
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeOptions:
+    """How sessions use the machine. `Pipeline(..., backend_options={...})` takes these names.
+
+    Attributes:
+        intra_op_threads: Threads of one graph; 0 is one for each physical core.
+        spinning: Threads that wait within a launch stay awake for a while: quicker on an idle
+            machine, slower and hotter on a busy one.
+        arena: Keep memory between launches instead of returning it.
+        cuda_graph: On a CUDA device record a step and replay it for all steps of a batch. Threads
+            that share the bundle then take turns, each batch records its step anew, and a session
+            is refused where ONNX Runtime puts a part of the step on the CPU. Off by default;
+            whether it is quicker has not been measured.
+        portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
+            less from machine to machine, and steps take about a tenth longer.
+        cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
+        sessions_kept: Graphs that stay loaded, least recently used out first; 0 keeps all. 1 needs
+            the least memory and loads a graph each time that another one ran before.
+        profile_prefix: Beginning of the files that ONNX Runtime's profiler writes, one for each
+            graph; empty for none. Slows every launch.
+
+    Raises:
+        ParameterError: A value is of the wrong type or out of range.
+    """
+
+    intra_op_threads: int = 0
+    spinning: bool = True
+    arena: bool = True
+    cuda_graph: bool = False
+    portable: bool = False
+    cuda_memory_bytes: int = 0
+    sessions_kept: int = 0
+    profile_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        numbers = (
+            ("intra_op_threads", 1024),
+            ("cuda_memory_bytes", 1 << 50),
+            ("sessions_kept", 1024),
+        )
+        for name, most in numbers:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                raise ParameterError(
+                    f"backend option {name} is {value!r}, expected a whole number 0..{most}; "
+                    "0 leaves it to ONNX Runtime"
+                )
+        if not isinstance(self.profile_prefix, str):
+            raise ParameterError(
+                f"backend option profile_prefix is {self.profile_prefix!r}, expected a path"
+            )
+        for name in ("spinning", "arena", "cuda_graph", "portable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(
+                    f"backend option {name} is {getattr(self, name)!r}, expected True or False"
+                )
+
+
+class Sessions:
+    """The sessions of one bundle on one device, each created when it is first asked for.
+
+    Args:
+        folder: Holds the weights that the graphs point to.
+        read: Name of a graph -> its bytes, checked.
+        device: `cpu` or `cuda:N`.
+        options: How they use the machine.
+
+    Attributes:
+        recordings: Of the steps.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        read: Callable[[str], bytes],
+        *,
+        device: str,
+        options: OnnxRuntimeOptions,
+    ) -> None:
+        """Nothing is loaded yet."""
+        self._folder = folder
+        self._read = read
+        self._device = device
+        self._options = options
+        self.recordings = Recordings(options.cuda_graph and device != "cpu")
+        self._lock = threading.Lock()
+        # In the order of their last use.
+        self._futures: OrderedDict[str, Future[ort.InferenceSession]] = OrderedDict()
+        self._metadata: dict[str, dict[str, Any]] = {}
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Create several sessions, two at a time, and wait for them.
+
+        Does nothing where few are kept: each is created when it is asked for.
+        """
+        if self._options.sessions_kept:
+            return
+        with ThreadPoolExecutor(2) as pool:
+            for _ in pool.map(self.get, names):
+                pass
+
+    def begin(self, name: str) -> None:
+        """Create a session that will be needed soon, beside what runs now.
+
+        What goes wrong is raised by `get`, should the graph be needed after all.
+        """
+        if not self._options.sessions_kept:
+            threading.Thread(target=self._try, args=(name,)).start()
+
+    def _try(self, name: str) -> None:
+        with contextlib.suppress(BootPIGError):
+            self.get(name)
+
+    def get(self, name: str) -> ort.InferenceSession:
+        """The session of a graph; threads that ask for it at once share one.
+
+        Raises:
+            BundleError: The graph is damaged, or needs a newer ONNX Runtime.
+            ParameterError: Its step is to be recorded and cannot be.
+        """
+        with self._lock:
+            future = self._futures.get(name)
+            is_ours = future is None
+            if future is None:
+                kept = self._options.sessions_kept
+                while kept and len(self._futures) >= kept:
+                    self._futures.popitem(last=False)  # who runs it holds it until the end
+                future = self._futures[name] = Future()
+            self._futures.move_to_end(name)
+        if is_ours:
+            try:
+                future.set_result(self._create(name))
+            except BaseException as error:
+                with self._lock:
+                    self._futures.pop(name, None)
+                future.set_exception(error)
+        return future.result()
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """What the exporter wrote into a graph: `precision`, `merge`, `layers`."""
+        if name in self._metadata:
+            return self._metadata[name]
+        found: dict[str, str] = self.get(name).get_modelmeta().custom_metadata_map
+        try:
+            values: dict[str, Any] = json.loads(found[METADATA_KEY])
+        except (KeyError, ValueError) as error:
+            raise BundleError(
+                f"the graph {name} in {self._folder} was not written by bootpig-rt: it has no "
+                f"metadata {METADATA_KEY!r}; build the bundle again",
+                self._folder,
+            ) from error
+        self._metadata[name] = values
+        return values
+
+    def launch(
+        self,
+        name: str,
+        inputs: Mapping[str, np.ndarray[Any, Any] | ort.OrtValue],
+        *,
+        into: Mapping[str, Place] | None = None,
+    ) -> dict[str, ort.OrtValue]:
+        """Run a graph once; its outputs stay on the device.
+
+        Args:
+            name: Of the graph.
+            inputs: By name.
+            into: Outputs that are written into memory at hand.
+        """
+        with self.recordings.turn:
+            session = self.get(name)
+            binding = session.io_binding()
+            for key, value in inputs.items():
+                if isinstance(value, np.ndarray):
+                    value = to_device(value, self._device)
+                binding.bind_ortvalue_input(key, value)
+            names = [output.name for output in session.get_outputs()]
+            for output in names:
+                if into is not None and output in into:
+                    bind_place(binding, output, into[output], self._device)
+                else:
+                    binding.bind_output(output, *device_of(self._device))
+            try:
+                session.run_with_iobinding(binding)
+            except ORT_ERRORS as error:
+                raise run_error(name, error) from error
+            return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _create(self, name: str) -> ort.InferenceSession:
+        options, chosen = ort.SessionOptions(), self._options
+        options.log_severity_level = 3
+        options.intra_op_num_threads = chosen.intra_op_threads
+        options.enable_cpu_mem_arena = chosen.arena
+        if chosen.portable:
+            level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.graph_optimization_level = level
+        if chosen.profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = f"{chosen.profile_prefix}-{name}"
+        spinning = "1" if chosen.spinning else "0"
+        options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        # Each session has threads of its own. Awake after a launch, they would take the cores from
+        # the next graph: a reference pass after a step takes 1.7 times as long.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # The graph comes as the bytes that were checked; its weights lie beside it.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self._folder)
+        )
+        graph = self._read(name)
+        try:
+            return ort.InferenceSession(graph, options, providers=self._providers(name))
+        except ORT_ERRORS as error:
+            raise self._explain(name, error) from error
+
+    def _providers(self, name: str) -> list[Any]:
+        if self._device == "cpu":
+            return ["CPUExecutionProvider"]
+        cuda: dict[str, str] = {
+            "device_id": self._device.partition(":")[2] or "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": "0",
+        }
+        if self._options.cuda_memory_bytes:
+            cuda["gpu_mem_limit"] = str(self._options.cuda_memory_bytes)
+        if self.recordings.is_on and name.startswith("denoise_step"):
+            cuda["enable_cuda_graph"] = "1"
+        return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+
+    def _explain(self, name: str, error: Exception) -> BundleError | ParameterError:
+        text = " ".join(str(error).split())
+        if "graph capture" in text:
+            return ParameterError(
+                f"backend option cuda_graph is True, but onnxruntime {ort.__version__} cannot "
+                f"record the graph {name}: it runs a part of it on the CPU, such as sums of sizes; "
+                f"leave the option out, or take the backend tensorrt ({text[:120]})"
+            )
+        found = _TOO_NEW.search(text)
+        if found is not None:
+            reason = (
+                f"is of an opset that onnxruntime {ort.__version__} does not know "
+                f"(it knows up to {found[2] or int(found[1]) - 1})"
+            )
+            fix = "pip install --upgrade onnxruntime, or build the bundle again on this machine"
+        else:
+            reason = f"is truncated, damaged or wrong: {text[:200]}"
+            fix = "copy the bundle again, or build it again with bootpig-rt build-engine"
+        return BundleError(f"graph {name} in {self._folder} {reason}; {fix}", self._folder)
+
+
+def run_error(name: str, error: Exception) -> NumericalError | BackendUnavailable:
+    """What a failed launch means to the user."""
+    text = " ".join(str(error).split())
+    if "allocate" in text or "out of memory" in text.lower():
+        return BackendUnavailable(
+            f"the graph {name} needs more memory than there is: {text[:200]}; lower max_batch or "
+            "the picture size"
+        )
+    return NumericalError(
+        f"the graph {name} failed: {text[:300]}; verify the bundle with bootpig-rt verify DIR"
+    )

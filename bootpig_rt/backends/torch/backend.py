@@ -1,0 +1,375 @@
+"""The pair in torch: reads checkpoints as they are, on a CPU or a CUDA device.
+
+In float32 on a CPU it is the reference that engines are compared with. On CUDA what runs is
+recorded once for each shape and replayed: see `torch_graphs` and `torch_steps`. Latents and history
+stay on the device, the host only counts, and reference passes run beside the steps of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bootpig_rt.backends.base import (
+    DenoiseBatch,
+    FloatArray,
+    IntArray,
+    PairSpec,
+    PassProgress,
+    ReferencePass,
+)
+from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
+from bootpig_rt.backends.torch.graphs import Kept, Lane, RecordedFunction
+from bootpig_rt.backends.torch.memory import within_memory
+from bootpig_rt.backends.torch.options import TorchOptions
+from bootpig_rt.backends.torch.steps import StepSlot, TorchRun
+from bootpig_rt.backends.torch.tables import Table, TableBuilder, download, table_nbytes, upload
+from bootpig_rt.diffusion.solver import NoiseSchedule
+from bootpig_rt.errors import BackendUnavailable
+from bootpig_rt.models.load import Pair, load_pair
+from bootpig_rt.models.vae import decode, encode
+
+T = TypeVar("T")
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_NAMES: dict[torch.dtype, Precision] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+# Rows that go through the Reference U-Net or the decoder at once: bounds the memory of a long
+# schedule or a large batch.
+_ROWS_PER_LAUNCH = 16
+
+
+def load(folder: Path, device: str, base_model: Path | None, **options: Any) -> TorchBackend:
+    """Load a pair; see `bootpig_rt.backends.create_backend`.
+
+    Args:
+        folder: The pair.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
+        options: Fields of `TorchOptions`.
+
+    Raises:
+        BackendUnavailable: A CUDA device was asked for and is not there.
+        CheckpointError: The folder is not a usable pair.
+        OutOfDeviceMemory: The device has no room for the pair.
+        ParameterError: An option is wrong.
+    """
+    settings = TorchOptions(**options)
+    chosen = _device(device)
+    settings = settings.on(chosen)
+    precision = settings.precision or "float32"
+
+    def load_on_device() -> Pair:
+        return load_pair(
+            folder,
+            base_model=base_model,
+            device=chosen,
+            dtype=_DTYPES[precision],
+            upcasts_vae=precision == "float16",
+        )
+
+    pair = within_memory(
+        f"loading the pair in {precision}",
+        load_on_device,
+        device=chosen,
+        free_caches=lambda: None,
+    )
+    return TorchBackend(pair, chosen, settings)
+
+
+def _device(name: str) -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    index = int(name.partition(":")[2] or 0)
+    if name.startswith("cuda") and index >= count:
+        raise BackendUnavailable(
+            f"device is {name}, but torch {torch.__version__} sees {count} CUDA devices; use "
+            "cpu, or install a build of torch for your CUDA with: pip install torch --index-url "
+            "https://download.pytorch.org/whl/cu126"
+        )
+    return name
+
+
+class TorchBackend:
+    """A loaded pair. Implements `bootpig_rt.backends.base.Backend`.
+
+    Args:
+        pair: Modules in evaluation mode, on `device`, in the type to compute in.
+        device: `cpu`, `cuda` or `cuda:N`.
+        options: Recordings and compilation; the precision is that of the modules.
+
+    Attributes:
+        lane: Where text, pictures and steps are computed.
+        reference_lane: Where reference passes are computed, beside the steps of other threads.
+    """
+
+    name = "torch"
+
+    def __init__(self, pair: Pair, device: str, options: TorchOptions | None = None) -> None:
+        """Read what the pipeline must know from the modules' configurations."""
+        self.pair = pair
+        self.device = device
+        self.dtype: torch.dtype = next(pair.base.parameters()).dtype
+        options = (TorchOptions() if options is None else options).on(device)
+        self.options = replace(options, precision=_NAMES.get(self.dtype, "float32"))
+        self._vae: Any = pair.vae
+        self._vae_dtype: torch.dtype = next(self._vae.parameters()).dtype
+        if options.channels_last:
+            for module in (pair.base.unet, pair.reference.unet, self._vae):
+                nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._base: Callable[..., Tensor] = pair.base
+        self._reference: Callable[..., tuple[Tensor, ...]] = pair.reference
+        if options.compile:
+            self._base = torch.compile(pair.base, dynamic=False)
+            self._reference = torch.compile(pair.reference, dynamic=False)
+
+        records, kept = bool(options.cuda_graph), options.graphs_kept
+        self._table_bytes = options.graph_table_bytes
+        if self._table_bytes is None:
+            self._table_bytes = _memory_bytes(device) // 32
+        self.lane, self.reference_lane = (Lane(device, records=records) for _ in range(2))
+        self._slots: Kept[StepSlot] = Kept(kept)
+        self._text = RecordedFunction(self._run_text, self.lane, kept=kept)
+        self._encoder = RecordedFunction(self._run_encoder, self.lane, kept=kept)
+        self._decoder = RecordedFunction(self._run_decoder, self.lane, kept=kept)
+        self._pass = RecordedFunction(self._run_reference, self.reference_lane, kept=kept)
+        self._texts_done: Any = None  # event behind the last text states
+
+        unet_config, vae = pair.base.unet.config, self._vae
+        vae_scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.spec = PairSpec(
+            config=pair.config,
+            fingerprint=pair.fingerprint,
+            noise_schedule=NoiseSchedule.from_config(pair.scheduler),
+            tokenizer_folder=pair.tokenizer_folder,
+            latent_channels=int(unet_config.in_channels),
+            vae_scale_factor=vae_scale,
+            size_multiple_px=vae_scale * 2 ** (len(unet_config.block_out_channels) - 1),
+            reference_shapes=_reference_shapes(pair, pair.config.sample_size_px // vae_scale),
+            precision=_NAMES.get(self.dtype, "float32"),
+            table_dtype=_NAMES.get(self.dtype, "float32"),
+        )
+
+    @property
+    def num_recordings(self) -> int:
+        """How often something was recorded so far; on a CPU, how often buffers were made for it."""
+        return self.lane.num_recordings + self.reference_lane.num_recordings
+
+    def encode_text(self, ids: IntArray) -> Tensor:
+        """Token ids int64 [N, S] -> text states [N, S, E], in the precision of the pair."""
+        return self._within_memory(f"encoding {len(ids)} prompts", lambda: self._encode_text(ids))
+
+    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
+        what = f"encoding {_pictures(pixels.shape, 1)}"
+        return self._within_memory(what, lambda: self._by_rows(self._encoder, pixels))
+
+    def reference_kv(
+        self,
+        latents: FloatArray,
+        timesteps: IntArray,
+        prompt_embeds: Tensor | FloatArray,
+        *,
+        dtype: TableDtype = "float32",
+        rows_per_launch: int = _ROWS_PER_LAUNCH,
+        progress: PassProgress | None = None,
+    ) -> ReferencePass:
+        """Run the Reference U-Net over all entries and references in batches.
+
+        Returns:
+            A table of L pairs (keys, values), each [E, R, H, M, D]; see `tables.py`.
+        """
+        entries, references = latents.shape[:2]
+        what = (
+            f"reading {references} references at {entries} timesteps, {rows_per_launch} at once, "
+            f"into a table in {dtype}"
+        )
+        builder = TableBuilder(entries, references, dtype)
+        flat = latents.reshape(entries * references, *latents.shape[2:])
+
+        def run() -> Table:
+            rows = np.repeat(timesteps, references), np.tile(np.arange(references), entries)
+            return self._read_references(
+                builder, flat, rows, prompt_embeds, rows_per_launch, progress
+            )
+
+        data = self._within_memory(what, run)
+        return ReferencePass(data, table_nbytes(data), len(flat))
+
+    def download_table(self, data: Table) -> HostTable:
+        """A table as arrays of the host."""
+        with torch.inference_mode(), self.lane.on_stream():
+            return download(data)
+
+    def upload_table(self, table: HostTable, *, is_resident: bool) -> Table:
+        """A table of the host on the device, or to be streamed from where it is."""
+
+        def run() -> Table:
+            with torch.inference_mode(), self.lane.on_stream():
+                return upload(table, self.device, is_resident=is_resident)
+
+        return self._within_memory(f"uploading a reference table of {table.nbytes} bytes", run)
+
+    def download_states(self, prompt_embeds: Tensor) -> FloatArray:
+        """Text states as float32 of numpy."""
+        with torch.inference_mode(), self.lane.on_stream():
+            return self.lane.download(prompt_embeds)
+
+    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> TorchRun:
+        """Upload a batch and return its run, ahead of step 0."""
+        count, _, height, width = batch.latents.shape
+        factor = self.spec.vae_scale_factor
+        what = (
+            f"drawing {count} pictures of {width * factor} x {height * factor} in "
+            f"{len(batch.text_of_row)} rows, {max(batch.num_references, default=0)} references"
+        )
+
+        table_bytes = self._table_bytes or 0
+
+        def run() -> TorchRun:
+            return TorchRun(
+                batch,
+                state,
+                base=self._base,
+                project_text=self.pair.base.project_text,
+                dtype=self.dtype,
+                lane=self.lane,
+                slots=self._slots,
+                table_bytes=table_bytes,
+                within_memory=partial(self._within_memory, what),
+            )
+
+        return self._within_memory(what, run)
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
+        what = f"decoding {_pictures(latents.shape, self.spec.vae_scale_factor)}"
+        return self._within_memory(what, lambda: self._by_rows(self._decoder, latents))
+
+    def free_caches(self) -> None:
+        """Forget all recordings; each is made again when it is needed."""
+        for lane in (self.lane, self.reference_lane):
+            with lane.work():
+                lane.forget()
+        with self.lane.work():
+            for kept in (self._slots, self._text.calls, self._encoder.calls, self._decoder.calls):
+                kept.clear()
+        with self.reference_lane.work():
+            self._pass.calls.clear()
+
+    def _within_memory(self, what: str, function: Callable[[], T]) -> T:
+        return within_memory(what, function, device=self.device, free_caches=self.free_caches)
+
+    # What runs on the device: tensors in, tensors out, no value read on the host.
+
+    def _run_text(self, ids: Tensor) -> Sequence[Tensor]:
+        return (self.pair.text_encoder(ids).last_hidden_state,)
+
+    def _run_encoder(self, pixels: Tensor) -> Sequence[Tensor]:
+        vae = self._vae
+        mean = encode(vae, pixels.to(self._vae_dtype)).float()
+        return ((mean - _shift(vae)) * vae.config.scaling_factor,)
+
+    def _run_decoder(self, latents: Tensor) -> Sequence[Tensor]:
+        vae = self._vae
+        plain = latents / vae.config.scaling_factor + _shift(vae)
+        return (decode(vae, plain.to(self._vae_dtype)).float(),)
+
+    def _run_reference(self, latents: Tensor, t: Tensor, states: Tensor) -> Sequence[Tensor]:
+        """k_0, v_0, k_1, v_1, ..., each [N, H, M, D]."""
+        features = self._reference(latents.to(self.dtype), t, states)
+        scale = self.pair.config.ref_scale
+        layers = self.pair.base.project_reference(features, ref_scale=scale)
+        return tuple(part for layer in layers for part in layer)
+
+    def _encode_text(self, ids: IntArray) -> Tensor:
+        with self.lane.work():
+            with self._text.call(self.lane.upload(ids)) as (states,):
+                kept = states.clone()
+            if self.lane.stream is not None:
+                done = torch.cuda.Event()
+                done.record(self.lane.stream)
+                self._texts_done = done
+        return kept
+
+    def _by_rows(self, function: RecordedFunction, array: FloatArray) -> FloatArray:
+        pieces = []
+        for start in range(0, len(array), _ROWS_PER_LAUNCH):
+            with self.lane.work():
+                rows = self.lane.upload(array[start : start + _ROWS_PER_LAUNCH])
+                with function.call(rows) as (result,):
+                    kept = result.clone()
+            with torch.inference_mode(), self.lane.on_stream():
+                pieces.append(self.lane.download(kept))
+        return np.concatenate(pieces)
+
+    def _read_references(
+        self,
+        builder: TableBuilder,
+        latents: FloatArray,
+        rows: tuple[IntArray, IntArray],
+        prompt_embeds: Tensor | FloatArray,
+        rows_per_launch: int,
+        progress: PassProgress | None,
+    ) -> Table:
+        """Rows (timestep, number of the reference) in launches of a few."""
+        lane = self.reference_lane
+        timesteps, reference_of_row = rows
+        with lane.work():
+            if self._texts_done is not None:
+                lane.stream.wait_event(self._texts_done)
+            if isinstance(prompt_embeds, np.ndarray):
+                prompt_embeds = lane.upload(prompt_embeds)
+            states = prompt_embeds.to(self.dtype)
+        for start in range(0, len(latents), rows_per_launch):
+            some = slice(start, start + rows_per_launch)
+            with lane.work():
+                inputs = (
+                    lane.upload(latents[some]),
+                    lane.upload(timesteps[some]),
+                    states[lane.upload(reference_of_row[some])],
+                )
+                with self._pass.call(*inputs) as parts:
+                    builder.put(some, tuple(zip(parts[::2], parts[1::2], strict=True)))
+            if progress is not None:
+                progress(min(some.stop, len(latents)), len(latents))
+        with torch.inference_mode(), lane.on_stream():
+            return builder.table()  # waits for this lane
+
+
+def _memory_bytes(device: str) -> int:
+    """Of a CUDA device; for a CPU, a number to work with."""
+    if not device.startswith("cuda"):
+        return 32 << 30
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _pictures(shape: tuple[int, ...], factor: int) -> str:
+    """How many of which size: of pixels, or of latents with their factor."""
+    return f"{shape[0]} pictures of {shape[3] * factor} x {shape[2] * factor}"
+
+
+def _reference_shapes(pair: Pair, side: int) -> tuple[tuple[int, int, int], ...]:
+    """H, M, D of each self-attention for latents of side x side."""
+    base = pair.base
+    return tuple(
+        (heads, (side >> level) ** 2, width // heads)
+        for (_, heads, width), level in zip(base.layer_shapes(), base.layer_levels(), strict=True)
+    )
+
+
+def _shift(vae: Any) -> float:
+    """Offset of latents; absent from the autoencoders of Stable Diffusion 1.x and 2.x."""
+    return float(getattr(vae.config, "shift_factor", None) or 0.0)

@@ -1,0 +1,1 @@
+"""A pair built for a target: files, manifest, signature, `pair.json`. Owns the format."""

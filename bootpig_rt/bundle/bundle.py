@@ -1,0 +1,283 @@
+"""A bundle: the folder that `bootpig-rt build-engine` makes and a runtime loads.
+
+The one reader and writer of `manifest.json`. An engine is executable code, so `open_bundle` checks
+the signature, every path, every size and every sha256 before anyone loads anything. What the
+fields mean is in `manifest.py`, the files are compared in `bundle_files.py`, signatures are in
+`signing.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.bundle.files import (
+    MANIFEST,
+    REBUILD,
+    SIGNATURE,
+    check_files,
+    check_paths,
+    list_files,
+    read_small,
+)
+from bootpig_rt.bundle.json_schema import SchemaError
+from bootpig_rt.bundle.manifest import (
+    FORMAT,
+    FileInfo,
+    GraphInfo,
+    Manifest,
+    ParityReport,
+    ParityResult,
+    Profile,
+    RuntimeInfo,
+    TensorInfo,
+)
+from bootpig_rt.bundle.signing import check_signature, sign
+from bootpig_rt.errors import BundleError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_bytes
+
+__all__ = [
+    "Bundle",
+    "FileInfo",
+    "GraphInfo",
+    "Manifest",
+    "ParityReport",
+    "ParityResult",
+    "Profile",
+    "RuntimeInfo",
+    "TensorInfo",
+    "is_bundle",
+    "list_files",
+    "open_bundle",
+    "read_manifest",
+    "record_parity",
+    "write_manifest",
+]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were all checked.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it says about itself.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    def has_graph(self, name: str) -> bool:
+        """Whether there is a graph or engine of that name."""
+        return any(graph.name == name for graph in self.manifest.graphs)
+
+    def graph(self, name: str) -> GraphInfo:
+        """The entry of a graph or engine.
+
+        Raises:
+            BundleError: The bundle has none of that name.
+        """
+        for graph in self.manifest.graphs:
+            if graph.name == name:
+                return graph
+        names = ", ".join(graph.name for graph in self.manifest.graphs)
+        raise BundleError(f"{self.folder} has no graph {name!r}, only {names}; {REBUILD}")
+
+    def graph_path(self, name: str) -> Path:
+        """The file of a graph or engine.
+
+        Raises:
+            BundleError: The bundle has none of that name.
+        """
+        return self.folder / self.graph(name).file
+
+    def read_graph(self, name: str) -> bytes:
+        """The bytes of a graph or engine, hashed once more as they are returned.
+
+        What is deserialized from these bytes is what was checked, even if the file is replaced
+        after the bundle was opened.
+
+        Raises:
+            BundleError: The bundle has none of that name, or the file has changed.
+        """
+        graph = self.graph(name)
+        path = self.folder / graph.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {describe_os_error(error)}", path) from error
+        if hashlib.sha256(data).hexdigest() != graph.sha256:
+            raise BundleError(f"{path} has changed since it was checked; {REBUILD}", path)
+        return data
+
+    def check_runtime(self, name: str, version: str, architecture: str | None = None) -> None:
+        """Refuse a runtime that this bundle was not built for.
+
+        Args:
+            name: Of the runtime that is about to load it: `onnxruntime`, `tensorrt_rtx`, ...
+            version: Of that runtime.
+            architecture: Of the device, `sm_89`; None where there is none to compare.
+
+        Raises:
+            BundleError: Another runtime, another version, an older version or another architecture.
+        """
+        wanted, target = self.manifest.runtime, self.manifest.target
+        if name != wanted.name:
+            raise BundleError(
+                f"{self.folder} was built for {wanted.name} (target {target}), this is {name}; "
+                "choose the backend that fits, or build again for another --target",
+                self.folder,
+            )
+        if wanted.minimum_version is None and version != wanted.version:
+            raise BundleError(
+                f"{self.folder} was built with {name} {wanted.version}, installed is {version}, "
+                "and its engines run with the same version only; pip install "
+                f"'{name.replace('_', '-')}=={wanted.version}', or build again with "
+                f"--target {target}",
+                self.folder,
+            )
+        minimum = wanted.minimum_version
+        if minimum is not None and _version(version) < _version(minimum):
+            raise BundleError(
+                f"{self.folder} needs {name} {minimum} or newer, installed is {version}; "
+                f"pip install --upgrade {name.replace('_', '-')}",
+                self.folder,
+            )
+        if wanted.architecture not in (None, architecture) and architecture is not None:
+            fix = f"with --target {architecture}"
+            if target == "local":
+                fix = "on this machine with --target local"
+            raise BundleError(
+                f"{self.folder} was built for {wanted.architecture}, this device is "
+                f"{architecture}; build again {fix}",
+                self.folder,
+            )
+
+
+def is_bundle(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder says that it is a bundle: it has a manifest, good or bad."""
+    return os.path.lexists(Path(folder) / MANIFEST)
+
+
+def open_bundle(
+    folder: str | os.PathLike[str], *, trust: str | os.PathLike[str] | None = None
+) -> Bundle:
+    """Check a bundle, all of it, before anything in it is loaded.
+
+    Args:
+        folder: The bundle.
+        trust: Public key, PEM; the manifest must be signed with the private key that belongs to it.
+
+    Raises:
+        BundleError: No manifest, one of a newer format or not valid; a file that is missing, added,
+            changed, a symbolic link or outside the folder; no signature or another key's.
+        BackendUnavailable: `trust` is given and the package `cryptography` is not installed.
+        ParameterError: `trust` is no Ed25519 public key.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, trust=trust)
+    check_paths(folder, manifest)
+    check_files(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(
+    folder: str | os.PathLike[str], *, trust: str | os.PathLike[str] | None = None
+) -> Manifest:
+    """Read and check `manifest.json` alone, and its signature where one is demanded.
+
+    Nothing in the folder may be loaded on the strength of this; that takes `open_bundle`.
+
+    Raises:
+        BundleError, BackendUnavailable, ParameterError: As for `open_bundle`.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    text = read_small(path)
+    if trust is not None:
+        signature = folder / SIGNATURE
+        if not os.path.lexists(signature):
+            raise BundleError(
+                f"{folder} is not signed: it has no {SIGNATURE}, and a key to trust was given; "
+                "build it with --sign KEY, or get it from its maker",
+                signature,
+            )
+        check_signature(text, read_small(signature), Path(trust), what=str(folder))
+    try:
+        values: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not valid json ({error}); {REBUILD}", path) from error
+    version = values.get("format") if isinstance(values, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+        raise BundleError(
+            f"{path} is of format {version}, expected at most {FORMAT}: it was built by a newer "
+            "bootpig-rt; pip install --upgrade bootpig-rt, or build it again with this version",
+            path,
+        )
+    try:
+        return Manifest.from_dict(values)
+    except SchemaError as error:
+        raise BundleError(f"{path}: {error}; {REBUILD}", path) from error
+
+
+def write_manifest(
+    folder: str | os.PathLike[str],
+    manifest: Manifest,
+    *,
+    key: str | os.PathLike[str] | None = None,
+) -> Bundle:
+    """Write the manifest: the last step of a build, after which the folder is a bundle.
+
+    Args:
+        folder: Holds all the files that the manifest lists.
+        manifest: What to write.
+        key: Private key, PEM, to sign with. Without one an older signature is removed.
+
+    Raises:
+        BundleError: The manifest does not describe the folder.
+        BackendUnavailable: A key is given and the package `cryptography` is not installed.
+        ParameterError: The key is no Ed25519 private key.
+        StorageError: The disk is full, read-only or otherwise refuses.
+    """
+    folder = Path(folder)
+    try:
+        data = manifest.to_json().encode()
+    except SchemaError as error:
+        raise BundleError(f"the manifest of {folder} is wrong: {error}", folder) from error
+    check_paths(folder, manifest)
+    signature = None if key is None else sign(data, Path(key))
+    # The signature first: a manifest alone is what makes the folder a bundle.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if signature is None:
+        (folder / SIGNATURE).unlink(missing_ok=True)
+    else:
+        atomic_write_bytes(folder / SIGNATURE, signature)
+    atomic_write_bytes(folder / MANIFEST, data)
+    return Bundle(folder, manifest)
+
+
+def record_parity(
+    bundle: Bundle, report: ParityReport, *, key: str | os.PathLike[str] | None = None
+) -> Bundle:
+    """Put the result of a parity gate that was run later into the manifest.
+
+    Raises:
+        BundleError: The bundle is signed and no key was given to sign it again.
+        StorageError: The folder cannot be written to.
+    """
+    if key is None and os.path.lexists(bundle.folder / SIGNATURE):
+        raise BundleError(
+            f"{bundle.folder} is signed, and a new manifest needs a new signature; "
+            "give the private key with --sign KEY",
+            bundle.folder,
+        )
+    return write_manifest(bundle.folder, replace(bundle.manifest, parity=report), key=key)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

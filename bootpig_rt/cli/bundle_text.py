@@ -1,0 +1,47 @@
+"""What several commands about bundles share: which folder is meant, and what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bootpig_rt.bundle.manifest import ParityReport
+
+
+def bundle_folder(given: Path | None) -> Path:
+    """The folder that was named, or the one inside the package."""
+    if given is not None:
+        return given
+    from bootpig_rt.pipeline import default_model
+
+    return default_model()
+
+
+def parity_lines(report: ParityReport) -> list[str]:
+    """What the parity gate found, as a table."""
+    head = f"parity with torch: {report.status}"
+    if report.backend:
+        head += f" ({report.backend} on {report.device})"
+    lines = [head]
+    if report.reason:
+        lines.append(f"  {report.reason}")
+    if report.results:
+        lines.append(
+            f"  {'output':<34} {'relative':>9} {'limit':>8} {'largest':>9} {'PSNR':>8} {'limit':>6}"
+        )
+    for result in report.results:
+        psnr = "" if result.psnr_limit_db is None else "equal"
+        if result.psnr_db is not None:
+            psnr = f"{result.psnr_db:.1f}"
+        limit = "" if result.psnr_limit_db is None else f"{result.psnr_limit_db:.0f}"
+        lines.append(
+            f"  {result.name:<34} {_number(result.relative_error):>9} "
+            f"{result.relative_limit:>8.0e} {_number(result.largest_error):>9} {psnr:>8} "
+            f"{limit:>6}{'' if result.passed else '  FAILED'}"
+        )
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:.1e}"

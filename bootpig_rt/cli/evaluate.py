@@ -1,0 +1,150 @@
+"""`bootpig-rt evaluate`: measure a pair on subjects it has never seen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+NAME = "evaluate"
+HELP = "measure a pair: identity, scenes and controls on subjects never seen in training"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--suite",
+        choices=["small", "tuning", "tiny"],
+        default="small",
+        help="small: 50 subjects, 8 prompts; tuning: 30 other subjects, to choose "
+        "settings by; tiny: a trial of a minute (default: small)",
+    )
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="folder of the pair (default: the packaged one)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder that `fetch-data` made (default: data)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="DIR",
+        help="folder for report, sheets and pictures (default: evaluation)",
+    )
+    parser.add_argument("--image-guidance", type=float, help="s_image (default: the pair's own)")
+    parser.add_argument("--text-guidance", type=float, help="s_text (default: the pair's own)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the pair's own)")
+    parser.add_argument("--merge", help="of several references (default: the pair's own)")
+    parser.add_argument("--reference-schedule", help="exact, clean, anchor:T and others")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of a prompt (default: 2)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
+    parser.add_argument("--backend", default="auto", help="runtime that draws (default: auto)")
+    parser.add_argument("--device", default="auto", help="device that draws (default: auto)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the pictures that an earlier run drew"
+    )
+    parser.add_argument(
+        "--prepare", action="store_true", help="make the judges and stop; needs no pair"
+    )
+    parser.add_argument(
+        "--renderer",
+        action="store_true",
+        help="let the renderer draw in place of a pair: a check of the judges",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, judge, and write `report.json`, `report.txt` and sheets."""
+    from dataclasses import replace
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from bootpig_rt.checks import check_int
+    from bootpig_rt.files.atomic import atomic_write_text
+    from bootpig_rt.training.evaluation.evaluate import build_judges, evaluate, planned_shots
+    from bootpig_rt.training.evaluation.generators import Generator, PipelineGenerator
+    from bootpig_rt.training.evaluation.render import RendererGenerator
+    from bootpig_rt.training.evaluation.suite import SUITES, choose_subjects
+    from bootpig_rt.training.evaluation.table import save_sheets, text_table
+    from bootpig_rt.training.splits import load_splits
+    from bootpig_rt.training.sprites import load_sprites
+
+    seeds = check_int("--seeds", args.seeds, 1, 64, "2 is usual")
+    config = replace(SUITES[args.suite], seeds=seeds)
+    sprites = load_sprites(args.data)
+    subjects = choose_subjects(sprites, load_splits(), config)
+    about: dict[str, object] = {"name": "renderer"}
+    size_px = 64
+    generator: Generator | None = None
+    if args.renderer:
+        generator = RendererGenerator(subjects, config, size_px=size_px, blur_px=0.8, noise=6.0)
+    elif not args.prepare:
+        from bootpig_rt.pipeline import Pipeline
+
+        pipeline = Pipeline(
+            args.model, backend=args.backend, device=args.device, max_batch=args.batch
+        )
+        drawer = PipelineGenerator(
+            pipeline,
+            subjects,
+            config,
+            params=pipeline.sampling_params(
+                num_inference_steps=args.steps,
+                merge=args.merge,
+                reference_schedule=args.reference_schedule,
+            ),
+            image_guidance_scale=args.image_guidance,
+            text_guidance_scale=args.text_guidance,
+        )
+        size_px, generator = pipeline.spec.config.sample_size_px, drawer
+        about = {
+            "name": pipeline.spec.config.name,
+            "fingerprint": pipeline.spec.fingerprint,
+            "steps": drawer.params.num_inference_steps,
+            "solver": drawer.params.solver,
+            "merge": drawer.params.merge,
+            "reference_schedule": str(drawer.params.reference_schedule),
+            "image_guidance_scale": drawer.image_guidance_scale,
+            "text_guidance_scale": drawer.text_guidance_scale,
+        }
+    training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
+    judges = build_judges(subjects, config, training, size_px=size_px, cache=args.output / "judges")
+    if generator is None:
+        print(f"judges are ready in {args.output / 'judges'}")
+        return 0
+    total_pictures = sum(map(len, planned_shots(subjects, config).values()))
+    with tqdm(total=total_pictures, unit="picture", disable=True if args.json else None) as bar:
+
+        def on_progress(stage: str, done: int) -> None:
+            bar.set_description(stage)
+            bar.update(done)
+
+        evaluation = evaluate(
+            generator,
+            judges,
+            subjects,
+            config,
+            size_px=size_px,
+            output=args.output,
+            resume=args.resume,
+            on_progress=on_progress,
+        )
+    report = {"pair": about} | evaluation.report
+    table = text_table(report)
+    sheets = save_sheets(evaluation, subjects, config, args.output / "sheets")
+    atomic_write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
+    atomic_write_text(args.output / "report.txt", table + "\n")
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print(table)
+        print(f"report and {len(sheets)} sheets are in {args.output}")
+    return 0

@@ -1,0 +1,241 @@
+"""`bootpig-rt generate`: reference images and a prompt in, a PNG out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bootpig_rt.cli.options import (
+    add_manner_arguments,
+    add_model_arguments,
+    add_table_arguments,
+    be_quiet_if_asked,
+    call_progress,
+    check_output,
+    load_pipeline,
+    table_options,
+)
+from bootpig_rt.errors import ParameterError
+
+if TYPE_CHECKING:
+    from bootpig_rt.pipeline import GenerationResult
+    from bootpig_rt.reference.subject import Subject
+    from bootpig_rt.storage.store import StoreStats
+
+NAME = "generate"
+HELP = "draw the subject of one or more reference images in a new scene"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="picture of the subject, best cut out or on white; give it again for more",
+    )
+    parser.add_argument(
+        "--subject",
+        metavar="FILE",
+        help="what encode-subject wrote, in place of references; or its name in the store",
+    )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help='what to draw, "a photo of a dog, on a beach"; give it again for more pictures',
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="out.png", help="default: out.png"
+    )
+    parser.add_argument(
+        "--reference-prompt",
+        metavar="TEXT",
+        help='what the references show, "a photo of a dog"; default: the prompt up to its comma',
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", default="", help="what to avoid")
+    parser.add_argument("--num-images", type=int, default=1, help="of each prompt (default: 1)")
+    parser.add_argument("--seed", type=int, help="picture i has seed + i; random by default")
+    group = parser.add_argument_group("sampling (defaults: those of the pair)")
+    group.add_argument("--steps", type=int, metavar="N", help="1 to 1000")
+    group.add_argument("--image-guidance", type=float, metavar="X", help="pull of the references")
+    group.add_argument("--text-guidance", type=float, metavar="X", help="pull of the prompt")
+    group.add_argument("--solver", metavar="NAME", help="ddim, dpmpp_2m or unipc")
+    group.add_argument(
+        "--merge", metavar="NAME", help="of several references: argmax, softmax, mean or concat"
+    )
+    group.add_argument(
+        "--reference-schedule",
+        metavar="NAME",
+        help="exact, clean, anchor:T, stride:K, window:A-B, or one of the first four +window:A-B",
+    )
+    group.add_argument(
+        "--guidance-interval", metavar="A-B", help="share of the steps with guidance (0-1)"
+    )
+    group.add_argument("--width", type=int, metavar="PX", help="of a picture")
+    group.add_argument("--height", type=int, metavar="PX", help="of a picture")
+    parser.add_argument(
+        "--remove-background",
+        metavar="HOW",
+        help="cut the subject out of references without transparency: grabcut, or an ONNX file",
+    )
+    add_table_arguments(parser)
+    add_model_arguments(parser)
+    add_manner_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, write, report."""
+    from bootpig_rt.images.background import load_remover
+    from bootpig_rt.images.picture import load_image
+
+    be_quiet_if_asked(args)
+    output = check_output(args.output)
+    prompts, interval = _check_before_loading(args)
+    options = table_options(args)
+    subject = None if args.subject is None else _subject(args.subject, options["store_folder"])
+    references = [load_image(file) for file in args.reference]
+    remover = None if args.remove_background is None else load_remover(args.remove_background)
+    start = time.perf_counter()
+    pipeline = load_pipeline(args, background_remover=remover, **options)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    with call_progress(is_shown=not args.quiet) as (on_pass, on_step):
+        result = pipeline(
+            prompts,
+            reference_images=references or None,
+            subject=subject,
+            reference_prompt=args.reference_prompt,
+            negative_prompt=args.negative_prompt,
+            num_inference_steps=args.steps,
+            image_guidance_scale=args.image_guidance,
+            text_guidance_scale=args.text_guidance,
+            num_images=args.num_images,
+            seed=args.seed,
+            solver=args.solver,
+            merge=args.merge,
+            reference_schedule=args.reference_schedule,
+            guidance_interval=interval,
+            width=args.width,
+            height=args.height,
+            callback_on_step_end=on_step,
+            progress=on_pass,
+        )
+    files = write_pictures(result, output)
+    if args.json:
+        print(
+            json.dumps(_summary(result, files, output, load_ms, pipeline.store.stats()), indent=2)
+        )
+    elif not args.quiet:
+        first = result.parameters[0]
+        print(
+            f"{output}: {len(result.images)} picture{'s' if len(result.images) > 1 else ''}, "
+            f"seed {first.seed}, {first.num_inference_steps} steps of {first.solver}, "
+            f"{result.timings.total_ms / 1e3:.2f} s after {load_ms / 1e3:.2f} s of loading"
+        )
+    return 0
+
+
+def _subject(name: str, store: str | Path | None) -> Subject:
+    """The subject of a file, or of a name in the store."""
+    from bootpig_rt.reference.subject import Subject
+    from bootpig_rt.storage.folder import StoreFolder
+
+    if store is None or Path(name).is_file():
+        return Subject.load(name)
+    return StoreFolder(Path(store)).load_subject(name)
+
+
+def _check_before_loading(args: argparse.Namespace) -> tuple[list[str], tuple[float, float]]:
+    """Refuse what no pair could do, in a moment; the pipeline checks the rest.
+
+    Returns:
+        Prompts, and the share of the steps with guidance.
+    """
+    from bootpig_rt.arguments import prompts_of, seeds_of_prompts
+    from bootpig_rt.bundle.pair_config import MERGES
+    from bootpig_rt.checks import check_guidance, check_name, check_steps
+    from bootpig_rt.diffusion.noise_schedule import SOLVERS
+    from bootpig_rt.reference.encode import sources_of
+    from bootpig_rt.reference.schedule import ReferenceSchedule, parse_share
+
+    prompts = prompts_of(args.prompt or None)
+    if args.subject is None:
+        sources_of(args.reference)
+    elif args.reference or args.reference_prompt is not None:
+        raise ParameterError(
+            "got a subject together with references or a reference prompt, expected one or the "
+            "other; a subject holds both"
+        )
+    seeds_of_prompts(args.seed, len(prompts), args.num_images)
+    for name in ("image_guidance", "text_guidance"):
+        if getattr(args, name) is not None:
+            check_guidance(f"{name}_scale", getattr(args, name))
+    if args.steps is not None:
+        check_steps(args.steps)
+    if args.solver is not None:
+        check_name("solver", args.solver, SOLVERS)
+    if args.merge is not None:
+        check_name("merge", args.merge, MERGES)
+    if args.reference_schedule is not None:
+        ReferenceSchedule.parse(args.reference_schedule)
+    interval = parse_share("0-1" if args.guidance_interval is None else args.guidance_interval)
+    if interval is None:
+        raise ParameterError(
+            f"guidance_interval is {args.guidance_interval!r}, expected A-B with 0 <= A < B <= 1 "
+            "such as 0.2-0.8"
+        )
+    return prompts, interval
+
+
+def write_pictures(result: GenerationResult, output: Path) -> list[Path]:
+    """Write one picture to `output`; of several a grid, and `NAME-0.png`, `NAME-1.png`... beside.
+
+    Each file holds the parameters of its pictures in a text chunk.
+
+    Returns:
+        Files of the single pictures, in order.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    from bootpig_rt.images.picture import grid, save_png
+
+    if len(result.images) == 1:
+        save_png(result.images[0], output, result.parameters[0].to_dict())
+        return [output]
+    files = []
+    for index, (image, parameters) in enumerate(zip(result.images, result.parameters, strict=True)):
+        file = output.with_name(f"{output.stem}-{index}{output.suffix}")
+        save_png(image, file, parameters.to_dict())
+        files.append(file)
+    pictures = [parameters.to_dict() for parameters in result.parameters]
+    save_png(grid(result.images, _columns(len(files))), output, {"pictures": pictures})
+    return files
+
+
+def _columns(count: int) -> int:
+    """Columns of a grid that is about square, without an empty row."""
+    columns = 1
+    while columns * columns < count:
+        columns += 1
+    return columns
+
+
+def _summary(
+    result: GenerationResult, files: list[Path], output: Path, load_ms: float, store: StoreStats
+) -> dict[str, object]:
+    return {
+        "output": str(output),
+        "pictures": [
+            {"file": str(file), "parameters": parameters.to_dict()}
+            for file, parameters in zip(files, result.parameters, strict=True)
+        ],
+        "timings": {"load_ms": round(load_ms, 3), **result.timings.to_dict()},
+        "reference_passes": result.reference_passes,
+        "store": store.to_dict(),
+    }

@@ -1,0 +1,196 @@
+"""Options and manners that the drawing commands share. Light: argparse and tqdm."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bootpig_rt.errors import ParameterError, StorageError
+
+if TYPE_CHECKING:
+    from bootpig_rt.engine.sampler import StepEvent
+    from bootpig_rt.pipeline import Pipeline
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which pair runs, with what and where."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FOLDER", help="pair to run; the one shipped by default")
+    group.add_argument(
+        "--base-model",
+        metavar="FOLDER",
+        help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
+    )
+    group.add_argument(
+        "--backend", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)"
+    )
+    group.add_argument(
+        "--trust",
+        metavar="KEY",
+        help="Ed25519 public key, PEM: run only a bundle that was signed with its private key",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="of ONNX Runtime (default: one for each core)"
+    )
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """How reference tables are kept, and where."""
+    group = parser.add_argument_group("reference tables")
+    group.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="keep tables and subjects here between runs; default: $BOOTPIG_RT_STORE, if it is set",
+    )
+    group.add_argument(
+        "--store-bytes",
+        type=int,
+        metavar="BYTES",
+        help="disk space for the tables of the store; the least recently used ones are removed "
+        "(default: 16 GiB)",
+    )
+    group.add_argument(
+        "--table-dtype",
+        metavar="TYPE",
+        help="float32, float16, bfloat16, float8 or int8; default: as the backend computes",
+    )
+    group.add_argument(
+        "--table-budget",
+        type=int,
+        metavar="BYTES",
+        help="device memory for tables; a larger one is streamed step by step",
+    )
+    group.add_argument(
+        "--reference-rows",
+        type=int,
+        default=16,
+        metavar="N",
+        help="rows of the reference pass that run at once: bounds its memory (default: 16)",
+    )
+
+
+def table_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_table_arguments` read, as arguments of `Pipeline`."""
+    from bootpig_rt.backends.host_table import TABLE_DTYPES
+    from bootpig_rt.checks import check_name
+    from bootpig_rt.storage.folder import DEFAULT_BYTES, default_folder
+
+    if args.table_dtype is not None:
+        check_name("table_dtype", args.table_dtype, TABLE_DTYPES)
+    return {
+        "table_dtype": args.table_dtype,
+        "table_budget_bytes": args.table_budget,
+        "reference_rows": args.reference_rows,
+        "store_folder": args.store if args.store is not None else default_folder(),
+        "store_bytes": DEFAULT_BYTES if args.store_bytes is None else args.store_bytes,
+    }
+
+
+def add_manner_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is printed."""
+    parser.add_argument(
+        "--json", action="store_true", help="print a machine-readable summary on stdout"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar, no log lines, no summary"
+    )
+
+
+def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
+    """The pipeline that the model options name."""
+    from bootpig_rt.pipeline import Pipeline
+
+    if args.threads is not None:
+        options["backend_options"] = {"intra_op_threads": args.threads}
+    return Pipeline(
+        args.model,
+        base_model=args.base_model,
+        backend=args.backend,
+        device=args.device,
+        trust=args.trust,
+        **options,
+    )
+
+
+def be_quiet_if_asked(args: argparse.Namespace) -> None:
+    """With `--quiet` only warnings are logged."""
+    if args.quiet:
+        logging.getLogger("bootpig_rt").setLevel(logging.WARNING)
+
+
+def check_output(path: str) -> Path:
+    """Refuse a path that cannot become a PNG, before any work is done.
+
+    Raises:
+        ParameterError: Another ending than .png.
+        StorageError: No such folder, it cannot be written to, or the path is a folder.
+    """
+    output = Path(path)
+    if output.suffix.lower() != ".png":
+        raise ParameterError(f"output is {path!r}, expected a name that ends in .png")
+    if output.is_dir():
+        raise StorageError(f"cannot write {path!r}: it is a folder; give a file name")
+    if not output.parent.is_dir():
+        raise StorageError(
+            f"cannot write {path!r}: no folder {str(output.parent)!r}; make it first"
+        )
+    if not os.access(output.parent, os.W_OK):
+        raise StorageError(
+            f"cannot write {path!r}: folder {str(output.parent)!r} is read-only; choose another"
+        )
+    return output
+
+
+@contextmanager
+def call_progress(
+    *, is_shown: bool
+) -> Iterator[tuple[Callable[[int, int], None] | None, Callable[[StepEvent], None] | None]]:
+    """One bar on stderr over the reference passes and the steps of a call.
+
+    Yields:
+        Callbacks for the arguments `progress` and `callback_on_step_end` of `Pipeline`; both None
+        unless the bar is wanted and stderr is a terminal.
+    """
+    if not is_shown or not sys.stderr.isatty():
+        yield None, None
+        return
+    bar = _StageBar()
+    try:
+        yield (
+            lambda done, total: bar.show("reference", done, total),
+            lambda event: bar.show("step", event.index + 1, event.total),
+        )
+    finally:
+        bar.close()
+
+
+class _StageBar:
+    """A progress bar on stderr that begins anew with each stage."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._stage = ""
+        self._bar: Any = None
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move on; a stage that starts over is that of the next subject."""
+        from tqdm import tqdm
+
+        if self._bar is None or stage != self._stage or done <= self._bar.n:
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(desc=stage, total=total, leave=False, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,153 @@
+"""`bootpig-rt verify`: does a bundle compute on this machine what its pair computes in torch?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bootpig_rt.cli.build_engine import build_progress
+from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines
+from bootpig_rt.cli.options import be_quiet_if_asked
+from bootpig_rt.errors import EXIT_FAILURE, EXIT_OK, BundleError, CheckpointError, ParameterError
+
+if TYPE_CHECKING:
+    from bootpig_rt.backends.base import Backend
+    from bootpig_rt.bundle.bundle import Bundle
+    from bootpig_rt.export.gate import Place
+
+NAME = "verify"
+HELP = "compare a bundle with torch on this machine, after checking all its files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.epilog = (
+        "Exit code 1 when a number is over its limit, 2 when the bundle is damaged or cannot run\n"
+        "here. Bundles for cpu and cuda hold their pair; for engines name it with --pair.\n\n"
+        "examples:\n"
+        "  bootpig-rt verify bundle\n"
+        "  bootpig-rt verify bundle --pair pair --record"
+    )
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", type=Path, help="the bundle; the one shipped by default"
+    )
+    parser.add_argument("--pair", metavar="DIR", type=Path, help="pair that it was built from")
+    parser.add_argument(
+        "--base-model", metavar="DIR", type=Path, help="with --pair, if it needs it"
+    )
+    parser.add_argument("--trust", metavar="KEY", type=Path, help="Ed25519 public key, PEM")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the longest run")
+    parser.add_argument(
+        "--files-only", action="store_true", help="check the files and compute nothing"
+    )
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write numbers and pictures")
+    parser.add_argument(
+        "--record", action="store_true", help="write the result into the bundle's manifest"
+    )
+    parser.add_argument("--sign", metavar="KEY", type=Path, help="with --record: private key, PEM")
+    parser.add_argument(
+        "--json", action="store_true", help="print a machine-readable report on stdout"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 0 when all is within the limits."""
+    be_quiet_if_asked(args)
+    from bootpig_rt.bundle.bundle import open_bundle, record_parity
+
+    if args.sign is not None and not args.record:
+        raise ParameterError("--sign is given without --record; there is nothing to sign")
+    if args.steps is not None and not 1 <= args.steps <= 1000:
+        raise ParameterError(f"--steps is {args.steps}, expected 1..1000")
+    bundle = open_bundle(bundle_folder(args.folder), trust=args.trust)
+    manifest = bundle.manifest
+    if args.files_only:
+        if args.json:
+            print(json.dumps({"bundle": str(bundle.folder), "files": len(manifest.files)}))
+        elif not args.quiet:
+            print(f"{bundle.folder}: {len(manifest.files)} files are as the manifest says")
+        return EXIT_OK
+
+    from bootpig_rt.export.gate import compare_backend, place_of, record_reference
+    from bootpig_rt.export.parity_report import write_report
+
+    place = place_of(manifest.target)
+    if not place.is_target:
+        _check_stand_in(bundle, place)
+    torch_backend = _torch_backend(args, bundle)
+    with build_progress(is_shown=not args.quiet, has_lines=not args.json) as progress:
+        reference = record_reference(
+            torch_backend,
+            profile=manifest.profile,
+            merges=manifest.merges,
+            steps=args.steps,
+            progress=progress and (lambda what, share: progress(f"torch: {what}", share / 2)),
+        )
+        del torch_backend
+        gate = compare_backend(
+            bundle.folder,
+            place,
+            reference,
+            manifest.precision,
+            progress and (lambda what, share: progress(f"bundle: {what}", 0.5 + share / 2)),
+        )
+    if args.report is not None:
+        write_report(args.report, gate.report, reference.recording, gate.recording)
+    if args.record:
+        record_parity(bundle, gate.report, key=args.sign)
+    if args.json:
+        print(json.dumps({"bundle": str(bundle.folder), **asdict(gate.report)}, indent=2))
+    elif not args.quiet:
+        print(f"{bundle.folder}: {len(manifest.files)} files are as the manifest says")
+        print("\n".join(parity_lines(gate.report)))
+    return EXIT_OK if gate.report.status == "passed" else EXIT_FAILURE
+
+
+def _check_stand_in(bundle: Bundle, place: Place) -> None:
+    """Engines have no stand-in; ONNX graphs for a GPU can be compared on a CPU.
+
+    Raises:
+        BundleError: The bundle cannot run here.
+    """
+    if bundle.manifest.runtime.name != "onnxruntime":
+        reason = place.reason.partition(";")[0]
+        raise BundleError(
+            f"{bundle.folder} is for {bundle.manifest.target}, and {reason}; run this on the "
+            "target machine, or check the files alone with --files-only",
+            bundle.folder,
+        )
+
+
+def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:
+    """The pair of a bundle in torch: its own weights where it has them.
+
+    Raises:
+        CheckpointError: It has none, and no pair was named.
+        BundleError: Another pair was named.
+    """
+    from bootpig_rt.backends import create_backend
+
+    holds_weights = any((bundle.folder / "base_unet").glob("*.safetensors"))
+    if args.pair is None and not holds_weights:
+        raise CheckpointError(
+            f"{bundle.folder} holds engines and no weights for torch; name the pair with --pair DIR"
+        )
+    pair = bundle.folder if args.pair is None else args.pair
+    backend = create_backend("torch", pair, device="cpu", base_model=args.base_model)
+    wanted, got = bundle.manifest.pair, backend.spec.fingerprint
+    if got == wanted.fingerprint:
+        return backend
+    if got != wanted.source_fingerprint:
+        raise BundleError(
+            f"{bundle.folder} was built from pair {wanted.fingerprint[:12]}, {pair} is pair "
+            f"{got[:12]}; give the pair that it was built from, or build it again",
+            bundle.folder,
+        )
+    if holds_weights:  # the same pair, with its weights as they were rounded for the bundle
+        del backend
+        backend = create_backend("torch", bundle.folder, device="cpu")
+    return backend

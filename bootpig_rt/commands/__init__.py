@@ -1,1 +1,0 @@
-"""The commands of `bootpig-rt`: one module each, light to import."""

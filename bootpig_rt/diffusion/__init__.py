@@ -1,0 +1,1 @@
+"""Noise schedules, timesteps and solvers, as float64 tables of numpy."""

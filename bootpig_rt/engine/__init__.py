@@ -1,0 +1,1 @@
+"""The loop that draws: requests join, step and leave."""

@@ -1,0 +1,1 @@
+"""Files that are wholly written or not there, and tensors in them."""

@@ -1,0 +1,233 @@
+"""ReferenceKV: the keys and values that the Base U-Net reads of a subject, and when they are valid.
+
+Attention is one-way: the reference never sees the picture that is drawn. The table therefore
+depends on the subject, the timesteps and the subject's noise seed, never on prompt, seed or
+latents, and one table serves all pictures of a subject. What a table holds is the backend's own;
+this file knows what it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bootpig_rt.backends.host_table import PRECISIONS, TABLE_DTYPES, Precision, TableDtype
+from bootpig_rt.diffusion.solver import NoiseSchedule
+from bootpig_rt.errors import ParameterError, SubjectMismatch
+from bootpig_rt.reference.schedule import ReferenceSchedule
+
+if TYPE_CHECKING:
+    from bootpig_rt.reference.subject import Subject
+
+__all__ = ["ReferenceKV", "ReferenceKey", "ReferenceSchedule", "reference_latents"]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+# Keeps the draws of reference noise apart from those of picture noise with the same seed.
+_REFERENCE_STREAM = 0x5EF
+
+
+@dataclass(frozen=True)
+class ReferenceKey:
+    """What a table was computed from: two tables with equal keys are equal.
+
+    The solver is in it by its timesteps alone: solvers that visit the same ones share a table.
+
+    Attributes:
+        subject: Fingerprint of all that is kept of the subject.
+        pixels: sha256 of the reference images as the model sees them.
+        reference_prompt: What the Reference U-Net was told.
+        noise_seed: Of the reference noise.
+        pair: Fingerprint of weights and configuration.
+        is_noised: Whether noise was added; `clean` adds none.
+        timesteps: Timesteps of the entries.
+        ref_scale: Factor on the reference keys.
+        precision: What the Reference U-Net computed in.
+        dtype: How the numbers are kept.
+        size: Height and width of the reference latents.
+        num_references: R.
+        origin: sha256 of the file that brought the table along; empty for one that was made here.
+            Nobody can check such a table against its subject, so only who brings the same file
+            reads it.
+    """
+
+    subject: str
+    pixels: str
+    reference_prompt: str
+    noise_seed: int
+    pair: str
+    is_noised: bool
+    timesteps: tuple[int, ...]
+    ref_scale: float
+    precision: Precision
+    dtype: TableDtype
+    size: tuple[int, int]
+    num_references: int
+    origin: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        schedule: ReferenceSchedule,
+        solver_timesteps: IntArray,
+        *,
+        ref_scale: float,
+        precision: Precision,
+        dtype: TableDtype,
+    ) -> ReferenceKey:
+        """The key of a subject's table for a schedule, that of a table it brings if it has one.
+
+        Raises:
+            ParameterError: No step lies in the schedule's window.
+        """
+        height, width = subject.latents.shape[-2:]
+        key = cls(
+            subject=subject.fingerprint,
+            pixels=subject.pixels_sha256,
+            reference_prompt=subject.reference_prompt,
+            noise_seed=subject.noise_seed,
+            pair=subject.pair_fingerprint,
+            is_noised=schedule.mode != "clean",
+            timesteps=tuple(schedule.timesteps(solver_timesteps).tolist()),
+            ref_scale=ref_scale,
+            precision=precision,
+            dtype=dtype,
+            size=(height, width),
+            num_references=subject.num_references,
+        )
+        brought = (saved.key for saved in subject.tables)
+        return next((one for one in brought if replace(one, origin="") == key), key)
+
+    def check(self, needed: ReferenceKey) -> None:
+        """Refuse a table where another one is needed.
+
+        Raises:
+            SubjectMismatch: Names the first field that differs.
+        """
+        differs = self.difference(needed)
+        if differs is not None:
+            raise SubjectMismatch(
+                f"the reference table {differs}; encode the subject again with these settings"
+            )
+
+    def difference(self, needed: ReferenceKey) -> str | None:
+        """The first field that differs, in words; None where the keys are equal."""
+        for field in fields(self):
+            got, want = getattr(self, field.name), getattr(needed, field.name)
+            if got != want:
+                return f"was made with {field.name} {_short(got)}, expected {_short(want)}"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the header of a file, which cannot say where it comes from itself."""
+        values = asdict(self)
+        del values["origin"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: object) -> ReferenceKey:
+        """Read what `to_dict` made, after JSON.
+
+        Raises:
+            ParameterError: A field is missing, unknown or of the wrong type.
+        """
+        names = {field.name for field in fields(cls)} - {"origin"}
+        if not isinstance(values, dict):
+            raise ParameterError(f"the key of a table is {_short(values)}")
+        if set(values) != names:
+            differ = ", ".join(sorted(map(str, names.symmetric_difference(values))))
+            raise ParameterError(
+                f"the key of a table lacks or adds {_short(differ)}: it is of another version"
+            )
+        found = dict(values)
+        for name in ("timesteps", "size"):
+            if not isinstance(found[name], list) or not all(type(n) is int for n in found[name]):
+                raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
+            found[name] = tuple(found[name])
+        kinds: dict[str, type] = {"noise_seed": int, "num_references": int, "is_noised": bool}
+        texts = ("subject", "pixels", "reference_prompt", "pair", "precision", "dtype")
+        for name, kind in {**kinds, "ref_scale": float, **dict.fromkeys(texts, str)}.items():
+            if type(found[name]) is not kind:
+                raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
+        if found["dtype"] not in TABLE_DTYPES or len(found["size"]) != 2:
+            raise ParameterError("the key of a table has an unknown dtype or no size")
+        if found["precision"] not in PRECISIONS:
+            raise ParameterError(f"the key of a table has precision {_short(found['precision'])}")
+        return cls(**found)
+
+    def digest(self, tenant: str = "") -> str:
+        """sha256 of everything above and a tenant: the name of the table's file."""
+        text = json.dumps([tenant, self.origin, self.to_dict()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReferenceKV:
+    """The table of one subject, on the backend's device or streamed to it.
+
+    Attributes:
+        key: What it was computed from.
+        data: The backend's own layout: E entries x L layers of keys and values [R, H, M, D].
+        size_bytes: Bytes of `data` where it lies: `table_storage.table_bytes` of its type there.
+        is_resident: `data` is on the device as a whole. Otherwise it is on the host or in a mapped
+            file, and each step copies the entry that it reads.
+    """
+
+    key: ReferenceKey
+    data: Any
+    size_bytes: int
+    is_resident: bool = True
+
+    @property
+    def num_references(self) -> int:
+        """R."""
+        return self.key.num_references
+
+
+def reference_latents(
+    latents: FloatArray,
+    schedule: ReferenceSchedule,
+    timesteps: IntArray,
+    *,
+    noise_seed: int,
+    noise_schedule: NoiseSchedule,
+) -> FloatArray:
+    """Latents that the Reference U-Net reads, one set an entry.
+
+    Each reference and timestep has its own noise, drawn from the subject's seed: adding a reference
+    or a step never changes the others.
+
+    Args:
+        latents: [R, C, h, w], clean, scaled by the VAE factor.
+        schedule: Decides whether noise is added.
+        timesteps: [E], from `schedule.timesteps`.
+        noise_seed: The subject's own.
+        noise_schedule: Of the pair.
+
+    Returns:
+        float32 [E, R, C, h, w].
+    """
+    if schedule.mode == "clean":
+        return latents[np.newaxis]
+    entries = []
+    for t in timesteps.tolist():
+        noise = [_reference_noise(noise_seed, r, t, latents.shape[1:]) for r in range(len(latents))]
+        entries.append(noise_schedule.add_noise(latents, np.stack(noise), t))
+    return np.stack(entries)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _reference_noise(seed: int, reference: int, t: int, shape: tuple[int, ...]) -> FloatArray:
+    rng = np.random.default_rng([_REFERENCE_STREAM, seed, reference, t])
+    return rng.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Reference tables kept on the device, on the host and on disk."""

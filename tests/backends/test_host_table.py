@@ -1,0 +1,251 @@
+"""Types of tables: numpy and torch give equal bytes, and the bytes are those of the formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from bootpig_rt.backends.host_table import (
+    TABLE_DTYPES,
+    TableDtype,
+    check_host_table,
+    pack,
+    pack_table,
+    table_bytes,
+    unpack,
+)
+from bootpig_rt.backends.torch import tables
+from bootpig_rt.errors import NumericalError, ParameterError
+from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.reference.subject import Subject
+
+DTYPES: tuple[TableDtype, ...] = get_args(TableDtype)
+SHAPE = (3, 2, 4, 6, 8)
+NUMBERS = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+NUMBERS[:, :, 1] *= 100.0  # a head that is much larger than its neighbours
+NUMBERS[0, 0, 2] = 0.0
+ARRAYS = hnp.arrays(
+    np.float32,
+    (1, 2, 2, 3, 4),
+    elements=st.floats(-60000, 60000, width=32, allow_nan=False, allow_subnormal=False),
+)
+
+
+def torch_packed(array: np.ndarray, dtype: TableDtype) -> Any:
+    flat = torch.from_numpy(array.reshape(-1, *array.shape[2:]))
+    packed = tables.pack(flat, dtype)
+    host = tables.download(((packed, packed),)).layers[0][0]
+    shape = array.shape
+    scale = None if host.scale is None else host.scale.reshape(*shape[:3], 1, 1)
+    return host.values.reshape(shape), scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60)
+@given(array=ARRAYS)
+def test_numpy_and_torch_give_equal_bytes(dtype: TableDtype, array: np.ndarray) -> None:
+    ours = pack(array, dtype)
+    values, scale = torch_packed(array, dtype)
+    np.testing.assert_array_equal(ours.values, values)
+    if scale is not None:
+        np.testing.assert_array_equal(ours.scale, scale)
+
+
+def test_every_code_of_float8_is_read_as_torch_reads_it() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(unpack(codes, None, "float8"), expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [("float32", 0.0), ("float16", 5e-4), ("bfloat16", 4e-3), ("float8", 0.04), ("int8", 0.02)],
+)
+def test_what_is_read_again_is_near_what_was_kept(dtype: TableDtype, limit: float) -> None:
+    table = pack_table([(NUMBERS, NUMBERS * 3)], dtype)
+    ((k, v),) = table.entry(1)
+    for read, kept in ((k, NUMBERS[1]), (v, NUMBERS[1] * 3)):
+        for head in range(SHAPE[2]):  # each head has its own scale
+            error = np.sqrt(np.mean((read[:, head] - kept[:, head]) ** 2))
+            assert error <= limit * np.sqrt(np.mean(kept[:, head] ** 2))
+            assert (error > 0) == (dtype != "float32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bytes_of_a_table_are_those_of_the_formula(
+    pipeline: Pipeline, tiny_pair_folder: Path, cat: Subject, dtype: TableDtype
+) -> None:
+    shapes = pipeline.spec.reference_shapes
+    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_dtype=dtype)
+    requests = [Request(prompt="a cat", subject=cat, seed=1)]
+    for schedule, entries in (("exact", 5), ("clean", 1), ("stride:2", 3), ("window:0-0.6", 3)):
+        other.store.clear()
+        params = other.sampling_params(num_inference_steps=5, reference_schedule=schedule)
+        other.generate(requests, params)
+        expected = table_bytes(shapes, num_entries=entries, num_references=2, dtype=dtype)
+        assert other.store.stats().device_bytes == expected
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_is_never_kept(dtype: TableDtype, bad: float) -> None:
+    broken = NUMBERS.copy()
+    broken[0, 0, 0, 0, 0] = bad
+    with pytest.raises(NumericalError, match="NaN or Inf in the reference table"):
+        pack(broken, dtype)
+    with pytest.raises(NumericalError, match="NaN or Inf in the reference table"):
+        tables.pack(torch.from_numpy(broken[0]), dtype)
+
+
+def test_numbers_that_float16_cannot_hold_are_refused() -> None:
+    with pytest.raises(NumericalError, match="keep the table in a wider type"):
+        pack(NUMBERS * 1e6, "float16")
+    with pytest.raises(NumericalError, match="keep the table in a wider type"):
+        tables.pack(torch.from_numpy(NUMBERS[0] * 1e6), "float16")
+    assert np.isfinite(unpack(pack(NUMBERS * 1e6, "bfloat16").values, None, "bfloat16")).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_in_a_table_from_elsewhere_is_found(dtype: TableDtype) -> None:
+    table = pack_table([(NUMBERS.copy(), NUMBERS.copy())], dtype)
+    check_host_table(table)
+    part = table.layers[0][1]
+    if part.scale is not None:
+        part.scale[0, 0, 0] = -1.0
+    else:
+        part.values.reshape(-1)[5] = 0x7FC0 if dtype == "bfloat16" else np.nan
+    with pytest.raises(NumericalError):
+        check_host_table(table)
+
+
+def latents_of(pipeline: Pipeline, requests: list[Request], **settings: Any) -> np.ndarray:
+    """Final latents, which eight bits would round."""
+    seen: list[np.ndarray] = []
+    decode = pipeline._backend.decode
+
+    def record(latents: np.ndarray) -> np.ndarray:
+        seen.append(latents)
+        return decode(latents)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline._backend, "decode", record)
+        pipeline.generate(requests, pipeline.sampling_params(**settings))
+    return np.concatenate(seen)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_streamed_table_draws_what_a_resident_one_draws(
+    tiny_pair_folder: Path, dog: Subject, cat: Subject, dtype: TableDtype
+) -> None:
+    requests = [Request(prompt="a cat", subject=one, seed=1) for one in (dog, cat, None)]
+    settings: dict[str, Any] = {"num_inference_steps": 6, "reference_schedule": "exact"}
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "table_dtype": dtype}
+    resident = Pipeline(tiny_pair_folder, **options)
+    one = table_bytes(resident.spec.reference_shapes, num_entries=1, num_references=1, dtype=dtype)
+    streaming = Pipeline(
+        tiny_pair_folder, table_budget_bytes=5 * one, host_cache_bytes=1 << 30, **options
+    )
+    expected = latents_of(resident, requests, **settings)
+    found = latents_of(streaming, requests, **settings)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    stats = streaming.store.stats()
+    assert (stats.device_bytes, stats.host_bytes) == (0, 18 * one)
+    again = streaming.generate(requests, streaming.sampling_params(**settings))
+    assert again.reference_passes == 0
+    assert streaming.store.stats().host_hits == 2
+
+
+def test_narrow_tables_draw_nearly_the_same_picture(
+    tiny_pair_folder: Path, pipeline: Pipeline, cat: Subject
+) -> None:
+    requests = [Request(prompt="a cat", subject=cat, seed=1)]
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
+    expected = latents_of(Pipeline(tiny_pair_folder, **options), requests)
+    for dtype in TABLE_DTYPES[1:]:
+        other = Pipeline(tiny_pair_folder, table_dtype=dtype, **options)  # type: ignore[arg-type]
+        found = latents_of(other, requests)
+        error = float(np.sqrt(np.mean((found - expected) ** 2)))
+        assert 0 < error < 0.1 * float(np.std(expected)), dtype
+
+
+def test_the_rows_of_a_pass_change_no_table(
+    tiny_pair_folder: Path, red: Image.Image, blue: Image.Image
+) -> None:
+    latents: list[np.ndarray] = []
+    told: list[tuple[int, int]] = []
+    for rows in (1, 5, 16):
+        pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", reference_rows=rows)
+        params = pipeline.sampling_params(num_inference_steps=4, reference_schedule="exact")
+        subject = pipeline.encode_subject(
+            [red, blue],
+            "a toy",
+            params=params,
+            progress=lambda done, total: told.append((done, total)),
+        )
+        latents.append(latents_of(pipeline, [Request(prompt="a toy", subject=subject, seed=1)]))
+    assert told == [*((i, 8) for i in range(1, 9)), (5, 8), (8, 8), (8, 8)]
+    for other in latents[1:]:
+        np.testing.assert_allclose(other, latents[0], atol=1e-4)
+
+
+def test_a_subject_too_large_for_the_budget_is_told_what_would_fit(
+    tiny_pair_folder: Path, pipeline: Pipeline, cat: Subject
+) -> None:
+    one = table_bytes(
+        pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="float32"
+    )
+    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_budget_bytes=3 * one)
+    with pytest.raises(ParameterError, match=rf"need {4 * one} bytes.*: 1 would fit"):
+        tight("a cat", subject=cat, reference_schedule="exact")
+    assert tight("a cat", subject=cat, reference_schedule="clean").images  # one entry fits
+
+
+def test_batches_are_cut_by_memory_as_well(
+    tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject, cat: Subject
+) -> None:
+    one = table_bytes(
+        pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="float32"
+    )
+    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_budget_bytes=2 * one)
+    sizes: list[int] = []
+    requests = [Request(prompt="a cat", subject=s, seed=1) for s in (dog, dog, cat, None, dog)]
+    tight.generate(
+        requests,
+        tight.sampling_params(num_inference_steps=1, reference_schedule="clean"),
+        callback_on_step_end=lambda event: sizes.append(len(event.pictures)),
+    )
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact_convolutions")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gpu_streams_and_draws_what_the_cpu_draws(
+    tiny_pair_folder: Path, cat: Subject, tmp_path: Path, dtype: TableDtype
+) -> None:
+    """A subject saved on the CPU; its table pinned on the host, copied beside the steps."""
+    settings: dict[str, Any] = {"num_inference_steps": 6, "reference_schedule": "exact"}
+    cat.save(tmp_path / "cat.subject")
+    options: dict[str, Any] = {"backend": "torch", "table_dtype": dtype}
+    requests = [Request(prompt="a cat", subject=Subject.load(tmp_path / "cat.subject"), seed=1)]
+    cpu = Pipeline(tiny_pair_folder, device="cpu", **options)
+    expected = latents_of(cpu, requests, **settings)
+    params = cpu.sampling_params(**settings)
+    budget = cpu.table_bytes(2, params) // 2
+    for limit in (None, budget):
+        gpu = Pipeline(
+            tiny_pair_folder,
+            device="cuda",
+            table_budget_bytes=limit,
+            backend_options={"precision": "float32"},
+            **options,
+        )
+        np.testing.assert_allclose(latents_of(gpu, requests, **settings), expected, atol=5e-2)

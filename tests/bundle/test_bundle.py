@@ -1,0 +1,471 @@
+"""The bundle: what is written, and every refusal, each ahead of anything being loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bootpig_rt.bundle.bundle import (
+    Bundle,
+    FileInfo,
+    GraphInfo,
+    Manifest,
+    ParityReport,
+    Profile,
+    RuntimeInfo,
+    TensorInfo,
+    is_bundle,
+    list_files,
+    open_bundle,
+    read_manifest,
+    record_parity,
+    write_manifest,
+)
+from bootpig_rt.bundle.files import digest_files, split_pair_files
+from bootpig_rt.bundle.json_schema import SchemaError, check_schema
+from bootpig_rt.bundle.manifest import PairInfo, ParityResult, SolverInfo, manifest_schema
+from bootpig_rt.errors import BackendUnavailable, BundleError, ParameterError
+
+FILES = {
+    "pair.json": b"{}",
+    "base_unet/config.json": b"{}",
+    "base_unet/diffusion_pytorch_model.safetensors": b"weights " * 100,
+    "tokenizer/vocab.json": b"{}",
+    "denoise_step.onnx": b"a graph",
+}
+
+
+def describe(folder: Path, **changes: Any) -> Manifest:
+    files = list_files(folder)
+    weights, others = split_pair_files(files)
+    graph = next(file for file in files if file.path == "denoise_step.onnx")
+    fields: dict[str, Any] = {
+        "target": "cpu",
+        "runtime": RuntimeInfo("onnxruntime", "1.32.0", "1.23"),
+        "pair": PairInfo("tiny", "f" * 64, digest_files(weights), digest_files(others)),
+        "precision": "float32",
+        "opset": 20,
+        "profile": Profile((8, 32, 64), 8, 4, 50),
+        "merges": ("argmax",),
+        "solver": SolverInfo("dpmpp_2m", 25),
+        "rsa_kernel_sha256": None,
+        "tools": {"onnx": "1.23.2"},
+        "graphs": (
+            GraphInfo(
+                "denoise_step",
+                graph.path,
+                graph.sha256,
+                graph.size_bytes,
+                10,
+                (TensorInfo("step", "int64", (1,)),),
+                (TensorInfo("next_state", "float32", ("state", "batch", 4, "h", "w")),),
+            ),
+        ),
+        "parity": ParityReport(
+            "passed", "", "onnxruntime", "cpu", (ParityResult("x", 1e-6, 1e-5, None, 1e-4, None),)
+        ),
+        "files": files,
+    }
+    return Manifest(**{**fields, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle of a few bytes."""
+    root = tmp_path / "bundle"
+    for name, data in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    write_manifest(root, describe(root))
+    return root
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest by hand, as someone who cannot sign it would."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def rename_file(values: dict[str, Any], path: str) -> None:
+    values["files"][0]["path"] = path
+
+
+def flip(path: Path, position: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def replace_by_link(path: Path) -> None:
+    other = path.parents[2] / path.name
+    shutil.move(path, other)
+    path.symlink_to(other)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link_folder(path: Path) -> None:
+    other = path.parents[1] / "elsewhere"
+    shutil.move(path, other)
+    path.symlink_to(other)
+
+
+def swap_weights(folder: Path) -> None:
+    """Other weights with a manifest that lists them, but still names the old pair."""
+    path = folder / "base_unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(b"WEIGHTS " * 100)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(
+        folder,
+        lambda values: [
+            file.update(sha256=sha256)
+            for file in values["files"]
+            if file["path"].endswith(".safetensors")
+        ],
+    )
+
+
+def test_a_bundle_is_read_as_it_was_written(folder: Path) -> None:
+    assert is_bundle(folder)
+    bundle = open_bundle(folder)
+    assert bundle == Bundle(folder, describe(folder))
+    assert {file.path for file in bundle.manifest.files} == set(FILES)
+    assert bundle.manifest.size_bytes == sum(map(len, FILES.values()))
+    assert bundle.graph_path("denoise_step") == folder / "denoise_step.onnx"
+    assert bundle.read_graph("denoise_step") == b"a graph"
+
+
+REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no manifest", lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    ("empty manifest", lambda f: (f / "manifest.json").write_text(""), "not valid json"),
+    (
+        "truncated manifest",
+        lambda f: os.truncate(f / "manifest.json", 400),
+        "not valid json .*build it again",
+    ),
+    ("no object", lambda f: (f / "manifest.json").write_text("[]"), "expected object"),
+    ("binary manifest", lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "not valid json"),
+    ("deep", lambda f: (f / "manifest.json").write_text("[" * 100_000), "not valid json"),
+    ("newer format", lambda f: edit(f, lambda v: v.update(format=2)), "newer bootpig-rt.*upgrade"),
+    ("format as text", lambda f: edit(f, lambda v: v.update(format="1")), "format is '1'"),
+    ("format true", lambda f: edit(f, lambda v: v.update(format=True)), "format is True"),
+    ("unknown field", lambda f: edit(f, lambda v: v.update(run="me")), "run is not a known field"),
+    ("field missing", lambda f: edit(f, lambda v: v.pop("pair")), "pair is missing"),
+    ("unknown target", lambda f: edit(f, lambda v: v.update(target="sm_90")), "target is 'sm_90'"),
+    ("sizes", lambda f: edit(f, lambda v: v.update(size_bytes=1)), "sum of the files"),
+    ("flipped byte in weights", lambda f: flip(next(f.glob("*/*.safetensors"))), "is damaged"),
+    ("flipped byte in a graph", lambda f: flip(f / "denoise_step.onnx"), "is damaged"),
+    (
+        "truncated weights",
+        lambda f: os.truncate(next(f.glob("*/*.safetensors")), 80),
+        "has 80 bytes, expected 800",
+    ),
+    ("empty graph", lambda f: os.truncate(f / "denoise_step.onnx", 0), "has 0 bytes, expected 7"),
+    ("missing graph", lambda f: (f / "denoise_step.onnx").unlink(), "denoise_step.onnx is missing"),
+    ("missing folder", lambda f: shutil.rmtree(f / "tokenizer"), "vocab.json is missing"),
+    ("file added", lambda f: (f / "tokenizer/tokenizer.json").touch(), "is not in the manifest"),
+    ("linked file", lambda f: replace_by_link(f / "base_unet/config.json"), "symbolic link"),
+    ("linked folder", lambda f: link_folder(f / "tokenizer"), "symbolic link.*cp -rL"),
+    ("linked manifest", lambda f: replace_by_link(f / "manifest.json"), "symbolic link"),
+    (
+        "folder in place of a file",
+        lambda f: replace_by_folder(f / "pair.json"),
+        "pair.json is missing",
+    ),
+    ("leaves", lambda f: edit(f, lambda v: rename_file(v, "../x")), "a path within the folder"),
+    (
+        "leaves inside",
+        lambda f: edit(f, lambda v: rename_file(v, "a/../../x")),
+        "within the folder",
+    ),
+    ("absolute", lambda f: edit(f, lambda v: rename_file(v, "/etc/passwd")), "within the folder"),
+    ("drive", lambda f: edit(f, lambda v: rename_file(v, "C:/x")), "within the folder"),
+    ("backslash", lambda f: edit(f, lambda v: rename_file(v, "..\\x")), "within the folder"),
+    ("NUL", lambda f: edit(f, lambda v: rename_file(v, "a\0b")), "within the folder"),
+    ("dot", lambda f: edit(f, lambda v: rename_file(v, "./pair.json")), "within the folder"),
+    ("empty path", lambda f: edit(f, lambda v: rename_file(v, "")), "within the folder"),
+    (
+        "listed twice",
+        lambda f: edit(f, lambda v: rename_file(v, v["files"][1]["path"])),
+        "must not list .* twice",
+    ),
+    (
+        "graph outside the list",
+        lambda f: edit(f, lambda v: v["graphs"][0].update(file="../evil.onnx")),
+        "disagree about '../evil.onnx'",
+    ),
+    ("other weights", swap_weights, "weights files are not those of the pair"),
+    (
+        "other configuration",
+        lambda f: edit(f, lambda v: v["pair"].update(config_sha256="0" * 64)),
+        "configuration files are not those",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
+)
+def test_a_spoiled_bundle_is_refused(
+    folder: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(BundleError, match=message) as caught:
+        open_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    assert not is_bundle(folder)
+
+
+def test_texts_and_hidden_files_may_lie_beside_a_bundle(folder: Path) -> None:
+    (folder / "README.md").write_text("about")
+    (folder / ".gitattributes").write_text("")
+    open_bundle(folder)
+
+
+RUNTIMES: list[tuple[str, dict[str, Any], tuple[Any, ...], str | None]] = [
+    ("fits", {}, ("onnxruntime", "1.32.0"), None),
+    ("newer runs", {}, ("onnxruntime", "2.1"), None),
+    ("older", {}, ("onnxruntime", "1.9.1"), "needs onnxruntime 1.23 or newer.*pip install"),
+    ("another runtime", {}, ("tensorrt_rtx", "1.7"), "built for onnxruntime .*another --target"),
+    ("same engine", {"minimum_version": None}, ("onnxruntime", "1.32.0"), None),
+    ("other engine", {"minimum_version": None}, ("onnxruntime", "1.33.0"), "onnxruntime==1.32.0"),
+    ("its GPU", {"architecture": "sm_89"}, ("onnxruntime", "1.32.0", "sm_89"), None),
+    (
+        "other GPU",
+        {"architecture": "sm_89"},
+        ("onnxruntime", "1.32.0", "sm_86"),
+        "built for sm_89, this device is sm_86; build again with --target sm_86",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"), [r[1:] for r in RUNTIMES], ids=[r[0] for r in RUNTIMES]
+)
+def test_a_bundle_runs_only_where_it_was_built_for(
+    folder: Path, changes: dict[str, Any], arguments: tuple[Any, ...], message: str | None
+) -> None:
+    runtime = RuntimeInfo(
+        **{"name": "onnxruntime", "version": "1.32.0", "minimum_version": "1.23"} | changes
+    )
+    bundle = write_manifest(folder, describe(folder, runtime=runtime))
+    if message is None:
+        bundle.check_runtime(*arguments)
+    else:
+        with pytest.raises(BundleError, match=message):
+            bundle.check_runtime(*arguments)
+
+
+def test_a_graph_that_is_not_there_is_named(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    assert not bundle.has_graph("denoise_step_mean")
+    with pytest.raises(BundleError, match="no graph 'denoise_step_mean', only denoise_step"):
+        bundle.graph("denoise_step_mean")
+
+
+def test_bytes_that_changed_after_the_check_are_not_returned(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    flip(folder / "denoise_step.onnx")
+    with pytest.raises(BundleError, match="has changed since"):
+        bundle.read_graph("denoise_step")
+
+
+# Signatures
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`a.pem`, `b.pem` with their public keys, and an RSA key."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    folder = tmp_path_factory.mktemp("keys")
+    private: Any
+    for name, private in (
+        ("a", ed25519.Ed25519PrivateKey.generate()),
+        ("b", ed25519.Ed25519PrivateKey.generate()),
+        ("rsa", rsa.generate_private_key(65537, 2048)),
+    ):
+        pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        plain = serialization.NoEncryption()
+        (folder / f"{name}.pem").write_bytes(private.private_bytes(pem, pkcs8, plain))
+        public = private.public_key().public_bytes(
+            pem, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (folder / f"{name}.pub.pem").write_bytes(public)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    locked = ed25519.Ed25519PrivateKey.generate().private_bytes(pem, pkcs8, secret)
+    (folder / "locked.pem").write_bytes(locked)
+    (folder / "text.pem").write_text("no key")
+    return folder
+
+
+def test_a_signed_bundle_opens_with_the_key_that_belongs_to_it(folder: Path, keys: Path) -> None:
+    write_manifest(folder, describe(folder), key=keys / "a.pem")
+    open_bundle(folder, trust=keys / "a.pub.pem")
+    open_bundle(folder)
+
+
+def test_an_unsigned_bundle_is_refused_where_trust_is_demanded(folder: Path, keys: Path) -> None:
+    with pytest.raises(BundleError, match="is not signed.*--sign KEY"):
+        open_bundle(folder, trust=keys / "a.pub.pem")
+
+
+SIGNED_REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("changed manifest", lambda f: edit(f, lambda v: v["pair"].update(name="x")), "was changed"),
+    ("reformatted manifest", lambda f: edit(f, lambda v: None), "was changed"),
+    ("signature of text", lambda f: (f / "manifest.sig").write_text("x"), "signature is damaged"),
+    ("empty signature", lambda f: (f / "manifest.sig").write_text("{}"), "signature is damaged"),
+    ("linked signature", lambda f: replace_by_link(f / "manifest.sig"), "symbolic link"),
+    ("flipped weights", lambda f: flip(next(f.glob("*/*.safetensors"))), "is damaged"),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"), [r[1:] for r in SIGNED_REFUSALS], ids=[r[0] for r in SIGNED_REFUSALS]
+)
+def test_a_signed_bundle_that_was_changed_is_refused(
+    folder: Path, keys: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    write_manifest(folder, describe(folder), key=keys / "a.pem")
+    spoil(folder)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, trust=keys / "a.pub.pem")
+
+
+def test_a_bundle_signed_with_another_key_is_refused(folder: Path, keys: Path) -> None:
+    write_manifest(folder, describe(folder), key=keys / "b.pem")
+    with pytest.raises(BundleError, match="signed with another key"):
+        open_bundle(folder, trust=keys / "a.pub.pem")
+
+
+@pytest.mark.parametrize("name", ["rsa.pub.pem", "text.pem", "a.pem", "none.pem"])
+def test_what_is_no_public_key_is_refused_as_a_parameter(
+    folder: Path, keys: Path, name: str
+) -> None:
+    write_manifest(folder, describe(folder), key=keys / "a.pem")
+    with pytest.raises(ParameterError, match="public key"):
+        open_bundle(folder, trust=keys / name)
+
+
+@pytest.mark.parametrize("name", ["rsa.pem", "text.pem", "a.pub.pem", "locked.pem", "none.pem"])
+def test_what_is_no_private_key_is_refused_and_the_bundle_stays(
+    folder: Path, keys: Path, name: str
+) -> None:
+    with pytest.raises(ParameterError, match="private key"):
+        write_manifest(folder, describe(folder), key=keys / name)
+    open_bundle(folder)
+
+
+def test_signing_without_the_package_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    with pytest.raises(BackendUnavailable, match="pip install 'bootpig-rt\\[sign\\]'"):
+        write_manifest(folder, describe(folder), key=folder / "key.pem")
+
+
+def test_a_later_parity_report_is_recorded_and_signed_again(folder: Path, keys: Path) -> None:
+    bundle = write_manifest(folder, describe(folder), key=keys / "a.pem")
+    report = ParityReport("failed", "", "onnxruntime", "cpu")
+    with pytest.raises(BundleError, match="needs a new signature"):
+        record_parity(bundle, report)
+    record_parity(bundle, report, key=keys / "a.pem")
+    assert open_bundle(folder, trust=keys / "a.pub.pem").manifest.parity == report
+
+
+def test_writing_without_a_key_removes_an_old_signature(folder: Path, keys: Path) -> None:
+    write_manifest(folder, describe(folder), key=keys / "a.pem")
+    write_manifest(folder, describe(folder))
+    assert not (folder / "manifest.sig").exists()
+
+
+# The manifest and its schema
+
+
+def test_the_manifest_is_what_the_schema_says(folder: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    values = json.loads((folder / "manifest.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(manifest_schema())
+    jsonschema.Draft202012Validator(manifest_schema()).validate(values)
+    assert list(values) == list(manifest_schema()["properties"])
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_our_checker_agrees_with_jsonschema_on_spoiled_manifests(
+    folder: Path, data: st.DataObject
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    # jsonschema takes 1.0 for an integer, and NaN for a number above any minimum.
+    fractions = st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x % 1 != 0)
+    values = json.loads(describe(folder).to_json())
+    place: Any = values
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            return
+        key = data.draw(st.sampled_from(keys))
+        inner = place[key]
+        if isinstance(inner, (dict, list)) and inner and data.draw(st.booleans()):
+            place = inner
+            continue
+        place[key] = data.draw(
+            st.one_of(st.none(), st.booleans(), st.integers(), fractions, st.text(), st.just([]))
+        )
+        break
+    try:
+        check_schema(values, manifest_schema())
+        ours = True
+    except SchemaError:
+        ours = False
+    validator = jsonschema.Draft202012Validator(manifest_schema())
+    assert ours == validator.is_valid(values)
+
+
+def test_a_manifest_that_does_not_describe_the_folder_is_not_written(folder: Path) -> None:
+    manifest = describe(folder, graphs=())
+    with pytest.raises(BundleError, match="graphs has 0 items"):
+        write_manifest(folder, manifest)
+    wrong = describe(folder, files=(FileInfo("../x", 1, "0" * 64),))
+    with pytest.raises(BundleError, match="within the folder"):
+        write_manifest(folder, wrong)
+    open_bundle(folder)
+
+
+def test_reading_a_manifest_alone_touches_no_other_file(folder: Path) -> None:
+    shutil.rmtree(folder / "base_unet")
+    assert read_manifest(folder).target == "cpu"
+
+
+def test_the_bundle_module_needs_numpy_alone(root: Path) -> None:
+    code = (
+        "import sys, bootpig_rt.bundle.bundle\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'cryptography', 'jsonschema', 'PIL'}\n"
+        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bootpig_rt.cli.main import main
+from bootpig_rt.cli.options import call_progress
+from bootpig_rt.images.picture import read_parameters
+from bootpig_rt.pipeline import Pipeline
+
+PROMPT = "a photo of a dog, on a beach"
+
+
+@pytest.fixture
+def generate(
+    tiny_pair_folder: Path, dog_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """Runs `bootpig-rt generate` in an empty folder, with a reference, and returns its code."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*words: str) -> int:
+        model = ["--model", str(tiny_pair_folder), "--device", "cpu"]
+        return main(["generate", *model, "--reference", str(dog_file), *words])
+
+    return run
+
+
+def test_one_picture_is_one_file(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--prompt", PROMPT, "--seed", "3") == 0
+    assert [path.name for path in Path.cwd().iterdir()] == ["out.png"]
+    with Image.open("out.png") as image:
+        assert image.size == (32, 32)
+    out = capsys.readouterr().out
+    assert out.startswith("out.png: 1 picture, seed 3, 2 steps of dpmpp_2m, ")
+
+
+def test_the_png_holds_what_makes_it_again(
+    generate: Any, pipeline: Pipeline, dog_file: Path
+) -> None:
+    generate("--prompt", PROMPT, "--steps", "3", "--solver", "unipc", "--image-guidance", "2.5")
+    parameters = read_parameters("out.png")
+    assert parameters["solver"] == "unipc"
+    assert parameters["image_guidance_scale"] == 2.5
+    again = pipeline(
+        parameters["prompt"],
+        reference_images=dog_file,
+        reference_prompt=parameters["reference_prompt"],
+        seed=parameters["seed"],
+        num_inference_steps=parameters["num_inference_steps"],
+        image_guidance_scale=parameters["image_guidance_scale"],
+        text_guidance_scale=parameters["text_guidance_scale"],
+        solver=parameters["solver"],
+        merge=parameters["merge"],
+        reference_schedule=parameters["reference_schedule"],
+    )
+    with Image.open("out.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(again.images[0]))
+
+
+def test_several_pictures_are_a_grid_and_single_files(generate: Any) -> None:
+    words = ["--prompt", PROMPT, "--prompt", "a photo of a dog, in snow", "--num-images", "2"]
+    assert generate(*words, "--seed", "5", "-o", "dogs.png") == 0
+    names = sorted(path.name for path in Path.cwd().iterdir())
+    assert names == ["dogs-0.png", "dogs-1.png", "dogs-2.png", "dogs-3.png", "dogs.png"]
+    with Image.open("dogs.png") as sheet, Image.open("dogs-3.png") as last:
+        assert sheet.size == (32 * 2 + 4, 32 * 2 + 4)
+        np.testing.assert_array_equal(np.asarray(sheet)[36:, 36:], np.asarray(last))
+    assert read_parameters("dogs-3.png")["seed"] == 8
+    assert [p["seed"] for p in read_parameters("dogs.png")["pictures"]] == [5, 6, 7, 8]
+
+
+def test_json_is_all_that_stands_on_stdout(
+    generate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("--prompt", PROMPT, "--num-images", "2", "--seed", "1", "--json") == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert summary["output"] == "out.png"
+    assert [picture["file"] for picture in summary["pictures"]] == ["out-0.png", "out-1.png"]
+    assert summary["pictures"][1]["parameters"] == read_parameters("out-1.png")
+    assert summary["reference_passes"] == 2
+    store = summary["store"]
+    assert (store["misses"], store["device_hits"]) == (1, 0)
+    assert store["device_bytes"] > 0
+    stages = {"load_ms", "encode_ms", "text_ms", "reference_ms", "denoise_ms", "decode_ms"}
+    assert set(summary["timings"]) == {*stages, "total_ms"}
+    assert "the reference is read as 'a photo of a dog'" in captured.err
+
+
+def test_quiet_prints_nothing(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--prompt", PROMPT, "--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_every_option_reaches_the_picture(generate: Any) -> None:
+    words = "--reference-prompt toy --negative-prompt fog --steps 4 --image-guidance 2 --seed 9"
+    words += " --text-guidance 3 --solver ddim --merge softmax --reference-schedule anchor:200"
+    words += " --guidance-interval 0.25-1 --table-dtype int8 --table-budget 100000000"
+    words += " --width 48 --height 40 --backend torch"
+    assert generate("--prompt", PROMPT, *words.split()) == 0
+    expected = {
+        "reference_prompt": "toy",
+        "negative_prompt": "fog",
+        "num_inference_steps": 4,
+        "image_guidance_scale": 2.0,
+        "text_guidance_scale": 3.0,
+        "seed": 9,
+        "solver": "ddim",
+        "merge": "softmax",
+        "reference_schedule": "anchor:200",
+        "guidance_interval": [0.25, 1.0],
+        "table_dtype": "int8",
+        "width": 48,
+        "height": 40,
+        "backend": "torch",
+    }
+    parameters = read_parameters("out.png")
+    assert {name: parameters[name] for name in expected} == expected
+
+
+def test_a_background_remover_is_asked_for_the_subject(
+    generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remover(image: Image.Image) -> Image.Image:
+        mask = Image.new("L", image.size)
+        mask.paste(255, (4, 4, 20, 20))
+        return mask
+
+    monkeypatch.setattr("bootpig_rt.images.background.load_remover", lambda name: remover)
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64), "green").save(photo)
+    fingerprints = []
+    for words in ([], ["--remove-background", "grabcut"]):
+        assert generate("--prompt", PROMPT, "--reference", str(photo), *words) == 0
+        fingerprints.append(read_parameters("out.png")["subject_fingerprint"])
+    assert fingerprints[0] != fingerprints[1]
+
+
+def test_more_references_are_all_read(generate: Any, dog_file: Path) -> None:
+    assert generate("--prompt", PROMPT, "--reference", str(dog_file)) == 0
+    assert read_parameters("out.png")["num_references"] == 2
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    generate: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate("--prompt", PROMPT)
+    assert "step" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    generate("--prompt", PROMPT)
+    shown = capsys.readouterr().err
+    assert shown.index("reference:   0%") < shown.index("step:   0%")
+    assert "0/2" in shown
+    generate("--prompt", PROMPT, "--quiet")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_begins_anew_with_each_stage_and_each_subject(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with call_progress(is_shown=True) as (on_pass, on_step):
+        assert on_pass is not None
+        assert on_step is not None
+        for total in (3, 5):
+            on_pass(1, total)
+            on_pass(total, total)
+        event: Any = SimpleNamespace(index=0, total=7)
+        on_step(event)
+    shown = capsys.readouterr().err
+    starts = [shown.index(f" 0/{total} ") for total in (3, 5, 7)]
+    assert starts == sorted(starts)
+    assert shown.count("| 0/") == 3
+
+
+def test_ctrl_c_ends_with_130_and_no_file(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bootpig_rt.pipeline.denoise", interrupt)
+    assert generate("--prompt", PROMPT) == 130
+    assert capsys.readouterr().err.endswith("bootpig-rt: error: interrupted\n")
+    assert list(Path.cwd().iterdir()) == []

@@ -1,0 +1,67 @@
+"""Text states: each prompt is encoded once, whatever it stands beside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bootpig_rt.engine.batch import TextStates
+from bootpig_rt.pipeline import Pipeline
+
+
+class LengthBackend:
+    """The states of a prompt are its number of bytes; counts what is encoded."""
+
+    def __init__(self) -> None:
+        self.launches: list[int] = []
+
+    def encode_text(self, ids: Any) -> np.ndarray:
+        self.launches.append(len(ids))
+        return np.array(ids, np.float32)[:, None, None]
+
+    def download_states(self, states: np.ndarray) -> np.ndarray:
+        return states
+
+
+def text_states() -> tuple[TextStates, list[int]]:
+    backend: Any = LengthBackend()
+    tokenizer: Any = lambda texts: [len(text) for text in texts]  # noqa: E731
+    return TextStates(backend, tokenizer), backend.launches
+
+
+def test_only_prompts_that_are_new_are_encoded_in_one_launch() -> None:
+    texts, launches = text_states()
+    assert texts.of(("a", "")).ravel().tolist() == [1, 0]
+    assert texts.of(("aaa", "", "aa", "a")).ravel().tolist() == [3, 0, 2, 1]
+    assert texts.of(("aa", "aaa")).ravel().tolist() == [2, 3]
+    assert launches == [2, 2]
+
+
+def test_prompts_that_were_not_used_for_long_are_forgotten() -> None:
+    texts, launches = text_states()
+    texts.of(("old", "often"))
+    for number in range(100):
+        texts.of((str(number), "often"))
+    texts.of(("often",))
+    assert len(launches) == 101
+    texts.of(("old",))
+    assert len(launches) == 102
+
+
+def test_a_list_longer_than_what_is_kept_is_encoded_once() -> None:
+    texts, launches = text_states()
+    many = [str(number) for number in range(500)]
+    for _ in range(2):
+        assert texts.of(many).shape == (500, 1, 1)
+    assert launches == [500]
+
+
+def test_states_from_the_cache_are_those_of_the_encoder(pipeline: Pipeline) -> None:
+    prompts = ["a dog", "a cat, in snow", ""]
+    texts = TextStates(pipeline._backend, pipeline._tokenizer)
+    for prompt in prompts:
+        texts.of((prompt,))
+    states = pipeline._backend.encode_text(pipeline._tokenizer(prompts))
+    expected = pipeline._backend.download_states(states)
+    np.testing.assert_allclose(texts.of(prompts), expected, atol=1e-6)

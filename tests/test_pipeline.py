@@ -1,0 +1,593 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bootpig_rt
+from bootpig_rt.backends.base import DenoiseBatch, FloatArray
+from bootpig_rt.engine.sampler import StepEvent
+from bootpig_rt.errors import (
+    Cancelled,
+    CheckpointError,
+    ImageError,
+    NumericalError,
+    ParameterError,
+    PromptError,
+    SubjectMismatch,
+)
+from bootpig_rt.pipeline import Pipeline, Request, default_model
+from bootpig_rt.reference.subject import Subject
+
+PROMPT = "a photo of a dog, on a beach"
+
+
+def rms(array: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+
+
+@pytest.fixture
+def latents_of(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FloatArray]:
+    """Runs `Pipeline.generate` and returns the final latents, which eight bits would round."""
+
+    def run(requests: list[Request], **settings: Any) -> FloatArray:
+        seen: list[FloatArray] = []
+        decode = pipeline._backend.decode
+
+        def record(latents: FloatArray) -> FloatArray:
+            seen.append(latents)
+            return decode(latents)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline._backend, "decode", record)
+            pipeline.generate(requests, pipeline.sampling_params(**settings))
+        return np.concatenate(seen)
+
+    return run
+
+
+def test_a_prompt_and_a_reference_give_a_picture(pipeline: Pipeline, red: Image.Image) -> None:
+    result = pipeline(PROMPT, reference_images=red, seed=1)
+    assert [image.size for image in result.images] == [(32, 32)]
+    assert result.images[0].mode == "RGB"
+    assert np.asarray(result.images[0]).std() > 0
+
+
+def test_the_same_call_gives_the_same_picture(pipeline: Pipeline, red: Image.Image) -> None:
+    first = pipeline(PROMPT, reference_images=red, seed=1)
+    again = pipeline(PROMPT, reference_images=red, seed=1)
+    other = pipeline(PROMPT, reference_images=red, seed=2)
+    assert first.images[0].tobytes() == again.images[0].tobytes()
+    assert first.images[0].tobytes() != other.images[0].tobytes()
+
+
+def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
+    result = pipeline(
+        PROMPT,
+        subject=dog,
+        negative_prompt="rain",
+        num_inference_steps=3,
+        image_guidance_scale=2.0,
+        text_guidance_scale=3.5,
+        num_images=2,
+        seed=7,
+        solver="unipc",
+        merge="mean",
+        reference_schedule="exact",
+        width=40,
+        height=48,
+    )
+    assert [image.size for image in result.images] == [(40, 48), (40, 48)]
+    assert [parameters.seed for parameters in result.parameters] == [7, 8]
+    assert result.parameters[0].to_dict() == {
+        "prompt": PROMPT,
+        "negative_prompt": "rain",
+        "reference_prompt": "a photo of a dog",
+        "num_references": 1,
+        "subject_fingerprint": dog.fingerprint,
+        "seed": 7,
+        "num_inference_steps": 3,
+        "solver": "unipc",
+        "image_guidance_scale": 2.0,
+        "text_guidance_scale": 3.5,
+        "merge": "mean",
+        "reference_schedule": "exact",
+        "guidance_interval": [0.0, 1.0],
+        "reference_noise_seed": 0,
+        "table_dtype": "float32",
+        "width": 40,
+        "height": 48,
+        "model": "tiny",
+        "model_fingerprint": pipeline.spec.fingerprint,
+        "backend": "torch",
+        "device": "cpu",
+        "version": bootpig_rt.__version__,
+    }
+
+
+def test_what_is_left_out_comes_from_the_pair(pipeline: Pipeline, dog: Subject) -> None:
+    config = pipeline.spec.config
+    parameters = pipeline(PROMPT, subject=dog).parameters[0]
+    assert parameters.num_inference_steps == config.default_steps
+    assert parameters.solver == config.default_solver
+    assert parameters.merge == config.merge
+    assert parameters.image_guidance_scale == config.image_guidance_scale
+    assert parameters.text_guidance_scale == config.text_guidance_scale
+
+
+def test_a_random_seed_is_recorded_and_gives_the_picture_again(
+    pipeline: Pipeline, dog: Subject
+) -> None:
+    first = pipeline(PROMPT, subject=dog)
+    again = pipeline(PROMPT, subject=dog, seed=first.parameters[0].seed)
+    assert first.images[0].tobytes() == again.images[0].tobytes()
+    assert pipeline(PROMPT, subject=dog).parameters[0].seed != first.parameters[0].seed
+
+
+def test_several_prompts_count_on_from_one_seed(pipeline: Pipeline, dog: Subject) -> None:
+    prompts = [PROMPT, "a photo of a dog, in a forest"]
+    result = pipeline(prompts, subject=dog, num_images=2, seed=5)
+    assert [(p.prompt, p.seed) for p in result.parameters] == [
+        (prompts[0], 5),
+        (prompts[0], 6),
+        (prompts[1], 7),
+        (prompts[1], 8),
+    ]
+    alone = pipeline(prompts[1], subject=dog, seed=7)
+    difference = np.asarray(result.images[2], int) - np.asarray(alone.images[0], int)
+    assert np.abs(difference).max() <= 1
+    listed = pipeline(prompts, subject=dog, seed=[3, 3])
+    assert [parameters.seed for parameters in listed.parameters] == [3, 3]
+
+
+def test_strangers_in_one_batch_each_get_what_they_get_alone(
+    pipeline: Pipeline,
+    latents_of: Callable[..., FloatArray],
+    red: Image.Image,
+    blue: Image.Image,
+    green: Image.Image,
+) -> None:
+    dog = pipeline.encode_subject(red, "a photo of a dog")
+    cat = pipeline.encode_subject([blue, green], "a photo of a cat")
+    crowd = pipeline.encode_subject([green, red, blue], "a photo of a toy", noise_seed=9)
+    requests = [
+        Request(prompt=PROMPT, subject=dog, seed=1),
+        Request(prompt="a photo of a cat, in snow", subject=cat, seed=2, negative_prompt="fog"),
+        Request(prompt="a photo of a toy", subject=crowd, seed=3, image_guidance_scale=1.0),
+        Request(prompt="a city at night", subject=None, seed=4),
+        Request(prompt=PROMPT, subject=dog, seed=5, text_guidance_scale=2.0, num_images=2),
+    ]
+    for merge in ("argmax", "softmax", "mean", "concat"):
+        for schedule in ("exact", "clean"):
+            settings = {"merge": merge, "reference_schedule": schedule, "num_inference_steps": 3}
+            together = latents_of(requests, **settings)
+            alone = np.concatenate([latents_of([one], **settings) for one in requests])
+            assert rms(together - alone) / rms(alone) < 1e-5
+            assert np.abs(together - alone).max() < 1e-4
+
+
+def test_the_size_of_a_batch_changes_no_picture(
+    tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject
+) -> None:
+    small = Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=2)
+    one, other = (p(PROMPT, subject=dog, num_images=5, seed=3) for p in (pipeline, small))
+    for left, right in zip(one.images, other.images, strict=True):
+        assert np.abs(np.asarray(left, int) - np.asarray(right, int)).max() <= 1
+
+
+def test_the_reference_changes_the_picture(
+    dog: Subject, cat: Subject, latents_of: Callable[..., FloatArray]
+) -> None:
+    shown = [latents_of([Request(prompt=PROMPT, subject=s, seed=1)]) for s in (dog, cat, None)]
+    assert rms(shown[0] - shown[1]) > 1e-3
+    assert rms(shown[0] - shown[2]) > 1e-3
+
+
+def test_adding_a_reference_changes_neither_noise_nor_text(
+    pipeline: Pipeline, red: Image.Image, blue: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[DenoiseBatch] = []
+    start = pipeline._backend.start
+
+    def record(batch: DenoiseBatch, state: FloatArray) -> Any:
+        batches.append(batch)
+        return start(batch, state)
+
+    monkeypatch.setattr(pipeline._backend, "start", record)
+    pipeline(PROMPT, reference_images=red, seed=1)
+    pipeline(PROMPT, reference_images=[red, blue], seed=1)
+    np.testing.assert_array_equal(batches[0].latents, batches[1].latents)
+    assert batches[1].ref_of_row.shape[1] == 2
+    assert batches[0].num_references == (1,)
+    assert batches[1].num_references == (2,)
+
+
+def test_no_guidance_computes_one_row_a_picture(
+    pipeline: Pipeline, dog: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    start = pipeline._backend.start
+
+    def record(batch: DenoiseBatch, state: FloatArray) -> Any:
+        rows.append(len(batch.text_of_row))
+        return start(batch, state)
+
+    monkeypatch.setattr(pipeline._backend, "start", record)
+    pipeline(PROMPT, subject=dog, image_guidance_scale=1.0, text_guidance_scale=1.0, num_images=3)
+    pipeline(PROMPT, subject=dog, num_images=3)
+    assert rows == [3, 9]
+
+
+def test_a_subject_equals_its_reference_images(
+    pipeline: Pipeline, dog: Subject, red: Image.Image
+) -> None:
+    by_subject = pipeline(PROMPT, subject=dog, seed=4)
+    by_images = pipeline(PROMPT, reference_images=red, reference_prompt="a photo of a dog", seed=4)
+    assert by_subject.images[0].tobytes() == by_images.images[0].tobytes()
+    assert by_subject.parameters == by_images.parameters
+
+
+def test_reference_images_may_be_pil_paths_arrays_or_bytes(
+    pipeline: Pipeline, red: Image.Image, dog_file: Path
+) -> None:
+    sources: list[Any] = [red, dog_file, str(dog_file), np.asarray(red), dog_file.read_bytes()]
+    fingerprints = {pipeline.encode_subject(s, "a photo of a dog").fingerprint for s in sources}
+    assert len(fingerprints) == 1
+
+
+def test_the_reference_is_paid_once(tiny_pair_folder: Path, red: Image.Image) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    settings: dict[str, Any] = {"reference_images": red, "num_inference_steps": 4}
+    cold = pipeline(PROMPT, reference_schedule="exact", **settings)
+    warm = pipeline(PROMPT, reference_schedule="exact", num_images=2, **settings)
+    clean = pipeline(PROMPT, reference_schedule="clean", **settings)
+    assert [cold.reference_passes, warm.reference_passes, clean.reference_passes] == [4, 0, 1]
+    other_steps = pipeline(PROMPT, reference_images=red, num_inference_steps=3)
+    assert other_steps.reference_passes == 3  # another schedule is another table
+
+
+@pytest.mark.parametrize(("trained", "cold", "warm"), [("same", 2, 2), ("mixed", 1, 0)])
+def test_encoding_a_subject_makes_the_table_that_serves_all_steps(
+    make_tiny_pair: Any, tmp_path: Path, red: Image.Image, trained: str, cold: int, warm: int
+) -> None:
+    folder = make_tiny_pair(tmp_path, reference_timestep=trained)
+    pipeline = Pipeline(folder, backend="torch", device="cpu")
+    assert pipeline(PROMPT, reference_images=red).reference_passes == cold
+    subject = pipeline.encode_subject(red, "a photo of another dog")
+    assert pipeline(PROMPT, subject=subject).reference_passes == warm
+
+
+def test_a_cache_of_no_bytes_keeps_no_table(tiny_pair_folder: Path, red: Image.Image) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", reference_cache_bytes=0)
+    passes = [pipeline(PROMPT, reference_images=red).reference_passes for _ in range(2)]
+    assert passes == [2, 2]
+
+
+def test_an_approximate_schedule_is_logged(
+    tiny_pair_folder: Path, red: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        pipeline(PROMPT, reference_images=red, reference_schedule="anchor:300")
+    assert "reference schedule anchor:300 is an approximation" in caplog.text
+
+
+def test_the_reference_prompt_is_the_class_phrase_and_is_logged(
+    pipeline: Pipeline, red: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        result = pipeline(PROMPT, reference_images=red)
+    assert result.parameters[0].reference_prompt == "a photo of a dog"
+    assert "the reference is read as 'a photo of a dog'" in caplog.text
+
+
+def test_a_whole_prompt_as_reference_prompt_is_a_warning(
+    pipeline: Pipeline, red: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline("a dog on a beach", reference_images=red)
+    assert "better say what it shows" in caplog.text
+
+
+def test_prompts_that_begin_differently_need_a_reference_prompt(
+    pipeline: Pipeline, red: Image.Image
+) -> None:
+    prompts = ["a dog, on a beach", "a puppy, in a forest"]
+    with pytest.raises(PromptError, match="pass reference_prompt"):
+        pipeline(prompts, reference_images=red)
+    result = pipeline(prompts, reference_images=red, reference_prompt="a dog")
+    assert {parameters.reference_prompt for parameters in result.parameters} == {"a dog"}
+
+
+def test_a_preview_shows_the_picture_of_each_running_request(
+    pipeline: Pipeline, dog: Subject
+) -> None:
+    previews: list[list[Image.Image]] = []
+    result = pipeline(
+        PROMPT,
+        subject=dog,
+        num_images=2,
+        num_inference_steps=3,
+        seed=1,
+        callback_on_step_end=lambda step: previews.append(step.preview()),
+    )
+    assert [len(images) for images in previews] == [2, 2, 2]
+    # The last step ends at the estimate itself: sigma is zero there.
+    last = np.asarray(previews[-1][0], int) - np.asarray(result.images[0], int)
+    assert np.abs(last).max() <= 1
+
+
+def test_steps_are_counted_over_all_batches(tiny_pair_folder: Path, dog: Subject) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=2)
+    events: list[StepEvent] = []
+    pipeline(PROMPT, subject=dog, num_images=3, callback_on_step_end=events.append)
+    assert [event.index for event in events] == [0, 1, 2, 3]
+    assert {event.total for event in events} == {4}
+    assert [event.pictures for event in events] == [(0, 1), (0, 1), (2,), (2,)]
+
+
+def test_a_pipeline_works_on_after_a_cancelled_and_a_broken_call(
+    pipeline: Pipeline, dog: Subject
+) -> None:
+    before = pipeline(PROMPT, subject=dog, seed=1).images[0]
+
+    def broken(event: StepEvent) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(Cancelled):
+        pipeline(PROMPT, subject=dog, callback_on_step_end=StepEvent.cancel)
+    with pytest.raises(ValueError, match="mine"):
+        pipeline(PROMPT, subject=dog, callback_on_step_end=broken)
+    assert pipeline(PROMPT, subject=dog, seed=1).images[0].tobytes() == before.tobytes()
+
+
+def test_a_callback_may_use_the_pipeline_itself(pipeline: Pipeline, dog: Subject) -> None:
+    alone = pipeline(PROMPT, subject=dog, seed=1).images[0]
+    nested = pipeline(
+        PROMPT,
+        subject=dog,
+        seed=1,
+        callback_on_step_end=lambda step: pipeline("a photo of a cat", subject=dog, seed=2),
+    )
+    assert nested.images[0].tobytes() == alone.tobytes()
+
+
+def test_threads_on_one_pipeline_each_get_their_own_picture(
+    tiny_pair_folder: Path, red: Image.Image, blue: Image.Image
+) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+
+    def draw(seed: int) -> bytes:
+        result = pipeline(
+            f"a photo of a dog, number {seed}",
+            reference_images=red if seed % 2 else blue,
+            seed=seed,
+        )
+        return result.images[0].tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(draw, range(16)))
+    assert together == [draw(seed) for seed in range(16)]
+    assert len(set(together)) == 16
+
+
+def test_nan_in_the_model_is_an_error_and_no_black_picture(
+    pipeline: Pipeline, dog: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = np.full((1, 3, 32, 32), np.nan, dtype=np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline._backend, "decode", lambda latents: nan)
+        with pytest.raises(NumericalError, match="after the image decoder"):
+            pipeline(PROMPT, subject=dog)
+    start = pipeline._backend.start
+    with monkeypatch.context() as patch:
+        infinite = np.array([np.inf, 1.0], dtype=np.float32)
+        patch.setattr(
+            pipeline._backend,
+            "start",
+            lambda batch, state: start(replace(batch, text_guidance_scale=infinite), state),
+        )
+        with pytest.raises(NumericalError, match=r"picture 0 of the batch .* lower the guidance"):
+            pipeline(PROMPT, subject=dog, num_images=2)
+
+
+def test_a_subject_of_another_pair_is_refused(
+    pipeline: Pipeline, make_tiny_pair: Any, tmp_path: Path, red: Image.Image
+) -> None:
+    other = Pipeline(make_tiny_pair(tmp_path, seed=1), backend="torch", device="cpu")
+    stranger = other.encode_subject(red, "a photo of a dog")
+    with pytest.raises(SubjectMismatch, match="encode the reference images again"):
+        pipeline(PROMPT, subject=stranger)
+
+
+def test_a_subject_is_frozen_down_to_its_arrays(dog: Subject) -> None:
+    with pytest.raises(AttributeError):
+        dog.noise_seed = 1  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        dog.latents[0] = 0
+    assert "1 reference images" in repr(dog)
+
+
+def test_a_subject_shows_what_the_model_sees(dog: Subject) -> None:
+    (image,) = dog.reference_images()
+    assert image.size == (32, 32)
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    red, green, blue = image.getpixel((16, 16))  # type: ignore[misc]
+    assert red > 200 > 60 > max(green, blue)
+
+
+def test_a_table_encoded_ahead_is_found_by_its_tenant_alone(
+    tiny_pair_folder: Path, red: Image.Image
+) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    params = pipeline.sampling_params()
+    subject = pipeline.encode_subject(red, "a photo of a dog", params=params, tenant="a")
+    assert pipeline(PROMPT, subject=subject, tenant="a").reference_passes == 0
+    request = Request(prompt=PROMPT, subject=subject, tenant="a")
+    assert pipeline.generate([request]).reference_passes == 0
+    for tenant in ("", "b"):
+        assert pipeline(PROMPT, subject=subject, tenant=tenant).reference_passes > 0
+    wrong: Any = 1
+    with pytest.raises(ParameterError, match="tenant is of type int, expected text"):
+        pipeline(PROMPT, subject=subject, tenant=wrong)
+    with pytest.raises(ParameterError, match="tenant is of type int, expected text"):
+        pipeline.encode_subject(red, "a dog", tenant=wrong)
+
+
+def test_a_streamed_table_is_made_once(tiny_pair_folder: Path, dog: Subject) -> None:
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "max_batch": 2}
+    settings: dict[str, Any] = {
+        "subject": dog,
+        "seed": 1,
+        "num_inference_steps": 4,
+        "reference_schedule": "exact",
+    }
+    roomy = Pipeline(tiny_pair_folder, **options)
+    size = roomy.table_bytes(
+        1, roomy.sampling_params(num_inference_steps=4, reference_schedule="exact")
+    )
+    pipeline = Pipeline(tiny_pair_folder, table_budget_bytes=size // 2, **options)
+    # Three batches: none computes the table again.
+    assert pipeline(PROMPT, num_images=5, **settings).reference_passes == 4
+    assert pipeline(PROMPT, **settings).reference_passes == 0
+    stats = pipeline.store.stats()
+    assert (stats.host_bytes, stats.device_bytes) == (size, 0)
+    cold = Pipeline(tiny_pair_folder, table_budget_bytes=size // 2, host_cache_bytes=0, **options)
+    assert [cold(PROMPT, **settings).reference_passes for _ in range(2)] == [4, 4]
+
+
+def test_the_folder_of_a_store_is_held_to_the_bytes_given(
+    tiny_pair_folder: Path, dog: Subject, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "reference_cache_bytes": 0}
+    for limit, passes in ((1, 2), (1 << 30, 0)):
+        pipeline = Pipeline(tiny_pair_folder, store_folder=tmp_path, store_bytes=limit, **options)
+        pipeline(PROMPT, subject=dog)
+        assert pipeline(PROMPT, subject=dog).reference_passes == passes
+    with pytest.raises(ParameterError, match="store_bytes is -1"):
+        Pipeline(tiny_pair_folder, store_folder=tmp_path, store_bytes=-1, **options)
+
+
+def test_a_different_prompt_or_noise_seed_is_a_different_subject(
+    pipeline: Pipeline, red: Image.Image
+) -> None:
+    subjects = [
+        pipeline.encode_subject(red, "a photo of a dog"),
+        pipeline.encode_subject(red, "a photo of a cat"),
+        pipeline.encode_subject(red, "a photo of a dog", noise_seed=1),
+        pipeline.encode_subject([red, red], "a photo of a dog"),
+    ]
+    assert len({subject.fingerprint for subject in subjects}) == 4
+
+
+def test_the_noise_seed_matters_to_noised_references_alone(
+    pipeline: Pipeline, red: Image.Image, latents_of: Callable[..., FloatArray]
+) -> None:
+    subjects = [pipeline.encode_subject(red, "a photo of a dog", noise_seed=n) for n in (0, 1)]
+    requests = [Request(prompt=PROMPT, subject=subject, seed=1) for subject in subjects]
+    exact = [latents_of([request], reference_schedule="exact") for request in requests]
+    clean = [latents_of([request], reference_schedule="clean") for request in requests]
+    assert rms(exact[0] - exact[1]) > 1e-4
+    np.testing.assert_array_equal(clean[0], clean[1])
+
+
+def test_a_published_pair_draws_with_its_base_model(
+    published_layout_folder: Path, red: Image.Image
+) -> None:
+    base_model = published_layout_folder.parent / "base_model"
+    pipeline = Pipeline(
+        published_layout_folder, base_model=base_model, backend="torch", device="cpu"
+    )
+    result = pipeline(PROMPT, reference_images=red, num_inference_steps=2)
+    assert result.parameters[0].reference_schedule == "exact"
+
+
+def test_a_missing_shipped_pair_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bootpig_rt.pipeline.__file__", str(tmp_path / "pipeline.py"))
+    with pytest.raises(CheckpointError, match="no pair inside the package"):
+        default_model()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prompt": ""}, PromptError, "prompt is empty"),
+        ({"prompt": "  \n"}, PromptError, "prompt is empty"),
+        ({"prompt": None}, PromptError, "prompt is missing"),
+        ({"prompt": 3}, PromptError, "of type int"),
+        ({"prompt": []}, PromptError, "empty list"),
+        ({"prompt": ["a dog", ""]}, PromptError, "prompt is empty"),
+        ({"prompt": "a\0b"}, PromptError, "NUL"),
+        ({"prompt": "a \ud800"}, PromptError, "surrogate"),
+        ({"prompt": "a" * 10_001}, PromptError, "10001 characters"),
+        ({"negative_prompt": 1}, PromptError, "negative_prompt is of type int"),
+        ({"reference_images": None}, ImageError, "no reference image"),
+        ({"reference_images": []}, ImageError, "no reference image"),
+        ({"reference_prompt": " "}, PromptError, "reference_prompt is empty"),
+        ({"num_inference_steps": 0}, ParameterError, r"num_inference_steps is 0, expected 1..1000"),
+        ({"num_inference_steps": -5}, ParameterError, "num_inference_steps is -5"),
+        ({"num_inference_steps": 5000}, ParameterError, "num_inference_steps is 5000"),
+        ({"num_inference_steps": 2.5}, ParameterError, "expected a whole number"),
+        ({"num_inference_steps": True}, ParameterError, "expected a whole number"),
+        ({"image_guidance_scale": float("nan")}, ParameterError, "image_guidance_scale is nan"),
+        ({"text_guidance_scale": float("inf")}, ParameterError, "text_guidance_scale is inf"),
+        ({"text_guidance_scale": -1}, ParameterError, "text_guidance_scale is -1"),
+        ({"text_guidance_scale": "7"}, ParameterError, "expected a number"),
+        ({"num_images": 0}, ParameterError, "num_images is 0"),
+        ({"num_images": 65}, ParameterError, "num_images is 65, expected 1..64"),
+        ({"num_images": "2"}, ParameterError, "num_images is '2'"),
+        ({"seed": -1}, ParameterError, "seed is -1"),
+        ({"seed": 2**63}, ParameterError, "seed is 9223372036854775808"),
+        ({"seed": 1.0}, ParameterError, "seed is 1.0"),
+        ({"seed": [1, 2]}, ParameterError, "2 seeds for 1 prompts"),
+        ({"solver": "euler"}, ParameterError, "expected one of: ddim, dpmpp_2m, unipc"),
+        ({"merge": "sum"}, ParameterError, "expected one of: argmax, softmax, mean, concat"),
+        ({"reference_schedule": "never"}, ParameterError, "expected exact, clean, anchor:T"),
+        ({"reference_schedule": "anchor:5000"}, ParameterError, "expected a timestep 0..999"),
+        ({"width": 33}, ParameterError, "width is 33, expected a multiple of 8 up to 128"),
+        ({"height": 136}, ParameterError, "height is 136, expected a multiple of 8 up to 128"),
+        ({"width": 0}, ParameterError, "width is 0"),
+        ({"width": -32}, ParameterError, "width is -32"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_fix(
+    pipeline: Pipeline,
+    red: Image.Image,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    call = {"prompt": PROMPT, "reference_images": red, **arguments}
+    with pytest.raises(error, match=message) as caught:
+        pipeline(**call)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_references_are_refused(pipeline: Pipeline, red: Image.Image) -> None:
+    with pytest.raises(ParameterError, match=r"5 reference images, expected 1\.\.4"):
+        pipeline(PROMPT, reference_images=[red] * 5)
+
+
+def test_a_subject_and_reference_images_together_are_refused(
+    pipeline: Pipeline, dog: Subject, red: Image.Image
+) -> None:
+    with pytest.raises(ParameterError, match="expected one or the other"):
+        pipeline(PROMPT, subject=dog, reference_images=red)
+    with pytest.raises(ParameterError, match="expected one or the other"):
+        pipeline(PROMPT, subject=dog, reference_prompt="a dog")
+
+
+def test_something_else_than_a_subject_is_refused(pipeline: Pipeline, red: Image.Image) -> None:
+    with pytest.raises(ParameterError, match=r"expected a Subject; make one with encode_subject"):
+        pipeline(PROMPT, subject=red)  # type: ignore[arg-type]
+
+
+def test_an_empty_list_of_requests_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(ParameterError, match="no requests"):
+        pipeline.generate([])
