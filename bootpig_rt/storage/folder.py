@@ -2,7 +2,7 @@
 
     FOLDER/subjects/NAME.subject
     FOLDER/tables/<sha256 of tenant and key>.table
-    FOLDER/tables/.lock-XX
+    FOLDER/tables/.<sha256 of tenant and key>.lock    while a process makes that table
 
 A file appears whole or not at all, is checked when it is read, and may be removed by another
 process at any time. A disk that fails costs a table, never a picture. This file knows nothing about
@@ -25,7 +25,7 @@ from bootpig_rt.reference.reference_table import ReferenceKey
 from bootpig_rt.reference.subject import MAX_FILE_BYTES, SavedTable, Subject
 from bootpig_rt.reference.subject_file import SubjectFacts, read_facts
 from bootpig_rt.reference.table_file import read_table, read_table_key, write_table
-from bootpig_rt.storage.lock import alone
+from bootpig_rt.storage.claim import Claim, take
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ ENVIRONMENT = "BOOTPIG_RT_STORE"
 SUFFIX = ".subject"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEMPORARY_S = 3600.0
-_NUM_LOCKS = 64
+_MAX_WAIT_S = 600.0
 
 DEFAULT_BYTES = 16 << 30
 
@@ -95,18 +95,30 @@ class StoreFolder:
         self._make_room()
         return None
 
-    @contextlib.contextmanager
-    def making(self, key: ReferenceKey, tenant: str = "") -> Iterator[None]:
-        """Hold a table against the other processes on this folder while it is made and written.
+    def claim(self, key: ReferenceKey, tenant: str = "") -> Claim | None:
+        """Claim a table in order to make and write it, without waiting.
 
-        They wait here, and then find it; so look again inside. Where the folder cannot be locked,
-        each makes its own.
+        Whoever gets the claim reads once more, for the table may have come meanwhile, and releases
+        the claim when it is written. Where the folder has no locks everybody gets one.
+
+        Returns:
+            None while another process, or another thread of this one, is making the table.
         """
-        digest = key.digest(tenant)
         with contextlib.suppress(OSError):  # `write` says so
             self.tables.mkdir(parents=True, exist_ok=True)
-        with alone(self.tables / f".lock-{int(digest[:8], 16) % _NUM_LOCKS:02x}", digest):
+        return take(self.tables / f".{key.digest(tenant)}.lock")
+
+    @contextlib.contextmanager
+    def making(self, key: ReferenceKey, tenant: str = "") -> Iterator[None]:
+        """Hold a table's claim, after waiting for it; look again inside."""
+        end = time.monotonic() + _MAX_WAIT_S
+        while (claim := self.claim(key, tenant)) is None and time.monotonic() < end:
+            time.sleep(0.02)
+        try:
             yield
+        finally:
+            if claim is not None:
+                claim.release()
 
     def size_bytes(self) -> int:
         """Bytes of all tables."""
@@ -235,10 +247,14 @@ class StoreFolder:
             with contextlib.suppress(OSError):
                 file.unlink()
             total -= size
-        for left in _listed(self.tables, ".*.tmp"):  # of processes that were killed while writing
+        # What processes left that were killed: half a file, or a lock that nobody holds.
+        for left in _listed(self.tables, ".*.tmp"):
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _TEMPORARY_S:
                     left.unlink()
+        for lock in _listed(self.tables, ".*.lock"):
+            if (claim := take(lock)) is not None:
+                claim.release()
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:

@@ -414,7 +414,7 @@ def other_process(folder: Path, script: str) -> subprocess.Popen[str]:
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_subject_store import Asker, StoreFolder, SubjectStore
+from test_store import Asker, StoreFolder, SubjectStore
 ask = Asker(SubjectStore(device_bytes=0, folder=StoreFolder(Path(sys.argv[1]))))
 """
     return subprocess.Popen(
@@ -461,7 +461,7 @@ ask("a")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "making\n"
     deadline = time.monotonic() + 30
-    while not list((tmp_path / "tables").glob(".lock-*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "tables").glob(".*.lock")) and time.monotonic() < deadline:
         time.sleep(0.01)
     ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
     with ThreadPoolExecutor(2) as pool:
