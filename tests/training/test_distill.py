@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bootpig_rt.cli import train as train_command
 from bootpig_rt.diffusion.solver import solver_table
 from bootpig_rt.errors import CheckpointError, ConfigError
 from bootpig_rt.models.load import load_pair
@@ -21,6 +20,7 @@ from bootpig_rt.pipeline import Pipeline, Request
 from bootpig_rt.training.config import TrainConfig, load_config
 from bootpig_rt.training.run import build_stage
 from bootpig_rt.training.sampling import Guidance, sample
+from bootpig_rt.training.stages import distill
 from bootpig_rt.training.stages.diffusion import make_batch
 from bootpig_rt.training.stages.distill import DistillStage, Drawer, teacher_timesteps
 from bootpig_rt.training.trainer import log_rows, step_generator
@@ -342,7 +342,7 @@ def test_settings_that_make_no_student_are_refused(
 
 
 def test_the_config_of_the_repository_starts_from_the_pair_and_names_a_short_student() -> None:
-    folder = Path(train_command.__file__).parents[1] / "configs"
+    folder = Path(distill.__file__).parents[1] / "configs"
     config = load_config(folder / "distill.toml", [])
     assert config.start_from == f"{load_config(folder / 'pair.toml', []).output}/result"
     assert 4 <= config.distill.steps <= 8

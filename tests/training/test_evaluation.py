@@ -294,6 +294,7 @@ def run_with_renderer(subjects: list[EvalSubject], folder: Path) -> Evaluation:
         identity=(AlignmentJudge(subjects, CONFIG), histogram_judge(subjects)),
         scene=lambda pictures: ["snow"] * len(pictures),
         scene_accuracy=1.0,
+        fidelity=lambda shots, _: {"psnr_db": [30.0 + s.prompt for s in shots]},
     )
     generator = RendererGenerator(subjects, CONFIG, noise=4.0)
     return evaluate(generator, judges, subjects, CONFIG, size_px=64, output=folder)
@@ -318,7 +319,12 @@ def test_an_evaluation_of_the_renderer_is_at_the_ceiling_and_its_controls_at_the
     assert report["groups"]["concepts"]["scene"]["value"] == np.mean(asked)
     assert json.loads(json.dumps(report))["references"]["2"]["identity"]["pixels"]["value"] == 1.0
 
+    assert report["groups"]["identities"]["fidelity"]["psnr_db"]["value"] == 30.5
+    assert report["fidelity"]["references_2"]["psnr_db"]["value"] == 30.0
+    assert report["fidelity"]["wrong_reference"]["psnr_db"]["low"] <= 30.5
+
     table = text_table(report)
+    assert "30.500" in table
     assert "wrong reference: own identity" in table
     assert "times chance: identities" in table
     assert "5.00" in table

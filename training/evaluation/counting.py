@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,14 @@ class Verdicts:
         pictures: uint8 [N, S, S, 3].
         chosen: By judge, the index of the style that each picture is nearest to.
         scenes: The scene of each picture.
+        measures: By name, a number for each picture; see `fidelity`.
     """
 
     shots: list[Shot]
     pictures: NDArray[np.uint8]
     chosen: dict[str, list[int]]
     scenes: list[str]
+    measures: dict[str, list[float]] = field(default_factory=dict)
 
 
 def place_of(shot: Shot) -> tuple[int, int, int]:
@@ -51,6 +53,7 @@ def rows_of(verdicts: Verdicts, keep: Sequence[int]) -> Verdicts:
         verdicts.pictures[list(keep)],
         {name: [found[n] for n in keep] for name, found in verdicts.chosen.items()},
         [verdicts.scenes[n] for n in keep],
+        {name: [found[n] for n in keep] for name, found in verdicts.measures.items()},
     )
 
 
@@ -80,12 +83,22 @@ def _chance(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> float | None
 
 
 def summary(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> dict[str, Any]:
-    """Chance, identity by judge, scenes."""
+    """Chance, identity by judge, scenes, and the mean of each measure."""
     identity = {}
     for judge in verdicts.chosen:
         identity[judge] = rate_of(identity_hits(verdicts, subjects, judge), verdicts)
     scene = rate_of(scene_hits(verdicts, subjects), verdicts)
-    return {"chance": _chance(verdicts, subjects), "identity": identity, "scene": scene}
+    return {
+        "chance": _chance(verdicts, subjects),
+        "identity": identity,
+        "scene": scene,
+        "fidelity": fidelity_summary(verdicts),
+    }
+
+
+def fidelity_summary(verdicts: Verdicts) -> dict[str, Any]:
+    """Means of the measures with their intervals by subject."""
+    return {name: rate_of(values, verdicts) for name, values in verdicts.measures.items()}
 
 
 def group_summary(

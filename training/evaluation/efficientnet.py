@@ -41,6 +41,8 @@ _BLOCKS = (
     (6, 3, 1, 192, 320),
 )
 
+_STAGE_ENDS = (2, 4, 10)
+
 
 def _same_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Convolve with TensorFlow's padding: side ceil(side / stride), the odd rest at the end."""
@@ -95,6 +97,23 @@ class EfficientNetLite0(nn.Module):
         for block in self._blocks:
             x = block(x)
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """Features where each of four resolutions ends: stem, and blocks 2, 4 and 10.
+
+        Args:
+            pixels: [N, 3, H, W] in [-1, 1].
+
+        Returns:
+            [N, 32, H/2, W/2], [N, 24, H/4, W/4], [N, 40, H/8, W/8] and [N, 112, H/16, W/16].
+        """
+        x = F.relu6(self._bn0(_same_conv(pixels, self._conv_stem)))
+        found = [x]
+        for number, block in enumerate(self._blocks[: _STAGE_ENDS[-1] + 1]):
+            x = block(x)
+            if number in _STAGE_ENDS:
+                found.append(x)
+        return found
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [N, 1280] -> logits of the 1000 ImageNet classes."""
@@ -157,9 +176,14 @@ def embed(
     """
     found = []
     for start in range(0, len(crops), batch):
-        part = torch.from_numpy(np.ascontiguousarray(crops[start : start + batch]))
-        pixels = part.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        size = (side_px, side_px)
-        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
-        found.append(net(pixels.clamp(-1, 1)).numpy())
+        found.append(net(to_pixels(crops[start : start + batch], side_px)).numpy())
     return np.concatenate(found) if found else np.zeros((0, EMBEDDING), np.float32)
+
+
+def to_pixels(pictures: NDArray[np.uint8], side_px: int) -> Tensor:
+    """Pictures, uint8 [N, h, w, 3] -> float32 [N, 3, side_px, side_px] in [-1, 1]."""
+    part = torch.from_numpy(np.ascontiguousarray(pictures))
+    pixels = part.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    size = (side_px, side_px)
+    pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+    return pixels.clamp(-1, 1)

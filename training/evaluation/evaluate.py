@@ -24,6 +24,7 @@ from bootpig_rt.training.evaluation.counting import (
     MAIN_JUDGE,
     Verdicts,
     combination_summary,
+    fidelity_summary,
     group_summary,
     judge_accuracy,
     place_of,
@@ -33,6 +34,7 @@ from bootpig_rt.training.evaluation.counting import (
     wrong_reference_summary,
 )
 from bootpig_rt.training.evaluation.efficientnet import load_efficientnet
+from bootpig_rt.training.evaluation.fidelity import FidelityJudge
 from bootpig_rt.training.evaluation.generators import Generator, draw_shots, suite_digest
 from bootpig_rt.training.evaluation.identity import (
     Candidates,
@@ -58,17 +60,20 @@ from bootpig_rt.training.evaluation.suite import (
 from bootpig_rt.training.scenes import draw_scene
 
 SceneJudge = Callable[[NDArray[np.uint8]], list[str]]
+Measure = Callable[[Sequence[Shot], NDArray[np.uint8]], dict[str, list[float]]]
+"""Shots and their pictures, to numbers by name, one for each picture."""
 OnProgress = Callable[[str, int], None]
 """Told the arm and the number of its pictures just finished."""
 
 
 @dataclass(frozen=True)
 class Judges:
-    """Who judges, and how often the scene judge is right on fresh renders."""
+    """Who judges, how often the scene judge is right on fresh renders, and what is measured."""
 
     identity: Sequence[IdentityJudge]
     scene: SceneJudge
     scene_accuracy: float
+    fidelity: Measure = lambda _, __: {}
 
 
 @dataclass
@@ -133,6 +138,7 @@ def build_judges(
         ),
         scene=partial(scenes_of, net),
         scene_accuracy=scene_accuracy(net, unseen, seed=config.seed, size_px=size_px),
+        fidelity=FidelityJudge(subjects, config, network),
     )
 
 
@@ -207,6 +213,7 @@ def evaluate(
             ),
             "copy_paste": copying,
         },
+        "fidelity": {arm: fidelity_summary(found) for arm, found in arms.items()},
         "references": reference_curve(arms, subjects, config),
         "seconds": clock.seconds,
     }
@@ -238,12 +245,13 @@ def _judge(
         judge.name: [int(row.argmax()) for row in judge.scores(every, drawn)]
         for judge in judges.identity
     }
-    scenes = judges.scene(drawn)
+    scenes, measures = judges.scene(drawn), judges.fidelity(every, drawn)
     arms, start = {}, 0
     for arm, part in shots.items():
         end = start + len(part)
         picked = {name: found[start:end] for name, found in chosen.items()}
-        arms[arm] = Verdicts(part, pictures[arm], picked, scenes[start:end])
+        measured = {name: values[start:end] for name, values in measures.items()}
+        arms[arm] = Verdicts(part, pictures[arm], picked, scenes[start:end], measured)
         start = end
     return arms
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from bootpig_rt.training.compose import CENTRE_X, Rng, place, target_view
 from bootpig_rt.training.evaluation.suite import EvalSubject, Shot, SuiteConfig, stream
 from bootpig_rt.training.scenes import draw_scene
 
+SCENE_DRAWS = 32
 CROP_SHARE = 0.72
 CROP_Y = 0.57
 
@@ -23,6 +25,15 @@ def render_style(
     """One style of the subject's concept in a new drawing of a scene, uint8 [S, S, 3]."""
     background = draw_scene(scene, rng, size_px)
     return place(subject.sprites[which], target_view(rng, position), background)[0]
+
+
+@cache
+def scene_range(scene: str, seed: int, size_px: int) -> NDArray[np.float64]:
+    """What pixels a scene usually has: mean less and plus two standard deviations, [2, S, S, 3]."""
+    rng = stream(seed, "mean scene", scene)
+    drawn = np.stack([draw_scene(scene, rng, size_px) for _ in range(SCENE_DRAWS)])
+    mean, spread = drawn.mean(axis=0), 2 * drawn.std(axis=0)
+    return np.stack([mean - spread, mean + spread])
 
 
 def subject_box(position: Position, size_px: int) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ from bootpig_rt.training.evaluation.sheets import Tile, sheet
 from bootpig_rt.training.evaluation.suite import EvalSubject, SuiteConfig, reference_pictures
 
 ROWS_PER_SHEET = 10
+_FIDELITY = {"psnr_db": "PSNR (dB)", "perceptual": "perceptual distance"}
 
 
 def text_table(report: dict[str, Any]) -> str:
@@ -82,8 +83,17 @@ def text_table(report: dict[str, Any]) -> str:
     for name, about in (("pair", "pair"), ("renderer", "renderer"), ("paste", "real pastes")):
         part = copying[name]
         lines.append(line(f"  {about}", "", _cell(part["score"]), _cell(part["gap"])))
+    lines += ["", "fidelity to the subject's own drawing", line("", "", *_FIDELITY.values())]
+    for name, part in _fidelity_rows(report).items():
+        lines.append(line(f"  {name}", "", *[_cell(part.get(key)) for key in _FIDELITY]))
     lines.append(f"scene judge on fresh renders: {report['judges']['scene']['fresh_renders']:.3f}")
     return "\n".join(lines)
+
+
+def _fidelity_rows(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    groups, arms = report["groups"], report["fidelity"]
+    rows = {f"held-out {group}": part["fidelity"] for group, part in groups.items()}
+    return rows | {arm.replace("_", " "): part for arm, part in arms.items() if arm != "main"}
 
 
 def _cell(part: dict[str, Any] | None) -> str:
