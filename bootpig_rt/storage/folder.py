@@ -1,8 +1,11 @@
 """The folder of a store: subjects by name, and tables by key, shared by processes.
 
     FOLDER/subjects/NAME.subject
-    FOLDER/tables/<sha256 of tenant and key>.table
-    FOLDER/tables/.<sha256 of tenant and key>.lock    while a process makes that table
+    FOLDER/tables/<schema>/<sha256 of tenant and key>.table
+    FOLDER/tables/<schema>/.<sha256 of tenant and key>.lock    while a process makes that table
+
+A version of this package reads and writes the tables of its own schema alone, so that two versions
+may share a folder.
 
 A file appears whole or not at all, is checked when it is read, and may be removed by another
 process at any time. A disk that fails costs a table, never a picture. This file knows nothing about
@@ -16,15 +19,16 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bootpig_rt.errors import CheckpointError, ParameterError, StorageError, describe_os_error
 from bootpig_rt.reference.reference_table import ReferenceKey
 from bootpig_rt.reference.subject import MAX_FILE_BYTES, SavedTable, Subject
 from bootpig_rt.reference.subject_file import SubjectFacts, read_facts
-from bootpig_rt.reference.table_file import read_table, read_table_key, write_table
+from bootpig_rt.reference.table_file import SCHEMA, read_table, read_table_key, write_table
 from bootpig_rt.storage.claim import Claim, take
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,8 @@ class StoreFolder:
 
     Attributes:
         path: The folder; made when something is written.
-        max_bytes: Of all tables; the least recently used ones are removed. Subjects are kept.
+        max_bytes: Of all tables; the least recently used ones are removed. Another version's go
+            only while this one's hold less than half. Subjects are kept.
     """
 
     path: Path
@@ -52,8 +57,8 @@ class StoreFolder:
 
     @property
     def tables(self) -> Path:
-        """Where tables lie."""
-        return self.path / "tables"
+        """Where tables of this version lie."""
+        return self.path / "tables" / f"v{SCHEMA}"
 
     def read(
         self, key: ReferenceKey, tenant: str = ""
@@ -121,8 +126,8 @@ class StoreFolder:
                 claim.release()
 
     def size_bytes(self) -> int:
-        """Bytes of all tables."""
-        return sum(size for _, size, _ in self._files())
+        """Bytes of the tables that this version reads."""
+        return _bytes(_tables_in(self.tables, "*.table"))
 
     def save_subject(self, name: str, subject: Subject, *, form: str = "light") -> Path:
         """Keep a subject by name; an older one of the name is replaced at once.
@@ -174,12 +179,12 @@ class StoreFolder:
             path.unlink()
         except OSError as error:
             raise StorageError(f"cannot remove {path}: {describe_os_error(error)}") from error
-        for file, size, _ in self._files():
+        for table in _tables_in(self.tables, "*.table"):
             with contextlib.suppress(CheckpointError, OSError):
                 # Headers alone: at worst a table is made again.
-                if read_table_key(file, max_bytes=size).subject == fingerprint:
-                    file.unlink()
-                    freed += size
+                if read_table_key(table.file, max_bytes=table.size).subject == fingerprint:
+                    table.file.unlink()
+                    freed += table.size
         return freed
 
     def subject_names(self) -> list[str]:
@@ -227,26 +232,17 @@ class StoreFolder:
     def _file(self, key: ReferenceKey, tenant: str) -> Path:
         return self.tables / f"{key.digest(tenant)}.table"
 
-    def _files(self) -> list[tuple[Path, int, float]]:
-        """Tables with their bytes and the time of their last use."""
-        found = []
-        for file in _listed(self.tables, "*.table"):
-            if file.name.startswith("."):
-                continue
-            with contextlib.suppress(OSError):  # removed by another process
-                status = file.stat()
-                found.append((file, status.st_size, status.st_mtime))
-        return found
-
     def _make_room(self) -> None:
-        files = sorted(self._files(), key=lambda entry: entry[2])
-        total = sum(size for _, size, _ in files)
-        for file, size, _ in files:
-            if total <= self.max_bytes:
-                break
+        everything = sorted(
+            _tables_in(self.path / "tables", "**/*.table"), key=lambda table: table.used_at
+        )
+        mine = [table for table in everything if table.file.parent == self.tables]
+        others = [table for table in everything if table.file.parent != self.tables]
+        while _bytes(mine) + _bytes(others) > self.max_bytes:
+            has_its_share = 2 * _bytes(mine) > self.max_bytes
+            oldest = (mine if has_its_share or not others else others).pop(0)
             with contextlib.suppress(OSError):
-                file.unlink()
-            total -= size
+                oldest.file.unlink()
         # What processes left that were killed: half a file, or a lock that nobody holds.
         for left in _listed(self.tables, ".*.tmp"):
             with contextlib.suppress(OSError):
@@ -255,6 +251,27 @@ class StoreFolder:
         for lock in _listed(self.tables, ".*.lock"):
             if (claim := take(lock)) is not None:
                 claim.release()
+
+
+class _TableFile(NamedTuple):
+    file: Path
+    size: int
+    used_at: float
+
+
+def _tables_in(folder: Path, pattern: str) -> list[_TableFile]:
+    found = []
+    for file in _listed(folder, pattern):
+        if file.name.startswith("."):
+            continue
+        with contextlib.suppress(OSError):  # removed by another process
+            status = file.stat()
+            found.append(_TableFile(file, status.st_size, status.st_mtime))
+    return found
+
+
+def _bytes(tables: Iterable[_TableFile]) -> int:
+    return sum(table.size for table in tables)
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:

@@ -207,10 +207,11 @@ def test_the_folder_is_held_to_its_bytes(tmp_path: Path) -> None:
     one = Asker(SubjectStore(device_bytes=0, folder=StoreFolder(tmp_path / "x")))
     one("a")
     size = one.store.stats().disk_bytes
-    ask = Asker(SubjectStore(device_bytes=0, folder=StoreFolder(tmp_path / "y", 2 * size + 8)))
+    folder = StoreFolder(tmp_path / "y", 2 * size + 8)
+    ask = Asker(SubjectStore(device_bytes=0, folder=folder))
     for stamp, name in enumerate(("a", "b", "c")):
         ask(name)
-        for file in (tmp_path / "y" / "tables").glob("*.table"):
+        for file in folder.tables.glob("*.table"):
             if file.stat().st_mtime > 1000:
                 os.utime(file, (stamp + 1, stamp + 1))
     ask("a")
@@ -306,7 +307,7 @@ def test_a_damaged_file_is_dropped_and_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Asker(SubjectStore(folder=StoreFolder(tmp_path)))("a")
-    (file,) = (tmp_path / "tables").glob("*.table")
+    (file,) = StoreFolder(tmp_path).tables.glob("*.table")
     file.write_bytes(file.read_bytes()[:-1])
     ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
     assert ask("a").key == key("a")
@@ -328,14 +329,14 @@ def test_a_full_disk_costs_the_table_and_not_the_picture(
     assert ask("a").key == key("a")
     assert "the store could not keep a table" in caplog.text
     assert ask.store.stats().disk_errors == 1
-    left = [file for file in (tmp_path / "tables").iterdir() if "lock" not in file.name]
+    left = [file for file in StoreFolder(tmp_path).tables.iterdir() if "lock" not in file.name]
     assert left == []
 
 
 def test_a_file_that_vanishes_is_a_miss(tmp_path: Path) -> None:
     ask = Asker(SubjectStore(device_bytes=0, folder=StoreFolder(tmp_path)))
     ask("a")
-    for file in (tmp_path / "tables").glob("*.table"):
+    for file in StoreFolder(tmp_path).tables.glob("*.table"):
         file.unlink()
     ask("a")
     assert ask.made == ["a", "a"]
@@ -358,7 +359,7 @@ def test_a_disk_that_cannot_be_read_costs_the_table_and_not_the_picture(
         return stat(self, **options)
 
     def no_glob(self: Path, pattern: str) -> Any:
-        if self.name == "tables":
+        if self == StoreFolder(tmp_path).tables:
             raise OSError(number, os.strerror(number))
         return glob(self, pattern)
 
@@ -461,7 +462,7 @@ ask("a")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "making\n"
     deadline = time.monotonic() + 30
-    while not list((tmp_path / "tables").glob(".*.lock")) and time.monotonic() < deadline:
+    while not list(StoreFolder(tmp_path).tables.glob(".*.lock")) and time.monotonic() < deadline:
         time.sleep(0.01)
     ask = Asker(SubjectStore(folder=StoreFolder(tmp_path)))
     with ThreadPoolExecutor(2) as pool:
@@ -489,7 +490,7 @@ assert ask.store.stats().disk_errors == 0, ask.store.stats()
     for process in both:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    assert len(list((tmp_path / "tables").glob("*.table"))) == 4
+    assert len(list(StoreFolder(tmp_path).tables.glob("*.table"))) == 4
 
 
 def test_eviction_under_load_never_changes_a_running_picture(
