@@ -63,7 +63,7 @@ class HostArray:
 
 @dataclass(frozen=True)
 class HostTable:
-    """A table in memory or in a mapped file: what tiers, files and backends exchange.
+    """A table in memory: what tiers, files and backends exchange.
 
     Attributes:
         dtype: How the numbers are kept.

@@ -1,8 +1,8 @@
-"""safetensors files in numpy: written all at once, read as a map, and checked before any use.
+"""safetensors files in numpy: written all at once, read all at once, and checked before any use.
 
 The format is a header of JSON and the bytes of the tensors. Nothing in such a file is ever run. It
-is read here rather than by the library because numpy has no bfloat16 and no float8, because a
-table is mapped rather than loaded, and because a file from a stranger is checked in full.
+is read here rather than by the library because a file from a stranger is checked in full, and what
+is used later are the bytes that were checked: a mapped file could change or shrink under its user.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from bootpig_rt.files.atomic import atomic_write
 AnyArray = npt.NDArray[Any]
 
 HEADER_LIMIT = 4 << 20
+_CHUNK_BYTES = 1 << 20
 _TYPES: dict[str, Any] = {
     "F32": np.float32,
     "F16": np.float16,
@@ -57,7 +59,7 @@ class TensorFile:
     Attributes:
         path: Where it lies.
         metadata: Text by name.
-        tensors: Mapped into memory, copy on write: a page is read when it is touched.
+        tensors: Parts of one array in memory.
         sha256: Over all of the above; it was checked.
     """
 
@@ -118,27 +120,28 @@ def write_tensor_file(
 
 
 def read_tensor_file(path: Path, *, max_bytes: int) -> TensorFile:
-    """Map a file after checking its size, header, offsets and digest.
+    """Read a file into memory and check its size, header, offsets and digest.
 
     Args:
         path: The file.
         max_bytes: A larger file is refused before it is read.
 
     Raises:
-        CheckpointError: Missing, too large, truncated, changed, or no such file at all.
+        CheckpointError: Missing, too large for the limit or for the memory, truncated, changed, or
+            no such file at all.
     """
-    header, start, size = _open(path, max_bytes)
-    with _os_errors(path):
-        data = np.memmap(path, dtype=np.uint8, mode="c", offset=0, shape=(size,))
-    metadata, written = _take_metadata(path, header)
-    digest = _digest_of_header({**header, "__metadata__": metadata})
-    tensors = {
-        name: _tensor(path, name, header[name], data[start + begin : start + end])
-        for begin, end, name in _places(path, header, size - start)
-    }
-    digest.update(data[start:].data)
+    with _opened(path, max_bytes) as (stream, header, data_bytes):
+        metadata, written = _take_metadata(path, header)
+        digest = _digest_of_header({**header, "__metadata__": metadata})
+        places = _places(path, header, data_bytes)
+        kinds = {name: _shape(path, name, header[name], end - begin) for begin, end, name in places}
+        data = _read(path, stream, data_bytes, digest)
     if digest.hexdigest() != written:
         raise _damaged(path, "its bytes are not those that were written")
+    tensors = {}
+    for begin, end, name in places:
+        kind, shape = kinds[name]
+        tensors[name] = Tensor(kind, data[begin:end].view(_TYPES[kind]).reshape(shape))
     return TensorFile(path, metadata, tensors, written)
 
 
@@ -152,35 +155,51 @@ def read_tensor_header(path: Path, *, max_bytes: int) -> TensorHeader:
     Raises:
         CheckpointError: Missing, too large, truncated, or no such file at all.
     """
-    header, start, size = _open(path, max_bytes)
-    metadata, _ = _take_metadata(path, header)
-    places = _places(path, header, size - start)
+    with _opened(path, max_bytes) as (_, header, data_bytes):
+        metadata, _ = _take_metadata(path, header)
+        places = _places(path, header, data_bytes)
     shapes = {name: _shape(path, name, header[name], end - begin)[1] for begin, end, name in places}
     return TensorHeader(metadata, shapes, {name: end - begin for begin, end, name in places})
 
 
 @contextlib.contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
+def _opened(path: Path, max_bytes: int) -> Iterator[tuple[BinaryIO, dict[str, Any], int]]:
+    """The file behind its header, the header, and how many bytes of tensors should follow."""
     try:
-        yield
+        if path.exists() and not path.is_file():  # opening a pipe could wait for ever
+            raise CheckpointError(f"{path} is not a file; give the file of a subject", path)
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > max_bytes:
+                raise CheckpointError(
+                    f"{path} has {size} bytes, expected at most {max_bytes}; raise the limit if "
+                    "you know where the file comes from",
+                    path,
+                )
+            header, start = _read_header(path, stream, size)
+            yield stream, header, size - start
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {describe_os_error(error)}", path) from error
 
 
-def _open(path: Path, max_bytes: int) -> tuple[dict[str, Any], int, int]:
-    """The header, where the tensors begin, and the size of the file."""
-    with _os_errors(path):
-        size = path.stat().st_size
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a file; give the file of a subject", path)
-        if size > max_bytes:
-            raise CheckpointError(
-                f"{path} has {size} bytes, expected at most {max_bytes}; raise the limit if you "
-                "know where the file comes from",
-                path,
-            )
-        header, start = _read_header(path, size)
-    return header, start, size
+def _read(path: Path, stream: BinaryIO, size: int, digest: Any) -> AnyArray:
+    """The rest of a file, fed to a digest piece by piece while it is in the processor's cache."""
+    try:
+        data = np.empty(size, np.uint8)
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{path} holds {size} bytes of tensors, more than there is memory for; close other "
+            "programs or keep tables in a smaller type",
+            path,
+        ) from error
+    view, done = memoryview(data.data), 0
+    while done < size:
+        count = stream.readinto(view[done : done + _CHUNK_BYTES])  # type: ignore[attr-defined]
+        if not count:
+            raise _damaged(path, f"it ends {size - done} bytes early")
+        digest.update(view[done : done + count])
+        done += count
+    return data
 
 
 def _take_metadata(path: Path, header: dict[str, Any]) -> tuple[dict[str, str], str]:
@@ -207,13 +226,12 @@ def _places(path: Path, header: dict[str, Any], data_bytes: int) -> list[tuple[i
     return places
 
 
-def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as stream:
-        first = stream.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
-        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-            raise _damaged(path, "it has no header of safetensors")
-        text = stream.read(length)
+def _read_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    first = stream.read(8)
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        raise _damaged(path, "it has no header of safetensors")
+    text = stream.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -237,11 +255,6 @@ def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
     ):
         raise _damaged(path, f"tensor {name!r} has no offsets")
     return offsets[0], offsets[1]
-
-
-def _tensor(path: Path, name: str, entry: dict[str, Any], data: AnyArray) -> Tensor:
-    kind, shape = _shape(path, name, entry, len(data))
-    return Tensor(kind, data.view(np.dtype(_TYPES[kind])).reshape(shape))
 
 
 def _shape(

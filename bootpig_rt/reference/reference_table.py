@@ -176,8 +176,8 @@ class ReferenceKV:
         key: What it was computed from.
         data: The backend's own layout: E entries x L layers of keys and values [R, H, M, D].
         size_bytes: Bytes of `data` where it lies: `table_storage.table_bytes` of its type there.
-        is_resident: `data` is on the device as a whole. Otherwise it is on the host or in a mapped
-            file, and each step copies the entry that it reads.
+        is_resident: `data` is on the device as a whole. Otherwise it is on the host, and
+            each step copies the entry that it reads.
     """
 
     key: ReferenceKey

@@ -36,7 +36,7 @@ class SavedTable:
 
     Attributes:
         key: What it was computed from.
-        table: Keys and values on the host, or in a mapped file.
+        table: Keys and values on the host.
     """
 
     key: ReferenceKey

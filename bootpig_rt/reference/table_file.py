@@ -41,7 +41,7 @@ def write_table(path: Path, saved: SavedTable) -> None:
 
 
 def read_table(path: Path, *, max_bytes: int) -> SavedTable:
-    """Map one table and check all of it.
+    """Read one table and check all of it.
 
     Raises:
         CheckpointError: Damaged, of another version, or with NaN.

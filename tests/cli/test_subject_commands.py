@@ -138,14 +138,14 @@ def test_listing_and_removing_read_headers_and_showing_checks_all(
     path = Path("kept/subjects/dog.subject")
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    (table,) = Path("kept/tables").glob("*.table")
+    (table,) = Path("kept/tables").rglob("*.table")
     code, _, errors = cli("subjects", "show", "dog", "--store", "kept")
     assert (code, "not those that were written" in errors) == (2, True)
 
-    def nothing_is_mapped(*_: Any, **__: Any) -> Any:
+    def nothing_is_read(*_: Any, **__: Any) -> Any:
         raise AssertionError("the tensors of a file were read")
 
-    monkeypatch.setattr("numpy.memmap", nothing_is_mapped)
+    monkeypatch.setattr("bootpig_rt.files.tensor_file._read", nothing_is_read)
     code, listed, _ = cli("subjects", "ls", "--store", "kept", "--json")
     assert [entry["form"] for entry in listed["subjects"]] == ["full"]
     freed = len(data) + table.stat().st_size

@@ -166,7 +166,7 @@ def upload(table: HostTable, graph_type: np.dtype[Any], device: str, *, is_resid
     """A table of the host as `data` of a batch.
 
     Args:
-        table: The arrays; a mapped file is not read until it is needed.
+        table: The arrays.
         graph_type: What the graphs read; tables in another type stay on the host.
         device: `cpu` or `cuda:N`.
         is_resident: Copy it to the device as a whole.

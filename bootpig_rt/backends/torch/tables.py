@@ -155,7 +155,7 @@ def upload(table: HostTable, device: str, *, is_resident: bool) -> Table:
     """A table of numpy arrays as tensors.
 
     Args:
-        table: The arrays; a mapped file is not read until it is needed.
+        table: The arrays.
         device: Of the pair.
         is_resident: Copy it there; otherwise it stays on the host, pinned where that helps.
     """
