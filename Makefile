@@ -1,5 +1,6 @@
 # make demo   install and draw a sheet of pictures
 # make test   install and run the tests
+# make docs   the documentation as a site, in site/; open site/index.html
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
 # make figures   measure every figure of README.md again; hours, on an idle machine. Interrupted, it
@@ -21,7 +22,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint format bench-smoke figures report smoke-report screenshots clean
+.PHONY: demo docs test lint format bench-smoke figures report smoke-report screenshots clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -30,6 +31,10 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.dev-installed
 	@$(BIN)/pytest -m "not slow and not gpu and not trt"
+
+docs: $(VENV)/.docs-installed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 lint: $(VENV)/.dev-installed
 	@$(BIN)/ruff check .
@@ -125,7 +130,13 @@ $(VENV)/.dev-installed: $(INPUTS) $(VENV)/.made
 	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,export,kernels,tensorrt,sign,dev]"
 	@touch $@ $(VENV)/.demo-installed
 
+# The site is made from the sources; the runtime's own packages are enough.
+$(VENV)/.docs-installed: $(INPUTS) $(VENV)/.made
+	@echo "installing into $(VENV); the first time takes some minutes"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
 		.benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
