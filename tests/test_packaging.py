@@ -26,6 +26,7 @@ EXTRAS = {
     "train",
     "eval",
     "bench",
+    "docs",
     "dev",
 }
 

@@ -74,7 +74,7 @@ def test_what_a_page_loads_from_elsewhere_is_found(
     assert hooks.loads(tmp_path / name) == found
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_links_of_the_texts_outside_of_the_site_lead_to_files(root: Path, name: str) -> None:
     text = (root / name).read_text()
     links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text)
