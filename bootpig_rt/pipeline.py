@@ -71,7 +71,7 @@ class Pipeline:
         backend_options: Settings of the backend, such as `{"intra_op_threads": 2}` or
             `{"precision": "bfloat16"}`; see `OnnxRuntimeOptions` in
             `bootpig_rt.backends.onnxruntime.sessions` and `TorchOptions` in
-            `bootpig_rt.backends.torch.options`.
+            `bootpig_rt.backends.options`.
         trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
             belongs to it is loaded.
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from bootpig_rt.backends.base import DenoiseBatch
-from bootpig_rt.backends.onnxruntime.sessions import OnnxRuntimeOptions, Sessions
+from bootpig_rt.backends.onnxruntime.sessions import Sessions
 from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable
 from bootpig_rt.backends.onnxruntime.values import to_device
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.export.golden import FloatArray, IntArray, References
 from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph

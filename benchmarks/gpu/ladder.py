@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bootpig_rt.backends.base import FloatArray
-from bootpig_rt.backends.torch.options import TorchOptions
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.benchmarks.gpu.our_way import KnownSubject, OurWay, Subject, make_backend
 from bootpig_rt.benchmarks.gpu.picture_inputs import PictureWay
 from bootpig_rt.benchmarks.gpu.plan import Plan

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, ReferencePass
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch.backend import TorchBackend
-from bootpig_rt.backends.torch.options import TorchOptions
 from bootpig_rt.benchmarks.gpu.picture_inputs import (
     NEGATIVE,
     PROMPT,

@@ -7,15 +7,29 @@ import importlib.util
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
+from bootpig_rt.backends.options import (
+    BackendOptions,
+    OnnxRuntimeOptions,
+    TensorRTOptions,
+    TorchOptions,
+)
 from bootpig_rt.bundle.bundle import Bundle, is_bundle, open_bundle, read_manifest
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 
-__all__ = ["BACKENDS", "available_backends", "create_backend"]
+__all__ = [
+    "BACKENDS",
+    "BackendOptions",
+    "OnnxRuntimeOptions",
+    "TensorRTOptions",
+    "TorchOptions",
+    "available_backends",
+    "create_backend",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +44,15 @@ class _Entry:
         extra: The extra of this package that installs them.
         cuda_extra: The extra that installs them for CUDA devices, where that is another one.
         reads_bundles: Its `load` takes an opened bundle, not the folder of a pair.
-        options: Names of the settings that its `load` takes as keywords.
+        options: Settings of the backend, which its `load` takes as the last argument.
     """
 
     module: str
     packages: tuple[str, ...]
     extra: str
+    options: type[BackendOptions]
     cuda_extra: str | None = None
     reads_bundles: bool = True
-    options: tuple[str, ...] = ()
 
     @property
     def install(self) -> str:
@@ -54,40 +68,26 @@ BACKENDS: dict[str, _Entry] = {
         "bootpig_rt.backends.torch.backend",
         ("torch", "diffusers", "transformers"),
         "torch",
+        TorchOptions,
         reads_bundles=False,
-        options=(
-            "precision",
-            "cuda_graph",
-            "channels_last",
-            "compile",
-            "graphs_kept",
-            "graph_table_bytes",
-        ),
     ),
     "onnxruntime": _Entry(
         "bootpig_rt.backends.onnxruntime.backend",
         ("onnxruntime",),
         "cpu",
+        OnnxRuntimeOptions,
         cuda_extra="gpu",
-        options=(
-            "intra_op_threads",
-            "spinning",
-            "arena",
-            "cuda_graph",
-            "portable",
-            "cuda_memory_bytes",
-            "sessions_kept",
-            "profile_prefix",
-        ),
     ),
-    "tensorrt": _Entry("bootpig_rt.backends.tensorrt.backend", ("cuda",), "tensorrt"),
+    "tensorrt": _Entry(
+        "bootpig_rt.backends.tensorrt.backend", ("cuda",), "tensorrt", TensorRTOptions
+    ),
 }
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def create_backend(
-    name: str,
+    backend: str | BackendOptions,
     folder: str | Path,
     *,
     device: str = "auto",
@@ -98,14 +98,14 @@ def create_backend(
     """Load a pair with the named backend.
 
     Args:
-        name: `auto` or one of `BACKENDS`. `auto` takes the one that the folder was made for: what
-            the manifest of a bundle names, torch for a pair without graphs. A bundle of ONNX graphs
-            is run in torch where `onnxruntime` is not installed. One log line says which. A backend
-            asked for by name is used or an error is raised.
+        backend: `auto`, one of `BACKENDS`, or the options of one. `auto` takes the one that the
+            folder was made for: what the manifest of a bundle names, torch for a pair without
+            graphs. A bundle of ONNX graphs is run in torch where `onnxruntime` is not installed.
+            One log line says which. A backend asked for by name is used or an error is raised.
         folder: The pair, or a bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
-        options: Settings of the backend by name, such as `intra_op_threads`.
+        options: Fields of the backend's options by name, where `backend` is a name.
         trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
             key that belongs to it. Graphs and engines are the bytes that were checked; weights,
             which torch and ONNX Runtime read from the folder themselves, are checked ahead of that.
@@ -116,8 +116,11 @@ def create_backend(
         BackendUnavailable: A package or the device is missing.
         CheckpointError: The folder is not a usable pair.
     """
-    if name != "auto" and name not in BACKENDS:
-        raise ParameterError(f"backend is {name!r}, expected one of: auto, {', '.join(BACKENDS)}")
+    name = backend if isinstance(backend, str) else getattr(backend, "name", None)
+    if name is None or (name != "auto" and name not in BACKENDS):
+        raise ParameterError(
+            f"backend is {backend!r}, expected one of: auto, {', '.join(BACKENDS)}"
+        )
     if not _DEVICE.fullmatch(str(device)):
         raise ParameterError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
     folder = Path(folder)
@@ -132,11 +135,7 @@ def create_backend(
     missing = _missing(entry)
     if missing:
         raise BackendUnavailable(_how_to_run(chosen, missing, folder))
-    options = {} if options is None else dict(options)
-    unknown = [key for key in options if key not in entry.options]
-    if unknown:
-        known = ", ".join(entry.options) or "no option"
-        raise ParameterError(f"backend {chosen} has no option {unknown[0]!r}, expected {known}")
+    settings = _options(chosen, options) if isinstance(backend, str) else backend
     if chosen == "onnxruntime" and not is_bundle(folder):
         raise ParameterError(
             f"{folder} holds no graphs for onnxruntime; build them with bootpig-rt build-engine "
@@ -153,15 +152,26 @@ def create_backend(
         bundle = open_bundle(folder, trust=trust)
         source = bundle if entry.reads_bundles else folder
     load: BackendLoader = importlib.import_module(entry.module).load
-    backend = load(source, device, None if base_model is None else Path(base_model), **options)
+    loaded = load(source, device, None if base_model is None else Path(base_model), settings)
     if name == "auto" or device == "auto":
-        logger.info("backend %s on %s, pair %s", backend.name, backend.device, folder)
-    return backend
+        logger.info("backend %s on %s, pair %s", loaded.name, loaded.device, folder)
+    return loaded
 
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends whose packages are installed."""
     return tuple(name for name, entry in BACKENDS.items() if not _missing(entry))
+
+
+def _options(name: str, values: Mapping[str, Any] | None) -> BackendOptions:
+    """Options of a backend from their names."""
+    kind, values = BACKENDS[name].options, dict(values or {})
+    known = [field.name for field in fields(kind)]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        expected = ", ".join(known) or "no option"
+        raise ParameterError(f"backend {name} has no option {unknown[0]!r}, expected {expected}")
+    return kind(**values)
 
 
 def _backend_for(folder: Path, has_base_model: bool) -> str:

@@ -285,7 +285,7 @@ class Backend(Protocol):
 
 
 BackendLoader: TypeAlias = Callable[..., Backend]
-"""(pair, device, folder of the base model or None, **options) -> backend.
+"""(pair, device, folder of the base model or None, options of the backend) -> backend.
 
 The pair is a folder for torch. The others take a `Bundle`: it was opened once, and what is loaded
 is what was checked then.

@@ -16,6 +16,7 @@ from PIL import Image
 from bootpig_rt import backends
 from bootpig_rt.backends import BACKENDS, available_backends, create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.bundle import bundle
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
 from bootpig_rt.bundle.files import check_files
@@ -63,6 +64,17 @@ def batch_of(backend: Backend, text: Any, solver: SolverTable, **changes: Any) -
         "merge": "argmax",
     }
     return DenoiseBatch(**{**fields, **changes})
+
+
+def test_a_backend_is_chosen_by_its_options(tiny_pair_folder: Path) -> None:
+    chosen: Any = create_backend(TorchOptions(precision="bfloat16"), tiny_pair_folder, device="cpu")
+    assert chosen.name == "torch"
+    assert chosen.spec.precision == "bfloat16"
+
+
+def test_what_is_no_options_object_is_refused(tiny_pair_folder: Path) -> None:
+    with pytest.raises(ParameterError, match="backend is 3, expected one of: auto, torch"):
+        create_backend(3, tiny_pair_folder)  # type: ignore[arg-type]
 
 
 def test_an_unknown_backend_is_refused_by_name(tiny_pair_folder: Path) -> None:

@@ -24,7 +24,7 @@ from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
 from bootpig_rt.backends.onnxruntime import tables as onnxruntime_tables
 from bootpig_rt.backends.onnxruntime.recordings import Recordings
-from bootpig_rt.backends.onnxruntime.sessions import OnnxRuntimeOptions, Sessions
+from bootpig_rt.backends.onnxruntime.sessions import Sessions
 from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
 from bootpig_rt.backends.onnxruntime.values import (
     concatenate,
@@ -32,6 +32,7 @@ from bootpig_rt.backends.onnxruntime.values import (
     empty,
     to_device,
 )
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
 from bootpig_rt.diffusion.solver import BatchSolver, solver_table
 from bootpig_rt.errors import (

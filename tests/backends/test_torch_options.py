@@ -16,8 +16,8 @@ import torch
 
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.host_table import PRECISIONS
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch import memory as torch_memory
-from bootpig_rt.backends.torch.options import TorchOptions
 from bootpig_rt.errors import OutOfDeviceMemory, ParameterError
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline

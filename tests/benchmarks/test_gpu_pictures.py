@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bootpig_rt.backends.torch.options import TorchOptions
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.benchmarks.gpu import ladder
 from bootpig_rt.benchmarks.gpu.ablation_markdown import markdown_of
 from bootpig_rt.benchmarks.gpu.our_way import KnownSubject, OurWay, make_backend

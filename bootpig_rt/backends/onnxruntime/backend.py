@@ -26,9 +26,10 @@ from bootpig_rt.backends.base import (
 )
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.host_table import HostTable, TableDtype
-from bootpig_rt.backends.onnxruntime.sessions import OnnxRuntimeOptions, Sessions
+from bootpig_rt.backends.onnxruntime.sessions import Sessions
 from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, TableWriter, download, upload
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.backends.step_inputs import graph_name
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable
@@ -40,23 +41,23 @@ _GRAPHS = ("reference_kv", "text_encoder", "text_kv", "vae_encoder", "vae_decode
 """What every picture needs. Which graph its steps need is known with its references."""
 
 
-def load(bundle: Bundle, device: str, base_model: None, **options: Any) -> OnnxRuntimeBackend:
+def load(
+    bundle: Bundle, device: str, base_model: None, options: OnnxRuntimeOptions
+) -> OnnxRuntimeBackend:
     """Load the graphs of a bundle; see `bootpig_rt.backends.create_backend`.
 
     Args:
         bundle: Whose files were all checked.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: None; a bundle holds all parts.
-        options: Fields of `OnnxRuntimeOptions`.
+        options: Threads and memory.
 
     Raises:
         BackendUnavailable: A CUDA device was asked for and is not there.
         BundleError: The bundle is damaged, or was built for something else.
-        ParameterError: An option is wrong.
     """
-    settings = OnnxRuntimeOptions(**options)
     bundle.check_runtime("onnxruntime", ort.__version__)
-    return OnnxRuntimeBackend(bundle, choose_device(device, bundle.manifest.target), settings)
+    return OnnxRuntimeBackend(bundle, choose_device(device, bundle.manifest.target), options)
 
 
 def choose_device(device: str, target: str) -> str:

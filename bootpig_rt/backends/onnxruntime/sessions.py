@@ -12,7 +12,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from bootpig_rt.backends.onnxruntime.recordings import Recordings
 from bootpig_rt.backends.onnxruntime.values import Place, bind_place, device_of, to_device
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.errors import (
     BackendUnavailable,
     BootPIGError,
@@ -47,65 +47,6 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 _TOO_NEW = re.compile(r"opset (\d+) is under development|till opset (\d+)")
-
-
-@dataclass(frozen=True)
-class OnnxRuntimeOptions:
-    """How sessions use the machine. `Pipeline(..., backend_options={...})` takes these names.
-
-    Attributes:
-        intra_op_threads: Threads of one graph; 0 is one for each physical core.
-        spinning: Threads that wait within a launch stay awake for a while: quicker on an idle
-            machine, slower and hotter on a busy one.
-        arena: Keep memory between launches instead of returning it.
-        cuda_graph: On a CUDA device record a step and replay it for all steps of a batch. Threads
-            that share the bundle then take turns, each batch records its step anew, and a session
-            is refused where ONNX Runtime puts a part of the step on the CPU. Off by default;
-            whether it is quicker has not been measured.
-        portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
-            less from machine to machine, and steps take about a tenth longer.
-        cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
-        sessions_kept: Graphs that stay loaded, least recently used out first; 0 keeps all. 1 needs
-            the least memory and loads a graph each time that another one ran before.
-        profile_prefix: Beginning of the files that ONNX Runtime's profiler writes, one for each
-            graph; empty for none. Slows every launch.
-
-    Raises:
-        ParameterError: A value is of the wrong type or out of range.
-    """
-
-    intra_op_threads: int = 0
-    spinning: bool = True
-    arena: bool = True
-    cuda_graph: bool = False
-    portable: bool = False
-    cuda_memory_bytes: int = 0
-    sessions_kept: int = 0
-    profile_prefix: str = ""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        numbers = (
-            ("intra_op_threads", 1024),
-            ("cuda_memory_bytes", 1 << 50),
-            ("sessions_kept", 1024),
-        )
-        for name, most in numbers:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-                raise ParameterError(
-                    f"backend option {name} is {value!r}, expected a whole number 0..{most}; "
-                    "0 leaves it to ONNX Runtime"
-                )
-        if not isinstance(self.profile_prefix, str):
-            raise ParameterError(
-                f"backend option profile_prefix is {self.profile_prefix!r}, expected a path"
-            )
-        for name in ("spinning", "arena", "cuda_graph", "portable"):
-            if not isinstance(getattr(self, name), bool):
-                raise ParameterError(
-                    f"backend option {name} is {getattr(self, name)!r}, expected True or False"
-                )
 
 
 class Sessions:

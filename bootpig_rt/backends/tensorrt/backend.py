@@ -26,6 +26,7 @@ from bootpig_rt.backends.base import (
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.cuda.memory import Cuda, CudaGraph, DeviceArray
 from bootpig_rt.backends.host_table import HostTable, TableDtype
+from bootpig_rt.backends.options import TensorRTOptions
 from bootpig_rt.backends.step_inputs import StepInputs, distinct, graph_name, step_inputs
 from bootpig_rt.backends.tensorrt.engine import Engine, Launch, arena_bytes
 from bootpig_rt.backends.tensorrt.flavours import Flavour, flavour_of
@@ -40,7 +41,9 @@ from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable, BundleError
 
 
-def load(bundle: Bundle, device: str, base_model: None) -> TensorRTBackend:
+def load(
+    bundle: Bundle, device: str, base_model: None, options: TensorRTOptions
+) -> TensorRTBackend:
     """Load the engines of a bundle; see `bootpig_rt.backends.create_backend`.
 
     Raises:

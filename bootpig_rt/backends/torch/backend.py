@@ -26,9 +26,9 @@ from bootpig_rt.backends.base import (
     ReferencePass,
 )
 from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch.graphs import Kept, Lane, RecordedFunction
 from bootpig_rt.backends.torch.memory import within_memory
-from bootpig_rt.backends.torch.options import TorchOptions
 from bootpig_rt.backends.torch.steps import StepSlot, TorchRun
 from bootpig_rt.backends.torch.tables import Table, TableBuilder, download, table_nbytes, upload
 from bootpig_rt.diffusion.solver import NoiseSchedule
@@ -50,24 +50,24 @@ _NAMES: dict[torch.dtype, Precision] = {
 _ROWS_PER_LAUNCH = 16
 
 
-def load(folder: Path, device: str, base_model: Path | None, **options: Any) -> TorchBackend:
+def load(
+    folder: Path, device: str, base_model: Path | None, options: TorchOptions | None = None
+) -> TorchBackend:
     """Load a pair; see `bootpig_rt.backends.create_backend`.
 
     Args:
         folder: The pair.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
-        options: Fields of `TorchOptions`.
+        options: How to compute it.
 
     Raises:
         BackendUnavailable: A CUDA device was asked for and is not there.
         CheckpointError: The folder is not a usable pair.
         OutOfDeviceMemory: The device has no room for the pair.
-        ParameterError: An option is wrong.
     """
-    settings = TorchOptions(**options)
     chosen = _device(device)
-    settings = settings.on(chosen)
+    settings = (TorchOptions() if options is None else options).on(chosen)
     precision = settings.precision or "float32"
 
     def load_on_device() -> Pair:

@@ -1,8 +1,12 @@
-"""Settings of the torch backend: `Pipeline(..., backend_options={...})` takes their names."""
+"""Which backend computes the pair, and how: `Pipeline(backend=OnnxRuntimeOptions(...))`.
+
+Nothing here imports what a backend needs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, TypeAlias
 
 from bootpig_rt.backends.host_table import PRECISIONS, Precision
 from bootpig_rt.errors import ParameterError
@@ -10,7 +14,7 @@ from bootpig_rt.errors import ParameterError
 
 @dataclass(frozen=True)
 class TorchOptions:
-    """How the pair is computed.
+    """Torch, and how it computes the pair.
 
     Attributes:
         precision: Of weights and activations; by default float16 on CUDA and float32 on a CPU.
@@ -32,6 +36,8 @@ class TorchOptions:
     Raises:
         ParameterError: A value is unknown, of the wrong type or out of range.
     """
+
+    name: ClassVar[str] = "torch"
 
     precision: Precision | None = None
     cuda_graph: bool | None = None
@@ -69,3 +75,74 @@ class TorchOptions:
             cuda_graph=is_cuda if self.cuda_graph is None else self.cuda_graph,
             channels_last=is_cuda if self.channels_last is None else self.channels_last,
         )
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeOptions:
+    """ONNX Runtime, and how its sessions use the machine.
+
+    Attributes:
+        intra_op_threads: Threads of one graph; 0 is one for each physical core.
+        spinning: Threads that wait within a launch stay awake for a while: quicker on an idle
+            machine, slower and hotter on a busy one.
+        arena: Keep memory between launches instead of returning it.
+        cuda_graph: On a CUDA device record a step and replay it for all steps of a batch. Threads
+            that share the bundle then take turns, each batch records its step anew, and a session
+            is refused where ONNX Runtime puts a part of the step on the CPU. Off by default;
+            whether it is quicker has not been measured.
+        portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
+            less from machine to machine, and steps take about a tenth longer.
+        cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
+        sessions_kept: Graphs that stay loaded, least recently used out first; 0 keeps all. 1 needs
+            the least memory and loads a graph each time that another one ran before.
+        profile_prefix: Beginning of the files that ONNX Runtime's profiler writes, one for each
+            graph; empty for none. Slows every launch.
+
+    Raises:
+        ParameterError: A value is of the wrong type or out of range.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+
+    intra_op_threads: int = 0
+    spinning: bool = True
+    arena: bool = True
+    cuda_graph: bool = False
+    portable: bool = False
+    cuda_memory_bytes: int = 0
+    sessions_kept: int = 0
+    profile_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        numbers = (
+            ("intra_op_threads", 1024),
+            ("cuda_memory_bytes", 1 << 50),
+            ("sessions_kept", 1024),
+        )
+        for name, most in numbers:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                raise ParameterError(
+                    f"backend option {name} is {value!r}, expected a whole number 0..{most}; "
+                    "0 leaves it to ONNX Runtime"
+                )
+        if not isinstance(self.profile_prefix, str):
+            raise ParameterError(
+                f"backend option profile_prefix is {self.profile_prefix!r}, expected a path"
+            )
+        for name in ("spinning", "arena", "cuda_graph", "portable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(
+                    f"backend option {name} is {getattr(self, name)!r}, expected True or False"
+                )
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """TensorRT; the build of a bundle decides the rest."""
+
+    name: ClassVar[str] = "tensorrt"
+
+
+BackendOptions: TypeAlias = TorchOptions | OnnxRuntimeOptions | TensorRTOptions
