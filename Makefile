@@ -1,5 +1,8 @@
 # make demo   install and draw a sheet of pictures
 # make test   install and run the tests
+# make test-slow   the tests that are left out there: minutes each
+# make coverage    the tests, and how many branches of the packages they took
+# make jumps       how far a reader must jump to follow one picture
 # make docs   the documentation as a site, in site/; open site/index.html
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
@@ -22,15 +25,29 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test lint format bench-smoke figures report smoke-report screenshots clean
+.PHONY: demo docs test test-slow coverage jumps lint format bench-smoke figures report smoke-report screenshots clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/bootpig-rt demo
 
+# Every worker of the tests has one thread; they share what is expensive to make.
+WORKERS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+QUICK := -m "not slow and not gpu and not trt"
+
 test: $(VENV)/.dev-installed
-	@$(BIN)/pytest -m "not slow and not gpu and not trt"
+	@$(PYTEST) $(QUICK)
+
+test-slow: $(VENV)/.dev-installed
+	@$(PYTEST) -m "slow and not gpu and not trt"
+
+coverage: $(VENV)/.dev-installed
+	@$(PYTEST) $(QUICK) --cov --cov-report=term:skip-covered --cov-report=html:.coverage-html
+
+jumps: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/count_jumps.py
 
 docs: $(VENV)/.docs-installed
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 # Before numpy or torch start their thread pools. One thread: the models here are too small to gain
@@ -56,6 +58,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
         if item.get_closest_marker("trt") and not (has_gpu and has_trt):
             item.add_marker(pytest.mark.skip(reason="no TensorRT or no CUDA GPU on this machine"))
+
+
+class Share(Protocol):
+    """`share(name, fill)`, see the fixture."""
+
+    def __call__(self, name: str, fill: Callable[[Path], object]) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def share(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Share:
+    """A function that returns a folder which `fill(folder)` filled, once for all workers.
+
+    What takes seconds to make and is only read belongs here. `name` is unique in the whole suite.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 class MakeTinyPair(Protocol):
@@ -169,35 +200,34 @@ def make_tiny_pair() -> MakeTinyPair:
 
 
 @pytest.fixture(scope="session")
-def tiny_pair_folder(
-    make_tiny_pair: MakeTinyPair, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tiny_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
     """A random pair in the single-folder layout. Copy it before changing a file."""
-    return make_tiny_pair(tmp_path_factory.mktemp("tiny"))
+    return share("tiny_pair", make_tiny_pair) / "pair"
 
 
 @pytest.fixture(scope="session")
-def published_layout_folder(
-    make_tiny_pair: MakeTinyPair, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def published_layout_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
     """`base_unet` and `ref_unet` of a random pair; `base_model` beside it holds the rest."""
-    return make_tiny_pair(tmp_path_factory.mktemp("published"), published=True)
+    return share("published_pair", lambda folder: make_tiny_pair(folder, published=True)) / "pair"
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle_folder(tiny_pair_folder: Path, share: Share) -> Path:
     """The tiny pair with its ONNX graphs and a manifest. Copy it before changing a file.
 
     Built for pictures of 16 to 64 px, 4 at once, 3 references and 50 steps.
     """
+    return share("tiny_bundle", lambda folder: _write_tiny_bundle(tiny_pair_folder, folder))
+
+
+def _write_tiny_bundle(pair_folder: Path, folder: Path) -> None:
     from bootpig_rt.bundle.bundle import ParityReport, write_manifest
     from bootpig_rt.export.build_options import build_options
     from bootpig_rt.export.describe import describe_graphs
     from bootpig_rt.export.onnx_export import GRAPH_NAMES, export_graph
     from bootpig_rt.models.load import load_pair
 
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    shutil.copytree(tiny_pair_folder, folder)
+    shutil.copytree(pair_folder, folder, dirs_exist_ok=True)
     pair = load_pair(folder)
     for name in GRAPH_NAMES:
         export_graph(name, pair, folder, dialect="cpu")
@@ -212,7 +242,6 @@ def tiny_bundle_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPath
     parity = ParityReport("not run", "made for tests")
     manifest = describe_graphs(folder, options, pair.config, pair.fingerprint, parity)
     write_manifest(folder, manifest)
-    return folder
 
 
 def _write_tiny_tokenizer(folder: Path) -> None:

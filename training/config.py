@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from bootpig_rt.errors import ConfigError, describe_os_error
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 StageName = Literal["vae", "base", "pair", "distill"]
 ReferenceTimestep = Literal["same", "clean", "mixed"]

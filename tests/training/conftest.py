@@ -67,11 +67,11 @@ def subjects() -> Subjects:
 
 
 @pytest.fixture(scope="session")
-def samples(subjects: Subjects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def samples(subjects: Subjects, share: Any) -> Path:
     """24 samples in three shards."""
-    folder = tmp_path_factory.mktemp("samples")
     world = WorldConfig(size_px=SIZE_PX, reference_counts=(0.5, 0.3, 0.2))
-    synthesize(folder, subjects, SynthesisConfig(24, seed=3, shard_size=10, world=world))
+    config = SynthesisConfig(24, seed=3, shard_size=10, world=world)
+    folder: Path = share("samples", lambda folder: synthesize(folder, subjects, config))
     return folder
 
 
@@ -223,23 +223,18 @@ def train() -> Train:
 
 
 @pytest.fixture(scope="session")
-def vae_result(
-    make_config: MakeConfig, train: Train, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A finished stage `vae`, hardly trained: latents are [4, 8, 8]."""
-    folder = tmp_path_factory.mktemp("vae")
-    train(make_config("vae", folder, steps=4))
+def vae_result(make_config: MakeConfig, train: Train, share: Any) -> Path:
+    """A finished stage `vae`, hardly trained: latents are [4, 8, 8]. Copy it before a change."""
+    folder: Path = share("vae", lambda folder: train(make_config("vae", folder, steps=4)))
     return folder / "result"
 
 
 @pytest.fixture(scope="session")
-def base_result(
-    make_config: MakeConfig,
-    train: Train,
-    vae_result: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A finished stage `base`, hardly trained."""
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    train(make_config("base", folder, steps=2, start_from=str(vae_result)))
+def base_result(make_config: MakeConfig, train: Train, vae_result: Path, share: Any) -> Path:
+    """A finished stage `base`, hardly trained. Copy it before a change."""
+
+    def fill(folder: Path) -> None:
+        train(make_config("base", folder, steps=2, start_from=str(vae_result)))
+
+    folder: Path = share("base", fill)
     return folder / "result"
