@@ -7,9 +7,8 @@
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
 # make figures   measure every figure of README.md again; hours, on an idle machine. Interrupted, it
-#                goes on where it was. ROUNDS=8 measures less; SMOKE=1 only shows that all of it runs
-# make report    README.md, docs/report and plots from what was measured last
-# make screenshots   pictures of docs/report at desk and phone width; needs chromium
+#                goes on where it was. ROUNDS=10 measures less; SMOKE=1 only shows that all of it runs
+# make report    pages, plots and marked lines of README.md and docs from what was measured last
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -25,7 +24,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow coverage jumps lint format bench-smoke figures report smoke-report screenshots clean
+.PHONY: demo docs test test-slow coverage jumps lint format bench-smoke figures report smoke-report clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -64,23 +63,27 @@ bench-smoke: $(VENV)/.dev-installed
 
 # What `make figures` has measured it notes in STAMPS: interrupted, it goes on from there, and when all
 # is done it forgets. SMOKE=1 walks the same way with small numbers that mean nothing, into bench/smoke.
+# Its training data lie apart from those of the recipe in the README, which are others.
 ROUNDS ?=
 SMOKE ?=
-SUITES := baselines reference quality latency scale kernels builds
+SUITES := baselines reference quality latency kernels builds
+DATA := bench/data
 ifeq ($(SMOKE),)
 RESULTS := benchmarks/results
 STAMPS := bench/figures
+STUDENT := bench/student
 TRAIN_FLAGS :=
 BENCH_FLAGS := $(ROUNDS:%=--rounds %)
 EVALUATION := small
 else
 RESULTS := bench/smoke/results
 STAMPS := bench/smoke/figures
-TRAIN_FLAGS := output=bench/smoke/student steps=2 max_samples=64 validate_every=2
-BENCH_FLAGS := --smoke --student bench/smoke/student/result
+STUDENT := bench/smoke/student
+TRAIN_FLAGS := steps=2 max_samples=64 validate_every=2
+BENCH_FLAGS := --smoke
 EVALUATION := tiny
 endif
-PARTS := $(SUITES:%=suite-%) profile golden evaluation
+PARTS := $(SUITES:%=suite-%) golden evaluation
 
 figures: $(PARTS:%=$(STAMPS)/%)
 	@$(MAKE) --no-print-directory $(if $(SMOKE),smoke-report,report)
@@ -89,20 +92,17 @@ figures: $(PARTS:%=$(STAMPS)/%)
 $(STAMPS)/data: | $(VENV)/.dev-installed
 	@mkdir -p $(STAMPS) $(RESULTS) bench
 	@$(BIN)/bootpig-rt fetch-data -o data
-	@$(BIN)/bootpig-rt synthesize -o data/train --samples 4000 --seed 300
-	@$(BIN)/bootpig-rt synthesize -o data/validation --split held_out_identity --samples 32 --seed 7
+	@$(BIN)/bootpig-rt synthesize -o $(DATA)/train --samples 4000 --seed 300
+	@$(BIN)/bootpig-rt synthesize -o $(DATA)/validation --split held_out_identity --samples 32 --seed 7
 	@touch $@
 
 $(STAMPS)/student: $(STAMPS)/data
-	@$(BIN)/bootpig-rt train training/configs/distill.toml start_from=bootpig_rt/assets/pair $(TRAIN_FLAGS)
+	@$(BIN)/bootpig-rt train training/configs/distill.toml start_from=bootpig_rt/assets/pair \
+		data=$(DATA)/train validation_data=$(DATA)/validation output=$(STUDENT) $(TRAIN_FLAGS)
 	@touch $@
 
 $(STAMPS)/suite-%: $(STAMPS)/student
-	@$(BIN)/bootpig-rt bench --suite $* $(BENCH_FLAGS) -o $(RESULTS)/$*-cpu.json
-	@touch $@
-
-$(STAMPS)/profile: $(STAMPS)/data
-	@$(BIN)/bootpig-rt bench --profile bench/traces -o $(RESULTS)/profile-cpu.json
+	@$(BIN)/bootpig-rt bench --suite $* $(BENCH_FLAGS) --student $(STUDENT)/result -o $(RESULTS)/$*-cpu.json
 	@touch $@
 
 $(STAMPS)/golden: $(STAMPS)/data
@@ -115,18 +115,12 @@ $(STAMPS)/evaluation: $(STAMPS)/data
 	@cp bench/evaluation-$(EVALUATION)/report.json $(RESULTS)/evaluation-small.json
 	@touch $@
 
+# Of what was measured last: also where only some suites were.
 report: $(VENV)/.dev-installed
-	@$(BIN)/python -m bootpig_rt.benchmarks.readme
-	@$(BIN)/bootpig-rt bench --report bench/report \
-		$(foreach name,$(SUITES) profile,--from $(RESULTS)/$(name)-cpu.json)
-	@mkdir -p docs/report && cp bench/report/index.html docs/report/index.html
+	@$(BIN)/python -m bootpig_rt.benchmarks.figures
 
 smoke-report:
-	@$(BIN)/bootpig-rt bench --report bench/smoke/report \
-		$(foreach name,$(SUITES) profile,--from $(RESULTS)/$(name)-cpu.json)
-
-screenshots: $(VENV)/.dev-installed
-	@$(BIN)/python -m bootpig_rt.benchmarks.report.screenshots docs/report/index.html docs
+	@$(BIN)/bootpig-rt bench --report bench/smoke/pages $(SUITES:%=--from $(RESULTS)/%-cpu.json)
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .
@@ -144,7 +138,7 @@ $(VENV)/.demo-installed: $(INPUTS) $(VENV)/.made
 # The tests cover every part that runs on a CPU. What they install is enough for the demo too.
 $(VENV)/.dev-installed: $(INPUTS) $(VENV)/.made
 	@echo "installing into $(VENV); the first time takes some minutes"
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,export,kernels,tensorrt,sign,dev]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,export,kernels,tensorrt,sign,bench,dev]"
 	@touch $@ $(VENV)/.demo-installed
 
 # The site is made from the sources; the runtime's own packages are enough.

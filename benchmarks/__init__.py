@@ -1,1 +1,1 @@
-"""Speed, quality and scale, measured side by side. Needs the extras `cpu`, `torch` and `bench`."""
+"""Speed and quality, measured side by side. Needs the extras `cpu`, `torch` and `bench`."""

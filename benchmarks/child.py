@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,34 +86,6 @@ def run_child(words: Sequence[str], *, environment: Mapping[str, str] | None = N
             )
         output.seek(0)
         return ChildRun(wall_ms, _peak_bytes(told), output.read().decode(errors="replace"))
-
-
-def drop_cached_files(folders: Iterable[Path]) -> int:
-    """Ask the system to forget the contents of all files below some folders, for a cold start.
-
-    Needs no root. Files that this or another process has mapped stay in memory; libraries that the
-    caller imported are among them.
-
-    Returns:
-        Bytes of the files that were named to the system; 0 where it cannot be asked.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        return 0
-    named = 0
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_symlink() or not path.is_file():
-                continue
-            try:
-                opened = os.open(path, os.O_RDONLY)
-            except OSError:
-                continue  # removed or unreadable: nothing that a start would read
-            try:
-                os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED)
-                named += os.fstat(opened).st_size
-            finally:
-                os.close(opened)
-    return named
 
 
 def _peak_bytes(path: Path) -> int | None:

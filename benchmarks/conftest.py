@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bootpig_rt.benchmarks.random_pair import write_random_pair
+from bootpig_rt.benchmarks.pairs import default_pair, write_bundle
 from bootpig_rt.benchmarks.result import SuiteResult, save_results
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.table import lines
-from bootpig_rt.pipeline import default_model
+from bootpig_rt.benchmarks.tables import text
 
 RESULTS = pytest.StashKey[list[SuiteResult]]()
 
@@ -23,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of a bundle; 'random' for an untrained one of 11 M parameters per U-Net; "
         "default: the packaged pair",
     )
+    group.addoption("--device", default="cpu", help="cpu or cuda")
     group.addoption("--rounds", type=int, default=20, help="rounds of all ways in turn")
     group.addoption("--threads", type=int, default=2, help="of torch and ONNX Runtime")
     group.addoption("--smoke", action="store_true", help="small numbers, to see that all runs")
@@ -35,17 +35,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """What the suites are asked for."""
     option = request.config.getoption
-    chosen = option("--pair")
-    pair = default_model() if chosen is None else Path(chosen)
-    if chosen == "random":
-        pair = write_random_pair(tmp_path_factory.mktemp("pair"))
+    chosen, device, is_smoke = option("--pair"), option("--device"), option("--smoke")
+    work: Path = option("--work")
+    if chosen is None:
+        pair = default_pair(device, work, is_smoke=is_smoke)
+    elif chosen == "random":
+        pair = write_bundle("small", tmp_path_factory.mktemp("pair"))
+    else:
+        pair = Path(chosen)
     return Settings(
         pair=pair,
-        rounds=1 if option("--smoke") else option("--rounds"),
+        device=device,
+        rounds=1 if is_smoke else option("--rounds"),
         threads=option("--threads"),
-        is_smoke=option("--smoke"),
+        is_smoke=is_smoke,
         data=option("--data"),
-        work=option("--work"),
+        work=work,
     )
 
 
@@ -61,7 +66,7 @@ def pytest_terminal_summary(
     """Print the tables, and keep them where that was asked for."""
     found = config.stash.get(RESULTS, [])
     for result in found:
-        for line in lines(result):
+        for line in text(result):
             terminalreporter.line(line)
     path = config.getoption("--results")
     if found and path is not None:

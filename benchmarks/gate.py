@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, TypeAlias
 
-from bootpig_rt.benchmarks.intervals import Ratio
 from bootpig_rt.benchmarks.result import Row, SuiteResult
+from bootpig_rt.benchmarks.stats import Ratio
 from bootpig_rt.errors import ParameterError
 
 FALSE_ALARMS = 0.05
@@ -97,7 +97,7 @@ def compare(
     pairs: list[tuple[SuiteResult, Row, Row | None]] = []
     for current in now:
         for earlier in before:
-            if earlier.suite != current.suite:
+            if (earlier.suite, earlier.device) != (current.suite, current.device):
                 continue
             _check_alike(earlier, current)
             found = {row.name: row for row in current.rows}
@@ -105,7 +105,7 @@ def compare(
                 (current, row, found.get(row.name))
                 for row in earlier.rows
                 if row.ratio is not None
-                and row.name != row.ratio_to
+                and row.name != row.ratio.to
                 and (not only or row.name.startswith(tuple(only)))
             ]
     if not any(row is not None and row.ratio is not None for _, _, row in pairs):
@@ -119,10 +119,10 @@ def compare(
 
 def _verdict(suite: str, old: Row, new: Row | None, limit: float, level: float) -> Verdict:
     assert old.ratio is not None
-    if new is None or new.ratio is None or new.ratio_to != old.ratio_to:
-        reason = "no such row" if new is None else new.notes.get("status") or "no ratio"
+    if new is None or new.ratio is None or new.ratio.to != old.ratio.to:
+        reason = "no such row" if new is None else new.status or "no ratio"
         if new is not None and new.ratio is not None:
-            reason = f"a ratio to {new.ratio_to}, before to {old.ratio_to}"
+            reason = f"a ratio to {new.ratio.to}, before to {old.ratio.to}"
         return Verdict(suite, old.name, old.ratio, None, "gone", reason=reason)
     error = math.inf
     if min(len(old.samples_ms), len(new.samples_ms)) >= _LEAST_SAMPLES:
@@ -142,7 +142,7 @@ def _verdict(suite: str, old: Row, new: Row | None, limit: float, level: float) 
 
 
 def _check_alike(earlier: SuiteResult, current: SuiteResult) -> None:
-    for name in ("pair", "steps", "solver", "size_px", "references", "device"):
+    for name in ("pair", "steps", "solver", "size_px", "references"):
         _check_equal(current.suite, name, earlier.settings.get(name), current.settings.get(name))
     if earlier.machine is not None and current.machine is not None:
         threads = earlier.machine.threads, current.machine.threads

@@ -8,30 +8,32 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from bootpig_rt import __version__
-from bootpig_rt.benchmarks.intervals import spread
+from bootpig_rt.benchmarks.stats import spread
 
 PACKAGES = (
     "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "diffusers", "transformers", "numpy",
     "tensorrt-rtx", "tensorrt", "triton",
 )  # fmt: skip
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+"""What /proc/cpuinfo says of a processor that multiplies bfloat16 numbers itself."""
+
 BUSY_SHARE = 0.10
 NOISY = 0.10
 
-_WRITTEN = ("benchmarks/results", "docs/*.svg", "README.md")
+_WRITTEN = ("benchmarks/results", "docs", "README.md")
 """What `make figures` writes: it must not mark its own later results as of a changed checkout."""
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """Hardware, versions, commit, command and load of a run.
 
     Attributes:
@@ -54,6 +56,7 @@ class Machine:
         is_busy: Others took more than a tenth of the machine, or the noise is above a tenth:
             absolute times are then not worth quoting. The noise may be of the machine's host, of
             which this system knows nothing.
+        gpu: Name, architecture, memory and libraries of the GPU, as far as they are known.
     """
 
     processor: str
@@ -61,7 +64,7 @@ class Machine:
     memory_bytes: int
     system: str
     python: str
-    versions: Mapping[str, str]
+    versions: dict[str, str]
     commit: str
     command: str
     started: str
@@ -69,14 +72,20 @@ class Machine:
     busy_share: float | None
     noise: float
     is_busy: bool
+    gpu: dict[str, str | int] = {}
+
+    @property
+    def name(self) -> str:
+        """What computed: the GPU where there is one, else the processor."""
+        return str(self.gpu.get("name", self.processor))
 
 
 class Watch:
     """Watches the machine from its making to `machine()`."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
         """Measure the noise and start to count."""
-        self._threads = threads
+        self._threads, self._device = threads, device
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._noise = _noise()
         self._before = _busy_seconds()
@@ -111,17 +120,49 @@ class Watch:
             busy_share=others,
             noise=round(noise, 4),
             is_busy=(others or 0.0) > BUSY_SHARE or noise > NOISY,
+            gpu=gpu() if self._device.startswith("cuda") else {},
         )
 
 
 def processor() -> str:
     """The processor's name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def bf16_flag() -> str | None:
+    """Which of `BF16_FLAGS` this processor has; None: it would compute them by float32."""
+    flags = _cpuinfo("flags").split()
+    return next((flag for flag in reversed(BF16_FLAGS) if flag in flags), None)
+
+
+def _cpuinfo(field: str) -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith(field)), "")
+
+
+def gpu() -> dict[str, str | int]:
+    """Name, architecture, memory, versions of the libraries, and what the driver says."""
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    names = ("driver_version", "power.limit", "clocks.max.sm")
+    try:
+        query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        asked = ""
+    told = dict(
+        zip(names, (part.strip() for part in asked.split("\n")[0].split(",")), strict=False)
+    )
+    return {
+        "name": found.name,
+        "architecture": f"sm_{found.major}{found.minor}",
+        "memory_bytes": found.total_memory,
+        "cuda": str(torch.version.cuda),
+        "cudnn": int(torch.backends.cudnn.version() or 0),
+        **{name: value for name, value in told.items() if value},
+    }
 
 
 def versions() -> dict[str, str]:

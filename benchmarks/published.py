@@ -1,131 +1,249 @@
-"""The published pipeline on the same pair, written from its description, in torch and diffusers."""
+"""The published way to draw, from its description, in torch and diffusers, on a CPU or a GPU.
+
+- The Reference U-Net runs at every step, to its end, on the references noised to that step.
+- Keys and values are projected from base and reference tokens together, at every step.
+- All rows attend to themselves; the two guided rows attend once more with each reference, and the
+  difference decides which reference a token follows: with one reference too.
+- One picture at a time: its code cannot batch.
+
+Attention is `scaled_dot_product_attention`, as in diffusers. The steps may be compiled, recorded as
+a CUDA graph, and computed in bfloat16: whoever is compared with this way is compared with the
+strongest of these.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from diffusers.models.attention_processor import AttnProcessor2_0
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bootpig_rt.backends.torch.backend import TorchBackend
-from bootpig_rt.engine.flight import picture_noise
-from bootpig_rt.images.picture import prepare_reference
-from bootpig_rt.reference.reference_table import ReferenceSchedule, reference_latents
-from bootpig_rt.text.tokenizer import Tokenizer
+from bootpig_rt.models.load import Pair
 
-PROMPT = "a photo of a dog, in the middle of a sandy beach"
-REFERENCE_PROMPT = "a photo of a dog"
-SEED = 7
-SCHEDULERS = {
+FloatArray = NDArray[np.float32]
+SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
 
 
-class PublishedWay:
-    """The published pipeline on the same pair, from its description, in torch and diffusers.
+@dataclass(frozen=True)
+class Scene:
+    """What a picture is drawn from.
 
-    - The Reference U-Net runs at every step, to its end, on the reference noised to that step.
-    - Keys and values of base and reference features are projected at every step, in each layer.
-    - All rows attend to themselves; the two guided rows attend once more, with the reference. The
-      difference decides which of several references a token follows: a mask of the largest, which
-      is multiplied and summed, with one reference too.
-    - One picture at a time: its code cannot batch.
+    Attributes:
+        ids: int64 [3, S], tokens of no prompt, the prompt and the reference prompt.
+        pixels: float32 [R, 3, H, W] in [-1, 1], the references.
+        noise: float32 [C, h, w], of the picture.
+        add_noise: Latents [R, C, h, w] and timesteps [T] -> noised latents [T, R, C, h, w].
+        solver: Of `SCHEDULERS`.
+        steps: T.
     """
 
-    def __init__(self, backend: TorchBackend, *, steps: int, solver: str) -> None:
-        self.backend = backend
-        self.tokenizer = Tokenizer.from_folder(backend.spec.tokenizer_folder)
-        self.steps, self.solver = steps, solver
-        self.base: Any = backend.pair.base.unet
-        self.reference: Any = backend.pair.reference.unet
-        self.features: list[Tensor] = []
-        self.ref_scale = backend.spec.config.ref_scale
+    ids: NDArray[np.int64]
+    pixels: FloatArray
+    noise: FloatArray
+    add_noise: Callable[[FloatArray, NDArray[np.int64]], FloatArray]
+    solver: str
+    steps: int
 
-    def install(self) -> None:
+    @property
+    def size_px(self) -> int:
+        """Side of the picture."""
+        return int(self.pixels.shape[-1])
+
+
+class PublishedWay:
+    """Draws scenes.
+
+    Args:
+        pair: Its U-Nets run as diffusers runs them; their attention processors are changed. The
+            autoencoder is computed in the type of the U-Nets.
+        device: Of the pair.
+        compiles: The step goes through `torch.compile`.
+        records: The step is recorded once as a CUDA graph and replayed. On a CPU the same buffers
+            are used, and a replay is a call.
+        autocast: Compute in this type where torch's autocast does; None: in that of the weights.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        device: str = "cpu",
+        *,
+        compiles: bool = False,
+        records: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self._pair, self._device, self._autocast = pair, device, autocast
+        self._base: Any = pair.base.unet
+        self._reference: Any = pair.reference.unet
+        self._dtype: torch.dtype = self._base.dtype
+        self._vae: Any = pair.vae
+        torch.nn.Module.to(self._vae, dtype=self._dtype)
+        self._features: list[Tensor] = []
+        self._install()
+        self._output: Callable[..., Tensor] = self._guided
+        if compiles:
+            self._output = torch.compile(self._guided, dynamic=False)
+        if records:
+            self._output = Recorded(self._output, device)
+
+    def picture(self, scene: Scene) -> FloatArray:
+        """Pixels of one picture, float32 [1, 3, H, W], about [-1, 1], on the host."""
+        device, config = self._device, self._pair.config
+        with torch.inference_mode(), self._precision():
+            texts = self._pair.text_encoder(torch.from_numpy(scene.ids).to(device))
+            texts = texts.last_hidden_state.to(self._dtype)
+            rows, reference_texts = texts[[0, 0, 1]], texts[[2] * len(scene.pixels)]
+            pixels = torch.from_numpy(scene.pixels).to(device, self._dtype)
+            latents = self._vae.encode(pixels).latent_dist.mean.float()
+            latents = latents * self._vae.config.scaling_factor
+            scheduler = SCHEDULERS[scene.solver].from_config(self._pair.scheduler)
+            scheduler.set_timesteps(scene.steps, device=device)
+            timesteps = scheduler.timesteps.cpu().numpy()
+            noised = scene.add_noise(latents.cpu().numpy(), timesteps)
+            read = torch.from_numpy(noised).to(device)
+            x = torch.from_numpy(scene.noise).to(device)[None] * float(scheduler.init_noise_sigma)
+            scales = torch.tensor(
+                [config.image_guidance_scale, config.text_guidance_scale], device=device
+            )
+            for index, t in enumerate(scheduler.timesteps):
+                guided = self._output(x, read[index], t, rows, reference_texts, scales)
+                x = scheduler.step(guided, t, x).prev_sample
+            plain = (x / self._vae.config.scaling_factor).to(self._dtype)
+            drawn: FloatArray = self._vae.decode(plain).sample.float().cpu().numpy()
+        return drawn
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._device.partition(":")[0], dtype=self._autocast)
+
+    def _guided(
+        self,
+        x: Tensor,
+        noised: Tensor,
+        t: Tensor,
+        rows: Tensor,
+        reference_texts: Tensor,
+        scales: Tensor,
+    ) -> Tensor:
+        """Guided model output of one picture, float32 [1, C, h, w]."""
+        self._features = []
+        self._reference(noised.to(self._dtype), t, reference_texts)
+        output = self._base(x.to(self._dtype).repeat(3, 1, 1, 1), t, rows).sample.float()
+        uncond, image, text_image = output.chunk(3)
+        guided: Tensor = uncond + scales[0] * (image - uncond) + scales[1] * (text_image - image)
+        return guided
+
+    def _install(self) -> None:
         """Give both U-Nets their attention processors, as the published code binds methods."""
-        for unet, processor in (
-            (self.base, self._attend_to_reference),
-            (self.reference, self._record),
-        ):
+        for unet, function in ((self._base, self._attend), (self._reference, self._record)):
             for name, module in unet.named_modules():
                 if name.endswith("attn1"):
-                    module.set_processor(_Processor(processor))
+                    module.set_processor(_Processor(function))
+                elif name.endswith("attn2"):
+                    module.set_processor(_Processor(_plain))
 
-    def picture(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """Draw one picture; returns its latents and its pixels."""
-        config = self.backend.spec.config
-        latents_ref = self.backend.encode_image(
-            prepare_reference(image, config.sample_size_px, subject_share=config.subject_share)[
-                None
-            ]
-        )
-        with torch.inference_mode():
-            embeds = self.backend.encode_text(self.tokenizer(["", PROMPT, REFERENCE_PROMPT]))
-            rows, ref_embeds = embeds[[0, 0, 1]], embeds[[2]]
-            scheduler: Any = SCHEDULERS[self.solver].from_config(self.backend.pair.scheduler)
-            scheduler.set_timesteps(self.steps)
-            timesteps = scheduler.timesteps.numpy()
-            noised = reference_latents(
-                latents_ref,
-                ReferenceSchedule("exact"),
-                timesteps,
-                noise_seed=0,
-                noise_schedule=self.backend.spec.noise_schedule,
-            )
-            x = torch.from_numpy(picture_noise(SEED, latents_ref.shape[1:]))[None]
-            for index, t in enumerate(scheduler.timesteps):
-                self.features = []
-                self.reference(torch.from_numpy(noised[index]), t, ref_embeds)
-                output = self.base(x.repeat(3, 1, 1, 1), t, rows).sample
-                uncond, with_image, with_both = output.chunk(3)
-                guided = (
-                    uncond
-                    + config.image_guidance_scale * (with_image - uncond)
-                    + config.text_guidance_scale * (with_both - with_image)
-                )
-                x = scheduler.step(guided, t, x).prev_sample
-            latents = x.numpy()
-        return latents, self.backend.decode(latents)
+    def _record(self, attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        self._features.append(tokens)
+        return _plain(attn, tokens)
 
-    def _record(self, attn: Any, tokens: Tensor) -> Tensor:
-        self.features.append(tokens)
-        plain: Tensor = PLAIN(attn, tokens)
-        return plain
-
-    def _attend_to_reference(self, attn: Any, tokens: Tensor) -> Tensor:
-        feature = self.features.pop(0)
-        plain: Tensor = PLAIN(attn, tokens)
+    def _attend(self, attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        features = self._features.pop(0)  # [R, N, C]
+        plain = _plain(attn, tokens)
         guided = tokens[1:]
-        feature = feature.repeat(len(guided), 1, 1)
-        q = attn.to_q(guided)
-        k = torch.cat([attn.to_k(guided), attn.to_k(feature * self.ref_scale)], dim=1)
-        v = attn.to_v(torch.cat([guided, feature], dim=1))
-        q, k, v = (z.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for z in (q, k, v))
-        seen = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        seen = attn.to_out[0](seen.transpose(1, 2).flatten(-2))
-        change = (seen - plain[1:]).unsqueeze(0)  # [references, rows, tokens, channels]
-        norms = change.norm(dim=-1)
-        number = torch.arange(len(norms)).view(-1, 1, 1)
-        is_largest = (number == norms.argmax(dim=0)).to(change.dtype).unsqueeze(-1)
-        plain[1:] += (change * is_largest).sum(dim=0)
-        return plain
+        changes = []
+        for feature in features:
+            feature = feature.expand(len(guided), -1, -1)
+            keys = torch.cat([guided, feature * self._pair.config.ref_scale], dim=1)
+            values = torch.cat([guided, feature], dim=1)
+            changes.append(_attention(attn, guided, keys, values) - plain[1:])
+        change = torch.stack(changes)  # [R, 2, N, C]
+        best = change.float().norm(dim=-1).argmax(dim=0)
+        index = best[None, ..., None].expand(-1, -1, -1, change.shape[-1])
+        return torch.cat([plain[:1], plain[1:] + change.gather(0, index)[0]])
 
 
-PLAIN: Any = AttnProcessor2_0()
+class Recorded:
+    """A function of tensors of one shape, over buffers of its own: recorded once, then replayed.
+
+    Args:
+        function: Reads and makes tensors of the device, and nothing of the host.
+        device: `cpu` or a CUDA device.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: str) -> None:
+        self._function, self._is_cuda = function, device.startswith("cuda")
+        self._inputs: tuple[Tensor, ...] = ()
+        self._result: Tensor | None = None
+        self._graph: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The result, in a tensor that the next call does not change."""
+        if self._result is None:
+            self._inputs = tuple(each.clone() for each in inputs)
+            self._prepare()
+        for buffer, each in zip(self._inputs, inputs, strict=True):
+            buffer.copy_(each)
+        if self._graph is None:
+            self._result = self._function(*self._inputs)
+        else:
+            self._graph.replay()
+        assert self._result is not None
+        return self._result.clone()
+
+    def _prepare(self) -> None:
+        if not self._is_cuda:
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries load, kernels are chosen and compiled
+                self._function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = self._function(*self._inputs)
 
 
 class _Processor:
     """A function as diffusers calls its attention processors."""
 
-    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function = function
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.function(attn, hidden_states)
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        return self._function(attn, hidden_states, encoder_hidden_states)
+
+
+def _plain(attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    context = tokens if context is None else context
+    return _attention(attn, tokens, context, context)
+
+
+def _attention(attn: Any, tokens: Tensor, for_keys: Tensor, for_values: Tensor) -> Tensor:
+    """Projections, attention, output projection: [B, N, C] -> [B, N, C]."""
+    q, k, v = (
+        z.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for z in (attn.to_q(tokens), attn.to_k(for_keys), attn.to_v(for_values))
+    )
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    projected: Tensor = attn.to_out[0](attended)
+    return projected

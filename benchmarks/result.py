@@ -1,35 +1,28 @@
-"""Results of a suite: rows, what they were measured on, and their JSON form.
-
-The JSON Schema beside this file, `result_schema.json`, describes the same for other readers.
-"""
+"""Results of a suite: rows, what they were measured on, and their JSON form. One schema for all."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from bootpig_rt.benchmarks.intervals import Ratio, median_ratio, spread
-from bootpig_rt.benchmarks.machine import Machine, Watch
+from bootpig_rt.benchmarks.machine import Machine
+from bootpig_rt.benchmarks.stats import Ratio, median_ratio, spread
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.files.atomic import atomic_write_text
 
-FORMAT_VERSION = 1
-SCHEMA = Path(__file__).with_name("result_schema.json")
-
-_LEAST_SAMPLES = {"p95_ms": 20, "p99_ms": 100}
-"""Below these a percentile is no more than the largest sample."""
+FORMAT_VERSION = 2
+LEAST_ROUNDS = 10
+"""Fewer do not support a ratio with an interval: they are refused, but with `--smoke`."""
 
 _LEAST_FOR_SPREAD = 4
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of a suite.
 
     Attributes:
@@ -39,121 +32,82 @@ class Row:
         samples_ms: Times of the rounds, per picture where a way draws several; empty where a row
             is no time.
         baseline_ms: Time of the baseline around each sample; empty where none ran beside it.
-        ratio_to: Name of the row whose time is divided by this one's.
-        ratio: That ratio.
+        ratio: Time of the baseline over that of this row.
         values: Numbers beside the time: bytes, rates, sizes, in the unit of their name's suffix.
-        notes: Words beside the numbers: which backend, why a row is missing.
+            `NAME_low` and `NAME_high` are the ends of the 95 % interval of NAME.
+        status: Why there is no time: `not available: ...`, `wrong: ...`; empty where there is one.
+        notes: What to know about the row.
     """
 
     name: str
     label: str
     group: str = ""
     samples_ms: tuple[float, ...] = ()
-    ratio_to: str | None = None
-    ratio: Ratio | None = None
-    values: Mapping[str, float | None] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
     baseline_ms: tuple[float, ...] = ()
-
-    @property
-    def spread(self) -> float | None:
-        """Half the interquartile range over the median; None where there are too few samples."""
-        return spread(self.samples_ms) if len(self.samples_ms) >= _LEAST_FOR_SPREAD else None
+    ratio: Ratio | None = None
+    values: dict[str, float | None] = {}
+    status: str = ""
+    notes: str = ""
 
     @property
     def median_ms(self) -> float | None:
         """Median of the rounds; None where a row is no time."""
         return float(np.median(self.samples_ms)) if self.samples_ms else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, with the percentiles that people look for and the samples are enough for."""
-        found: dict[str, Any] = {"name": self.name, "label": self.label, "group": self.group}
-        if self.samples_ms:
-            found["median_ms"] = round(float(np.median(self.samples_ms)), 4)
-            for name, least in _LEAST_SAMPLES.items():
-                if len(self.samples_ms) >= least:
-                    percent = float(name[1:3])
-                    found[name] = round(float(np.percentile(self.samples_ms, percent)), 4)
-            if self.spread is not None:
-                found["spread"] = round(self.spread, 4)
-            found |= {
-                "min_ms": round(min(self.samples_ms), 4),
-                "rounds": len(self.samples_ms),
-                "samples_ms": [round(each, 4) for each in self.samples_ms],
-            }
-        if self.baseline_ms:
-            found["baseline_ms"] = [round(each, 4) for each in self.baseline_ms]
-        if self.ratio is not None and all(map(math.isfinite, _ends(self.ratio))):
-            found |= {
-                "ratio_to": self.ratio_to,
-                "ratio": round(self.ratio.value, 6),
-                "interval": [round(self.ratio.low, 6), round(self.ratio.high, 6)],
-            }
-        return found | {"values": _finite(self.values), "notes": dict(self.notes)}
+    @property
+    def spread(self) -> float | None:
+        """Half the interquartile range over the median; None where there are too few samples."""
+        return spread(self.samples_ms) if len(self.samples_ms) >= _LEAST_FOR_SPREAD else None
 
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Row:
-        """The row of `to_dict`."""
-        ratio = None
-        if "ratio" in found:
-            ratio = Ratio(found["ratio"], *found["interval"])
-        return cls(
-            name=found["name"],
-            label=found["label"],
-            group=found["group"],
-            samples_ms=tuple(found.get("samples_ms", ())),
-            baseline_ms=tuple(found.get("baseline_ms", ())),
-            ratio_to=found.get("ratio_to"),
-            ratio=ratio,
-            values=found["values"],
-            notes=found["notes"],
-        )
+    def with_values(self, **values: float | None) -> Row:
+        """The same with more numbers."""
+        return msgspec.structs.replace(self, values=self.values | values)
 
 
-@dataclass(frozen=True)
-class Check:
-    """A number that must not, or, as a goal, should not, be above a limit.
+class Check(msgspec.Struct, frozen=True):
+    """What a comparison ahead of the clock found, beside the largest that would be right.
 
     Attributes:
-        name: What was compared or measured.
-        value: What was found; NaN and infinity come back from a file as NaN.
-        limit: The largest that would be right, finite.
+        name: What was compared.
+        value: The difference that was measured; None: it was NaN or infinite.
+        limit: At most five times what this comparison is known to give, see `ways.DIFFERENCES`.
     """
 
     name: str
-    value: float
+    value: float | None
     limit: float
 
     @property
     def is_ok(self) -> bool:
-        """Is the value within its limit? NaN is not."""
-        return self.value <= self.limit
+        """Is the value within its limit?"""
+        return self.value is not None and self.value <= self.limit
 
 
-@dataclass(frozen=True)
-class SuiteResult:
+class SuiteResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of a suite found.
 
     Attributes:
         suite: Its name.
         rows: In the order in which they are shown.
-        settings: What was measured: pair, steps, size, rounds, threads.
+        settings: What was measured: pair, steps, size, rounds, precision.
         checks: What was compared before times were taken; one that is wrong makes them worthless.
-        machine: Hardware, versions, commit, command and load.
-        goals: Times and ratios that are aimed at. One that is missed is shown, and fails nothing.
+        machine: Hardware, versions, commit, command and load; None: not measured yet.
+        remarks: What a reader must know, such as a baseline that was not run.
+        format_version: Of the file.
     """
 
     suite: str
     rows: tuple[Row, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = {}
     checks: tuple[Check, ...] = ()
     machine: Machine | None = None
-    goals: tuple[Check, ...] = ()
+    remarks: tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
 
-    def measured_on(self, watch: Watch) -> SuiteResult:
-        """The same with the machine that was watched, and the noise of the rows."""
-        spreads = [row.spread for row in self.rows if row.spread is not None]
-        return replace(self, machine=watch.machine(spreads))
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return str(self.settings.get("device", "cpu"))
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -167,57 +121,47 @@ class SuiteResult:
         names = ", ".join(row.name for row in self.rows)
         raise ParameterError(f"no row {name!r} in suite {self.suite!r}, expected one of {names}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "suite": self.suite,
-            "machine": None if self.machine is None else asdict(self.machine),
-            "settings": _finite(self.settings),
-            "checks": [_check_to_dict(check) for check in self.checks],
-            "goals": [_check_to_dict(goal) for goal in self.goals],
-            "rows": [row.to_dict() for row in self.rows],
-        }
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> SuiteResult:
-        """The result of `to_dict`."""
-        machine = found["machine"]
-        return cls(
-            suite=found["suite"],
-            rows=tuple(Row.from_dict(row) for row in found["rows"]),
-            settings=found["settings"],
-            checks=_checks(found["checks"]),
-            machine=None if machine is None else Machine(**machine),
-            goals=_checks(found.get("goals", ())),
-        )
+    def wrong(self) -> list[str]:
+        """Checks that failed, and ways of ours that could not be measured."""
+        found = [check.name for check in self.checks if not check.is_ok]
+        return found + [
+            f"{row.name}: {row.status}"
+            for row in self.rows
+            if row.name.startswith("ours") and row.status.startswith(("failed", "wrong"))
+        ]
 
 
-def with_ratios(rows: Sequence[Row], *, to: str) -> tuple[Row, ...]:
-    """The rows, each with the ratio of the time of row `to` over its own, paired by round.
+def make_check(name: str, value: float, limit: float) -> Check:
+    """A check to four digits; a value that is not finite becomes None, which is never right."""
+    return Check(name, _short(value), _short(limit) or 0.0)
 
-    For ways that were timed without a baseline beside them. Rows without a time, or with another
-    number of rounds, stay as they are.
 
-    Raises:
-        ParameterError: No row of that name.
+def ratio_of_rows(way: Row, to: Row) -> Ratio | None:
+    """Time of one row over that of another of the same rounds, each against the same baseline.
+
+    Both were measured beside runs of one baseline, so the ratio of their ratios is free of what
+    slowed the machine.
     """
-    base = next((row for row in rows if row.name == to), None)
-    if base is None:
-        names = ", ".join(row.name for row in rows) or "no row"
-        raise ParameterError(f"no row {to!r} to compare with, expected it among {names}")
-    return tuple(
-        replace(row, ratio_to=to, ratio=median_ratio(base.samples_ms, row.samples_ms))
-        if row.samples_ms and len(row.samples_ms) == len(base.samples_ms)
-        else row
-        for row in rows
+    if not way.samples_ms or len(way.samples_ms) != len(to.samples_ms):
+        return None
+    mine, theirs = (
+        np.array(row.samples_ms) / (row.baseline_ms or (1.0,) * len(row.samples_ms))
+        for row in (way, to)
     )
+    return median_ratio(to.name, theirs, mine)
 
 
 def save_results(results: Sequence[SuiteResult], path: Path) -> None:
-    """Write results as one JSON file, whole or not at all."""
-    text = json.dumps([result.to_dict() for result in results], indent=1, allow_nan=False)
-    atomic_write_text(path, text + "\n")
+    """Write results as one JSON file, a row a line, whole or not at all."""
+    parts = []
+    for result in results:
+        rows = [msgspec.structs.replace(row, **_shortened(row)) for row in result.rows]
+        head = msgspec.json.encode(msgspec.structs.replace(result, rows=())).decode()
+        lines = ",\n".join(msgspec.json.encode(row).decode() for row in rows)
+        head = msgspec.json.format(head, indent=1)
+        parts.append(head.replace('"rows": []', f'"rows": [\n{lines}\n]', 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, "[" + ",\n".join(parts) + "]\n")
 
 
 def load_results(path: Path) -> list[SuiteResult]:
@@ -228,43 +172,29 @@ def load_results(path: Path) -> list[SuiteResult]:
     """
     again = "make one with `bootpig-rt bench --suite NAME --output FILE`"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = msgspec.json.decode(path.read_bytes(), type=list[SuiteResult])
     except FileNotFoundError:
         raise ParameterError(f"no file {path}; {again}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ParameterError(f"cannot read {path}: {error}; {again}") from None
-    try:
-        versions = {one["format_version"] for one in found}
-        if versions - {FORMAT_VERSION}:
-            raise ParameterError(
-                f"{path} has format version {sorted(versions)}, expected {FORMAT_VERSION}; {again}"
-            )
-        return [SuiteResult.from_dict(one) for one in found]
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ParameterError(f"{path} holds no results of benchmarks: {error}; {again}") from None
+    versions = {result.format_version for result in found} - {FORMAT_VERSION}
+    if versions:
         raise ParameterError(
-            f"{path} holds no results of benchmarks ({type(error).__name__}: {error}); {again}"
-        ) from None
+            f"{path} has format version {sorted(versions)}, expected {FORMAT_VERSION}; {again}"
+        )
+    return found
 
 
-def _finite(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for NaN and infinity, which JSON does not have."""
+def _shortened(row: Row) -> dict[str, Any]:
+    """Samples and values to the digits that are worth bytes."""
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in found.items()
+        "samples_ms": tuple(_short(each) or 0.0 for each in row.samples_ms),
+        "baseline_ms": tuple(_short(each) or 0.0 for each in row.baseline_ms),
+        "values": {name: _short(value, digits=6) for name, value in row.values.items()},
     }
 
 
-def _check_to_dict(check: Check) -> dict[str, Any]:
-    return _finite(asdict(check)) | {"is_ok": check.is_ok}
-
-
-def _checks(found: Sequence[Mapping[str, Any]]) -> tuple[Check, ...]:
-    return tuple(Check(each["name"], _number(each["value"]), each["limit"]) for each in found)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _ends(ratio: Ratio) -> tuple[float, float, float]:
-    return ratio.value, ratio.low, ratio.high
+def _short(value: float | None, *, digits: int = 4) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+from tqdm import tqdm
 
 from bootpig_rt.errors import ParameterError
 
@@ -23,28 +26,34 @@ class Settings:
 
     Attributes:
         pair: Folder of the pair under test.
-        rounds: Rounds in which all ways run in turn, after one that warms up. Suites take more of
-            what is quick and fewer of what is slow.
+        device: `cpu` or `cuda`.
+        rounds: Rounds in which all ways run in turn, after one that warms up.
         threads: Of torch and of ONNX Runtime, pinned.
         is_smoke: Small numbers, to see that everything runs; times mean nothing then.
         data: Folder that `fetch-data` made, for suites that judge pictures.
         work: Folder for intermediate files, such as drawn pictures; kept between runs.
         student: A pair that stage `distill` wrote, or a bundle of it; None: there is none.
-        profile: Folder for traces and tables of operators; None: no profile is made.
         only: Names of rows, or beginnings of them, that are run; empty: all.
+        baseline: The row that suite `baselines` divides by; empty: the strongest published way.
         progress: Told what is done.
     """
 
     pair: Path
+    device: str = "cpu"
     rounds: int = 20
     threads: int = 2
     is_smoke: bool = False
     data: Path = Path("data")
     work: Path = Path("bench")
     student: Path | None = None
-    profile: Path | None = None
     only: tuple[str, ...] = ()
-    progress: Progress = field(default=no_progress, compare=False)
+    baseline: str = ""
+    progress: Progress = field(default=no_progress, compare=False, repr=False)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Is the device a GPU?"""
+        return self.device.startswith("cuda")
 
     def is_wanted(self, name: str) -> bool:
         """Should the row `name` be measured?"""
@@ -62,3 +71,15 @@ class Settings:
                 f"--only {' '.join(self.only)} matches no row, expected the beginning of one of: "
                 f"{', '.join(names)}"
             )
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Progress]:
+    """A bar that a suite's `progress` moves; nothing where stderr is no terminal."""
+    with tqdm(desc=name, disable=None, leave=False) as shown:
+
+        def progress(what: str, done: int, total: int) -> None:
+            shown.total, shown.n = total, done
+            shown.set_description(f"{name}: {what}")
+
+        yield progress

@@ -1,6 +1,6 @@
 """The suites of `bootpig-rt bench`, by name.
 
-A suite is a module with `NAME`, `HELP` and `run(settings) -> SuiteResult`. It is imported only
+A suite is a module with `HELP` and `run(settings, journal) -> SuiteResult`. It is imported only
 when it runs.
 """
 
@@ -9,22 +9,40 @@ from __future__ import annotations
 import importlib
 from typing import Protocol, cast
 
+import msgspec
+
+from bootpig_rt.benchmarks.machine import Watch
 from bootpig_rt.benchmarks.result import SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
+from bootpig_rt.benchmarks.way import Journal
 
-SUITES = ("latency", "baselines", "reference", "scale", "quality", "kernels", "builds")
+SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds")
+NEED_DRAWINGS = ("reference", "quality")
+"""Those that judge pictures of what `fetch-data` fetches."""
+ON_CUDA = ("baselines", "latency", "kernels")
+"""Those that measure a GPU; the others are of the packaged pair on a CPU."""
 
 
 class Suite(Protocol):
     """What a suite module offers."""
 
-    NAME: str
     HELP: str
 
-    def run(self, settings: Settings) -> SuiteResult:
+    def run(self, settings: Settings, journal: Journal) -> SuiteResult:
         """Measure, and return the rows."""
 
 
 def load_suite(name: str) -> Suite:
     """Import the module of a suite of `SUITES`."""
     return cast("Suite", importlib.import_module(f"bootpig_rt.benchmarks.suites.{name}"))
+
+
+def run_suite(name: str, settings: Settings) -> SuiteResult:
+    """Run a suite, going on where an interrupted run of the same stopped."""
+    watch = Watch(settings.threads, settings.device)
+    journal = Journal.of(name, settings)
+    result = load_suite(name).run(settings, journal)
+    journal.forget()
+    spreads = [row.spread for row in result.rows if row.spread is not None]
+    about = {"device": settings.device, "rounds": settings.rounds} | result.settings
+    return msgspec.structs.replace(result, machine=watch.machine(spreads), settings=about)

@@ -1,261 +1,198 @@
-"""Suite `baselines`: ours beside the ways that people would otherwise take, on the same weights."""
+"""Suite `baselines`: ours beside the ways that people would otherwise take, on the same weights.
+
+All ratios are to the strongest form of the published way on this machine: as it is, through
+`torch.compile`, recorded as a CUDA graph, or in bfloat16 where the processor has it.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from bootpig_rt.backends.torch.backend import load
-from bootpig_rt.benchmarks.bare_unet import BareUNet, Gemm, unet_flops
-from bootpig_rt.benchmarks.diffusers_ways import DiffusersWay
-from bootpig_rt.benchmarks.drawing import drawing
-from bootpig_rt.benchmarks.ours import OurWay, StepBlock, picture_difference, pixel_difference
-from bootpig_rt.benchmarks.published import PublishedWay
-from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
-from bootpig_rt.benchmarks.rounds import Way, choose, time_ways
+import torch
+
+from bootpig_rt.benchmarks.floors import BareUNet
+from bootpig_rt.benchmarks.result import Row, SuiteResult, make_check
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.threads import torch_threads
-from bootpig_rt.errors import NumericalError
+from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
+from bootpig_rt.benchmarks.ways import (
+    EXACT,
+    OurWay,
+    Truth,
+    diffusers_way,
+    four,
+    known,
+    new,
+    our_way,
+    published_ways,
+    torch_threads,
+)
+from bootpig_rt.errors import BootPIGError
 
-NAME = "baselines"
-HELP = "a picture and a step, beside the published way, torch, diffusers and floors"
+HELP = "a picture and a step, beside the strongest published way, torch, diffusers and floors"
 
-_ROWS = 3
-_EXACT: dict[str, Any] = {"reference_schedule": "exact"}
-_OPTIONS = (("spinning", False), ("arena", False), ("portable", True), ("intra_op_threads", 1))
-_PICTURES = "picture, image and prompt to pixels"
-_STEPS = "step of three rows"
+ROWS = 3
+"""Of a step of one picture with guidance."""
 
-_BLOCK = 5
-"""Steps that are timed together: blocks of two ways then lie close to each other in time."""
-
-_STEP_ROUNDS = 3
-"""A step is quick: so many times the rounds of pictures."""
-
-_GOALS = {
-    "ours_cold": (1 / 2.2,),
-    "ours_warm": (1 / 3,),
-    "ours_warm_4_images": (1 / 3,),
-    "ours_step": (1.25, 1.15),
-}
-_PIXELS = 0.5
+PICTURES = "picture, image and prompt to pixels"
+STEPS = "step of three rows"
+SMOKE_STEPS = 3
 
 
-def run(settings: Settings) -> SuiteResult:
-    """Check that the ways draw the same, then time them in turn.
+def run(settings: Settings, journal: Journal) -> SuiteResult:
+    """Find the strongest published way, then time all ways in turn beside it.
 
     Raises:
-        NumericalError: Our pictures and that of the published way differ.
+        BootPIGError: No form of the published way can be timed.
         ParameterError: `--only` matches no row.
     """
+    bench = Bench(settings, journal)
+    steps = SMOKE_STEPS if settings.is_smoke else None
+    rows: list[Row] = []
     with torch_threads(settings.threads):
-        made = _Ways(settings)
-        checks = made.check()
-        wrong = [check for check in checks if not check.is_ok]
-        if wrong:
-            raise NumericalError(
-                f"{wrong[0].name} is {wrong[0].value:.3g}, expected at most {wrong[0].limit:.3g}; "
-                "the ways do not draw the same, so their times mean nothing"
-            )
-        pictures, steps = list(made.pictures()), list(made.steps())
-        warmups = 0 if settings.is_smoke else 1
-        settings.check_only([way.name for way in (*pictures, *steps)])
-        rows = [
-            *time_ways(
-                choose(pictures, settings),
-                settings.rounds,
-                baseline="published",
-                warmups=warmups,
-                progress=settings.progress,
-            ),
-            *made.missing(),
-            *time_ways(
-                choose(steps, settings),
-                _STEP_ROUNDS * settings.rounds,
-                baseline="bare_unet_step",
-                warmups=warmups,
-                progress=settings.progress,
-            ),
-        ]
+        for references in (1, 4) if settings.is_cuda else (1,):
+            suffix = "" if references == 1 else f" r{references}"
+            group = PICTURES + (f", {references} references" if references > 1 else "")
+            truth = Truth(settings.pair, settings.device, references=references, steps=steps)
+            published = published_ways(truth, group, suffix=suffix)
+            if settings.is_smoke:  # compiling takes minutes
+                published = [way for way in published if "compile" not in way.name]
+            baseline = settings.baseline + suffix if settings.baseline else None
+            baseline = baseline or strongest(bench, published, group)
+            ways = [*published, *offered(settings, truth, group, suffix)]
+            rows += bench.rows(group, ways, baseline=baseline)
+        if not settings.is_cuda:
+            rows += _steps(bench, settings, steps)
+    bench.settings.check_only(bench.names)
+    config = truth.published._pair.config
     return SuiteResult(
-        suite=NAME,
-        rows=tuple(rows),
-        settings=made.settings(),
-        checks=tuple(checks),
-        goals=tuple(_goals(rows)),
+        "baselines",
+        tuple(rows),
+        settings={
+            "pair": config.name,
+            "steps": truth.scene.steps,
+            "solver": config.default_solver,
+            "size_px": config.sample_size_px,
+            "references": 1,
+            "precision": truth.precision,
+        },
+        checks=tuple(bench.checks),
     )
 
 
-def _goals(rows: list[Row]) -> Iterator[Check]:
-    """What is aimed at, as time over that of the row that the ratio is to."""
-    for row in rows:
-        if row.ratio is not None and row.name in _GOALS:
-            for limit in _GOALS[row.name]:
-                yield Check(f"{row.name} over {row.ratio_to}", 1 / row.ratio.value, limit)
+def strongest(bench: Bench, published: list[Way], group: str) -> str:
+    """Name of the quickest of some ways, in as many rounds as the ratios get.
+
+    `--only` does not narrow it: a ratio to a weaker way would be flattering.
+    """
+    timed = bench.rows(f"strongest, {group}", published, wants_all=True)
+    medians = {row.name: row.median_ms for row in timed if row.median_ms is not None}
+    if not medians:
+        reasons = "; ".join(f"{row.name}: {row.status}" for row in timed)
+        raise BootPIGError(f"no form of the published way can be timed: {reasons}")
+    return min(medians, key=lambda name: medians[name] or 0.0)
 
 
-class _Ways:
-    """All ways, each loaded with modules of its own."""
+def offered(settings: Settings, truth: Truth, group: str, suffix: str) -> Iterator[Way]:
+    """What is compared with the published way."""
+    make = functools.cache(partial(_load, settings, truth))
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._missing: dict[str, tuple[str, str]] = {}
-        folder, threads = settings.pair, settings.threads
-        self.ours = OurWay(folder, threads=threads)
-        self.torch = OurWay(folder, backend="torch", threads=threads)
-        config = self.ours.pipe.spec.config
-        self.config = config
-        self.published = PublishedWay(
-            load(folder, "cpu", None), steps=config.default_steps, solver=config.default_solver
-        )
-        self.published.install()
-        self.pair = load(folder, "cpu", None).pair
-        self.side = config.sample_size_px // self.ours.pipe.spec.vae_scale_factor
-        self.tokens = int(self.torch.pipe._tokenizer([""]).shape[1])
-        shape: dict[str, Any] = {"side": self.side, "tokens": self.tokens}
-        self.bare = BareUNet(
-            self.pair.base.unet, settings.work / "graphs", rows=_ROWS, threads=threads, **shape
-        )
-        self.gemm = Gemm()
-        self.flops = unet_flops(self.pair.base.unet, rows=_ROWS, **shape)
+    def way(
+        name: str, label: str, draw: Callable[[OurWay], Any], load: Callable[[], OurWay],
+        pictures: int = 1, precision: str | None = None,
+    ) -> Way:  # fmt: skip
+        return our_way(
+            truth, name + suffix, label, load, draw,
+            group=group, pictures=pictures, precision=precision,
+        )  # fmt: skip
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "pair": self.config.name,
-            "steps": self.config.default_steps,
-            "solver": self.config.default_solver,
-            "size_px": self.config.sample_size_px,
-            "references": 1,
-            "rounds": self._settings.rounds,
-            "step_gflop": round(self.flops / 1e9, 3),
-        }
+    if not suffix:
+        yield diffusers_way(truth, group)
+    if settings.is_cuda:
+        yield from _rungs(settings, truth, way)
+        ours = partial(make, "torch")
+    else:
+        torch_ours = partial(make, "torch")
+        yield way("torch_new", "our torch backend, new subject", new, torch_ours)
+        yield way("torch_known", "our torch backend, known subject", known, torch_ours)
+        if not settings.is_smoke:
+            compiled = functools.cache(partial(_load, settings, truth, "torch", compile=True))
+            yield way("torch_compile_known", "our torch backend, torch.compile, known subject",
+                      known, compiled)  # fmt: skip
+        ours = partial(make, "onnxruntime")
+    yield Way("ours_text" + suffix, "ours, text to image", lambda: Ready(ours().no_reference),
+              group=group)  # fmt: skip
+    yield way("ours_new", "ours, new subject", new, ours)
+    yield way("ours_known", "ours, known subject", known, ours)
+    yield way("ours_four", "ours, four pictures of a known subject", four, ours, pictures=4)
+    if not settings.is_cuda:
+        label = f"floor: the U-Net alone in ONNX Runtime, {ROWS} full rows"
+        yield Way("floor_unet", label, partial(_floor, settings, truth), group=group)
 
-    def check(self) -> list[Check]:
-        """Ours against the published way in pixels, and the bare U-Net against torch."""
-        _, theirs = self.published.picture(drawing())
-        four = self.ours.warm(4, **_EXACT).images
-        alone = self.ours.one_by_one(4, **_EXACT)
-        return [
-            *(
-                Check(f"pixels: {name}, published", pixel_difference(drawn, theirs), _PIXELS)
-                for name, drawn in (
-                    ("ours new", self.ours.cold(**_EXACT)),
-                    ("ours known", self.ours.warm(**_EXACT)),
-                    ("torch backend new", self.torch.cold(**_EXACT)),
-                    ("torch backend known", self.torch.warm(**_EXACT)),
-                )
-            ),
-            Check("pixels: ours four, one by one", picture_difference(four, alone), _PIXELS),
-            Check(
-                "bare U-Net: ONNX Runtime, torch", self.bare.difference(self.pair.base.unet), 1e-3
-            ),
-        ]
 
-    def missing(self) -> list[Row]:
-        """Rows that could not be measured, with the reason."""
-        return [
-            Row(name, label, group=_PICTURES, notes={"status": why})
-            for name, (label, why) in self._missing.items()
-            if self._settings.is_wanted(name)
-        ]
+def _load(settings: Settings, truth: Truth, backend: str, **options: Any) -> OurWay:
+    eager, rows = options.pop("eager", False), options.pop("reference_rows", None)
+    return OurWay(
+        truth.folder, backend=backend, device=truth.device, threads=settings.threads,
+        references=truth.references, eager=eager, backend_options=options,
+        steps=truth.steps, **({} if rows is None else {"reference_rows": rows}),
+    )  # fmt: skip
 
-    def pictures(self) -> Iterator[Way]:
-        """From image and prompt, or prompt alone, to pixels."""
-        ours, eager, steps = self.ours, self.torch, self.config.default_steps
 
-        def way(
-            name: str, label: str, runtime: str, draw: Callable[[], object], count: float = 1
-        ) -> Way:
-            return Way(name, label, draw, count, group=_PICTURES, notes={"runtime": runtime})
+def _rungs(settings: Settings, truth: Truth, way: Callable[..., Way]) -> Iterator[Way]:
+    """What ours adds, one after the other, up to what a user gets."""
+    host: dict[str, Any] = {"cuda_graph": False, "channels_last": False}
+    rungs = {
+        "table": ("+ reference and text read once, ahead of the steps", host | {"eager": True}),
+        "fused": ("+ fused kernels, channels-last", {"cuda_graph": False}),
+    }
+    if not settings.is_smoke:
+        rungs["compile"] = ("ours with torch.compile in place of fused kernels around attention",
+                            {"compile": True})  # fmt: skip
+    for name, (label, options) in rungs.items():
+        load = functools.cache(partial(_load, settings, truth, "torch", **options))
+        yield way(f"rung_{name}_new", f"{label}, new subject", new, load)
+        yield way(f"rung_{name}_known", f"{label}, known subject", known, load)
 
-        torch_name, ort_name = "torch", "ONNX Runtime"
-        yield way(
-            "published", "published way", torch_name, lambda: self.published.picture(drawing())
-        )
-        label = "torch without the waste"
-        yield way("torch_cold", f"{label}, new subject", torch_name, partial(eager.cold, **_EXACT))
-        yield way(
-            "torch_warm", f"{label}, known subject", torch_name, partial(eager.warm, **_EXACT)
-        )
-        compiled = self._compiled()
-        if compiled is not None:
-            draw = partial(compiled.warm, **_EXACT)
-            yield way("torch_compile_warm", "torch.compile, known subject", torch_name, draw)
-        plain, adapter = self._diffusers(ip_adapter=False), self._diffusers(ip_adapter=True)
-        yield way("diffusers_text_to_image", "diffusers, text to image", torch_name, plain.picture)
-        label = "diffusers, IP-Adapter layers (cost only)"
-        yield way("diffusers_ip_adapter", label, torch_name, adapter.picture)
-        yield way("ours_no_reference", "ours, text to image", ort_name, ours.no_reference)
-        yield way("ours_cold", "ours, new subject", ort_name, partial(ours.cold, **_EXACT))
-        yield way("ours_warm", "ours, known subject", ort_name, partial(ours.warm, **_EXACT))
-        label = "ours, four pictures of a known subject"
-        yield way("ours_warm_4_images", label, ort_name, partial(ours.warm, 4, **_EXACT), 4)
-        label = f"floor: one picture alone, U-Net of {_ROWS} full rows, {steps} times"
-        yield way("bare_unet", label, ort_name, lambda: [self.bare.launch() for _ in range(steps)])
-        label = "floor: one picture alone, the same operations at the rate of a matrix product"
-        share = self.gemm.flops / (steps * self.flops)
-        yield way("arithmetic", label, torch_name, self.gemm.run, share)
 
-    def steps(self) -> Iterator[Way]:
-        """Blocks of steps of a batch that is bound already, per step."""
-        count = min(_BLOCK, self.config.default_steps)
-        yield Way(
-            "bare_unet_step",
-            "U-Net alone",
-            lambda: [self.bare.launch() for _ in range(count)],
-            count,
-            group=_STEPS,
-            notes={"runtime": "ONNX Runtime"},
-        )
-        yield self._step("ours_step", "ours, with reference, guidance and solver", self.ours)
-        for option, value in () if self._settings.is_smoke else _OPTIONS:
-            other = OurWay(
-                self._settings.pair,
-                threads=self._settings.threads,
-                backend_options={option: value},
-            )
-            yield self._step(f"ours_step {option}", f"ours, {option} {value}", other)
-        yield self._step("torch_step", "torch backend", self.torch)
+def _floor(settings: Settings, truth: Truth) -> Ready:
+    """What nothing that computes three full rows a step can be quicker than."""
+    unet, steps = _bare(settings, truth), truth.scene.steps
+    return Ready(lambda: [unet.launch() for _ in range(steps)])
 
-    def _step(self, name: str, label: str, ours: OurWay) -> Way:
-        block = StepBlock(ours, _BLOCK, **_EXACT)
-        return Way(
-            name,
-            label,
-            block.run,
-            block.count,
-            group=_STEPS,
-            values={
-                "rows": float(len(block.batch.text_of_row)),
-                "references": float(block.num_references),
-            },
-            notes={"runtime": ours.pipe._backend.name},
-            prepare=block.prepare,
-        )
 
-    def _diffusers(self, *, ip_adapter: bool) -> DiffusersWay:
-        return DiffusersWay(
-            load(self._settings.pair, "cpu", None).pair,
-            solver=self.config.default_solver,
-            steps=self.config.default_steps,
-            size_px=self.config.sample_size_px,
-            ip_adapter=ip_adapter,
-        )
+def _bare(settings: Settings, truth: Truth) -> BareUNet:
+    pair = truth.pair()
+    name = f"unet-{pair.fingerprint[:12]}-torch-{torch.__version__}.onnx"
+    return BareUNet(
+        pair.base.unet, settings.work / "graphs" / name, rows=ROWS, threads=settings.threads,
+        side=truth.scene.noise.shape[-1], tokens=truth.scene.ids.shape[1],
+    )  # fmt: skip
 
-    def _compiled(self) -> OurWay | None:
-        """The torch backend through `torch.compile`; None, and why, where it cannot be compiled."""
-        name, label = "torch_compile_warm", "torch.compile, known subject"
-        if self._settings.is_smoke or not self._settings.is_wanted(name):
-            self._missing[name] = (label, "left out: compiling takes minutes")
-            return None
-        try:
-            way = OurWay(self._settings.pair, backend="torch", backend_options={"compile": True})
-            expected, found = self.torch.warm(**_EXACT).images, way.warm(**_EXACT).images
-        except Exception as error:  # what a compiler raises has no common type
-            self._missing[name] = (label, f"failed: {str(error).splitlines()[0][:200]}")
-            return None
-        if picture_difference(found, expected) > _PIXELS:
-            self._missing[name] = (label, "compiled code draws another picture")
-            return None
-        return way
+
+def _steps(bench: Bench, settings: Settings, steps: int | None) -> list[Row]:
+    """A step from its end to the end of the next, beside the U-Net alone."""
+    truth = Truth(settings.pair, steps=steps)
+
+    def floor() -> Ready:
+        unet = _bare(settings, truth)
+        off = make_check("floor_step", unet.difference(truth.pair().base.unet), 5 * _BARE)
+        return Ready(unet.launch, difference=lambda: off.value or 0.0, limit=off.limit)
+
+    def ours(backend: str) -> Ready:
+        way = _load(settings, truth, backend)
+        return Ready(partial(way.step_ms, **EXACT))
+
+    ways = [
+        Way("floor_step", "the U-Net alone in ONNX Runtime", floor, group=STEPS),
+        Way("ours_step", "ours, with reference, guidance and solver",
+            partial(ours, "onnxruntime"), group=STEPS),
+        Way("torch_step", "our torch backend", partial(ours, "torch"), group=STEPS),
+    ]  # fmt: skip
+    return bench.rows(STEPS, ways, baseline="floor_step")
+
+
+_BARE = 2e-6
+"""What the exported U-Net was measured to differ from torch by, as a share of its output."""

@@ -1,9 +1,8 @@
-"""`bootpig-rt bench`: measure, compare with an earlier run, and make a page of it."""
+"""`bootpig-rt bench`: measure, compare with an earlier run, and make pages of it."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +13,21 @@ if TYPE_CHECKING:
     from bootpig_rt.benchmarks.result import SuiteResult
 
 NAME = "bench"
-HELP = "measure speed, quality and scale beside named baselines; gate a release; make a report"
+HELP = "measure speed and quality beside named baselines, on a CPU or a GPU; gate a release"
 
 EXAMPLES = """\
+Interrupted, the same command goes on where it was.
+
 examples:
   bootpig-rt bench --suite baselines
-  bootpig-rt bench --suite baselines --suite reference --output runs.json --report page
+  bootpig-rt bench --suite baselines --suite kernels --device cuda -o gpu.json
   bootpig-rt bench --suite baselines --against runs.json --max-regression 5%
-  bootpig-rt bench --from runs.json --report page      # a page of an earlier run
+  bootpig-rt bench --from runs.json --report pages     # pages of an earlier run
 """
 
 _STUDENT = Path("runs/distill/result")
-_SUITES = ("latency", "baselines", "reference", "scale", "quality", "kernels", "builds")
+_SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds")
+_ROUNDS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite", action="append", choices=_SUITES, metavar="NAME", default=[],
         help=f"{', '.join(_SUITES)}; may be repeated (default: baselines)",
     )  # fmt: skip
-    parser.add_argument("--model", type=Path, metavar="DIR", help="the pair (default: packaged)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="of all ways (default: 20)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="what draws (default: cpu)"
+    )
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR",
+        help="the pair (default: the packaged one; on cuda one of Stable Diffusion 2.1's size with "
+        "random weights, made in the work folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help=f"of all ways, 10 or more (default: {_ROUNDS})"
+    )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="pinned (default: 2)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME",
         help="rows that begin with NAME, and what they are compared with; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--smoke", action="store_true", help="few rounds and small numbers, to see that all runs"
+        "--baseline", default="", metavar="NAME",
+        help="the row that suite baselines divides by (default: the strongest published way)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--smoke", action="store_true", help="one round and small numbers, to see that all runs"
     )
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR",
@@ -51,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--student", type=Path, metavar="DIR",
-        help="a pair that stage `distill` wrote, for suite quality (default: runs/distill/result "
-        "where there is one)",
+        help=f"a pair that stage `distill` wrote, for suite quality (default: {_STUDENT} where "
+        "there is one)",
     )  # fmt: skip
     parser.add_argument(
         "--work", type=Path, default=Path("bench"), metavar="DIR",
@@ -66,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="source", type=Path, metavar="FILE", action="append",
         help="take the results of an earlier run, and measure nothing; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with plots")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write Markdown pages with plots"
+    )
     parser.add_argument(
         "--against", type=Path, metavar="FILE",
         help="compare the ratios with those of an earlier run; exit code 1 if one is worse or gone",
@@ -75,53 +92,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-regression", default="5%", metavar="SHARE",
         help="how much worse a ratio may be, 5%% or 0.05 (default: 5%%)",
     )  # fmt: skip
-    parser.add_argument(
-        "--profile", type=Path, metavar="DIR",
-        help="trace a picture: Chrome traces and a table of operators for each runtime",
-    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure or read, then print, keep, compare and report."""
-    if args.source is not None and (args.suite or args.profile):
-        raise ParameterError("--from measures nothing; leave out --suite and --profile")
+    if args.source is not None and args.suite:
+        raise ParameterError("--from measures nothing; leave out --suite")
     limit = _share(args.max_regression)
     results = _results(args)
     if args.json:
-        print(json.dumps([result.to_dict() for result in results], indent=1))
+        import msgspec
+
+        print(msgspec.json.format(msgspec.json.encode(results), indent=1).decode())
     else:
-        from bootpig_rt.benchmarks.table import lines
+        from bootpig_rt.benchmarks.tables import text
 
-        print("\n".join(line for result in results for line in lines(result)))
+        print("\n".join(line for result in results for line in text(result)))
     if args.report is not None:
-        from bootpig_rt.benchmarks.report.page import write_report
+        from bootpig_rt.benchmarks.pages import write_pages
 
-        path = write_report(results, args.report, pair=args.model)
-        if not args.json:
-            print(f"report: {path}")
-    is_right = _report_wrong(results)
-    if args.against is not None:
-        passes = _compare(results, args, limit)
-        return EXIT_OK if passes and is_right else EXIT_FAILURE
-    return EXIT_OK if is_right else EXIT_FAILURE
-
-
-def _report_wrong(results: list[SuiteResult]) -> bool:
-    """Are all checks right? Those that are not are named on stderr."""
-    wrong = [f"{each.suite}: {c.name}" for each in results for c in each.checks if not c.is_ok]
+        for page in write_pages(results, args.report):
+            print(f"page: {page}", file=sys.stderr)
+    wrong = [f"{each.suite}: {what}" for each in results for what in each.wrong()]
     if wrong:
         print(
-            f"error: {len(wrong)} checks are wrong, so these times mean nothing: "
-            f"{'; '.join(wrong)}",
+            f"error: {len(wrong)} are wrong, so their times mean nothing: {'; '.join(wrong)}",
             file=sys.stderr,
         )
-    return not wrong
+    passes = args.against is None or _compare(results, args, limit)
+    return EXIT_OK if passes and not wrong else EXIT_FAILURE
 
 
 def _results(args: argparse.Namespace) -> list[SuiteResult]:
     """Results of an earlier run, or of the suites that are asked for, saved after each of them."""
-    from bootpig_rt.benchmarks.result import load_results, save_results
+    from bootpig_rt.benchmarks.result import LEAST_ROUNDS, load_results, save_results
 
     if args.source is not None:
         found = [result for path in args.source for result in load_results(path)]
@@ -130,41 +135,53 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
         return found
     from dataclasses import replace
 
-    from bootpig_rt.benchmarks.machine import Watch
-    from bootpig_rt.benchmarks.progress import bar
-    from bootpig_rt.benchmarks.settings import Settings
-    from bootpig_rt.benchmarks.suites import load_suite
+    from bootpig_rt.benchmarks.pairs import default_pair
+    from bootpig_rt.benchmarks.settings import Settings, progress_bar
+    from bootpig_rt.benchmarks.suites import ON_CUDA, run_suite
     from bootpig_rt.checks import check_int
-    from bootpig_rt.pipeline import default_model
 
-    rounds = args.rounds if args.rounds is not None else (1 if args.smoke else 20)
+    names = list(dict.fromkeys(args.suite or ["baselines"]))
+    others = [name for name in names if name not in ON_CUDA]
+    if args.device == "cuda" and others:
+        raise ParameterError(
+            f"suite {others[0]} is of the packaged pair on a CPU, expected one of "
+            f"{', '.join(ON_CUDA)} with --device cuda"
+        )
+    rounds = args.rounds if args.rounds is not None else (1 if args.smoke else _ROUNDS)
+    least = 1 if args.smoke else LEAST_ROUNDS
     settings = Settings(
-        pair=args.model or default_model(),
-        rounds=check_int("rounds", rounds, 1, 10_000, "20 is usual"),
-        threads=check_int("threads", args.threads, 1, 1024, "2 is usual"),
+        pair=args.model or default_pair(args.device, args.work, is_smoke=args.smoke),
+        device=args.device,
+        rounds=check_int("--rounds", rounds, least, 10_000, "fewer support no interval"),
+        threads=check_int("--threads", args.threads, 1, 1024, "2 is usual"),
         is_smoke=args.smoke,
         data=args.data,
         work=args.work,
         student=args.student or (_STUDENT if _STUDENT.is_dir() else None),
         only=tuple(args.only),
+        baseline=args.baseline or _baseline_of(args.against, args.device),
     )
-    names = list(dict.fromkeys(args.suite or ([] if args.profile else ["baselines"])))
     results: list[SuiteResult] = []
-    for name in [*names, *(["profile"] if args.profile is not None else [])]:
-        watch = Watch(settings.threads)
-        with bar(name) as progress:
-            shown = replace(settings, progress=progress)
-            if name == "profile":
-                from bootpig_rt.benchmarks.profile import profile_picture
-
-                result = profile_picture(shown, args.profile)
-            else:
-                result = load_suite(name).run(shown)
-        results.append(result.measured_on(watch))
+    for name in names:
+        with progress_bar(name) as progress:
+            results.append(run_suite(name, replace(settings, progress=progress)))
         # After each suite: what interrupts a long run costs the suite that runs, no more.
         if args.output is not None:
             save_results(results, args.output)
     return results
+
+
+def _baseline_of(against: Path | None, device: str) -> str:
+    """What the earlier run's ratios of suite baselines are to; empty where there is none."""
+    if against is None:
+        return ""
+    from bootpig_rt.benchmarks.result import load_results
+
+    for result in load_results(against):
+        if result.suite == "baselines" and result.device == device:
+            names = [row.ratio.to for row in result.rows if row.ratio is not None]
+            return names[0] if names else ""
+    return ""
 
 
 def _compare(results: list[SuiteResult], args: argparse.Namespace, limit: float) -> bool:

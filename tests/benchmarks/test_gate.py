@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bootpig_rt.benchmarks.gate import Verdict, compare
-from bootpig_rt.benchmarks.intervals import Ratio, median_ratio
 from bootpig_rt.benchmarks.machine import Watch
-from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.result import Row, SuiteResult, save_results
-from bootpig_rt.benchmarks.rounds import Way, time_ways
+from bootpig_rt.benchmarks.stats import Ratio, median_ratio
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.pipeline import default_model
 
 SETTINGS = {"pair": "p", "steps": 4}
 ENOUGH = (1.0,) * 5
 
 
 def result(value: float, *, width: float = 0.01, suite: str = "s", pair: str = "p") -> SuiteResult:
-    ratio = Ratio(value, value - width, value + width)
-    base = Row("base", "base", samples_ms=ENOUGH, ratio_to="base", ratio=Ratio(1, 1, 1))
-    row = Row("ours", "ours", samples_ms=ENOUGH, ratio_to="base", ratio=ratio)
+    ratio = Ratio("base", value, value - width, value + width)
+    base = Row("base", "base", samples_ms=ENOUGH, ratio=Ratio("base", 1, 1, 1))
+    row = Row("ours", "ours", samples_ms=ENOUGH, ratio=ratio)
     return SuiteResult(suite, (base, row), settings={**SETTINGS, "pair": pair})
 
 
@@ -69,7 +65,7 @@ def test_noise_alone_does_not_fail_but_is_said_to_hide_a_fall() -> None:
 
 def test_too_few_rounds_decide_nothing() -> None:
     before = result(3)
-    few = replace(before.rows[1], samples_ms=(1.0, 1.0), ratio=Ratio(1, 1, 1))
+    few = replace(before.rows[1], samples_ms=(1.0, 1.0), ratio=Ratio("base", 1, 1, 1))
     found = verdict(before, replace(before, rows=(before.rows[0], few)))
     assert found.state == "blind"
     assert "too few rounds" in str(found)
@@ -78,14 +74,14 @@ def test_too_few_rounds_decide_nothing() -> None:
 def synthetic(slower: float, seed: int, *, rounds: int = 20, rows: int = 6) -> SuiteResult:
     """Ways beside a baseline, with slow spells that hit both and 4 % of scatter that does not."""
     rng = np.random.default_rng(seed)
-    found = [Row("base", "base", samples_ms=ENOUGH, ratio_to="base", ratio=Ratio(1, 1, 1))]
+    found = [Row("base", "base", samples_ms=ENOUGH, ratio=Ratio("base", 1, 1, 1))]
     for index in range(rows):
         spell = np.where(rng.random(rounds) < 0.3, 1.4, 1.0)
         base = 900 * spell * rng.lognormal(0, 0.04 / 2**0.5, rounds)
         factor = slower if index == 2 else 1.0
         ours = 300 * factor * spell * rng.lognormal(0, 0.04, rounds)
-        ratio = median_ratio(base, ours)
-        found.append(Row(f"way {index}", "", samples_ms=tuple(ours), ratio_to="base", ratio=ratio))
+        ratio = median_ratio("base", base, ours)
+        found.append(Row(f"way {index}", "", samples_ms=tuple(ours), ratio=ratio))
     return SuiteResult("s", tuple(found), settings=SETTINGS)
 
 
@@ -112,7 +108,7 @@ def test_what_a_row_can_see_shrinks_with_the_rounds() -> None:
 def test_a_row_that_is_gone_fails_with_its_reason() -> None:
     before = result(3)
     base, row = before.rows
-    gone = replace(row, samples_ms=(), ratio=None, ratio_to=None, notes={"status": "no compiler"})
+    gone = replace(row, samples_ms=(), ratio=None, status="no compiler")
     both = (base, row, replace(row, name="other"))
     found = compare(
         [replace(before, rows=both)], [replace(before, rows=(base, gone, both[2]))],
@@ -134,7 +130,9 @@ def test_a_row_that_was_not_asked_for_is_not_missed() -> None:
 
 def test_a_row_with_another_baseline_is_gone() -> None:
     before = result(3)
-    now = replace(before, rows=(before.rows[0], replace(before.rows[1], ratio_to="else")))
+    now = replace(
+        before, rows=(before.rows[0], replace(before.rows[1], ratio=Ratio("else", 3, 2.9, 3.1)))
+    )
     with pytest.raises(ParameterError, match="no ratio"):
         compare([replace(before, rows=())], [now], max_regression=0.05)
     assert verdict(before, now).reason == "a ratio to else, before to base"
@@ -160,56 +158,24 @@ def test_runs_without_a_common_ratio_are_refused() -> None:
         compare([result(3, suite="other")], [result(3)], max_regression=0.05)
 
 
-class _Slowed:
-    """A backend whose decoder is slow: an artificially slowed build."""
-
-    def __init__(self, backend: object) -> None:
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._backend, name)
-
-    def decode(self, latents: object) -> object:
-        time.sleep(0.5)
-        return self._backend.decode(latents)  # type: ignore[attr-defined]
-
-
-def measured(ours: OurWay) -> SuiteResult:
-    """The packaged pair, two steps, beside a fixed baseline: the same pipeline unslowed."""
-    ways = [
-        Way("base", "base", lambda: BASE.warm(num_inference_steps=2)),
-        Way("ours", "ours", lambda: ours.warm(num_inference_steps=2)),
-    ]
-    return SuiteResult("s", time_ways(ways, 6, baseline="base"), settings=SETTINGS)
-
-
-BASE: OurWay
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Files of an unchanged build twice, and of a slowed one."""
-    global BASE
-    BASE = OurWay(default_model())
-    ours = OurWay(default_model())
-    paths = tuple(tmp_path / f"{name}.json" for name in ("before", "again", "slowed"))
-    save_results([measured(ours)], paths[0])
-    save_results([measured(ours)], paths[1])
-    ours.pipe._backend = _Slowed(ours.pipe._backend)  # type: ignore[assignment]
-    save_results([measured(ours)], paths[2])
-    return paths  # type: ignore[return-value]
+def test_ratios_of_another_device_are_not_compared() -> None:
+    before = result(3)
+    on_gpu = replace(before, settings=before.settings | {"device": "cuda"})
+    with pytest.raises(ParameterError, match="no ratio to compare"):
+        compare([before], [on_gpu], max_regression=0.05)
 
 
 def test_the_command_passes_an_unchanged_build_and_fails_a_slowed_one(
-    runs: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, again, slowed = map(str, runs)
-    # The limit is wide, since other tests may share the machine; the slowed build is far beyond.
-    limit = ["--against", before, "--max-regression", "30%"]
-    assert main(["bench", "--from", again, *limit]) == 0
-    assert "0 worse by over 30%, 0 gone" in capsys.readouterr().out
-    assert main(["bench", "--from", slowed, *limit]) == 1
-    assert "WORSE s/ours" in capsys.readouterr().out
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("before", "again", "slowed")}
+    for seed, (name, slower) in enumerate(zip(paths, (1.0, 1.0, 1.5), strict=True)):
+        save_results([synthetic(slower, seed)], Path(paths[name]))
+    against = ["--against", paths["before"], "--max-regression", "10%"]
+    assert main(["bench", "--from", paths["again"], *against]) == 0
+    assert "0 worse by over 10%, 0 gone" in capsys.readouterr().out
+    assert main(["bench", "--from", paths["slowed"], *against]) == 1
+    assert "WORSE s/way 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("share", ["much", "-5%", "150%"])

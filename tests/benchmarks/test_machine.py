@@ -9,7 +9,7 @@ import pytest
 
 from bootpig_rt.benchmarks import machine
 from bootpig_rt.benchmarks.machine import Watch, commit_of
-from bootpig_rt.benchmarks.result import Row, SuiteResult
+from bootpig_rt.benchmarks.stats import spread
 
 QUIET, NOISY = (10.0, 10.1, 9.9, 10.0, 10.05), (10.0, 14.0, 8.0, 12.0, 9.0)
 
@@ -22,10 +22,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(*samples: tuple[float, ...]) -> machine.Machine:
-    rows = tuple(Row(str(n), "", samples_ms=each) for n, each in enumerate(samples))
-    found = SuiteResult("s", rows).measured_on(Watch(1)).machine
-    assert found is not None
-    return found
+    return Watch(1).machine([spread(each) for each in samples if len(each) > 3])
 
 
 @pytest.mark.usefixtures("steady")
@@ -66,8 +63,8 @@ def git(folder: Path, *words: str) -> None:
 
 
 def test_results_and_what_is_made_of_them_do_not_make_a_checkout_dirty(tmp_path: Path) -> None:
-    written = ("benchmarks/results/a.json", "docs/plot.svg", "README.md")
-    for name in (*written, "code.py", "docs/page.md"):
+    written = ("benchmarks/results/a.json", "docs/results/plot.svg", "README.md")
+    for name in (*written, "code.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("old")
     git(tmp_path, "init", "--quiet")
@@ -85,3 +82,18 @@ def test_results_and_what_is_made_of_them_do_not_make_a_checkout_dirty(tmp_path:
 
 def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
     assert commit_of(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2", None),
+        ("fpu avx512_bf16 sse", "avx512_bf16"),
+        ("amx_bf16 avx512_bf16", "amx_bf16"),
+    ],
+)
+def test_the_flag_of_a_processor_with_bfloat16_is_found(
+    flags: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_cpuinfo", lambda field: flags)
+    assert machine.bf16_flag() == expected

@@ -1,0 +1,182 @@
+"""Fills the marked lines of README.md and of the documentation from the result files.
+
+What lies between the lines `<!-- figures:NAME -->` and `<!-- /figures -->` is written.
+
+python -m bootpig_rt.benchmarks.figures [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.benchmarks.pages import ABOUT, write_pages
+from bootpig_rt.benchmarks.result import SuiteResult, load_results
+from bootpig_rt.benchmarks.tables import markdown
+from bootpig_rt.errors import ParameterError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ROOT / "docs" / "results"
+
+_MARK = re.compile(r"(<!-- figures:(\S+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+_OTHERS = ("mutants",)
+"""Marks that something else fills."""
+_NOT_YET = "Not measured yet: `make figures` measures it."
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """The text with its marked lines written from result files.
+
+    Raises:
+        ParameterError: A mark has a name that there is not.
+    """
+
+    def replaced(found: re.Match[str]) -> str:
+        name = found[2]
+        if name in _OTHERS:
+            return found[0]
+        if name not in FIGURES:
+            raise ParameterError(
+                f"<!-- figures:{name} --> is no figure, expected one of {', '.join(FIGURES)}"
+            )
+        return f"{found[1]}{FIGURES[name](results)}\n{found[3]}"
+
+    return _MARK.sub(replaced, text)
+
+
+def texts(root: Path = ROOT) -> list[Path]:
+    """Files with marked lines."""
+    found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path for path in found if path.is_file() and _MARK.search(path.read_text("utf-8"))]
+
+
+def _result(results: Path, name: str) -> SuiteResult | None:
+    path = results / f"{name}.json"
+    return load_results(path)[0] if path.is_file() else None
+
+
+def _headline(results: Path, device: str) -> str:
+    """A small table: the strongest published way, and ours beside it."""
+    result = _result(results, f"baselines-{device}")
+    if result is None:
+        return _NOT_YET
+    names = {row.ratio.to for row in result.rows if row.ratio is not None}
+    chosen = [
+        row
+        for row in result.rows
+        if row.samples_ms
+        and (row.name in names or row.name in _SHOWN)
+        and row.group == result.rows[0].group
+    ]
+    table = markdown([_bare(row) for row in chosen])
+    seen = result.machine
+    where = "" if seen is None else f"{seen.name}, commit {seen.commit}. "
+    page = f"{where}[All ways, and how it was measured](docs/results/baselines-{device}.md)."
+    return "\n\n".join([table, *result.remarks, page])
+
+
+_SHOWN = (
+    "published",
+    "diffusers_text_to_image",
+    "ours_text",
+    "ours_new",
+    "ours_known",
+    "ours_four",
+)
+
+
+def _bare(row: Any) -> Any:
+    import msgspec
+
+    return msgspec.structs.replace(row, values={})
+
+
+def _latency(results: Path) -> str:
+    result = _result(results, "latency-cpu")
+    if result is None:
+        return _NOT_YET
+    process = result.row("process generate onnxruntime").median_ms or 0.0
+    imported = result.row("process import").median_ms or 0.0
+    return (
+        f"`bootpig-rt generate` with one reference and {result.settings['steps']} steps takes "
+        f"{process / 1e3:.1f} s from process start to PNG, of which the import is "
+        f"{imported / 1e3:.2f} s (files cached)."
+    )
+
+
+def _evaluation(results: Path) -> str:
+    """Rates and measures of the shipped pair on subjects that it never saw."""
+    path = results / "evaluation-small.json"
+    if not path.is_file():
+        return _NOT_YET
+    found = json.loads(path.read_text(encoding="utf-8"))
+    groups = found["groups"]
+    lines = ["| | held-out drawings | held-out concepts |", "|---|---:|---:|"]
+    for label, key in (("identity, by pixels", "pixels"), ("identity, by the network", "network")):
+        rates = [_rate(groups[group]["identity"].get(key)) for group in groups]
+        lines.append(f"| {label} | {' | '.join(rates)} |")
+    scenes = [_rate(groups[group]["scene"]) for group in groups]
+    lines.append(f"| scene | {' | '.join(scenes)} |")
+    for key, label in (("psnr_db", "subject PSNR, dB"), ("perceptual", "perceptual distance")):
+        measured = [groups[group].get("fidelity", {}).get(key) for group in groups]
+        if all(measured):
+            shown = [_rate(each, ".1f" if key == "psnr_db" else ".3f") for each in measured]
+            lines.append(f"| {label} | {' | '.join(shown)} |")
+    chance = [f"{groups[group]['chance']:.2f}" for group in groups]
+    return "\n".join([*lines, f"| chance of identity | {' | '.join(chance)} |"])
+
+
+def _rate(found: dict[str, float] | None, digits: str = ".2f") -> str:
+    if found is None:
+        return ""
+    value, low, high = (format(found[key], digits) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _pages(results: Path) -> str:
+    """A list of the pages, with what they were measured on."""
+    lines = []
+    for path in sorted(results.glob("*-c*.json")):
+        for result in load_results(path):
+            seen = result.machine
+            about = "" if seen is None else f": {seen.name}, {seen.started[:10]}, {seen.commit}"
+            lines.append(f"- [{ABOUT[result.suite][0]}]({path.stem}.md), {result.device}{about}")
+    return "\n".join(lines) or _NOT_YET
+
+
+FIGURES: dict[str, Callable[[Path], str]] = {
+    "cpu": lambda results: _headline(results, "cpu"),
+    "gpu": lambda results: _headline(results, "cuda"),
+    "latency": _latency,
+    "evaluation": _evaluation,
+    "pages": _pages,
+}
+"""What can be filled in, by the name of its mark."""
+
+
+def main(words: list[str]) -> int:
+    """Write the pages and the marked lines; with `--check` only say which differ."""
+    stale = []
+    if "--check" not in words:
+        files = sorted(RESULTS.glob("*-c*.json"))
+        write_pages([result for path in files for result in load_results(path)], PAGES)
+    for path in texts():
+        before = path.read_text(encoding="utf-8")
+        after = fill(before)
+        if after != before:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in words:
+                path.write_text(after, encoding="utf-8")
+    if "--check" in words and stale:
+        sys.stderr.write(f"error: other than the result files: {', '.join(stale)}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,1 +1,0 @@
-"""`bootpig-rt bench-gpu`: kernels, steps and pictures on a CUDA device, correctness first."""

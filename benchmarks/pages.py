@@ -1,0 +1,195 @@
+"""Results as pages of the documentation: Markdown, with plots by matplotlib beside it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
+from bootpig_rt.benchmarks.tables import NAMES, markdown
+from bootpig_rt.files.atomic import atomic_write_text
+
+ABOUT = {
+    "baselines": (
+        "A picture and a step beside the ways that people would otherwise take",
+        "All ways draw from the same weights, one after the other in each round. Ratios are to the "
+        "strongest form of the published way that runs on this machine: as it is, through "
+        "`torch.compile`, recorded as a CUDA graph, or in bfloat16 where the processor has it. A "
+        "time runs from reference image and prompt to pixels; loading is not in it. Nothing that "
+        "computes three full rows a step can be quicker than the floors; ours shares rows.",
+    ),
+    "reference": (
+        "What the reference costs and gives",
+        "How the reference is read decides time and bytes. `exact` computes what the published way "
+        "does. Pictures are judged on subjects that were held out from training; changes are to "
+        "`exact`, picture by picture.",
+    ),
+    "quality": (
+        "Time against how good pictures are",
+        "Every change that is not exact: fewer steps, other solvers, guidance for part of the "
+        "steps, a student. Changes are to 25 steps of `dpmpp_2m`, picture by "
+        "picture, on subjects that were held out from training.",
+    ),
+    "latency": (
+        "From process start to picture",
+        "Whole processes, with and without their files in the system's cache, then every part of a "
+        "picture and what it is varied by.",
+    ),
+    "kernels": (
+        "Attention with references, of all layers of a step",
+        "Every way gives the same numbers, compared with float32 before a clock starts.",
+    ),
+    "builds": (
+        "Building engines",
+        "Each build in a process of its own, once: these times have no interval.",
+    ),
+}
+
+_JUDGED = (
+    "Subject PSNR compares the subject's pixels with the renderer's drawing of it at the view that "
+    "fits best; the perceptual distance compares features of an ImageNet network there, lower is "
+    "better. Identity by the network is the share of pictures whose subject is nearest to its own "
+    "reference among all drawings of its concept."
+)
+
+
+def write_pages(results: Sequence[SuiteResult], folder: Path) -> list[Path]:
+    """Write a page for each result, named by suite and device.
+
+    Args:
+        results: Of suites.
+        folder: Of the pages.
+
+    Returns:
+        The pages.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = []
+    for result in results:
+        name = f"{result.suite}-{result.device}"
+        plots = draw_plots(result, folder, name)
+        page = folder / f"{name}.md"
+        atomic_write_text(page, page_of(result, plots))
+        pages.append(page)
+    return pages
+
+
+def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
+    """The page of a suite.
+
+    Args:
+        result: What to show.
+        plots: Names of the pictures beside the page.
+    """
+    title, about = ABOUT[result.suite]
+    parts = [f"# {title}", about, _measured_on(result)]
+    parts += [f"**{remark}**" for remark in result.remarks]
+    parts += [f"![{title}]({plot})" for plot in plots]
+    if any("psnr_db" in row.values for row in result.rows):
+        parts.append(_JUDGED)
+    for group in dict.fromkeys(row.group for row in result.rows):
+        parts += [f"## {group[:1].upper()}{group[1:]}"] if group else []
+        parts.append(markdown([row for row in result.rows if row.group == group]))
+    if result.checks:
+        parts += [
+            "## Compared before a clock started",
+            "What differs from the published way, as a share of what the references change, or of "
+            "the result's norm, and the limit: at most five times what is known for it.",
+            _checks(result.checks),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured_on(result: SuiteResult) -> str:
+    asked = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+    if result.machine is None:
+        return f"Not measured on a known machine. {asked}."
+    seen = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in seen.versions.items())
+    busy = " **The machine was busy: ratios suffer little, times are not worth quoting.**"
+    where = f"{seen.name}, {seen.threads} threads of {seen.cores} cores, noise {seen.noise:.0%}"
+    if seen.gpu:
+        where = ", ".join(f"{name} {value}" for name, value in seen.gpu.items())
+    return (
+        f"{where}; {versions}; commit {seen.commit or 'unknown'}; {seen.started}. "
+        f"`{seen.command}`. {asked[:1].upper()}{asked[1:]}.{busy if seen.is_busy else ''}"
+    )
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    lines = [f"| {each.name} | {each.value} | {each.limit:g} |" for each in checks]
+    return "\n".join(["| | measured | limit |", "|---|---:|---:|", *lines])
+
+
+def draw_plots(result: SuiteResult, folder: Path, name: str) -> list[str]:
+    """Draw what a suite's rows can show; names of the files."""
+    groups: dict[str, list[Row]] = {}
+    for row in result.rows:
+        groups.setdefault(row.group, []).append(row)
+    plots: list[tuple[Callable[[Any], None], float]] = []
+    if result.suite in ("baselines", "kernels", "latency"):
+        timed = [[row for row in rows if row.samples_ms] for rows in groups.values()]
+        shown = [rows for rows in timed if len(rows) > 1][: 4 if result.suite == "kernels" else 2]
+        plots += [(partial(bars, rows=rows), len(rows)) for rows in shown]
+    if result.suite == "quality":
+        judged = [row for row in result.rows if row.samples_ms and "psnr_db" in row.values]
+        measures = ("psnr_db", "perceptual") if judged else ()
+        plots += [(partial(scatter, rows=judged, y=y), 12.0) for y in measures]
+    files = []
+    for number, (draw, size) in enumerate(plots, 1):
+        file = f"{name}-{number}.svg"
+        _save(draw, size, folder / file)
+        files.append(file)
+    return files
+
+
+def _save(draw: Callable[[Any], None], size: float, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 9}
+    with matplotlib.rc_context(settings):
+        figure, axes = pyplot.subplots(figsize=(8, 1.0 + 0.28 * size), layout="constrained")
+        draw(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def bars(axes: Any, rows: Sequence[Row]) -> None:
+    """Median times, lying bars; whiskers from the 25th to the 75th percentile."""
+    for place, row in enumerate(rows):
+        middle = row.median_ms or 0.0
+        low, _, high = (
+            statistics.quantiles(row.samples_ms, n=4)
+            if len(row.samples_ms) > 1
+            else (middle, middle, middle)
+        )
+        is_ours = row.name.startswith("ours") or " ours" in row.name
+        axes.barh(place, middle, color="#2b6cb0" if is_ours else "#a0aec0")
+        axes.plot([low, high], [place, place], color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+    axes.set_title(rows[0].group, loc="left", fontsize=9)
+
+
+def scatter(axes: Any, rows: Sequence[Row], y: str) -> None:
+    """A measure against the median time of a picture, with its 95 % interval."""
+    for row in rows:
+        value = row.values.get(y)
+        if value is None or row.median_ms is None:
+            continue
+        ends = [abs((row.values.get(f"{y}_{end}") or value) - value) for end in ("low", "high")]
+        bar = axes.errorbar(
+            row.median_ms, value, yerr=[[ends[0]], [ends[1]]], fmt="o", markersize=4
+        )
+        axes.annotate(row.label, (row.median_ms, value), textcoords="offset points",
+                      xytext=(5, 3), fontsize=7, color=bar[0].get_color())  # fmt: skip
+    axes.set_xlabel("ms a picture")
+    axes.set_ylabel(NAMES[y])

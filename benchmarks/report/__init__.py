@@ -1,1 +1,0 @@
-"""The report of `bootpig-rt bench --report`: one page, Markdown beside it, plots as SVG."""
