@@ -1,7 +1,8 @@
 """The two U-Nets of a golden folder in ONNX Runtime, for `bootpig_rt.export.golden`.
 
-The folder is exported to a temporary one, and run by what runs bundles: the same graphs, tables and
-steps. A row of the Base U-Net is a picture whose guidance and solver pass the output through.
+The folder is exported to a temporary one, and run as bundles are: the same graphs, tables and
+inputs. A row of the Base U-Net is a picture whose guidance and solver pass the output through. Each
+choice between references is opened: the graph shows the norms, and may be told what to take.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import torch
+from onnx import TensorProto, helper, inliner
 
 from bootpig_rt.backends.base import DenoiseBatch
 from bootpig_rt.backends.onnxruntime.sessions import Sessions
-from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
-from bootpig_rt.backends.onnxruntime.tables import DeviceTable
-from bootpig_rt.backends.onnxruntime.values import to_device
 from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.backends.step_inputs import graph_name, step_inputs
 from bootpig_rt.diffusion.solver import BatchSolver
-from bootpig_rt.export.golden import FloatArray, IntArray, References
+from bootpig_rt.export.golden import Choices, FloatArray, IntArray, Prediction, References
 from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph
 from bootpig_rt.export.onnx_export import DEFAULT_OPSET, write_graph
 from bootpig_rt.export.reference_op import OpMerge
@@ -29,6 +33,8 @@ from bootpig_rt.models.load import load_unet
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
 _CPU = "cpu"
+_CHOICE, _NORMS = "choice_", "norms_"
+_OWN_CHOICE = np.full((1, 1, 1), -1, np.int64)
 
 
 def load(folder: Path) -> OnnxGoldenPair:
@@ -53,9 +59,7 @@ class OnnxGoldenPair:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         for part in ("base_unet", "ref_unet"):
             shutil.copytree(folder / part, self._folder / part)
-        # The merge of the recordings is a choice by `argmax`, and some choices hang on the last
-        # digits: arithmetic that is the same on every CPU keeps the verdict the same.
-        self._options = OnnxRuntimeOptions(portable=True)
+        self._options = OnnxRuntimeOptions()
         # `ref_scale` is folded into the reference graph, so there is one for each scale.
         self._of_scale: dict[float, Sessions] = {}
         self._steps = Sessions(self._folder, self._read_step, device=_CPU, options=self._options)
@@ -70,14 +74,13 @@ class OnnxGoldenPair:
         t: IntArray,
         prompt_embeds: FloatArray,
         references: References | None = None,
-    ) -> FloatArray:
-        """Output of the Base U-Net, [B, C, h, w]."""
+        choices: Choices | None = None,
+    ) -> Prediction:
+        """Output of the Base U-Net, [B, C, h, w], and norms of its merges, rows as they are."""
         rows = len(latents)
         self._text_length = prompt_embeds.shape[1]
         numbers = np.arange(rows, dtype=np.int64)
-        tables: tuple[DeviceTable, ...] = ()
-        if references is not None:
-            tables = (self._table(references),)
+        count = 0 if references is None else len(references.latents)
         pass_through = BatchSolver(
             timesteps=np.asarray(t, dtype=np.int64)[np.newaxis],
             matrices=np.tile(np.array([0, 1], np.float32), (1, rows, 1, 1)),
@@ -88,24 +91,37 @@ class OnnxGoldenPair:
         )
         batch = DenoiseBatch(
             latents=np.ascontiguousarray(latents),
-            prompt_embeds=to_device(prompt_embeds, _CPU),
+            prompt_embeds=prompt_embeds,
             text_of_row=numbers,
             picture_of_row=numbers,
             ref_of_row=np.full((rows, 1), -1) if references is None else references.ref_of_row,
             rows_of_picture=np.tile(numbers, (3, 1)),
             image_guidance_scale=np.zeros(rows, np.float32),
             text_guidance_scale=np.zeros(rows, np.float32),
-            tables=tables,
-            num_references=tuple(table.references for table in tables),
-            entry_of_step=np.zeros((len(tables), 1), np.int64),
+            tables=(None,) if count else (),
+            num_references=(count,) if count else (),
+            entry_of_step=np.zeros((1 if count else 0, 1), np.int64),
             solver=pass_through,
             merge="argmax",
         )
-        run = OnnxRuntimeRun(self._steps, batch, None, device=_CPU)
-        run.step(0)
-        return run.latents()
+        laid_out = step_inputs(batch, [1] if count else [])
+        name = graph_name(batch.merge, laid_out.slots)
+        known = {value.name: value.shape for value in self._steps.get(name).get_inputs()}
+        text = {"prompt_embeds": prompt_embeds, "text_of_row": laid_out.text_of_row}
+        inputs = {
+            **laid_out.arrays,
+            "step": np.zeros(1, np.int64),
+            **self._steps.launch("text_kv", text),
+            **(_nothing(known) if references is None else self._table(references)),
+            **{key: _OWN_CHOICE for key in known if key.startswith(_CHOICE)},
+        }
+        for layer, choice in enumerate(choices or ()):
+            inputs[f"{_CHOICE}{layer}"] = np.expand_dims(choice, 1)
+        found = {key: value.numpy() for key, value in self._steps.launch(name, inputs).items()}
+        norms = [found[f"{_NORMS}{layer}"] for layer in range(_count(known, _CHOICE))]
+        return Prediction(found["next_state"][0], tuple(norms))
 
-    def _table(self, references: References) -> DeviceTable:
+    def _table(self, references: References) -> dict[str, ort.OrtValue]:
         """Keys and values of one entry."""
         scale, count = references.ref_scale, len(references.latents)
         if scale not in self._of_scale:
@@ -115,7 +131,7 @@ class OnnxGoldenPair:
                 device=_CPU,
                 options=self._options,
             )
-        layers = self._of_scale[scale].launch(
+        return self._of_scale[scale].launch(
             "reference_kv",
             {
                 "latents": references.latents,
@@ -126,7 +142,6 @@ class OnnxGoldenPair:
                 "prompt_embeds": references.prompt_embeds,
             },
         )
-        return DeviceTable(layers, 1, count, "float32")
 
     def _read_reference(self, scale: float) -> bytes:
         graph = reference_graph(
@@ -140,4 +155,48 @@ class OnnxGoldenPair:
         else:
             merge: OpMerge = "one" if name == "denoise_step" else "argmax"
             graph = step_graph(self._base, merge, self._text_length, torch.float32)
-        return write_graph(graph, self._folder, opset=DEFAULT_OPSET).read_bytes()
+        return _opened(write_graph(graph, self._folder, opset=DEFAULT_OPSET).read_bytes())
+
+
+def _opened(graph: bytes) -> bytes:
+    """The graph with the norms of each choice as outputs and the choice as an input.
+
+    `norms_0`, float32 [rows, R, tokens], is what the first choice compares; `choice_0`, int64
+    [rows, 1, tokens], is what it takes, -1 for what it takes by itself.
+    """
+    model = inliner.inline_local_functions(onnx.load_from_string(graph))
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type != "ArgMax":
+            continue
+        number = len(model.graph.output) - 2  # behind `next_state` and `estimate`
+        norms, choice, own = f"{_NORMS}{number}", f"{_CHOICE}{number}", f"own_choice_{number}"
+        taken, node.output[0] = node.output[0], own
+        zero, is_given = f"{own}_zero", f"{own}_is_given"
+        nodes += [
+            helper.make_node("Identity", [node.input[0]], [norms]),
+            helper.make_node("Constant", [], [zero], value_int=0),
+            helper.make_node("GreaterOrEqual", [choice, zero], [is_given]),
+            helper.make_node("Where", [is_given, choice, own], [taken]),
+        ]
+        model.graph.input.append(
+            helper.make_tensor_value_info(choice, TensorProto.INT64, [None, 1, None])
+        )
+        model.graph.output.append(
+            helper.make_tensor_value_info(norms, TensorProto.FLOAT, [None, None, None])
+        )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    opened: bytes = model.SerializeToString()
+    return opened
+
+
+def _nothing(known: Mapping[str, Sequence[Any]]) -> dict[str, FloatArray]:
+    """A table of one reference with one token, which no row reads."""
+    names = [name for name in known if name[:2] in ("k_", "v_")]
+    return {name: np.zeros((1, known[name][1], 1, known[name][3]), np.float32) for name in names}
+
+
+def _count(names: Iterable[str], prefix: str) -> int:
+    return sum(name.startswith(prefix) for name in names)

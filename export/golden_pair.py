@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bootpig_rt.export.golden import FloatArray, IntArray, References
+from bootpig_rt.export.golden import Choices, FloatArray, IntArray, Prediction, References
+from bootpig_rt.models.attention import change_norms, take_reference
 from bootpig_rt.models.load import load_unet
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
@@ -44,23 +45,39 @@ class TorchGoldenPair:
         t: IntArray,
         prompt_embeds: FloatArray,
         references: References | None = None,
-    ) -> FloatArray:
-        """Output of the Base U-Net, [B, C, h, w]."""
+        choices: Choices | None = None,
+    ) -> Prediction:
+        """Output of the Base U-Net, [B, C, h, w], and norms of its merges."""
         with torch.inference_mode():
             inputs = (_tensor(latents), _tensor(t), _tensor(prompt_embeds))
             if references is None:
-                output = self._base(*inputs)
-            else:
-                features = self._reference(
-                    _tensor(references.latents),
-                    _tensor(references.t),
-                    _tensor(references.prompt_embeds),
-                )
-                table = self._base.project_reference(features, ref_scale=references.ref_scale)
-                rows = _tensor(references.ref_of_row)
-                output = self._base(*inputs, table, rows, merge="argmax")
-            drawn: FloatArray = output.numpy()
-            return drawn
+                return Prediction(self._base(*inputs).numpy())
+            features = self._reference(
+                _tensor(references.latents),
+                _tensor(references.t),
+                _tensor(references.prompt_embeds),
+            )
+            table = self._base.project_reference(features, ref_scale=references.ref_scale)
+            merge = _WatchedMerge(choices)
+            output = self._base(*inputs, table, _tensor(references.ref_of_row), merge=merge)
+            return Prediction(output.numpy(), tuple(merge.norms))
+
+
+class _WatchedMerge:
+    """`argmax` that shows its norms, and may be told what to take."""
+
+    def __init__(self, choices: Choices | None) -> None:
+        self._choices = choices or ()
+        self.norms: list[FloatArray] = []
+
+    def __call__(self, change: torch.Tensor) -> torch.Tensor:
+        """[b, R, N, C] -> [b, N, C]."""
+        norms = change_norms(change).numpy()
+        choice: IntArray = norms.argmax(axis=1)
+        if len(self.norms) < len(self._choices):
+            choice = self._choices[len(self.norms)]
+        self.norms.append(norms)
+        return take_reference(change, _tensor(choice))
 
 
 def _tensor(array: FloatArray | IntArray) -> torch.Tensor:

@@ -6,6 +6,7 @@ picks; `bootpig_rt.kernels.eager` holds the arithmetic in its plainest form, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -16,10 +17,24 @@ from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.rows import RowGroup, RowPlan
 
-__all__ = ["KV", "Merge", "attention", "join_heads", "reference_self_attention", "split_heads"]
+__all__ = [
+    "KV",
+    "Merge",
+    "MergeRule",
+    "attention",
+    "change_norms",
+    "join_heads",
+    "reference_self_attention",
+    "split_heads",
+    "take_reference",
+]
 
 KV: TypeAlias = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [N, H, M, D]."""
+
+MergeRule: TypeAlias = Merge | Callable[[Tensor], Tensor]
+"""How several references of a row are combined: a name, or a function of what each one changes,
+[b, R, N, C] -> [b, N, C], for which the eager path is taken."""
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
@@ -61,7 +76,7 @@ def reference_self_attention(
     reference: KV,
     plan: RowPlan,
     *,
-    merge: Merge,
+    merge: MergeRule,
     entry: Tensor | None = None,
 ) -> Tensor:
     """Self-attention in which each row also reads its references.
@@ -82,7 +97,7 @@ def reference_self_attention(
     q = split_heads(attn.to_q(tokens), attn.heads)
     k = split_heads(attn.to_k(tokens), attn.heads)
     v = split_heads(attn.to_v(tokens), attn.heads)
-    if plan.ref_of_row is not None and choose.is_fused(q):
+    if plan.ref_of_row is not None and isinstance(merge, str) and choose.is_fused(q):
         return _fused(attn, (q, k, v), reference, plan, merge=merge, entry=entry)
     if entry is not None:
         reference = _entry_of(reference, entry)
@@ -194,19 +209,31 @@ def _each_reference(q: Tensor, k: Tensor, v: Tensor, reference: KV, group: RowGr
     return by_reference
 
 
-def _merge(change: Tensor, merge: Merge) -> Tensor:
+def _merge(change: Tensor, merge: MergeRule) -> Tensor:
     """Weighted sum over references of what each one changes, [b, R, N, C] -> [b, N, C].
 
     Computed in float32 or wider, whatever type the attention ran in.
     """
     change = change.to(torch.promote_types(change.dtype, torch.float32))
-    norms = torch.linalg.vector_norm(change, dim=-1)
+    if not isinstance(merge, str):
+        return merge(change)
+    norms = change_norms(change)
     if merge == "softmax":
         weighted: Tensor = norms.softmax(dim=1).unsqueeze(-1) * change
         return weighted.sum(dim=1)
     # torch.argmax promises nothing about ties of floats: the lowest index is chosen explicitly.
     best = norms.max(dim=1, keepdim=True).values
-    first = (norms == best).int().argmax(dim=1, keepdim=True)
-    index = first.unsqueeze(-1).expand(-1, -1, -1, change.shape[-1])
-    chosen: Tensor = change.gather(1, index).squeeze(1)
-    return chosen
+    return take_reference(change, (norms == best).int().argmax(dim=1))
+
+
+def change_norms(change: Tensor) -> Tensor:
+    """How much each reference changes each token, [b, R, N, C] -> [b, R, N]."""
+    norms: Tensor = torch.linalg.vector_norm(change, dim=-1)
+    return norms
+
+
+def take_reference(change: Tensor, choice: Tensor) -> Tensor:
+    """What one reference a token changes, [b, R, N, C] at int64 [b, N] -> [b, N, C]."""
+    index = choice[:, None, :, None].expand(-1, -1, -1, change.shape[-1])
+    taken: Tensor = change.gather(1, index).squeeze(1)
+    return taken

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.models.attention import (
     KV,
-    Merge,
+    MergeRule,
     attention,
     project,
     reference_self_attention,
@@ -274,7 +274,7 @@ class BaseUNet(_WalkedUNet):
         reference_kv: ReferenceKVLayers | None = None,
         ref_of_row: Tensor | RowPlan | None = None,
         *,
-        merge: Merge = "argmax",
+        merge: MergeRule = "argmax",
         entry: Tensor | None = None,
     ) -> Tensor:
         """The model output (noise, v or x0, as the pair was trained).
@@ -387,10 +387,10 @@ class BaseUNet(_WalkedUNet):
         rows: int,
         reference_kv: ReferenceKVLayers | None,
         ref_of_row: Tensor | RowPlan | None,
-        merge: str,
+        merge: MergeRule,
     ) -> tuple[ReferenceKVLayers | None, RowPlan]:
         """The table to read, None when no row reads it, and the plan of the rows."""
-        if merge not in ("argmax", "softmax", "mean", "concat"):
+        if isinstance(merge, str) and merge not in ("argmax", "softmax", "mean", "concat"):
             raise ParameterError(f"merge is {merge!r}, expected argmax, softmax, mean or concat")
         reads_nothing = isinstance(ref_of_row, RowPlan) and not ref_of_row.uses_references
         if not reads_nothing and (reference_kv is None) != (ref_of_row is None):

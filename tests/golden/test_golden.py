@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bootpig_rt.cli.main import main
+from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
+from bootpig_rt.diffusion.solver import solver_table
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.export import golden
-from bootpig_rt.export.golden import GoldenReport, relative_error, verify_golden
+from bootpig_rt.export.golden import (
+    Choices,
+    GoldenReport,
+    Prediction,
+    References,
+    relative_error,
+    verify_golden,
+)
+from bootpig_rt.export.golden_pair import load
 
 DATA = Path(__file__).parent / "data"
 FILES = ("ddim_1ref", "ddim_3ref", "train_forward", "unipc_1ref")
@@ -110,8 +126,8 @@ class _NaNPair:
     def features(self, *_: object) -> None:
         return None
 
-    def predict(self, latents: npt.NDArray[np.float32], *_: object) -> npt.NDArray[np.float32]:
-        return np.full_like(latents, np.nan)
+    def predict(self, latents: npt.NDArray[np.float32], *_: object) -> Prediction:
+        return Prediction(np.full_like(latents, np.nan))
 
 
 def test_nan_is_a_failure_and_valid_json(
@@ -184,6 +200,178 @@ def test_an_unknown_backend_or_folder_is_refused(tmp_path: Path) -> None:
         next(verify_golden(DATA, backend="abacus"))
     with pytest.raises(CheckpointError, match="is not a folder"):
         next(verify_golden(tmp_path / "nothing"))
+
+
+# Sets made the same way as the recorded ones: a random pair with sharp attentions, DDIM, guided
+# hard. `spoil` says what a recording chooses where ours would choose otherwise.
+
+Spoil = Callable[[int, Prediction], Choices | None]
+TIMES = 4
+
+
+def record(folder: Path, *, seed: int, num_references: int = 3, spoil: Spoil | None = None) -> None:
+    """Record a run of the pair in a folder."""
+    pair, rng = load(folder), np.random.default_rng(seed)
+
+    def normal(*shape: int) -> npt.NDArray[np.float32]:
+        return rng.standard_normal(shape, np.float32)
+
+    schedule = NoiseSchedule.from_config(
+        {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085}
+        | {"beta_end": 0.012, "clip_sample": True, "final_sigmas_type": "sigma_min"}
+    )
+    table = solver_table("ddim", schedule, TIMES)
+    negative, prompt = normal(2, 24, 32)
+    tensors: dict[str, Any] = {
+        "t": table.timesteps,
+        "ref_latents": normal(num_references, 4, 16, 16) * np.float32(0.22),
+        "ref_noise": normal(TIMES, num_references, 4, 16, 16),
+        "ref_prompt_embeds": np.repeat(normal(1, 24, 32), num_references, 0),
+        "prompt_embeds": np.stack([negative, negative, prompt]),
+    }
+    reads = np.arange(num_references)
+    latents = normal(1, 4, 16, 16)
+    history = table.initial_history(latents)
+    made: dict[str, list[Any]] = {"latents_in": [], "noise_pred": [], "guided": []}
+    for index, t in enumerate(table.timesteps):
+        references = References(
+            schedule.add_noise(tensors["ref_latents"], tensors["ref_noise"][index], int(t)),
+            np.full(num_references, t),
+            tensors["ref_prompt_embeds"],
+            np.stack([np.full(num_references, -1), reads, reads]),
+            ref_scale=1.1,
+        )
+        inputs = np.repeat(latents, 3, 0), np.full(3, t), tensors["prompt_embeds"], references
+        prediction = pair.predict(*inputs)
+        choices = None if spoil is None else spoil(index, prediction)
+        rows = pair.predict(*inputs, choices).output
+        guided = rows[:1] + np.float32(5) * (rows[1:2] - rows[:1])
+        guided = guided + np.float32(7.5) * (rows[2:] - rows[1:2])
+        for name, value in (("latents_in", latents), ("noise_pred", rows), ("guided", guided)):
+            made[name].append(np.ascontiguousarray(value))
+        latents, history = table.step(index, latents, output=guided, history=history)
+    tensors |= {name: np.stack(values) for name, values in made.items()}
+    tensors["final_latents"] = np.ascontiguousarray(latents)
+    scales = {"ref_scale": "1.1", "guidance_scale": "5.0", "txtim_guidance_scale": "7.5"}
+    schedule_of = {"scheduler": "DDIMScheduler", "beta": "scaled_linear 0.00085..0.012"}
+    save_file(tensors, folder / "ddim_made.safetensors", scales | schedule_of)
+
+
+def other_choice(largest: float) -> Spoil:
+    """At the first step, the other choice of the nearest tie whose distance is at least this."""
+
+    def spoil(index: int, prediction: Prediction) -> Choices | None:
+        if index:
+            return None
+        places = []
+        for layer, norms in enumerate(prediction.norms):
+            ordered = np.sort(norms, axis=1)
+            distance = 1 - ordered[:, -2] / ordered[:, -1]
+            for row, token in np.argwhere(distance >= largest):
+                places.append((distance[row, token], layer, row, token))
+        _, layer, row, token = min(places)
+        choice = prediction.choices[layer].copy()
+        choice[row, token] = np.argsort(prediction.norms[layer][row, :, token])[-2]
+        return (*prediction.choices[:layer], choice)
+
+    return spoil
+
+
+@pytest.fixture
+def pair_folder(tmp_path: Path) -> Path:
+    """The recorded pair without its recordings."""
+    for name in ("base_unet", "ref_unet"):
+        shutil.copytree(DATA / name, tmp_path / "made" / name)
+    return tmp_path / "made"
+
+
+@pytest.fixture
+def other_pair_folder(pair_folder: Path) -> Path:
+    """Another random pair, as sharp as the recorded one."""
+    torch.manual_seed(1)
+    for part in ("base_unet", "ref_unet"):
+        path = pair_folder / part / "diffusion_pytorch_model.safetensors"
+        config = json.loads((pair_folder / part / "config.json").read_text())
+        del config["bootpig_mode"]
+        unet: Any = UNet2DConditionModel.from_config(config)
+        for name, weight in unet.named_parameters():
+            if name.endswith(("to_q.weight", "to_k.weight")):
+                weight.data.mul_(4)
+        save_file({k: v.half().numpy() for k, v in unet.state_dict().items()}, path)
+    return pair_folder
+
+
+def test_a_near_tie_that_the_recording_decided_otherwise_is_counted_and_passes(
+    pair_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(pair_folder, seed=3, spoil=other_choice(0.0))
+    with safe_open(pair_folder / "ddim_made.safetensors", framework="numpy") as stream:
+        recorded = stream.get_tensor("noise_pred")[0]
+    record(pair_folder, seed=3)
+    with safe_open(pair_folder / "ddim_made.safetensors", framework="numpy") as stream:
+        assert relative_error(stream.get_tensor("noise_pred")[0], recorded) > 1e-4
+    record(pair_folder, seed=3, spoil=other_choice(0.0))
+    (report,) = verify_golden(pair_folder)
+    assert report.passed, report
+    assert report.step_error < 1e-4
+    assert report.end_to_end_error is not None
+    assert report.end_to_end_error < 1e-3
+    assert report.flips >= 1
+    assert 0 < report.flip_distance < 1e-3
+    assert report.choices > 7000
+    assert main(["verify-golden", str(pair_folder)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"{report.flips} of {report.choices}, {report.flip_distance:.1e}" in line
+
+
+def test_another_choice_that_is_no_near_tie_fails(pair_folder: Path) -> None:
+    record(pair_folder, seed=3, spoil=other_choice(0.2))
+    (report,) = verify_golden(pair_folder)
+    assert not report.passed
+    assert report.step_error > 1e-4
+
+
+@pytest.mark.slow  # each process imports torch
+@pytest.mark.parametrize("instructions", ["AVX2", None])
+def test_other_pairs_pass_whatever_instructions_the_cpu_has(
+    instructions: str | None, other_pair_folder: Path
+) -> None:
+    """Recorded with all that this CPU has: three references, and a tie decided otherwise."""
+    record(other_pair_folder, seed=1, spoil=other_choice(0.0))
+    environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
+    if instructions is not None:
+        environment["ONEDNN_MAX_CPU_ISA"] = instructions
+    for folder in (other_pair_folder, DATA):
+        done = subprocess.run(
+            [sys.executable, "-m", "bootpig_rt", "verify-golden", str(folder), "--json"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert all(line["passed"] and line["errors"].get("guided", 0) < 1e-4 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("end", "rounding", "distance", "passed"),
+    [
+        (9e-4, 0.0, 0.0, True),
+        (2e-3, 1e-4, 0.0, False),
+        (2e-3, 3e-3, 0.0, True),  # an end that nobody can hit better
+        (4e-3, 3e-3, 0.0, False),
+        (9e-4, 0.0, 9e-3, True),
+        (9e-4, 0.0, 2e-2, False),  # a flip that no rounding makes
+        (float("nan"), float("nan"), 0.0, False),
+    ],
+)
+def test_a_run_passes_within_its_limits(
+    end: float, rounding: float, distance: float, passed: bool
+) -> None:
+    errors = {"guided": 1e-5, golden.END_TO_END: end}
+    report = GoldenReport("run", errors, 1, distance, 100, rounding)
+    assert report.passed is passed
 
 
 def test_relative_error_is_against_the_largest_recorded_value() -> None:
