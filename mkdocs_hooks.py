@@ -22,11 +22,13 @@ _STYLE_LOADS = re.compile(r"""(?:@import\s*["']|url\(["']?)((?:https?:)?//[^"')]
 
 
 def on_config(config: Any) -> Any:
-    """Put every page of docs/results/ into the navigation, in the order of their names."""
-    pages = sorted(Path(config.docs_dir, "results").glob("*.md"), key=_index_first)
+    """Put every page of docs/results/ into the navigation, by the names of their files."""
+    pages = sorted(path.stem for path in Path(config.docs_dir, "results").glob("*.md"))
+    pages.remove("index")
     for section in config.nav:
         if section.get("Results") == "results/":
-            section["Results"] = [f"results/{page.name}" for page in pages]
+            named = [{_title(page): f"results/{page}.md"} for page in pages]
+            section["Results"] = ["results/index.md", *named]
     return config
 
 
@@ -146,5 +148,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted([*folder.rglob("*.html"), *folder.rglob("*.css")])
 
 
-def _index_first(path: Path) -> tuple[bool, str]:
-    return path.stem != "index", path.stem
+def _title(name: str) -> str:
+    """`baselines-cuda` as `Baselines, GPU`."""
+    suite, _, device = name.partition("-")
+    return f"{suite.capitalize()}, {device.replace('cuda', 'gpu').upper()}" if device else suite

@@ -74,13 +74,13 @@ def test_what_a_page_loads_from_elsewhere_is_found(
     assert hooks.loads(tmp_path / name) == found
 
 
-@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_links_of_the_texts_outside_of_the_site_lead_to_files(root: Path, name: str) -> None:
     text = (root / name).read_text()
     links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text)
     assert [link for link in links if not (root / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["ARCHITECTURE.md"])
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
 def test_the_first_texts_are_short(root: Path, name: str) -> None:
     assert len((root / name).read_text().splitlines()) <= 150
