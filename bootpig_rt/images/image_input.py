@@ -1,6 +1,6 @@
 """Pictures in: files, bytes, arrays and PIL images, checked before a pixel is decoded.
 
-This file knows nothing about models and subjects; `image.py` makes of a loaded picture what the
+This file knows nothing about models and subjects; `picture.py` makes of a loaded picture what the
 Reference U-Net is shown.
 """
 
@@ -26,7 +26,6 @@ MIN_SIDE_PX = 8
 MAX_SIDE_PX = 16384
 MAX_PIXELS = 64 * 2**20
 
-_LIMITS = f"{MIN_SIDE_PX} to {MAX_SIDE_PX} px a side and at most {MAX_PIXELS >> 20} megapixels"
 _EXIF_ORIENTATION = 0x0112
 _HEAD_BYTES = 512
 
@@ -83,7 +82,9 @@ _DECODER_ERRORS = (
 )
 
 
-def load_image(source: ImageSource, *, what: str = "reference image") -> Image.Image:
+def load_image(
+    source: ImageSource, *, what: str = "reference image", max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Load a picture from wherever it is, upright, in eight bits.
 
     The size is read from the header and refused before any pixel is decoded. EXIF rotation is
@@ -94,23 +95,25 @@ def load_image(source: ImageSource, *, what: str = "reference image") -> Image.I
         source: A path, the contents of a file, a PIL image, or an array: uint8, or float in [0, 1],
             of shape [H, W], [H, W, 1] grey, [H, W, 3] RGB or [H, W, 4] RGBA.
         what: How messages call the picture.
+        max_pixels: A larger picture is refused. Decoding takes four bytes of memory a pixel, and a
+            file of a few kilobytes may hold many pixels.
 
     Returns:
         A new image of mode RGB, or RGBA if the picture has an alpha channel.
 
     Raises:
         ImageError: Not a still PNG, JPEG, WebP or BMP; damaged; outside 8 to 16384 px a side or
-            over 64 megapixels; an array of another type, shape or range; a file that cannot be
+            over `max_pixels`; an array of another type, shape or range; a file that cannot be
             read. Says which and what to do.
     """
     if isinstance(source, Image.Image):
-        return _normalise(source, what)
+        return _normalise(source, what, max_pixels, is_ours=False)
     if isinstance(source, np.ndarray):
-        return _from_array(source, what)
+        return _from_array(source, what, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), what)
+        return _decode(io.BytesIO(source), what, max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _load_file(os.fspath(source), what)
+        return _load_file(os.fspath(source), what, max_pixels)
     hint = "; pass the pictures one by one" if isinstance(source, (list, tuple)) else ""
     raise ImageError(
         f"{what} is of type {type(source).__name__}, expected a path, bytes, a PIL image or a "
@@ -118,7 +121,7 @@ def load_image(source: ImageSource, *, what: str = "reference image") -> Image.I
     )
 
 
-def _load_file(path: str, what: str) -> Image.Image:
+def _load_file(path: str, what: str, max_pixels: int) -> Image.Image:
     shown = repr(path if len(path) <= 200 else f"{path[:200]}...")
     what = f"{what} {shown}"
     if path.startswith(("http://", "https://", "data:", "file:")):
@@ -131,7 +134,7 @@ def _load_file(path: str, what: str) -> Image.Image:
         if not stat.S_ISREG(mode):
             raise ImageError(f"{what} is no plain file, expected a picture file; copy it to one")
         with open(path, "rb") as stream:
-            return _decode(stream, what)
+            return _decode(stream, what, max_pixels)
     except ValueError as error:
         if isinstance(error, ImageError):
             raise
@@ -141,7 +144,7 @@ def _load_file(path: str, what: str) -> Image.Image:
         raise ImageError(f"cannot read {what}: {reason}") from error
 
 
-def _decode(stream: IO[bytes], what: str) -> Image.Image:
+def _decode(stream: IO[bytes], what: str, max_pixels: int) -> Image.Image:
     """Decode a file's contents; what comes back no longer needs the stream."""
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
@@ -155,10 +158,12 @@ def _decode(stream: IO[bytes], what: str) -> Image.Image:
     try:
         image = opener(stream)
     except Image.DecompressionBombError as error:  # WebP's own check, before ours
-        raise ImageError(f"{what} is too large, expected {_LIMITS}; make it smaller") from error
+        raise ImageError(
+            f"{what} is too large, expected {_limits(max_pixels)}; make it smaller"
+        ) from error
     except _DECODER_ERRORS as error:
         raise _damaged(what, name) from error
-    return _normalise(image, what)
+    return _normalise(image, what, max_pixels, is_ours=True)
 
 
 def _format_name(head: bytes) -> str:
@@ -177,19 +182,27 @@ def _damaged(what: str, name: str) -> ImageError:
     )
 
 
-def _check_size(width: int, height: int, what: str) -> None:
+def _limits(max_pixels: int) -> str:
+    megapixels = max_pixels / 2**20
+    return f"{MIN_SIDE_PX} to {MAX_SIDE_PX} px a side and at most {megapixels:.4g} megapixels"
+
+
+def _check_size(width: int, height: int, what: str, max_pixels: int) -> None:
     if min(width, height) < MIN_SIDE_PX:
         fix = "use a larger picture"
-    elif max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
+    elif max(width, height) > MAX_SIDE_PX or width * height > max_pixels:
         fix = "make it smaller"
     else:
         return
-    raise ImageError(f"{what} is {width}x{height} px, expected {_LIMITS}; {fix}")
+    raise ImageError(f"{what} is {width}x{height} px, expected {_limits(max_pixels)}; {fix}")
 
 
-def _normalise(image: Image.Image, what: str) -> Image.Image:
-    """Check an opened PIL image, decode it, and return it upright as a new RGB or RGBA image."""
-    _check_size(*image.size, what)
+def _normalise(image: Image.Image, what: str, max_pixels: int, *, is_ours: bool) -> Image.Image:
+    """Check an opened PIL image, decode it, and return it upright as a new RGB or RGBA image.
+
+    One that was opened here is nobody else's, and is returned itself where it need not change.
+    """
+    _check_size(*image.size, what, max_pixels)
     if getattr(image, "is_animated", False):
         raise ImageError(
             f"{what} is animated ({getattr(image, 'n_frames', 'several')} frames), "
@@ -198,7 +211,7 @@ def _normalise(image: Image.Image, what: str) -> Image.Image:
     try:
         image.load()
         orientation = _read_orientation(image)
-        result = _to_rgb_or_rgba(image, what)
+        result = _to_rgb_or_rgba(image, what, is_ours=is_ours)
     except ImageError:
         raise
     except _DECODER_ERRORS as error:
@@ -224,8 +237,8 @@ def _read_orientation(image: Image.Image) -> Image.Transpose | None:
     }.get(tag)
 
 
-def _to_rgb_or_rgba(image: Image.Image, what: str) -> Image.Image:
-    """Convert a decoded image of any mode; always a new image, so its info can be dropped."""
+def _to_rgb_or_rgba(image: Image.Image, what: str, *, is_ours: bool) -> Image.Image:
+    """Convert a decoded image of any mode; never the caller's own, so its info can be dropped."""
     if image.mode == "I;16" or image.mode.startswith("I;16") or _is_png_of_old_pillow(image):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
@@ -234,7 +247,9 @@ def _to_rgb_or_rgba(image: Image.Image, what: str) -> Image.Image:
             "LA, P, CMYK or I;16: convert it to L first"
         )
     target = "RGBA" if image.has_transparency_data else "RGB"
-    return image.copy() if image.mode == target else image.convert(target)
+    if image.mode != target:
+        return image.convert(target)
+    return image if is_ours else image.copy()
 
 
 def _is_png_of_old_pillow(image: Image.Image) -> bool:
@@ -252,7 +267,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return rgba
 
 
-def _from_array(array: np.ndarray[Any, Any], what: str) -> Image.Image:
+def _from_array(array: np.ndarray[Any, Any], what: str, max_pixels: int) -> Image.Image:
     """Check an array and copy it into a new image."""
     shape = list(array.shape)
     channels = 1 if array.ndim == 2 else array.shape[-1]
@@ -266,7 +281,7 @@ def _from_array(array: np.ndarray[Any, Any], what: str) -> Image.Image:
             f"{what} is an array of shape {shape}, expected [H, W], [H, W, 1], [H, W, 3] or "
             f"[H, W, 4]; {hint}"
         )
-    _check_size(array.shape[1], array.shape[0], what)
+    _check_size(array.shape[1], array.shape[0], what, max_pixels)
     if array.ndim == 3 and channels == 1:
         array = array[:, :, 0]
     if array.dtype == np.uint8:

@@ -8,6 +8,7 @@ learnt to read. Loading, PNG files and sheets have their own files; their names 
 from __future__ import annotations
 
 import logging
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image, ImageChops
 
 from bootpig_rt.errors import ImageError, NumericalError, ParameterError
 from bootpig_rt.images.background import BackgroundRemover
-from bootpig_rt.images.image_input import MIN_SIDE_PX, ImageSource, load_image
+from bootpig_rt.images.image_input import MAX_PIXELS, MIN_SIDE_PX, ImageSource, load_image
 from bootpig_rt.images.png import read_parameters, save_png
 from bootpig_rt.images.sheet import SheetRow, grid, label_sheet
 
@@ -43,6 +44,8 @@ SUBJECT_SHARE = 0.86
 
 _ALPHA_THRESHOLD = 8  # of 255: fainter pixels are leftovers of cutting out, not subject
 _WHITE_THRESHOLD = 245  # of 255: JPEG leaves a white paper a little below 255
+_STRIP_PX = 128  # rows worked on at once: large pictures are never copied as a whole
+_REDUCING_GAP = 3.0  # a picture over this many times its new size is averaged down first
 _NO_SUBJECT = "use a picture that shows the subject, cut out or on white"
 
 
@@ -53,12 +56,14 @@ def prepare_reference(
     *,
     what: str = "reference image",
     subject_share: float = SUBJECT_SHARE,
+    max_pixels: int = MAX_PIXELS,
 ) -> FloatArray:
     """Crop a picture to its subject and put that on a white square.
 
     The subject is found, in this order, by the picture's alpha channel if anything in it is
     transparent, by `remover`, or by what is not white if the border of the picture is white.
     A picture with none of these is taken whole, fills the square, and a warning is logged.
+    Takes about six bytes of memory a pixel of the picture, decoding included.
 
     Args:
         image: Whatever `load_image` accepts.
@@ -67,6 +72,7 @@ def prepare_reference(
         what: How messages call the picture.
         subject_share: Longest side of the subject over the side of the square, in (0, 1], as the
             pair was trained (`PairConfig.subject_share`).
+        max_pixels: A larger picture is refused.
 
     Returns:
         float32 [3, size_px, size_px] in [-1, 1]; white is 1.
@@ -75,29 +81,26 @@ def prepare_reference(
         ImageError: As for `load_image`, or there is no subject, or it is under 8 px.
         ParameterError: `remover` returned something else than a mask of the picture's size.
     """
-    picture = load_image(image, what=what)
-    colour = picture.convert("RGB")
+    picture = load_image(image, what=what, max_pixels=max_pixels)
     alpha, no_subject = _own_alpha(picture), "is transparent all over"
     if alpha is None and remover is not None:
+        colour = picture if picture.mode == "RGB" else picture.convert("RGB")
         alpha, no_subject = _remove_background(colour, remover), "is all background to the remover"
+    share = subject_share
     if alpha is not None:
         box = alpha.point(_above_alpha_threshold).getbbox()
         if box is None:
             raise ImageError(f"{what} {no_subject}, expected a subject; {_NO_SUBJECT}")
-        on_white = Image.new("RGB", picture.size, "white")
-        on_white.paste(colour, mask=alpha)
-        share = subject_share
     else:
-        on_white = colour
-        box, share = _box_by_white(colour, what), subject_share
+        box = _box_by_white(picture, what)
         if box is None:
-            box, share = (0, 0, *colour.size), 1.0
+            box, share = (0, 0, *picture.size), 1.0
             logger.warning(
                 "%s has no transparency and no white border, so the whole picture is taken as the "
                 "subject; pass a cut-out or use a background remover",
                 what,
             )
-    return _on_square(on_white, box, size_px, share, what)
+    return _on_square(picture, alpha, box, size_px, share, what)
 
 
 def to_pil(pixels: FloatArray) -> list[Image.Image]:
@@ -127,8 +130,8 @@ def _own_alpha(picture: Image.Image) -> Image.Image | None:
     if picture.mode != "RGBA":
         return None
     alpha = picture.getchannel("A")
-    opaque = np.asarray(alpha).min() >= 255 - _ALPHA_THRESHOLD
-    return None if opaque else alpha
+    is_opaque = not any(alpha.histogram()[: 255 - _ALPHA_THRESHOLD])
+    return None if is_opaque else alpha
 
 
 def _remove_background(colour: Image.Image, remover: BackgroundRemover) -> Image.Image:
@@ -147,20 +150,25 @@ def _above_alpha_threshold(value: int) -> int:
     return 255 if value > _ALPHA_THRESHOLD else 0
 
 
-def _box_by_white(colour: Image.Image, what: str) -> tuple[int, int, int, int] | None:
+def _box_by_white(picture: Image.Image, what: str) -> tuple[int, int, int, int] | None:
     """Box of what is not white; None if the border of the picture is not white.
 
     A quarter of the border may be something else: a subject on white may touch an edge.
     """
-    red, green, blue = colour.split()
-    darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
-    content = darkest.point(_below_white_threshold)
+    width, height = picture.size
+    content = Image.new("L", picture.size)
+    for top in range(0, height, _STRIP_PX):
+        strip = picture.crop((0, top, width, min(height, top + _STRIP_PX))).convert("RGB")
+        red, green, blue = strip.split()
+        darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
+        content.paste(darkest.point(_below_white_threshold), (0, top))
     box = content.getbbox()
     if box is None:
         raise ImageError(f"{what} is white all over, expected a subject; {_NO_SUBJECT}")
-    mask = np.asarray(content)
-    border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
-    return box if np.count_nonzero(border) <= len(border) / 4 else None
+    sides = [(0, 0, width, 1), (0, height - 1, width, height)]
+    sides += [(0, 1, 1, height - 1), (width - 1, 1, width, height - 1)]
+    not_white = sum(content.crop(side).histogram()[255] for side in sides)
+    return box if not_white <= (2 * width + 2 * (height - 2)) / 4 else None
 
 
 def _below_white_threshold(value: int) -> int:
@@ -168,13 +176,17 @@ def _below_white_threshold(value: int) -> int:
 
 
 def _on_square(
-    on_white: Image.Image, box: tuple[int, int, int, int], size_px: int, share: float, what: str
+    picture: Image.Image,
+    alpha: Image.Image | None,
+    box: tuple[int, int, int, int],
+    size_px: int,
+    share: float,
+    what: str,
 ) -> FloatArray:
     """Resize the box to `share` of the square and put it in the middle.
 
-    The subject is on white before it is resized, which is the same as resizing with premultiplied
-    alpha: no dark fringe. Only the box is resized and no large square is made, so a picture of
-    8 x 16384 px costs no more than its own pixels.
+    Only the box is resized and no large square is made, so a picture of 8 x 16384 px costs no more
+    than its own pixels.
     """
     width, height = box[2] - box[0], box[3] - box[1]
     longest = max(width, height)
@@ -185,8 +197,39 @@ def _on_square(
         )
     scale = size_px * share / longest
     new_size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resized = on_white.crop(box).resize(new_size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    resized = _resized_on_white(picture, alpha, box, new_size)
     square = Image.new("RGB", (size_px, size_px), "white")
     square.paste(resized, ((size_px - new_size[0]) // 2, (size_px - new_size[1]) // 2))
     pixels = np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
     return np.ascontiguousarray(pixels)
+
+
+def _resized_on_white(
+    picture: Image.Image,
+    alpha: Image.Image | None,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+) -> Image.Image:
+    """The box on white, resized as Pillow's `resize` does with a reducing gap, strip by strip.
+
+    It is on white before it is resized, which is the same as resizing with premultiplied alpha: no
+    dark fringe.
+    """
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    by_x, by_y = (
+        max(1, int(length / new / _REDUCING_GAP))
+        for length, new in zip((width, height), size, strict=True)
+    )
+    reduced = Image.new("RGB", (math.ceil(width / by_x), math.ceil(height / by_y)))
+    rows = by_y * math.ceil(_STRIP_PX / by_y)
+    for start in range(0, height, rows):
+        part = (left, top + start, right, min(bottom, top + start + rows))
+        strip = picture.crop(part).convert("RGB")
+        if alpha is not None:
+            on_white = Image.new("RGB", strip.size, "white")
+            on_white.paste(strip, mask=alpha.crop(part))
+            strip = on_white
+        reduced.paste(strip.reduce((by_x, by_y)), (0, start // by_y))
+    whole = (0, 0, width / by_x, height / by_y)
+    return reduced.resize(size, Image.Resampling.LANCZOS, box=whole)

@@ -12,6 +12,7 @@ from bootpig_rt.backends.finite import check_finite
 from bootpig_rt.checks import check_prompt
 from bootpig_rt.errors import ImageError, ParameterError
 from bootpig_rt.images.background import BackgroundRemover
+from bootpig_rt.images.image_input import MAX_PIXELS
 from bootpig_rt.images.picture import ImageSource, prepare_reference
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ def encode(
     backend: Backend,
     tokenizer: Tokenizer,
     background_remover: BackgroundRemover | None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Subject:
     """Encode reference images; see `Pipeline.encode_subject`.
 
@@ -50,6 +52,7 @@ def encode(
                 background_remover,
                 what="reference image" if len(sources) == 1 else f"reference image {index}",
                 subject_share=config.subject_share,
+                max_pixels=max_pixels,
             )
             for index, source in enumerate(sources)
         ]

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import io
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,3 +247,73 @@ def test_pixels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_loaded_image_may_be_loaded_again() -> None:
     image = cut_out((50, 40), (5, 5, 30, 30))
     assert load_image(load_image(image)).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(9, 700), (301, 129), (640, 257), (1000, 1000)])
+def test_a_picture_is_resized_strip_by_strip_as_it_is_as_a_whole(
+    mode: str, size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(7)
+    channels = len(mode)
+    noise = rng.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    box = (0, 0, *size)
+    if mode == "RGBA":
+        found = picture.getchannel("A").point(lambda v: 255 if v > 8 else 0).getbbox()
+        assert found is not None
+        box = found
+    on_white = Image.new("RGB", size, "white")
+    on_white.paste(picture.convert("RGB"), mask=picture.getchannel("A") if channels == 4 else None)
+    share = 0.5 if mode == "RGBA" else 1.0
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = 32 * share / max(width, height)
+    new = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resized = on_white.crop(box).resize(new, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (32, 32), "white")
+    square.paste(resized, ((32 - new[0]) // 2, (32 - new[1]) // 2))
+    expected = np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
+    np.testing.assert_array_equal(prepare_reference(picture, 32, subject_share=0.5), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak memory from /proc")
+def test_a_small_file_of_many_pixels_takes_six_bytes_a_pixel(tmp_path: Path, mode: str) -> None:
+    """A PNG of 58 kB and 16 megapixels took 175 MB."""
+    side = 4096
+    picture = Image.new(mode, (side, side), 0)
+    if mode == "RGBA":
+        picture.paste((255, 0, 0, 255), (100, 100, side - 100, side - 100))
+    picture.save(tmp_path / "large.png")
+    script = """
+import sys
+from bootpig_rt.images.picture import prepare_reference
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
+prepare_reference(sys.argv[2], 64)
+before = peak()
+prepare_reference(sys.argv[1], 64)
+print(peak() - before)
+"""
+    Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
+    files = [str(tmp_path / "large.png"), str(tmp_path / "small.png")]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *files], capture_output=True, text=True, check=True
+    )
+    assert int(ran.stdout) < 6.5 * side * side
+
+
+def test_the_most_pixels_are_the_callers_to_set() -> None:
+    picture = Image.new("RGB", (64, 32), "red")
+    prepare_reference(picture, 16, max_pixels=64 * 32)
+    with pytest.raises(ImageError, match=r"is 64x32 px, .* at most 0.001952 megapixels"):
+        prepare_reference(picture, 16, max_pixels=64 * 32 - 1)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    with pytest.raises(ImageError, match="make it smaller"):
+        load_image(file.getvalue(), max_pixels=1000)
+    with pytest.raises(ImageError, match="make it smaller"):
+        load_image(np.zeros((32, 64, 3), np.uint8), max_pixels=1000)
