@@ -107,12 +107,15 @@ def create_backend(
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
         options: Fields of the backend's options by name, where `backend` is a name.
         trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
-            key that belongs to it. Graphs and engines are the bytes that were checked; weights,
-            which torch and ONNX Runtime read from the folder themselves, are checked ahead of that.
+            key that belongs to it, and nothing beside it is loaded: no base model. Graphs and
+            engines are the bytes that were checked; weights, which torch and ONNX Runtime read from
+            the folder themselves, are checked ahead of that, and torch's once more when they are
+            loaded.
 
     Raises:
-        BundleError: The bundle is damaged, or not signed with the key to trust.
-        ParameterError: Unknown backend, device or option.
+        BundleError: The bundle is damaged, not signed with the key to trust, or holds other weights
+            than those that were signed.
+        ParameterError: Unknown backend, device or option; a base model together with a key.
         BackendUnavailable: A package or the device is missing.
         CheckpointError: The folder is not a usable pair.
     """
@@ -123,6 +126,11 @@ def create_backend(
         )
     if not _DEVICE.fullmatch(str(device)):
         raise ParameterError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    if trust is not None and base_model is not None:
+        raise ParameterError(
+            f"base model {base_model} is given together with a key to trust, but nobody signed it; "
+            "build a bundle of the whole pair and sign that, or leave the base model out"
+        )
     folder = Path(folder)
     if not folder.is_dir():  # ahead of packages: another backend would not help
         what = "is a file" if folder.exists() else "does not exist"
@@ -147,12 +155,18 @@ def create_backend(
             "leave out the base model, or choose the backend torch",
             folder,
         )
-    source: Bundle | Path = folder
+    bundle: Bundle | None = None
     if entry.reads_bundles or trust is not None:
         bundle = open_bundle(folder, trust=trust)
-        source = bundle if entry.reads_bundles else folder
+    source: Bundle | Path = bundle if bundle is not None and entry.reads_bundles else folder
     load: BackendLoader = importlib.import_module(entry.module).load
     loaded = load(source, device, None if base_model is None else Path(base_model), settings)
+    if bundle is not None and loaded.spec.fingerprint != bundle.manifest.pair.fingerprint:
+        raise BundleError(
+            f"{folder} holds another pair than its manifest names: a file changed while it was "
+            "loaded; do not use it, copy the bundle again",
+            folder,
+        )
     if name == "auto" or device == "auto":
         logger.info("backend %s on %s, pair %s", loaded.name, loaded.device, folder)
     return loaded

@@ -44,7 +44,9 @@ class PairSpec:
         size_multiple_px: Width and height must be multiples of this.
         reference_shapes: Heads, tokens and head dim of each self-attention for a reference of the
             pair's size: what the bytes of a table follow from.
+        text_shape: S and E of the text states of a prompt; None: not known ahead of a prompt.
         precision: What the pair computes in.
+        runtime: Name and version of what computes, "onnxruntime 1.32.0".
         table_dtype: How tables keep their numbers unless the user says otherwise: the type that
             the steps compute in, where they can read a table of it without a copy.
         resident_dtype: What tables lie on the device in, however they are kept; None: as kept.
@@ -63,7 +65,9 @@ class PairSpec:
     vae_scale_factor: int
     size_multiple_px: int
     reference_shapes: tuple[LayerShape, ...] = ()
+    text_shape: tuple[int, int] | None = None
     precision: Precision = "float32"
+    runtime: str = ""
     table_dtype: TableDtype = "float32"
     resident_dtype: TableDtype | None = None
     joins_tables: bool = False

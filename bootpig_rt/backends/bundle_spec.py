@@ -29,17 +29,19 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
     low, _, high = manifest.profile.resolution_px
     unet = read_json(folder / "base_unet" / "config.json")
     vae = read_json(folder / "vae" / "config.json")
+    text = read_json(folder / "text_encoder" / "config.json")
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     pair_config = read_pair_config(folder / "pair.json")
     try:
         channels = int(unet.get("in_channels", 4))
         unet_levels = len(unet["block_out_channels"])
         vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        text_shape = (int(text["max_position_embeddings"]), int(text["hidden_size"]))
         shapes = self_attention_shapes(unet, pair_config.sample_size_px // vae_scale)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: config.json of base_unet or vae lacks a field or has a wrong one "
-            f"({error}); build the bundle again",
+            f"{folder}: config.json of base_unet, vae or text_encoder lacks a field or has a wrong "
+            f"one ({error}); build the bundle again",
             folder,
         ) from error
     try:
@@ -55,6 +57,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         vae_scale_factor=vae_scale,
         size_multiple_px=vae_scale * 2 ** (unet_levels - 1),
         reference_shapes=shapes,
+        text_shape=text_shape,
         precision=manifest.precision,
         table_dtype=manifest.precision,
         joins_tables=True,

@@ -125,10 +125,10 @@ class Subject:
             )
 
     def check_for(self, spec: PairSpec) -> None:
-        """Refuse another pair, another size of latents and more references than the pair takes.
+        """Refuse another pair, other sizes than the pair's, and more references than it takes.
 
         Raises:
-            SubjectMismatch: The pair or the size differs.
+            SubjectMismatch: The pair, the size of the latents or that of the text states differs.
             ParameterError: Too many references.
         """
         self.check_pair(spec.fingerprint)
@@ -138,6 +138,12 @@ class Subject:
             raise SubjectMismatch(
                 f"the subject has latents of shape {list(self.latents.shape[1:])}, expected "
                 f"{list(expected)}; encode the reference images again"
+            )
+        states = self.prompt_states
+        if states is not None and spec.text_shape not in (None, states.shape):
+            raise SubjectMismatch(
+                f"the subject has text states of shape {list(states.shape)}, expected "
+                f"{list(spec.text_shape or ())}; encode the reference images again"
             )
         limit = spec.config.max_references
         if self.num_references > limit:

@@ -160,7 +160,7 @@ def load_subject(path: str | PathLike[str], *, max_bytes: int) -> Subject:
         preview.kind != "U8" or preview.array.ndim != 3 or not _is_preview(preview.array.shape)
     ):
         raise _wrong(path, f"its preview has shape {list(preview.array.shape)}")
-    if not 1 <= len(latents) <= _MAX_REFERENCES or 0 in latents.shape:
+    if len(latents) > _MAX_REFERENCES:
         raise _wrong(path, f"its latents have shape {list(latents.shape)}")
     taken = [
         take_table(path, key, tensors, f"table.{number}.")
@@ -223,6 +223,8 @@ def _floats(path: Path, tensors: dict[str, Tensor], name: str, dims: int) -> Any
     tensor = tensors.pop(name, None)
     if tensor is None or tensor.kind != "F32" or tensor.array.ndim != dims:
         raise _wrong(path, f"tensor {name!r} is missing, not float32 or not of {dims} dimensions")
+    if 0 in tensor.array.shape:
+        raise _wrong(path, f"tensor {name!r} has shape {list(tensor.array.shape)}")
     if not np.isfinite(tensor.array).all():
         raise _wrong(path, f"tensor {name!r} holds NaN or Inf")
     return np.array(tensor.array)
@@ -238,6 +240,7 @@ def _check_table(path: Path, subject: Subject, saved: SavedTable) -> None:
         "subject": subject.fingerprint,
         "pair": subject.pair_fingerprint,
         "num_references": subject.num_references,
+        "size": subject.latents.shape[-2:],
     }
     for name, value in mine.items():
         if getattr(key, name) != value:

@@ -180,6 +180,40 @@ def test_a_bundle_is_opened_and_hashed_once_with_the_key_to_trust(
     assert checked == [folder]
 
 
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_a_base_model_that_nobody_signed_is_refused_beside_a_key_to_trust(
+    tiny_bundle_folder: Path, keys: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    """The signature covers the bundle alone: torch took the autoencoder of any folder."""
+    folder = shutil.copytree(tiny_bundle_folder, tmp_path / "signed")
+    write_manifest(folder, open_bundle(folder).manifest, key=keys[0])
+    evil = shutil.copytree(tiny_bundle_folder, tmp_path / "evil")
+    with pytest.raises(ParameterError, match="but nobody signed it"):
+        Pipeline(folder, backend=name, device="cpu", trust=keys[1], base_model=evil)
+
+
+def test_weights_that_are_swapped_after_the_check_are_not_used(
+    tiny_bundle_folder: Path,
+    keys: tuple[Path, Path],
+    tmp_path: Path,
+    make_tiny_pair: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(tiny_bundle_folder, tmp_path / "signed")
+    write_manifest(folder, open_bundle(folder).manifest, key=keys[0])
+    other = make_tiny_pair(tmp_path / "other", seed=1)
+    weights = Path("vae", "diffusion_pytorch_model.safetensors")
+
+    def swap(*arguments: Any, **options: Any) -> Any:
+        found = open_bundle(*arguments, **options)
+        shutil.copyfile(other / weights, folder / weights)
+        return found
+
+    monkeypatch.setattr(backends, "open_bundle", swap)
+    with pytest.raises(BundleError, match="holds another pair than its manifest names"):
+        Pipeline(folder, backend="torch", device="cpu", trust=keys[1])
+
+
 @pytest.mark.parametrize("name", ["auto", "onnxruntime", "torch"])
 def test_a_bundle_that_nobody_signed_is_refused_where_trust_is_demanded(
     tiny_bundle_folder: Path, keys: tuple[Path, Path], name: str

@@ -262,6 +262,30 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object],
         lambda v, t: v["tables"][0].update(dtype="float4"),
         "unknown dtype",
     ),
+    "latents of no width": (
+        lambda v, t: t.update(latents=Tensor("F32", np.zeros((1, 4, 8, 0), np.float32))),
+        r"'latents' has shape \[1, 4, 8, 0\]",
+    ),
+    "no references": (
+        lambda v, t: t.update(latents=Tensor("F32", np.zeros((0, 4, 8, 8), np.float32))),
+        r"'latents' has shape \[0, 4, 8, 8\]",
+    ),
+    "one reference too many": (
+        lambda v, t: t.update(latents=Tensor("F32", np.zeros((1025, 1, 1, 1), np.float32))),
+        "its latents have shape",
+    ),
+    "text states of no length": (
+        lambda v, t: t.update(prompt_states=Tensor("F32", np.zeros((0, 8), np.float32))),
+        r"'prompt_states' has shape \[0, 8\]",
+    ),
+    "text states of three dimensions": (
+        lambda v, t: t.update(prompt_states=Tensor("F32", np.zeros((1, 4, 8), np.float32))),
+        "not of 2 dimensions",
+    ),
+    "a table of another size": (
+        lambda v, t: v["tables"][0].update(size=[8, 16]),
+        "of another size",
+    ),
     "a huge preview": (
         lambda v, t: t.update(preview=Tensor("U8", np.zeros((2000, 2000, 3), np.uint8))),
         "preview has shape",
@@ -410,6 +434,21 @@ def test_a_subject_of_another_pair_or_size_is_refused(
     wide = Subject(None, np.zeros((1, 4, 8, 16), np.float32), "a dog", 0, pipeline.spec.fingerprint)
     with pytest.raises(SubjectMismatch, match=r"shape \[4, 8, 16\], expected \[4, 8, 8\]"):
         pipeline(PROMPT, subject=wide)
+    # The pair's own states are checked ahead of a launch: the runtime's error would say nothing.
+    length, width = pipeline.spec.text_shape or (0, 0)
+    for shape in ((length + 1, width), (length, width + 1), (width, length)):
+        states = np.zeros(shape, np.float32)
+        told = Subject(
+            None,
+            np.zeros((1, 4, 8, 8), np.float32),
+            "a dog",
+            0,
+            pipeline.spec.fingerprint,
+            prompt_states=states,
+        )
+        told.save(tmp_path / "told.subject")
+        with pytest.raises(SubjectMismatch, match=rf"states of shape \[{shape[0]}, {shape[1]}\]"):
+            pipeline(PROMPT, subject=Subject.load(tmp_path / "told.subject"))
     many = Subject(None, np.zeros((5, 4, 8, 8), np.float32), "a dog", 0, pipeline.spec.fingerprint)
     with pytest.raises(ParameterError, match=r"5 references, expected 1\.\.4"):
         pipeline(PROMPT, subject=many)

@@ -100,7 +100,11 @@ class OnnxRuntimeBackend:
         self.sessions.prepare(_GRAPHS)
         spec = bundle_spec(bundle)
         side = spec.config.sample_size_px // spec.vae_scale_factor
-        self.spec: PairSpec = replace(spec, reference_shapes=self._layer_shapes(side, side))
+        self.spec: PairSpec = replace(
+            spec,
+            reference_shapes=self._layer_shapes(side, side),
+            runtime=f"onnxruntime {ort.__version__}",
+        )
 
     def encode_text(self, ids: IntArray) -> ort.OrtValue:
         """Token ids int64 [N, S] -> text states [N, S, E] on the device."""

@@ -87,7 +87,8 @@ class TensorRTBackend:
         bundle.check_runtime(self._flavour.package, str(trt.__version__), architecture)
         self.device = f"cuda:{self._cuda.index}"
         spec = bundle_spec(bundle)
-        self.spec: PairSpec = replace(spec, resident_dtype=spec.precision)
+        runtime_name = f"{self._flavour.package} {trt.__version__}"
+        self.spec: PairSpec = replace(spec, resident_dtype=spec.precision, runtime=runtime_name)
         # One stream and one scratch memory: launches of several threads take turns.
         self._lock = threading.RLock()
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))

@@ -147,7 +147,7 @@ class TorchBackend:
         self._pass = RecordedFunction(self._run_reference, self.reference_lane, kept=kept)
         self._texts_done: Any = None  # event behind the last text states
 
-        unet_config, vae = pair.base.unet.config, self._vae
+        unet_config, vae, text = pair.base.unet.config, self._vae, pair.text_encoder.config
         vae_scale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.spec = PairSpec(
             config=pair.config,
@@ -158,6 +158,8 @@ class TorchBackend:
             vae_scale_factor=vae_scale,
             size_multiple_px=vae_scale * 2 ** (len(unet_config.block_out_channels) - 1),
             reference_shapes=_reference_shapes(pair, pair.config.sample_size_px // vae_scale),
+            text_shape=(int(text.max_position_embeddings), int(text.hidden_size)),
+            runtime=f"torch {torch.__version__}",
             precision=_NAMES.get(self.dtype, "float32"),
             table_dtype=_NAMES.get(self.dtype, "float32"),
         )
