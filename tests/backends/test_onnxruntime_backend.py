@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 import sys
@@ -156,7 +157,9 @@ def test_what_is_known_of_the_pair_is_the_same(backend: Any, torch_backend: Any)
     ours, torchs = backend.spec, torch_backend.spec
     for name in ("alphas_cumprod", "prediction_type"):
         assert_equal(getattr(ours.noise_schedule, name), getattr(torchs.noise_schedule, name))
-    same = {name: getattr(ours, name) for name in ("noise_schedule", "tokenizer_folder")}
+    same = {name: getattr(ours, name) for name in ("noise_schedule", "tokenizer_folder", "runtime")}
+    assert re.fullmatch(r"onnxruntime 1\.\d+\.\d+", ours.runtime)
+    assert re.match(r"torch 2\.\d+", torchs.runtime)
     limits = {"max_batch": 4, "max_references": 3, "max_steps": 50, "sides_px": (16, 64)}
     # torch draws what memory holds, and reads several tables entry by entry
     assert ours == replace(torchs, joins_tables=True, **same, **limits)
