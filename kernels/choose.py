@@ -44,13 +44,16 @@ def is_fused(q: Tensor) -> bool:
 def fuses_blocks(x: Tensor) -> bool:
     """The kernels around attention compute: norms, GEGLU, ends of residual blocks.
 
-    In inference on CUDA. torch's compiler fuses such things itself. `BOOTPIG_RT_ATTENTION=eager`
+    In inference on CUDA, outside of autocast, which gives each module's operators types of its own
+    and leaves the weights in float32. torch's compiler fuses such things itself. `BOOTPIG_RT_ATTENTION=eager`
     turns these kernels off too.
 
     Args:
         x: What they would read.
     """
-    if not x.is_cuda or x.dtype not in checks.DTYPES:
+    if not _is_on_gpu(x) or x.dtype not in checks.DTYPES:
+        return False
+    if torch.is_autocast_enabled(x.device.type):
         return False
     if torch.compiler.is_compiling() or is_tracing() or torch.is_grad_enabled():
         return False
@@ -64,6 +67,10 @@ def fuses_picture(x: Tensor) -> bool:
         x: [B, C, h, w].
     """
     return fuses_blocks(x) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bootpig_rt.diffusion.solver import solver_table
 from bootpig_rt.errors import CheckpointError, ConfigError
+from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline, Request
 from bootpig_rt.training.config import TrainConfig, load_config
@@ -245,6 +246,18 @@ def test_pictures_without_a_reference_follow_the_text_guidance_alone(config_of: 
         )
     expected = empty + stage.guidance.text * (text - empty)
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_on_a_gpu_the_teacher_computes_in_bfloat16_with_the_kernels_that_inference_has(
+    config_of: ConfigOf, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the twins of the kernels stand in; they refuse mixed types as the kernels do."""
+    settings: dict[str, Any] = {"steps": 1, "mixed_precision": "bf16", "diffusion": KEPT}
+    plain = train(config_of("plain", **settings))
+    monkeypatch.setattr(choose, "_is_on_gpu", lambda x: True)
+    monkeypatch.setattr(choose, "_has_triton", lambda: True)
+    fused = train(config_of("fused", **settings))
+    assert rows_of(fused)[0]["loss"] == pytest.approx(rows_of(plain)[0]["loss"], rel=0.05)
 
 
 # Resume -------------------------------------------------------------------------------------------
