@@ -45,8 +45,8 @@ def fuses_blocks(x: Tensor) -> bool:
     """The kernels around attention compute: norms, GEGLU, ends of residual blocks.
 
     In inference on CUDA, outside of autocast, which gives each module's operators types of its own
-    and leaves the weights in float32. torch's compiler fuses such things itself. `BOOTPIG_RT_ATTENTION=eager`
-    turns these kernels off too.
+    and leaves the weights in float32. torch's compiler fuses such things itself.
+    `BOOTPIG_RT_ATTENTION=eager` turns these kernels off too.
 
     Args:
         x: What they would read.

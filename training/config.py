@@ -7,16 +7,16 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bootpig_rt.bundle.pair_config import Merge, PairConfig, ReferenceTimestep
+from bootpig_rt.diffusion.noise_schedule import PredictionType, SolverName
 from bootpig_rt.errors import ConfigError, describe_os_error
 
 StageName = Literal["vae", "base", "pair", "distill"]
-ReferenceTimestep = Literal["same", "clean", "mixed"]
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSampling = Literal["uniform", "middle"]
 Augmentation = Literal["none", "paper", "light"]
-Merge = Literal["argmax", "softmax", "mean", "concat"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
 # Every byte alone and at the end of a word, and the two tokens around a prompt.
@@ -53,7 +53,7 @@ class VaeConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The two U-Nets of a pair, and the text encoder that is trained with the base."""
+    """Stage `base` only: the U-Net, its text encoder, and what the U-Net predicts."""
 
     block_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = 1
@@ -64,14 +64,13 @@ class UNetConfig:
     text_heads: int = 4
     max_tokens: int = 24
     vocabulary: int = 1536
+    prediction_type: PredictionType = "sample"
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise, loss and dropout."""
+    """Loss, dropout, and which references are read."""
 
-    prediction_type: PredictionType = "sample"
-    reference_timestep: ReferenceTimestep = "clean"
     snr_gamma: float = 5.0
     snr_floor: float = 0.3
     timestep_sampling: TimestepSampling = "middle"
@@ -79,10 +78,43 @@ class DiffusionConfig:
     prompt_dropout: float = 0.1
     reference_dropout: float = 0.1
     both_dropout: float = 0.05
-    ref_scale: float = 1.0
-    reference_augmentation: Augmentation = "none"
+    # Drawn anew for each batch.
+    augmentation: Augmentation = "none"
     max_references: int = 1
-    merge: Merge = "argmax"
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Stages `base` and `pair`: what `pair.json` says otherwise than that of `start_from`.
+
+    `reference_timestep`, `ref_scale` and `merge` are also how the references are read in training.
+    """
+
+    reference_timestep: ReferenceTimestep | None = None
+    ref_scale: float | None = None
+    merge: Merge | None = None
+    max_references: int | None = None
+    default_steps: int | None = None
+    default_solver: SolverName | None = None
+    image_guidance_scale: float | None = None
+    text_guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what `pair.json` cannot say."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        try:
+            PairConfig(name="pair", sample_size_px=64, **values)
+        except ConfigError as error:
+            raise ConfigError(f"pair.{error}") from error
+
+
+_TABLES: dict[StageName, tuple[str, ...]] = {
+    "vae": ("vae",),
+    "base": ("unet", "diffusion", "pair"),
+    "pair": ("diffusion", "pair"),
+    "distill": ("diffusion", "distill"),
+}
+"""The tables that each stage reads, beside [optimizer]."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +135,11 @@ class TrainConfig:
     output: str
     data: str = "data/train"
     validation_data: str = ""
-    # Stage `base` starts from a finished VAE, `pair` from a finished base, `distill` from a pair.
+    # Stage `base` starts from a finished VAE, `pair` from a base, a pair or a Stable Diffusion
+    # folder, `distill` from a pair.
     start_from: str = ""
     steps: int = 1000
+    # Of one process, in one of `accumulate` parts of a step.
     batch_size: int = 16
     accumulate: int = 1
     seed: int = 0
@@ -119,6 +153,7 @@ class TrainConfig:
     vae: VaeConfig = field(default_factory=VaeConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    pair: PairSettings = field(default_factory=PairSettings)
     distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
@@ -135,10 +170,23 @@ class TrainConfig:
         _check_unet(self.unet)
         _check_diffusion(self.diffusion)
         _check_distill(self.distill)
+        self._check_tables()
         if self.stage != "vae" and not self.start_from:
             raise ConfigError(
                 f"stage {self.stage!r} needs start_from: the folder that the stage before it made"
             )
+
+    def _check_tables(self) -> None:
+        """Refuse settings that the stage would ignore: what a start knows cannot be said again."""
+        used = _TABLES[self.stage]
+        for name in {name for tables in _TABLES.values() for name in tables} - set(used):
+            table = getattr(self, name)
+            if table != type(table)():
+                read = ", ".join(f"[{each}]" for each in ("optimizer", *used))
+                raise ConfigError(
+                    f"stage {self.stage!r} does not read [{name}], only {read}: take it out; "
+                    "sizes, noise schedule and prediction come from start_from"
+                )
 
 
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
@@ -201,7 +249,7 @@ def _check_diffusion(diffusion: DiffusionConfig) -> None:
         value = getattr(diffusion, name)
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"diffusion.{name} is {value}, expected a share from 0 to 1")
-    for name in ("snr_gamma", "snr_floor", "foreground_weight", "ref_scale"):
+    for name in ("snr_gamma", "snr_floor", "foreground_weight"):
         value = getattr(diffusion, name)
         if not 0 <= value < math.inf:
             raise ConfigError(f"diffusion.{name} is {value}, expected 0 or more")
@@ -288,6 +336,10 @@ def _check(hint: Any, key: str, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key} is {value!r}, expected a table [{key}]")
         return build(hint, value, where=f"{where}, [{key}]")  # type: ignore[arg-type]
+    if get_origin(hint) in (Union, UnionType):  # an optional value
+        hint = next(each for each in get_args(hint) if each is not NoneType)
+        if value is None:
+            return None
     choices = get_args(hint)
     if choices and choices[-1] is Ellipsis:
         if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):

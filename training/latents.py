@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bootpig_rt.errors import StorageError, describe_os_error
-from bootpig_rt.training.augment import augment
-from bootpig_rt.training.config import Augmentation
+from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.training.pictures import load_pictures, to_tensor
 from bootpig_rt.training.shards import read_manifest
 
@@ -28,9 +27,10 @@ from bootpig_rt.training.shards import read_manifest
 class Latents:
     """A data set as the U-Nets see it.
 
-    `targets` [N, C, h, w] and `references` [M, C, h, w], float16, scaled by the VAE's factor;
-    `masks` uint8 [N, h, w], share of the subject in 0..255; references of sample n from
-    `first_reference[n]` to `first_reference[n + 1]`; `captions` and `reference_prompts`, N each.
+    `targets` [N, C, h, w] and `references` [M, C, h, w], float16, scaled by the VAE's factor
+    (M is 0 without references); `masks` uint8 [N, h, w], share of the subject in 0..255; references
+    of sample n from `first_reference[n]` to `first_reference[n + 1]`; `captions` and
+    `reference_prompts`, N each; `size_px`, side of the pictures.
     """
 
     targets: Tensor
@@ -39,36 +39,33 @@ class Latents:
     first_reference: Tensor
     captions: list[str]
     reference_prompts: list[str]
+    size_px: int
 
 
 def load_latents(
     data: Path,
-    vae_folder: Path,
     vae: Any,
     cache: Path,
     *,
-    augmentation: Augmentation,
-    max_samples: int,
     device: torch.device,
+    max_samples: int = 0,
+    with_references: bool = True,
 ) -> Latents:
     """Read the cache of a data set, or make it.
 
-    The cache is keyed by the manifest of the shards, the weights of the VAE, the augmentation and
-    the number of samples.
+    The cache is keyed by the manifest of the shards, the weights and the scale of the VAE, the
+    number of samples, and whether references are in it.
 
     Raises:
         InputError: `data` has no manifest.
         StorageError: The cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps(read_manifest(data), sort_keys=True).encode())
-    # Weights and scale alone: each stage saves the frozen VAE again with another config.
-    for file in sorted(vae_folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    digest.update(f"{vae.config.scaling_factor} {augmentation} {max_samples}".encode())
-    key = digest.hexdigest()[:16]
-    path = cache / f"latents-{key}.safetensors"
+    digest.update(digest_tensors(vae.state_dict()).encode())
+    digest.update(f"{vae.config.scaling_factor} {with_references} {max_samples}".encode())
+    path = cache / f"latents-{digest.hexdigest()[:16]}.safetensors"
     if not path.exists():
-        _write(path, data, vae, augmentation, max_samples, device)
+        _write(path, data, vae, max_samples, device, with_references=with_references)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         texts = file.metadata()
@@ -79,6 +76,7 @@ def load_latents(
         tensors["first_reference"],
         json.loads(texts["captions"]),
         json.loads(texts["reference_prompts"]),
+        int(texts["size_px"]),
     )
 
 
@@ -86,35 +84,28 @@ def _write(
     path: Path,
     data: Path,
     vae: Any,
-    augmentation: Augmentation,
     max_samples: int,
     device: torch.device,
+    *,
+    with_references: bool,
 ) -> None:
     pictures = load_pictures(data, max_samples=max_samples)
-    references = pictures.references
-    if augmentation != "none":
-        references = np.stack(
-            [
-                augment(np.random.default_rng((9, row)), picture, augmentation)
-                for row, picture in enumerate(references)
-            ]
-        )
-    scale = pictures.targets.shape[1] // (
-        pictures.targets.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1)
-    )
+    references = pictures.references if with_references else pictures.references[:0]
+    targets = encode(vae, pictures.targets, device)
     masks = torch.from_numpy(pictures.masks).float()[:, None]
-    reduced = torch.nn.functional.avg_pool2d(masks, scale)[:, 0].round().to(torch.uint8)
+    reduced = torch.nn.functional.adaptive_avg_pool2d(masks, targets.shape[-1])[:, 0].round()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {
-        "targets": encode(vae, pictures.targets, device),
-        "references": encode(vae, references, device),
-        "masks": reduced,
+        "targets": targets,
+        "references": encode(vae, references, device) if with_references else targets[:0].clone(),
+        "masks": reduced.to(torch.uint8),
         "first_reference": torch.from_numpy(pictures.first_reference),
     }
     metadata = {
         "captions": json.dumps(pictures.captions),
         "reference_prompts": json.dumps(pictures.reference_prompts),
+        "size_px": str(pictures.targets.shape[1]),
     }
     try:
         save_file(tensors, temporary, metadata=metadata)
@@ -129,8 +120,11 @@ def _write(
 @torch.no_grad()
 def encode(vae: Any, pixels: NDArray[np.uint8], device: torch.device, batch: int = 64) -> Tensor:
     """Encode pictures uint8 [N, S, S, 3] to scaled latents (the posterior's mean), float16, CPU."""
+    starts: Any = range(0, len(pixels), batch)
+    if len(starts) > 1:
+        starts = tqdm(starts, desc="latents", leave=False, disable=None)
     parts = []
-    for start in tqdm(range(0, len(pixels), batch), desc="latents", leave=False, disable=None):
+    for start in starts:
         chunk = to_tensor(pixels[start : start + batch]).to(device)
         latents = vae.encode(chunk).latent_dist.mode() * vae.config.scaling_factor
         parts.append(latents.to("cpu", torch.float16))

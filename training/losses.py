@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bootpig_rt.training.config import PredictionType, TimestepSampling
+from bootpig_rt.diffusion.noise_schedule import PredictionType
+from bootpig_rt.training.config import TimestepSampling
+from bootpig_rt.training.draws import Draws
 
 # Where shapes and palettes are decided; coarser and finer noise levels teach little per sample.
 MIDDLE = (0.25, 0.9)
 MIDDLE_SHARE = 0.6
 
 
-def draw_timesteps(
-    count: int, num_train_timesteps: int, sampling: TimestepSampling, generator: torch.Generator
-) -> Tensor:
-    """Draw timesteps, int64 [count]: uniformly, or most of them from the middle of the schedule."""
-    share = torch.rand(count, generator=generator)
+def draw_timesteps(draws: Draws, num_train_timesteps: int, sampling: TimestepSampling) -> Tensor:
+    """Draw timesteps, int64 [B]: uniformly, or most of them from the middle of the schedule."""
+    share = draws.uniform()
     if sampling == "middle":
         low, high = MIDDLE
-        is_middle = torch.rand(count, generator=generator) < MIDDLE_SHARE
+        is_middle = draws.uniform() < MIDDLE_SHARE
         share = torch.where(is_middle, low + (high - low) * share, share)
     return (share * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
 

@@ -75,6 +75,15 @@ def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
     return array
 
 
+def subject_difference(a: Tensor, b: Tensor, masks: Tensor) -> float:
+    """Mean difference of two sets of pictures, [N, 3, H, W] in [-1, 1], where the subject is.
+
+    `masks` uint8 [N, h, w] are shares of the subject, 0..255, enlarged to the pictures.
+    """
+    mask = torch.nn.functional.interpolate(masks.float()[:, None] / 255, a.shape[-1])
+    return float(((a - b).abs() * mask).sum() / (3 * mask.sum()))
+
+
 def save_sheet(rows: list[NDArray[np.uint8]], path: Path, *, zoom: int = 2) -> None:
     """Write rows of pictures, each uint8 [N, S, S, 3], as one PNG, enlarged `zoom` times."""
     strips = [np.concatenate(list(row), axis=1) for row in rows]

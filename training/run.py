@@ -1,8 +1,12 @@
-"""From a configuration to a trained stage: the entry that `bootpig-rt train` calls."""
+"""From a configuration to a trained stage: the entry that `bootpig-rt train` calls.
+
+Files are read and written here and in what this calls; stages get objects.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,24 +15,95 @@ import torch
 from accelerate import Accelerator
 
 from bootpig_rt.errors import ConfigError
-from bootpig_rt.training.config import StageName, TrainConfig
+from bootpig_rt.files.atomic import atomic_write_text
+from bootpig_rt.models.load import Pair
+from bootpig_rt.models.save import save_pair
+from bootpig_rt.models.weights import digest_tensors
+from bootpig_rt.text.tokenizer import Tokenizer
+from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.data import open_data
+from bootpig_rt.training.pictures import load_pictures
+from bootpig_rt.training.provenance import FILE, provenance
+from bootpig_rt.training.stage import Stage
 from bootpig_rt.training.stages.base import BaseStage
 from bootpig_rt.training.stages.distill import DistillStage
 from bootpig_rt.training.stages.pair import PairStage
 from bootpig_rt.training.stages.vae import VaeStage
-from bootpig_rt.training.trainer import Stage, Trainer
+from bootpig_rt.training.start import load_start, load_start_vae
+from bootpig_rt.training.tokens import train_tokenizer
+from bootpig_rt.training.trainer import Trainer
 
-STAGES: dict[StageName, Callable[[TrainConfig, torch.device], Stage]] = {
-    "vae": VaeStage,
-    "base": BaseStage,
-    "pair": PairStage,
-    "distill": DistillStage,
+# What `accelerate launch` can ask for and this trainer does not do.
+_UNSUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
 
 
-def build_stage(config: TrainConfig, device: torch.device) -> Stage:
-    """Load what the stage starts from and build its models on a device."""
-    return STAGES[config.stage](config, device)
+def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
+    """Load what the stage starts from and its data, and build its models on a device.
+
+    Returns:
+        The stage, and the fingerprint of what it starts from.
+    """
+    if config.stage == "vae":
+        pictures = load_pictures(Path(config.data), max_samples=config.max_samples)
+        held_out = None
+        if config.validation_data:
+            held_out = load_pictures(Path(config.validation_data), max_samples=16)
+        return VaeStage(config, pictures, held_out, device), ""
+    if config.stage == "base":
+        vae: Any = load_start_vae(Path(config.start_from), device)
+        folder = _tokenizer_of(config)
+        tokenizer = Tokenizer.from_folder(folder)
+        data = open_data(config, vae, tokenizer, device)
+        base = BaseStage(config, vae, folder, tokenizer.eos_id + 1, data)
+        return base, digest_tensors(vae.state_dict())
+    start = load_start(Path(config.start_from), device)
+    data = open_data(
+        config,
+        start.vae,
+        Tokenizer.from_folder(start.tokenizer_folder),
+        device,
+        size_px=start.config.sample_size_px,
+    )
+    kind = PairStage if config.stage == "pair" else DistillStage
+    return kind(config, start, data), start.fingerprint
+
+
+def _tokenizer_of(config: TrainConfig) -> Path:
+    """The run's tokenizer, learned from its captions the first time."""
+    folder = Path(config.output) / "tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        captions = load_pictures(Path(config.data), max_samples=config.max_samples).captions
+        train_tokenizer(
+            captions,
+            folder,
+            vocabulary=config.unet.vocabulary,
+            max_tokens=config.unet.max_tokens,
+        )
+    return folder
+
+
+def build_trainer(config: TrainConfig, accelerator: Accelerator) -> Trainer:
+    """A trainer whose result is written with where it comes from."""
+    # One process first: the others then find its tokenizer and its latents.
+    with accelerator.main_process_first():
+        stage, fingerprint = build_stage(config, accelerator.device)
+
+    def write(result: Any, folder: Path) -> None:
+        if isinstance(result, Pair):
+            # A base is trained on: it keeps all its digits.
+            dtype = torch.float32 if config.stage == "base" else torch.float16
+            save_pair(result, folder, dtype=dtype)
+        else:
+            result.save_pretrained(folder / "vae")
+        record = provenance(config, fingerprint, int(accelerator.num_processes))
+        atomic_write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
+
+    return Trainer(config, stage, accelerator, write)
 
 
 def train(config: TrainConfig, *, max_minutes: float | None = None) -> dict[str, Any]:
@@ -38,15 +113,19 @@ def train(config: TrainConfig, *, max_minutes: float | None = None) -> dict[str,
         `is_finished`, `step`, `result` (folder of the finished stage).
 
     Raises:
-        ConfigError: `mixed_precision` is fp16 on a machine without a GPU.
+        ConfigError: `mixed_precision` is fp16 on a machine without a GPU, or the launcher asks for
+            a way to train that is not supported.
     """
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    # One process first: the others then find its tokenizer and its latents.
-    with accelerator.main_process_first():
-        stage = build_stage(config, accelerator.device)
-    trainer = Trainer(config, stage, accelerator)
+    for variable, name in _UNSUPPORTED.items():
+        if os.environ.get(variable, "false").lower() not in ("", "0", "false"):
+            raise ConfigError(
+                f"the launcher asks for {name} ({variable}), which this trainer does not do; it "
+                "trains in one process or several with a whole copy each (DDP): take it out of the "
+                "accelerate config"
+            )
+    trainer = build_trainer(config, Accelerator(mixed_precision=config.mixed_precision))
     is_finished = trainer.run(max_minutes=max_minutes)
     result = str(Path(config.output) / "result")
     return {"is_finished": is_finished, "step": trainer.step, "result": result}
@@ -54,7 +133,7 @@ def train(config: TrainConfig, *, max_minutes: float | None = None) -> dict[str,
 
 def describe(config: TrainConfig) -> dict[str, Any]:
     """Count parameters and samples without training."""
-    stage = build_stage(config, torch.device("cpu"))
+    stage, _ = build_stage(config, torch.device("cpu"))
     parameters = {
         name: {
             "parameters": sum(p.numel() for p in module.parameters()),

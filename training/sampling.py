@@ -1,18 +1,19 @@
-"""A plain sampler for validation during training: three guidance rows, clean references.
+"""Drawing with modules in training: validation sheets, and what teacher and student say.
 
-Serving has its own path (`pipeline.py`); this one works on modules in training, without files.
+Serving has its own path (`engine/`); this one works on modules, without files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table
-from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
+from bootpig_rt.diffusion.solver import SolverTable
+from bootpig_rt.models.load import Pair
+from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
+from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers
 
 
 @dataclass(frozen=True)
@@ -27,56 +28,109 @@ class Guidance:
         return uncond + self.image * (image - uncond) + self.text * (text_image - image)
 
 
+def guidance_of(pair: Pair) -> Guidance:
+    """The scales of `pair.json`."""
+    return Guidance(pair.config.image_guidance_scale, pair.config.text_guidance_scale)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What B pictures are drawn from.
+
+    Attributes:
+        prompt: [B, S, E], text states of the prompts.
+        negative: [B, S, E], of the empty prompt.
+        features: L tensors [N, M_l, C_l] of the Reference U-Net; None when no picture has one.
+        ref_of_row: int64 [B, R], -1 for none.
+    """
+
+    prompt: Tensor
+    negative: Tensor
+    features: tuple[Tensor, ...] | None
+    ref_of_row: Tensor
+
+    def plan(self, ref_of_row: Tensor) -> RowPlan:
+        """The plan of rows that read these references."""
+        if self.features is None:
+            return plain_rows(len(ref_of_row))
+        return plan_rows(ref_of_row, len(self.features[0]), device=self.prompt.device)
+
+
 @torch.no_grad()
-def sample(
-    base: BaseUNet,
-    reference: ReferenceUNet,
-    *,
-    scheduler: dict[str, Any],
-    prompt_embeds: Tensor,
-    negative_embeds: Tensor,
-    reference_latents: Tensor,
-    reference_embeds: Tensor,
-    guidance: Guidance,
-    steps: int,
-    ref_scale: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Draw one picture for each of B references.
+def encode_conditions(
+    pair: Pair,
+    ids: Tensor,
+    empty_ids: Tensor,
+    references: Tensor,
+    reference_ids: Tensor,
+    ref_of_row: Tensor,
+) -> Conditions:
+    """Read prompts, and references once at t = 0.
 
     Args:
-        base: Base U-Net.
-        reference: Reference U-Net, run once at t = 0.
-        scheduler: Noise schedule in diffusers' form.
-        prompt_embeds: [B, S, E].
-        negative_embeds: [1, S, E], of the empty prompt.
-        reference_latents: [B, C, h, w], scaled and clean.
-        reference_embeds: [B, S, E], of the reference prompts.
-        guidance: Scales.
-        steps: DDIM steps.
-        ref_scale: Scale of the reference keys.
-        generator: Draws the start, on the CPU.
-
-    Returns:
-        Latents [B, C, h, w].
+        pair: Gives the text encoder and the Reference U-Net.
+        ids: int64 [B, S], tokens of the prompts.
+        empty_ids: int64 [1, S], of the empty prompt.
+        references: [N, C, h, w], clean latents; N may be 0.
+        reference_ids: int64 [N, S], of their prompts.
+        ref_of_row: int64 [B, R], -1 for none.
     """
-    count, device = len(prompt_embeds), prompt_embeds.device
-    schedule = NoiseSchedule.from_config(scheduler)
-    table = solver_table("ddim", schedule, steps).astype32()
-    zeros = torch.zeros(count, dtype=torch.long, device=device)
-    features = reference(reference_latents, zeros, reference_embeds)
-    keys_values = base.project_reference(features, ref_scale=ref_scale)
-    own = torch.arange(count)
-    ref_of_row = torch.cat([own, own, torch.full((count,), -1)])[:, None]
-    negative = negative_embeds.expand(count, -1, -1)
-    embeds = torch.cat([prompt_embeds, negative, negative])
-    latents = torch.randn(reference_latents.shape, generator=generator).to(device)
-    history = table.initial_history(latents)
-    for i, t in enumerate(table.timesteps.tolist()):
-        rows = torch.cat([latents] * 3)
-        steps_of_rows = torch.full((3 * count,), t, device=device)
-        guided = guidance.combine(
-            *base(rows, steps_of_rows, embeds, keys_values, ref_of_row).chunk(3)
-        )
-        latents, history = table.step(i, latents, output=guided, history=history)
-    return latents
+    states = pair.text_encoder(torch.cat([ids, empty_ids, reference_ids]))[0]
+    count = len(ids)
+    features = None
+    if len(references):
+        clean = torch.zeros(len(references), dtype=torch.long, device=references.device)
+        features = pair.reference(references, clean, states[count + 1 :])
+    negative = states[count : count + 1].expand(count, -1, -1)
+    return Conditions(states[:count], negative, features, ref_of_row)
+
+
+class Drawer:
+    """One U-Net with what it reads for a batch: gives its output at any latents and timestep.
+
+    Args:
+        base: Of the teacher or of the student.
+        conditions: Of the batch.
+        pair: Gives the merge and the scale of reference keys.
+        guidance: Scales; None computes the `text_image` row alone.
+    """
+
+    def __init__(
+        self, base: BaseUNet, conditions: Conditions, pair: Pair, guidance: Guidance | None
+    ) -> None:
+        """Project the references, once for all steps, and lay out the rows."""
+        self._base, self._guidance, self._merge = base, guidance, pair.config.merge
+        self._table: ReferenceKVLayers | None = None
+        if conditions.features is not None:
+            self._table = base.project_reference(
+                conditions.features, ref_scale=pair.config.ref_scale
+            )
+        refs, prompt, negative = conditions.ref_of_row, conditions.prompt, conditions.negative
+        if guidance is None:
+            self._embeds, self._rows = prompt, conditions.plan(refs)
+            return
+        # As in the runtime, the image row of a picture without a subject equals its uncond row.
+        rows = torch.cat([refs, refs, torch.full_like(refs, -1)])
+        self._embeds, self._rows = torch.cat([prompt, negative, negative]), conditions.plan(rows)
+
+    def output(self, latents: Tensor, t: int) -> Tensor:
+        """The model output, guided where there is guidance, float32 [B, C, h, w]."""
+        copies = 1 if self._guidance is None else 3
+        rows = torch.cat([latents] * copies)
+        steps = torch.full((len(rows),), t, device=rows.device)
+        table = self._table
+        plan = None if table is None else self._rows
+        output: Tensor = self._base(rows, steps, self._embeds, table, plan, merge=self._merge)
+        output = output.float()
+        if self._guidance is None:
+            return output
+        return self._guidance.combine(*output.chunk(3))
+
+    def picture(self, table: SolverTable, noise: Tensor) -> Tensor:
+        """Draw from noise of unit variance to latents [B, C, h, w]."""
+        latents = noise * table.init_noise_sigma
+        history = table.initial_history(latents)
+        for i, t in enumerate(table.timesteps.tolist()):
+            output = self.output(latents, t)
+            latents, history = table.step(i, latents, output=output, history=history)
+        return latents

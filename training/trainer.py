@@ -1,8 +1,9 @@
 """The loop that every stage shares: optimise, average, log, validate, checkpoint, resume.
 
-All randomness of a step comes from a generator seeded with (seed, step, process), and the samples
-of a step are a function of the step. Nothing about randomness has to be stored, so a resumed run
-is bit-identical to one that was never interrupted, and validation cannot disturb training.
+The samples of a step and all random numbers are functions of the step, so a resumed run is
+bit-identical to one that was never interrupted, and validation cannot disturb training. Gradients
+of several processes are averaged by torch's DistributedDataParallel; whatever else decides how a
+step goes on (is its norm finite, is the loss, shall we stop) is agreed on by all of them.
 """
 
 from __future__ import annotations
@@ -15,76 +16,33 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from bootpig_rt.errors import CheckpointError, NumericalError, StorageError, describe_os_error
+from bootpig_rt.errors import CheckpointError, NumericalError
 from bootpig_rt.files.atomic import atomic_write_text
+from bootpig_rt.training.checkpoints import Averaged, Checkpoints, Ema, TrainingState
 from bootpig_rt.training.config import TrainConfig
-from bootpig_rt.training.state import Averaged, Ema, TrainingState
+from bootpig_rt.training.draws import Draws, step_indices
+from bootpig_rt.training.pictures import save_sheet
+from bootpig_rt.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
+WriteResult = Callable[[Any, Path], None]
+"""Writes what `Stage.result` returned into a folder that does not exist yet."""
 
-class Stage(Protocol):
-    """What a stage adds to the loop."""
-
-    num_samples: int
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Modules whose trainable parameters are optimised, averaged and stored."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups, each with `params` and its own `lr`."""
-
-    def loss(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the samples `indices` [B], and figures to log."""
-
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """Write pictures on fixed seeds, with averaged weights in place; return figures to log."""
-
-    def export(self, folder: Path) -> None:
-        """Write the result, with averaged weights in place, for the next stage or the runtime."""
-
-
-def step_generator(seed: int, step: int, process: int) -> torch.Generator:
-    """Return the generator of one step of one process."""
-    generator = torch.Generator()
-    generator.manual_seed((seed * 1_000_003 + step) * 4_099 + process)
-    return generator
-
-
-def step_indices(step: int, batch_size: int, num_samples: int, seed: int) -> Tensor:
-    """Return the samples of a step: whole epochs, each in its own random order.
-
-    Args:
-        step: Number of the optimiser step, from 0.
-        batch_size: Samples of the step, over all processes and accumulation.
-        num_samples: Samples of the data set.
-        seed: Of the run.
-
-    Returns:
-        int64 [batch_size].
-    """
-    first = step * batch_size
-    parts: list[Tensor] = []
-    done = 0
-    while done < batch_size:
-        epoch, offset = divmod(first + done, num_samples)
-        order = torch.randperm(num_samples, generator=step_generator(seed, epoch, 4_098))
-        parts.append(order[offset : offset + batch_size - done])
-        done += len(parts[-1])
-    return torch.cat(parts)
+# These may change between two runs in one folder: their product is in the checkpoint.
+_MAY_CHANGE = ("batch_size", "accumulate")
 
 
 def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: float) -> float:
@@ -95,6 +53,19 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: f
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+class _Loss(nn.Module):
+    """A stage's loss as one module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(stage.modules())
+        self._stage = stage
+
+    def forward(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, figures = self._stage.loss(indices, draws)
+        return loss, {name: value.detach() for name, value in figures.items()}
+
+
 class Trainer:
     """Runs one stage in one folder.
 
@@ -102,10 +73,17 @@ class Trainer:
     `checkpoints/step-N/`, and at the end `result/`.
     """
 
-    def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator) -> None:
-        """Prepare optimiser and average; `resume` then loads the newest checkpoint, if any."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        accelerator: Accelerator,
+        write_result: WriteResult,
+    ) -> None:
+        """Prepare optimiser and average; `run` then loads the newest checkpoint, if any."""
         self.config, self.stage, self.accelerator = config, stage, accelerator
-        self.folder = Path(config.output)
+        self.folder, self._write_result = Path(config.output), write_result
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
         self.modules = stage.modules()
         for module in self.modules.values():
             # Loaded models are in evaluation mode, whose gradients differ in their last bit.
@@ -124,6 +102,12 @@ class Trainer:
             if parameter.requires_grad
         }
         self.ema = Ema(self.parameters, config.optimizer.ema_decay)
+        self._loss: nn.Module = _Loss(stage)
+        if accelerator.num_processes > 1:
+            # A process whose samples all lack references has no gradient for the Reference U-Net.
+            self._loss = DistributedDataParallel(
+                self._loss, broadcast_buffers=False, find_unused_parameters=True
+            )
         self._stop = False
 
     def run(self, *, max_minutes: float | None = None) -> bool:
@@ -133,8 +117,9 @@ class Trainer:
             Whether the stage is finished; if not, the same command goes on from here.
 
         Raises:
-            CheckpointError: The folder holds a run with other settings, or a damaged checkpoint.
-            NumericalError: The loss is NaN or infinite; the last checkpoint is kept.
+            CheckpointError: The folder holds a run with other settings or steps of another size,
+                or a damaged checkpoint.
+            NumericalError: The loss is NaN or infinite in a process; the last checkpoint is kept.
             StorageError: A checkpoint cannot be written; the one before it is kept.
         """
         config, is_main = self.config, self.accelerator.is_main_process
@@ -163,7 +148,7 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 if self.step % config.log_every == 0:
-                    means = {k: float(v) / num_summed for k, v in sums.items()}
+                    means = self._means(sums, num_summed)
                     self._check_finite(means)
                     seen = (self.step - first) * self._samples_per_step
                     means["samples_per_s"] = seen / (time.monotonic() - started)
@@ -174,9 +159,9 @@ class Trainer:
                 if config.validate_every and self.step % config.validate_every == 0:
                     self._validate(writer)
                 if self.step % config.checkpoint_every == 0:
-                    self.save_checkpoint()
+                    self._save_checkpoint()
         if self.step % config.checkpoint_every and self.step > first:
-            self.save_checkpoint()
+            self._save_checkpoint()
         if self.step < config.steps:
             return False
         self._export()
@@ -189,12 +174,9 @@ class Trainer:
 
     def _train_step(self) -> dict[str, Tensor]:
         config, accelerator = self.config, self.accelerator
-        processes, process = accelerator.num_processes, accelerator.process_index
-        indices = step_indices(
-            self.step, self._samples_per_step, self.stage.num_samples, config.seed
-        )
-        mine = indices[process::processes]
-        generator = step_generator(config.seed, self.step, process)
+        places = torch.arange(self._samples_per_step)
+        indices = step_indices(self.step, len(places), self.stage.num_samples, config.seed)
+        mine = places[accelerator.process_index :: accelerator.num_processes]
         settings = config.optimizer
         share = learning_rate_share(
             self.step,
@@ -205,24 +187,33 @@ class Trainer:
         for group, top in zip(self.optimizer.param_groups, self.top_rates, strict=True):
             group["lr"] = top * share
         figures: dict[str, Tensor] = {}
-        for chunk in mine.chunk(config.accumulate):
-            with accelerator.autocast():
-                loss, extra = self.stage.loss(chunk, generator)
-            accelerator.backward(loss / config.accumulate)
+        parts = mine.chunk(config.accumulate)
+        for number, part in enumerate(parts, start=1):
+            draws = Draws(config.seed, self.step, part.tolist())
+            with self._averaging(is_last=number == len(parts)):
+                with accelerator.autocast():
+                    loss, extra = self._loss(indices[part], draws)
+                accelerator.backward(loss / config.accumulate)
             for name, value in {"loss": loss, **extra}.items():
-                part = value.detach().float().cpu() / config.accumulate
-                figures[name] = figures.get(name, torch.zeros(())) + part
-        self._average_gradients()
+                share_of_step = value.detach().float().cpu() / config.accumulate
+                figures[name] = figures.get(name, torch.zeros(())) + share_of_step
         # The scaler of float16 must undo its scale before the norm is measured.
         accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip_norm)
         figures["gradient_norm"] = norm.detach().float().cpu()
         # A gradient that is not finite would spoil every weight: the step is left out, and logged.
+        # It is the same average in all processes, so all leave it out.
         self._optimizer_step(is_finite=bool(torch.isfinite(norm)))
         figures["skipped"] = (~torch.isfinite(norm)).float().cpu()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.step)
         return figures
+
+    def _averaging(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are averaged over processes once a step, in the last part of it."""
+        if isinstance(self._loss, DistributedDataParallel) and not is_last:
+            return self._loss.no_sync()
+        return contextlib.nullcontext()
 
     def _optimizer_step(self, *, is_finite: bool) -> None:
         scaler = self.accelerator.scaler
@@ -233,19 +224,18 @@ class Trainer:
         if scaler is not None:
             scaler.update()  # after a step left out too: that is how the scale of float16 falls
 
-    def _average_gradients(self) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in self.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+    def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
+        """Means over steps and processes, the same in all of them: NaN in one is NaN in all."""
+        found = torch.stack(list(sums.values())).to(self.accelerator.device) / count
+        if self.accelerator.num_processes > 1:
+            found = self.accelerator.reduce(found, "mean")
+        return dict(zip(sums, found.tolist(), strict=True))
 
     def _check_finite(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
             raise NumericalError(
                 f"the loss is {figures['loss']} at step {self.step}, expected a finite number; the "
-                f"last checkpoint is kept in {self.folder / 'checkpoints'}; start anew in another "
+                f"last checkpoint is kept in {self.checkpoints.folder}; start anew in another "
                 "output folder with a lower optimizer.learning_rate or with mixed_precision=no"
             )
 
@@ -261,75 +251,64 @@ class Trainer:
     def _validate(self, writer: SummaryWriter | None) -> None:
         if self.accelerator.is_main_process:
             with self._averaged():
+                found = self.stage.validate()
+            if found.rows:
                 folder = self.folder / "validation"
                 folder.mkdir(exist_ok=True)
-                figures = self.stage.validate(folder, self.step)
-            self._log(writer, {f"validation/{k}": v for k, v in figures.items()})
+                save_sheet(found.rows, folder / f"step-{self.step:07d}.png")
+            self._log(writer, {f"validation/{k}": v for k, v in found.figures.items()})
         self.accelerator.wait_for_everyone()
 
     def _export(self) -> None:
         if self.accelerator.is_main_process:
+            temporary = self.folder / ".result.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
             with self._averaged():
-                temporary = self.folder / ".result.tmp"
-                shutil.rmtree(temporary, ignore_errors=True)
-                self.stage.export(temporary)
-                shutil.rmtree(self.folder / "result", ignore_errors=True)
-                os.replace(temporary, self.folder / "result")
+                self._write_result(self.stage.result(), temporary)
+            shutil.rmtree(self.folder / "result", ignore_errors=True)
+            os.replace(temporary, self.folder / "result")
         self.accelerator.wait_for_everyone()
 
     def _averaged(self) -> Averaged:
         return Averaged(self.ema, list(self.modules.values()))
 
-    def _state(self) -> TrainingState:
-        return TrainingState(self.parameters, self.ema, self.optimizer, self.accelerator.scaler)
-
     # Checkpoints --------------------------------------------------------------------------------
 
-    def save_checkpoint(self) -> None:
-        """Write weights, average and optimiser state; the folder appears whole or not at all.
+    def _state(self) -> TrainingState:
+        return TrainingState(
+            self.parameters,
+            self.ema,
+            self.optimizer,
+            self.accelerator.scaler,
+            self._samples_per_step,
+            int(self.accelerator.num_processes),
+        )
 
-        Raises:
-            StorageError: The disk is full or refuses; older checkpoints are kept.
-        """
+    def _save_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
-            folder = self.folder / "checkpoints"
-            temporary, final = folder / ".tmp", folder / f"step-{self.step:07d}"
-            shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                temporary.mkdir(parents=True)
-                self._state().write(temporary, self.step)
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(temporary, final)
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
-                raise StorageError(
-                    f"cannot write the checkpoint {final}: {reason}; older checkpoints are kept, "
-                    "run the same command again to go on from the last one"
-                ) from error
-            for old in self._checkpoints()[: -self.config.keep_checkpoints]:
-                shutil.rmtree(old)
+            self.checkpoints.save(self._state(), self.step)
         self.accelerator.wait_for_everyone()
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*"))
 
     def _resume(self) -> None:
         """Load the newest checkpoint of the folder; refuse one of another configuration."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.json"
-        now = json.loads(json.dumps(asdict(self.config)))
-        checkpoints = self._checkpoints()
-        if checkpoints:
+        now = _plain(self.config)
+        found = self.checkpoints.all()
+        if found:
             try:
-                before = {**_later_options(), **json.loads(path.read_text())}
+                # A run that began before an option existed has its default.
+                least = TrainConfig(
+                    self.config.stage, self.config.output, start_from=self.config.start_from
+                )
+                before = {**_plain(least), **json.loads(path.read_text())}
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{self.folder} has checkpoints but no readable config.json ({error}); "
                     "use another output folder to start anew",
                     path,
                 ) from error
-            changed = sorted(k for k in now if now[k] != before.get(k))
+            changed = sorted(k for k in now if now[k] != before.get(k) and k not in _MAY_CHANGE)
             if changed:
                 raise CheckpointError(
                     f"{self.folder} holds a run with other {', '.join(changed)}; "
@@ -339,9 +318,9 @@ class Trainer:
         elif self.accelerator.is_main_process:
             path.write_text(json.dumps(now, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
-        if checkpoints:
-            self.step = self._state().read(checkpoints[-1])
-            logger.info("going on from step %d of %s", self.step, checkpoints[-1])
+        if found:
+            self.step = self._state().read(found[-1])
+            logger.info("going on from step %d of %s", self.step, found[-1])
         self._cut_log()
 
     def _cut_log(self) -> None:
@@ -359,8 +338,9 @@ class Trainer:
     def _must_stop(self, deadline: float | None) -> bool:
         stop = self._stop or (deadline is not None and time.monotonic() >= deadline)
         if self.accelerator.num_processes > 1:
-            # All processes must leave at the same step.
-            stop = bool(broadcast_object_list([stop])[0])
+            # Whoever is asked to stop, all leave at the same step.
+            asked = torch.tensor(float(stop), device=self.accelerator.device)
+            stop = bool(self.accelerator.reduce(asked, "sum") > 0)
         return stop
 
     def _stop_on_signals(self) -> _SignalGuard:
@@ -371,13 +351,9 @@ class Trainer:
         self._stop = True
 
 
-def _later_options() -> dict[str, Any]:
-    """Groups of options with their defaults, which runs had that began before there were any."""
-    return {
-        each.name: json.loads(json.dumps(asdict(each.default_factory())))
-        for each in fields(TrainConfig)
-        if each.default_factory is not MISSING
-    }
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
 
 
 class _SignalGuard:

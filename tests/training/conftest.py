@@ -14,8 +14,11 @@ from PIL import Image, ImageDraw
 
 from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.config import (
+    _TABLES,
     DiffusionConfig,
+    DistillConfig,
     OptimizerConfig,
+    PairSettings,
     TrainConfig,
     UNetConfig,
     VaeConfig,
@@ -76,6 +79,14 @@ def samples(subjects: Subjects, share: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_samples(subjects: Subjects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 samples that are not among `samples`."""
+    folder = tmp_path_factory.mktemp("other-samples")
+    synthesize(folder, subjects, SynthesisConfig(12, seed=4, world=WorldConfig(size_px=SIZE_PX)))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def drawings(subjects: Subjects, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder as `fetch-data` leaves it: the first ten drawings are for training."""
     folder = tmp_path_factory.mktemp("drawings")
@@ -121,9 +132,15 @@ def make_config(samples: Path) -> MakeConfig:
                 vocabulary=700,
             ),
             "diffusion": DiffusionConfig(),
+            "pair": PairSettings(),
+            "distill": DistillConfig(),
         }
-        for name in tables:
-            tables[name] = dataclasses.replace(tables[name], **changes.pop(name, {}))
+        used = {"optimizer", *_TABLES[stage]}
+        tables = {
+            name: dataclasses.replace(table, **changes.pop(name, {}))
+            for name, table in tables.items()
+            if name in used
+        }
         settings: dict[str, Any] = {
             "data": str(samples),
             "steps": 20,
@@ -194,16 +211,15 @@ def train() -> Train:
     """A function that trains a stage as a new process would, and returns its trainer."""
     import torch
 
-    from bootpig_rt.training.run import build_stage
-    from bootpig_rt.training.trainer import Trainer
+    from bootpig_rt.training.run import build_trainer
 
     def run(
         config: TrainConfig, *, stop_after: int = 0, max_minutes: float | None = None
     ) -> Trainer:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        stage: Any = build_stage(config, torch.device("cpu"))
-        trainer = Trainer(config, stage, new_accelerator(config.mixed_precision))
+        trainer = build_trainer(config, new_accelerator(config.mixed_precision))
+        stage: Any = trainer.stage
         loss = stage.loss
 
         def stopping_loss(*args: Any) -> Any:
@@ -231,10 +247,34 @@ def vae_result(make_config: MakeConfig, train: Train, share: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def base_result(make_config: MakeConfig, train: Train, vae_result: Path, share: Any) -> Path:
-    """A finished stage `base`, hardly trained. Copy it before a change."""
+    """A finished stage `base`, hardly trained, with defaults of its own; copy before a change."""
 
     def fill(folder: Path) -> None:
-        train(make_config("base", folder, steps=2, start_from=str(vae_result)))
+        settings = {"image_guidance_scale": 3.5, "default_steps": 7, "ref_scale": 1.1}
+        train(make_config("base", folder, steps=2, start_from=str(vae_result), pair=settings))
 
     folder: Path = share("base", fill)
+    return folder / "result"
+
+
+@pytest.fixture(scope="session")
+def pair_result(make_config: MakeConfig, train: Train, base_result: Path, share: Any) -> Path:
+    """A pair with strong guidance; a few steps of training tell its rows apart."""
+
+    def fill(folder: Path) -> None:
+        settings = {
+            "reference_timestep": "mixed",
+            "image_guidance_scale": 3.0,
+            "default_steps": 6,
+            "ref_scale": 1.0,
+        }
+        changes: dict[str, Any] = {
+            "start_from": str(base_result),
+            "optimizer": {"learning_rate": 5e-3, "rsa_learning_rate": 5e-3},
+            "diffusion": {"max_references": 2},
+            "pair": settings,
+        }
+        train(make_config("pair", folder, steps=8, **changes))
+
+    folder: Path = share("pair", fill)
     return folder / "result"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bootpig_rt.errors import ConfigError
-from bootpig_rt.training.config import TrainConfig, UNetConfig, build, load_config
+from bootpig_rt.training.config import PairSettings, TrainConfig, UNetConfig, build, load_config
 
 MINIMAL = 'stage = "vae"\noutput = "runs/x"\n'
 FOLDER = Path(__file__).parents[2] / "training" / "configs"
@@ -32,8 +32,8 @@ def test_there_is_a_config_for_each_stage_and_each_starts_from_the_one_before() 
     vae, base, pair = (load_config(FOLDER / f"{name}.toml", []) for name in ("vae", "base", "pair"))
     assert base.start_from == f"{vae.output}/result"
     assert pair.start_from == f"{base.output}/result"
-    assert base.diffusion.prediction_type == pair.diffusion.prediction_type
-    assert pair.diffusion.reference_timestep == "mixed"
+    assert base.unet.prediction_type == "sample"
+    assert pair.pair == PairSettings(reference_timestep="mixed")
 
 
 def test_a_file_without_a_key_gets_the_default(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_overrides_win_over_the_file_and_reach_into_tables(tmp_path: Path) -> No
             "steps=7",
             "optimizer.beta1=0.25",
             "vae.block_channels=[16, 32]",
-            "diffusion.merge=softmax",
+            "vae.kl_weight=0.5",
             "data=some/where",
         ],
     )
@@ -57,7 +57,7 @@ def test_overrides_win_over_the_file_and_reach_into_tables(tmp_path: Path) -> No
     assert config.optimizer.beta1 == 0.25
     assert config.optimizer.beta2 == 0.5
     assert config.vae.block_channels == (16, 32)
-    assert config.diffusion.merge == "softmax"
+    assert config.vae.kl_weight == 0.5
     assert config.data == "some/where"
 
 
@@ -77,7 +77,11 @@ def test_a_whole_number_is_fine_where_a_number_is_expected(tmp_path: Path) -> No
         ("output=12", "output is 12, expected str"),
         ("optimizer.beta1=fast", "beta1 is 'fast', expected float"),
         ("stage=gan", r"stage is 'gan', expected one of \['vae', 'base', 'pair', 'distill'\]"),
-        ("diffusion.merge=max", "merge is 'max', expected one of"),
+        ("pair.merge=max", "merge is 'max', expected one of"),
+        ("pair.default_steps=0", "pair.default_steps is 0, expected a whole number"),
+        ("pair.ref_scale=fast", "ref_scale is 'fast', expected float"),
+        ("pair.merge=softmax", r"stage 'vae' does not read \[pair\], only \[optimizer\], \[vae\]"),
+        ("unet.max_tokens=30", "sizes, noise schedule and prediction come from start_from"),
         ("vae.block_channels=32", "block_channels is 32, expected a list of whole numbers"),
         ("vae.block_channels=[32, 0.5]", "expected a list of whole numbers"),
         ("vae=3", r"vae is 3, expected a table \[vae\]"),

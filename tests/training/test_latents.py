@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from bootpig_rt.errors import ConfigError, InputError, StorageError
 from bootpig_rt.training import latents as module
 from bootpig_rt.training.latents import Latents, encode, load_latents
 from bootpig_rt.training.pictures import load_pictures, save_sheet, to_tensor, to_uint8
-from bootpig_rt.training.stages.diffusion import load_vae
+from bootpig_rt.training.start import load_start_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -24,18 +23,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def vae(vae_result: Path) -> Any:
-    return load_vae(vae_result, CPU)
+    return load_start_vae(vae_result, CPU)
 
 
-def load(data: Path, folder: Path, vae: Any, cache: Path, **changes: Any) -> Latents:
-    settings: dict[str, Any] = {"augmentation": "none", "max_samples": 0, "device": CPU, **changes}
-    return load_latents(data, folder, vae, cache, **settings)
+def load(data: Path, vae: Any, cache: Path, **changes: Any) -> Latents:
+    return load_latents(data, vae, cache, device=CPU, **changes)
 
 
-def test_latents_are_the_vaes_means_in_unit_scale(
-    samples: Path, vae_result: Path, vae: Any, tmp_path: Path
-) -> None:
-    loaded = load(samples, vae_result / "vae", vae, tmp_path)
+def test_latents_are_the_vaes_means_in_unit_scale(samples: Path, vae: Any, tmp_path: Path) -> None:
+    loaded = load(samples, vae, tmp_path)
     pictures = load_pictures(samples)
     assert loaded.targets.shape == (24, 4, 8, 8)
     assert loaded.targets.dtype == torch.float16
@@ -46,10 +42,8 @@ def test_latents_are_the_vaes_means_in_unit_scale(
     assert loaded.targets.float().std() == pytest.approx(1.0, abs=0.02)
 
 
-def test_each_sample_finds_its_own_references(
-    samples: Path, vae_result: Path, vae: Any, tmp_path: Path
-) -> None:
-    loaded = load(samples, vae_result / "vae", vae, tmp_path)
+def test_each_sample_finds_its_own_references(samples: Path, vae: Any, tmp_path: Path) -> None:
+    loaded = load(samples, vae, tmp_path)
     pictures = load_pictures(samples)
     assert loaded.first_reference.tolist() == pictures.first_reference.tolist()
     assert len(loaded.references) == len(pictures.references) == int(loaded.first_reference[-1])
@@ -63,9 +57,9 @@ def test_each_sample_finds_its_own_references(
 
 
 def test_masks_are_the_share_of_the_subject_in_each_latent(
-    samples: Path, vae_result: Path, vae: Any, tmp_path: Path
+    samples: Path, vae: Any, tmp_path: Path
 ) -> None:
-    loaded = load(samples, vae_result / "vae", vae, tmp_path)
+    loaded = load(samples, vae, tmp_path)
     masks = load_pictures(samples).masks.astype(np.float64)
     means = masks.reshape(24, 8, 2, 8, 2).mean(axis=(2, 4))
     assert loaded.masks.dtype == torch.uint8
@@ -73,50 +67,41 @@ def test_masks_are_the_share_of_the_subject_in_each_latent(
 
 
 def test_a_second_call_reads_the_cache(
-    samples: Path, vae_result: Path, vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: Path, vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(samples, vae_result / "vae", vae, tmp_path)
+    first = load(samples, vae, tmp_path)
 
     def never(*_: Any) -> Any:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(module, "encode", never)
-    again = load(samples, vae_result / "vae", vae, tmp_path)
+    again = load(samples, vae, tmp_path)
     assert torch.equal(first.targets, again.targets)
     assert torch.equal(first.references, again.references)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_other_data_weights_augmentation_or_number_have_a_cache_of_their_own(
-    samples: Path, vae_result: Path, vae: Any, tmp_path: Path
+def test_other_weights_number_or_contents_have_a_cache_of_their_own(
+    samples: Path, vae: Any, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    plain = load(samples, vae_result / "vae", vae, cache)
-    fewer = load(samples, vae_result / "vae", vae, cache, max_samples=5)
-    augmented = load(samples, vae_result / "vae", vae, cache, augmentation="paper")
-    other_vae = tmp_path / "vae"
-    shutil.copytree(vae_result / "vae", other_vae)
-    (other_vae / "config.json").write_text((other_vae / "config.json").read_text() + "\n")
-    load(samples, other_vae, vae, cache)
-    assert len(list(cache.iterdir())) == 3  # the same weights
-    weights = next(other_vae.glob("*.safetensors"))
-    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
-    load(samples, other_vae, vae, cache)
+    plain = load(samples, vae, cache)
+    fewer = load(samples, vae, cache, max_samples=5)
+    without = load(samples, vae, cache, with_references=False)
+    assert len(list(cache.iterdir())) == 3
+    same = copy.deepcopy(vae)
+    load(samples, same, cache)
+    assert len(list(cache.iterdir())) == 3
+    with torch.no_grad():
+        next(same.parameters()).mul_(2)
+    load(samples, same, cache)
     assert len(list(cache.iterdir())) == 4
     assert len(fewer.targets) == len(fewer.captions) == 5
     assert len(fewer.references) == int(fewer.first_reference[-1])
-    assert torch.equal(augmented.targets, plain.targets)
-    assert not torch.equal(augmented.references, plain.references)
-
-
-def test_augmented_latents_are_the_same_each_time(
-    samples: Path, vae_result: Path, vae: Any, tmp_path: Path
-) -> None:
-    made = [
-        load(samples, vae_result / "vae", vae, tmp_path / name, augmentation="paper").references
-        for name in ("a", "b")
-    ]
-    assert torch.equal(made[0], made[1])
+    assert torch.equal(without.targets, plain.targets)
+    assert len(without.references) == 0
+    assert torch.equal(without.first_reference, plain.first_reference)
+    assert plain.size_px == without.size_px == 16
 
 
 @pytest.mark.parametrize(
@@ -136,16 +121,16 @@ def test_a_full_disk_is_one_error_and_leaves_no_file(
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(StorageError, match="cannot write the latents .*(?i:no space left)"):
-        load(samples, vae_result / "vae", vae, tmp_path)
+        load(samples, vae, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_without_samples_is_refused(vae_result: Path, vae: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no manifest\.json"):
-        load(tmp_path, vae_result / "vae", vae, tmp_path / "cache")
+        load(tmp_path, vae, tmp_path / "cache")
     (tmp_path / "manifest.json").write_text('{"format": 1, "samples": 0, "shards": []}')
     with pytest.raises(ConfigError, match="has no samples"):
-        load(tmp_path, vae_result / "vae", vae, tmp_path / "cache")
+        load(tmp_path, vae, tmp_path / "cache")
 
 
 def test_pictures_survive_the_way_to_tensors_and_back() -> None:

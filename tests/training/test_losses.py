@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bootpig_rt.diffusion.solver import NoiseSchedule
+from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.losses import add_noise, draw_timesteps, loss_weight, target_of
-from bootpig_rt.training.stages.diffusion import scheduler_config
+from bootpig_rt.training.stages.base import scheduler_config
 
 LEVELS = torch.tensor([0.999, 0.9, 0.6, 0.3, 0.1, 0.004], dtype=torch.float64)
 
@@ -101,19 +102,19 @@ def test_gamma_zero_is_the_plain_mean_squared_error() -> None:
 
 
 def test_uniform_timesteps_fill_the_schedule() -> None:
-    t = draw_timesteps(20_000, 1000, "uniform", torch.Generator().manual_seed(0))
+    t = draw_timesteps(Draws(0, 0, range(20_000)), 1000, "uniform")
     assert (int(t.min()), int(t.max())) == (0, 999)
     assert torch.histc(t.float(), 10, 0, 1000).min() > 1800
 
 
 def test_most_middle_timesteps_lie_in_the_middle_and_some_everywhere() -> None:
-    t = draw_timesteps(20_000, 1000, "middle", torch.Generator().manual_seed(0))
+    t = draw_timesteps(Draws(0, 0, range(20_000)), 1000, "middle")
     assert (int(t.min()), int(t.max())) == (0, 999)
     inside = ((t >= 250) & (t < 900)).float().mean()
     assert inside == pytest.approx(0.6 + 0.4 * 0.65, abs=0.015)
 
 
 def test_timesteps_are_a_function_of_the_generator() -> None:
-    drawn = [draw_timesteps(9, 1000, "middle", torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    drawn = [draw_timesteps(Draws(s, 0, range(9)), 1000, "middle") for s in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -12,29 +12,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from bootpig_rt.errors import CheckpointError, InputError
+from bootpig_rt.errors import CheckpointError, ConfigError, InputError
 from bootpig_rt.models.load import load_pair
+from bootpig_rt.training import data as data_module
 from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.pictures import load_pictures, to_tensor
 from bootpig_rt.training.run import build_stage
+from bootpig_rt.training.stage import Validation
+from bootpig_rt.training.stages import diffusion
 from bootpig_rt.training.stages.base import BaseStage
-from bootpig_rt.training.stages.diffusion import make_batch
 from bootpig_rt.training.stages.pair import PairStage
 from bootpig_rt.training.stages.vae import VaeStage
-from bootpig_rt.training.trainer import Trainer, log_rows, step_generator
+from bootpig_rt.training.trainer import Trainer, log_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "_short_validation")
 CPU = torch.device("cpu")
 STAGES = ("vae", "base", "pair")
 ConfigOf = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps and samples: what is drawn is not the point."""
+    monkeypatch.setattr(diffusion, "VALIDATION_STEPS", 2)
+    monkeypatch.setattr(data_module, "VALIDATION_SAMPLES", 4)
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +60,19 @@ def config_of(
 
     def make(stage: str, name: str = "run", **changes: Any) -> TrainConfig:
         output = workshop / f"{tmp_path.name}-{name}"
-        made: TrainConfig = make_config(stage, output, start_from=start[stage], **changes)
+        settings = {"start_from": start[stage], **changes}
+        made: TrainConfig = make_config(stage, output, **settings)
         return made
 
     return make
 
 
 def build(config: TrainConfig) -> Any:
-    return build_stage(config, CPU)
+    return build_stage(config, CPU)[0]
+
+
+def draws_of(count: int, *, step: int = 0, seed: int = 0) -> Draws:
+    return Draws(seed, step, range(count))
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
@@ -84,58 +97,37 @@ def losses(trainer: Trainer) -> list[dict[str, float]]:
     return [{k: v for k, v in r.items() if k != "samples_per_s"} for r in rows if "loss" in r]
 
 
-# Resume, for every stage --------------------------------------------------------------------------
+# Resume and validation, for every stage -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_twenty_steps_are_ten_and_a_resume_and_ten(
-    stage: str, config_of: ConfigOf, train: Any
+EVERYTHING_ON: dict[str, Any] = {
+    "accumulate": 2,
+    "mixed_precision": "bf16",
+    "diffusion": {"augmentation": "paper", "max_references": 3, "reference_dropout": 0.4},
+    "pair": {"reference_timestep": "mixed", "merge": "softmax"},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [*((stage, {}) for stage in STAGES), ("pair", EVERYTHING_ON)],
+    ids=[*STAGES, "pair in bfloat16 with everything on"],
+)
+def test_a_run_is_the_same_when_it_is_stopped_resumed_and_validated(
+    stage: str, settings: dict[str, Any], config_of: ConfigOf, train: Any, samples: Path
 ) -> None:
-    whole = train(config_of(stage, "whole"))
-    part = train(config_of(stage, "part"), stop_after=10)
-    assert part.step == 10
-    rest = train(config_of(stage, "part"))
-    assert rest.step == 20
+    settings = {"steps": 6, "log_every": 1, **settings}
+    whole = train(config_of(stage, "whole", **settings))
+    settings |= {"validation_data": str(samples), "validate_every": 2}
+    assert train(config_of(stage, "part", **settings), stop_after=3).step == 3
+    rest = train(config_of(stage, "part", **settings))
+    assert rest.step == 6
     assert_equal(whole, rest)
     assert losses(whole) == losses(rest)
-    assert len(losses(rest)) == 4
-
-
-def test_a_resume_is_bit_identical_in_bfloat16_with_everything_on(
-    config_of: ConfigOf, train: Any
-) -> None:
-    settings: dict[str, Any] = {
-        "steps": 8,
-        "log_every": 2,
-        "accumulate": 2,
-        "mixed_precision": "bf16",
-        "diffusion": {
-            "reference_timestep": "mixed",
-            "prediction_type": "v_prediction",
-            "reference_augmentation": "paper",
-            "max_references": 3,
-            "reference_dropout": 0.4,
-        },
-    }
-    whole = train(config_of("pair", "whole", **settings))
-    train(config_of("pair", "part", **settings), stop_after=4)
-    rest = train(config_of("pair", "part", **settings))
-    assert_equal(whole, rest)
-    assert losses(whole) == losses(rest)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_validation_leaves_the_weights_bit_identical(
-    stage: str, config_of: ConfigOf, train: Any, samples: Path
-) -> None:
-    settings: dict[str, Any] = {"steps": 6, "log_every": 3, "validation_data": str(samples)}
-    plain = train(config_of(stage, "plain", **settings))
-    often = train(config_of(stage, "often", **settings, validate_every=2))
-    assert_equal(plain, often)
-    assert losses(plain) == losses(often)
-    sheets = sorted(p.name for p in (often.folder / "validation").iterdir())
+    assert len(losses(rest)) == 6
+    sheets = sorted(p.name for p in (rest.folder / "validation").iterdir())
     assert sheets == [f"step-{step:07d}.png" for step in (2, 4, 6)]
-    assert not (plain.folder / "validation").exists()
+    assert not (whole.folder / "validation").exists()
 
 
 # VAE ----------------------------------------------------------------------------------------------
@@ -151,7 +143,7 @@ def test_latents_of_the_exported_vae_have_unit_variance(vae_result: Path, sample
 
 def test_the_vae_learns(config_of: ConfigOf, train: Any) -> None:
     optimizer = {"learning_rate": 5e-3}
-    trainer = train(config_of("vae", steps=90, batch_size=8, log_every=10, optimizer=optimizer))
+    trainer = train(config_of("vae", steps=60, batch_size=6, log_every=10, optimizer=optimizer))
     rows = losses(trainer)
     assert rows[-1]["l1"] < 0.8 * rows[0]["l1"]
     assert rows[-1]["psnr_db"] > rows[0]["psnr_db"] + 1
@@ -169,11 +161,11 @@ def test_a_quarter_of_the_vaes_pictures_are_references(config_of: ConfigOf) -> N
 def test_the_vaes_loss_is_its_formula(config_of: ConfigOf) -> None:
     stage: VaeStage = build(config_of("vae", vae={"gradient_weight": 0.25, "kl_weight": 0.01}))
     indices = torch.tensor([1, 2, 3])
-    loss, figures = stage.loss(indices, step_generator(0, 0, 0))
+    loss, figures = stage.loss(indices, draws_of(3))
     pixels = to_tensor(stage.targets[1:4])
     with torch.no_grad():
         posterior = stage.vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=step_generator(0, 0, 0))
+        noise = draws_of(3).normal(*posterior.mean.shape[1:])
         decoded = stage.vae.decode(posterior.mean + posterior.std * noise).sample
     error = (decoded - pixels).double()
     mean, logvar = posterior.mean.double(), posterior.logvar.double()
@@ -185,12 +177,33 @@ def test_the_vaes_loss_is_its_formula(config_of: ConfigOf) -> None:
     assert float(figures["psnr_db"]) == pytest.approx(psnr, rel=1e-4)
 
 
-def test_accumulation_of_the_vae_equals_the_big_batch(config_of: ConfigOf, train: Any) -> None:
-    big = train(config_of("vae", "big", steps=2, log_every=1, batch_size=4))
-    small = train(config_of("vae", "small", steps=2, log_every=1, batch_size=2, accumulate=2))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_is_the_same_however_it_is_divided(
+    stage: str, config_of: ConfigOf, train: Any
+) -> None:
+    settings: dict[str, Any] = {"steps": 2, "log_every": 1}
+    big = train(config_of(stage, "big", batch_size=4, **settings))
+    small = train(config_of(stage, "small", batch_size=2, accumulate=2, **settings))
     for one, other in zip(losses(big), losses(small), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
         assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=2e-2)
+
+
+def test_the_vae_is_validated_on_held_out_pictures(
+    config_of: ConfigOf, samples: Path, other_samples: Path
+) -> None:
+    stage: VaeStage = build(config_of("vae", validation_data=str(other_samples)))
+    found = stage.validate()
+    held_out, seen = load_pictures(other_samples), load_pictures(samples)
+    shown = [*held_out.targets[:12], *held_out.references[:4]]
+    assert np.array_equal(found.rows[0], np.stack(shown))
+    assert not any((picture == seen.targets).all((1, 2, 3)).any() for picture in found.rows[0])
+    pixels = to_tensor(found.rows[0])
+    with torch.no_grad():
+        decoded = stage.vae.decode(stage.vae.encode(pixels).latent_dist.mode()).sample
+    psnr = -10 * math.log10(float((decoded.clamp(-1, 1) - pixels).pow(2).mean()) / 4)
+    assert found.figures["psnr_db"] == pytest.approx(psnr, rel=1e-4)
+    assert build(config_of("vae")).validate() == Validation()
 
 
 # What the U-Nets get ------------------------------------------------------------------------------
@@ -202,10 +215,8 @@ class Spy:
     def __init__(self, stage: BaseStage | PairStage) -> None:
         self.reference: list[tuple[Tensor, ...]] = []
         self.base: list[tuple[Any, ...]] = []
-        stage.models.reference.register_forward_pre_hook(
-            lambda _, args: self.reference.append(args)
-        )
-        stage.models.base.register_forward_pre_hook(lambda _, args: self.base.append(args))
+        stage.pair.reference.register_forward_pre_hook(lambda _, args: self.reference.append(args))
+        stage.pair.base.register_forward_pre_hook(lambda _, args: self.base.append(args))
 
     def timesteps(self, call: int) -> tuple[Tensor, Tensor]:
         """Timesteps of the references of one call, and of the rows that read them."""
@@ -219,7 +230,7 @@ def observed(config: TrainConfig, *, calls: int = 6) -> tuple[Any, Spy]:
     spy = Spy(stage)
     for step in range(calls):
         with torch.no_grad():
-            loss, _ = stage.loss(torch.arange(8), step_generator(1, step, 0))
+            loss, _ = stage.loss(torch.arange(8), draws_of(8, step=step, seed=1))
         assert torch.isfinite(loss)
     return stage, spy
 
@@ -228,8 +239,9 @@ NO_DROPOUT = {"prompt_dropout": 0.0, "reference_dropout": 0.0, "both_dropout": 0
 
 
 def test_same_noises_each_reference_to_the_timestep_of_its_picture(config_of: ConfigOf) -> None:
-    diffusion = {**NO_DROPOUT, "reference_timestep": "same", "max_references": 2}
-    stage, spy = observed(config_of("base", diffusion=diffusion))
+    diffusion = {**NO_DROPOUT, "max_references": 2}
+    same = {"reference_timestep": "same"}
+    stage, spy = observed(config_of("base", diffusion=diffusion, pair=same))
     for call in range(6):
         references, pictures = spy.timesteps(call)
         assert torch.equal(references, pictures)
@@ -241,7 +253,7 @@ def test_same_noises_each_reference_to_the_timestep_of_its_picture(config_of: Co
 
 
 def test_clean_gives_every_reference_as_it_is_at_timestep_zero(config_of: ConfigOf) -> None:
-    diffusion = {**NO_DROPOUT, "reference_timestep": "clean", "max_references": 2}
+    diffusion = {**NO_DROPOUT, "max_references": 2}
     stage, spy = observed(config_of("base", diffusion=diffusion))
     for latents, t, _ in spy.reference:
         assert (t == 0).all()
@@ -255,7 +267,7 @@ def test_mixed_gives_some_references_clean_and_some_at_the_pictures_timestep(
     config_of: ConfigOf,
 ) -> None:
     stage, spy = observed(
-        config_of("pair", diffusion={**NO_DROPOUT, "reference_timestep": "mixed"}), calls=12
+        config_of("pair", diffusion=NO_DROPOUT, pair={"reference_timestep": "mixed"}), calls=12
     )
     references, pictures = (torch.cat(p) for p in zip(*map(spy.timesteps, range(12)), strict=True))
     is_clean, is_same = references == 0, references == pictures
@@ -269,9 +281,10 @@ def test_mixed_gives_some_references_clean_and_some_at_the_pictures_timestep(
 
 
 def test_references_have_noise_of_their_own(config_of: ConfigOf) -> None:
-    diffusion = {**NO_DROPOUT, "reference_timestep": "same", "timestep_sampling": "uniform"}
-    stage, spy = observed(config_of("base", diffusion=diffusion), calls=1)
-    level = stage.data.alphas_cumprod[spy.base[0][1]].view(-1, 1, 1, 1)
+    diffusion = {**NO_DROPOUT, "timestep_sampling": "uniform"}
+    same = {"reference_timestep": "same"}
+    stage, spy = observed(config_of("base", diffusion=diffusion, pair=same), calls=1)
+    level = stage.alphas_cumprod[spy.base[0][1]].view(-1, 1, 1, 1)
     order = stage.data.train.first_reference[:8].tolist()
     noise = {
         "picture": spy.base[0][0] - level.sqrt() * stage.data.train.targets[:8].float(),
@@ -304,18 +317,18 @@ def test_the_loss_is_weighted_by_snr_and_by_the_subjects_mask(
 ) -> None:
     diffusion = {
         **NO_DROPOUT,
-        "prediction_type": prediction_type,
         "foreground_weight": 3.0,
         "snr_gamma": 4.0,
         "snr_floor": 0.5,
     }
-    stage: BaseStage = build(config_of("base", diffusion=diffusion))
+    unet = {"prediction_type": prediction_type}
+    stage: BaseStage = build(config_of("base", diffusion=diffusion, unet=unet))
     spy, outputs = Spy(stage), []
-    stage.models.base.register_forward_hook(lambda _, __, output: outputs.append(output))
+    stage.pair.base.register_forward_hook(lambda _, __, output: outputs.append(output))
     with torch.no_grad():
-        loss, figures = stage.loss(torch.arange(6), step_generator(0, 3, 0))
+        loss, figures = stage.loss(torch.arange(6), draws_of(6, step=3))
     noisy, t = (v.double() for v in spy.base[0][:2])
-    alpha = stage.data.alphas_cumprod[t.long()].double()
+    alpha = stage.alphas_cumprod[t.long()].double()
     snr = alpha / (1 - alpha)
     x = stage.data.train.targets[:6].double()
     root, sigma = alpha.sqrt().view(-1, 1, 1, 1), (1 - alpha).sqrt().view(-1, 1, 1, 1)
@@ -342,7 +355,7 @@ def test_every_row_of_a_batch_has_its_own_caption_mask_and_references(config_of:
     data = stage.data
     empty = data.empty_ids[0]
     for step in range(4):
-        batch = make_batch(data, torch.arange(24), step_generator(0, step, 0))
+        batch = data.batch(torch.arange(24), draws_of(24, step=step))
         same = (batch.latents[:, None] == data.train.targets.float()[None]).flatten(2).all(-1)
         index = same.int().argmax(1)
         assert sorted(index.tolist()) == list(range(24))
@@ -367,7 +380,7 @@ def test_prompts_and_references_are_dropped_as_often_as_asked(config_of: ConfigO
     stage: BaseStage = build(config_of("base", diffusion=diffusion))
     no_prompt = no_reference = both = 0
     count = 4000
-    batch = make_batch(stage.data, torch.arange(count) % 24, step_generator(0, 0, 0))
+    batch = stage.data.batch(torch.arange(count) % 24, draws_of(count))
     is_empty = (batch.ids == stage.data.empty_ids).all(1)
     no_prompt, no_reference = int(is_empty.sum()), count - batch.kept
     both = int(is_empty[batch.kept :].sum())
@@ -376,18 +389,52 @@ def test_prompts_and_references_are_dropped_as_often_as_asked(config_of: ConfigO
     assert both / count == pytest.approx(0.1 + 0.9 * 0.2 * 0.1, abs=0.02)
 
 
+# Augmentation -------------------------------------------------------------------------------------
+
+
+def references_of_epochs(stage: Any, epochs: int = 3) -> list[Tensor]:
+    """The reference latents of sample 0, seen again and again."""
+    batches = (
+        stage.data.batch(torch.tensor([0]), draws_of(1, step=epoch)) for epoch in range(epochs)
+    )
+    return [batch.reference_latents for batch in batches]
+
+
+def test_augmented_references_are_drawn_anew_each_epoch(config_of: ConfigOf) -> None:
+    diffusion = {**NO_DROPOUT, "augmentation": "paper"}
+    found = references_of_epochs(build(config_of("pair", diffusion=diffusion)))
+    assert not any(torch.equal(found[0], other) for other in found[1:])
+    again = references_of_epochs(build(config_of("pair", diffusion=diffusion)))
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+    plain = references_of_epochs(build(config_of("pair", diffusion=NO_DROPOUT)))
+    assert torch.equal(plain[0], plain[1])
+
+
+def test_references_encoded_for_a_batch_are_those_of_the_cache_but_for_what_is_changed(
+    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "augment", lambda rng, picture, augmentation: picture)
+    cached = build(config_of("pair", diffusion={**NO_DROPOUT, "max_references": 3}))
+    settings = {**NO_DROPOUT, "max_references": 3, "augmentation": "paper"}
+    fresh = build(config_of("pair", diffusion=settings))
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = (stage.data.batch(torch.arange(6), draws_of(6)) for stage in (cached, fresh))
+    assert torch.equal(one.ref_of_row, other.ref_of_row)
+    torch.testing.assert_close(one.reference_latents, other.reference_latents, rtol=2e-3, atol=2e-3)
+
+
 # Base ---------------------------------------------------------------------------------------------
 
 
 def test_the_base_trains_one_unet_in_both_roles_and_its_text_encoder(config_of: ConfigOf) -> None:
     stage: BaseStage = build(config_of("base", diffusion=NO_DROPOUT))
-    assert stage.models.base.unet is stage.models.reference.unet is stage.unet
-    loss, _ = stage.loss(torch.arange(4), step_generator(0, 0, 0))
+    unet = stage.modules()["unet"]
+    assert stage.pair.base.unet is stage.pair.reference.unet is unet
+    loss, _ = stage.loss(torch.arange(4), draws_of(4))
     loss.backward()
-    idle = [n for n, p in stage.unet.named_parameters() if p.grad is None]
-    assert idle == []
-    assert all(p.grad is not None for p in stage.models.text_encoder.parameters())
-    assert all(p.grad is None and not p.requires_grad for p in stage.models.vae.parameters())
+    assert [n for n, p in unet.named_parameters() if p.grad is None] == []
+    assert all(p.grad is not None for p in stage.pair.text_encoder.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in stage.pair.vae.parameters())
 
 
 def test_the_path_from_the_reference_is_trained_in_the_base(config_of: ConfigOf) -> None:
@@ -399,32 +446,27 @@ def test_the_path_from_the_reference_is_trained_in_the_base(config_of: ConfigOf)
             feature.retain_grad()
         features.extend(output)
 
-    stage.models.reference.register_forward_hook(keep)
-    loss, _ = stage.loss(torch.arange(4), step_generator(0, 0, 0))
+    stage.pair.reference.register_forward_hook(keep)
+    loss, _ = stage.loss(torch.arange(4), draws_of(4))
     loss.backward()
     assert features
     assert all(f.grad is not None and f.grad.abs().sum() > 0 for f in features)
 
 
-def test_the_exported_base_is_a_diffusers_folder_with_averaged_weights(
+def test_the_base_is_a_pair_of_one_unet_with_averaged_weights_in_float32(
     config_of: ConfigOf, train: Any
 ) -> None:
-    trainer = train(config_of("base", steps=3))
-    result = trainer.folder / "result"
-    loaded: Any = UNet2DConditionModel.from_pretrained(result / "unet")
-    for name, parameter in loaded.named_parameters():
+    trainer = train(config_of("base", steps=3, pair={"text_guidance_scale": 2.5}))
+    pair = load_pair(trainer.folder / "result")
+    assert pair.base.unet is pair.reference.unet
+    for name, parameter in pair.base.unet.named_parameters():
         assert torch.equal(parameter, trainer.ema.average[f"unet.{name}"])
-    text: Any = CLIPTextModel.from_pretrained(result / "text_encoder")
-    for name, parameter in text.named_parameters():
+    for name, parameter in pair.text_encoder.named_parameters():
         assert torch.equal(parameter, trainer.ema.average[f"text_encoder.{name}"])
-    scheduler = json.loads((result / "scheduler" / "scheduler_config.json").read_text())
-    assert scheduler["prediction_type"] == "sample"
-    assert scheduler["rescale_betas_zero_snr"] is True
-    assert {p.name for p in (result / "tokenizer").iterdir()} == {
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-    }
+    assert pair.scheduler["prediction_type"] == "sample"
+    assert pair.scheduler["rescale_betas_zero_snr"] is True
+    assert pair.config.text_guidance_scale == 2.5
+    assert pair.config.reference_timestep == "clean"
 
 
 def test_the_tokenizer_of_a_run_is_kept_when_it_resumes(config_of: ConfigOf) -> None:
@@ -445,33 +487,30 @@ def test_the_pair_trains_the_reference_unet_and_the_bases_self_attentions_only(
 ) -> None:
     config = config_of("pair", steps=3, diffusion=NO_DROPOUT)
     stage: PairStage = build(config)
-    before = {
-        name: copy.deepcopy(module.state_dict())
-        for name, module in (
-            ("base", stage.unet),
-            ("reference", stage.reference_unet),
-            ("text", stage.models.text_encoder),
-            ("vae", stage.models.vae),
-        )
+    pair = stage.pair
+    modules = {
+        "base": pair.base.unet,
+        "reference": pair.reference.unet,
+        "text": pair.text_encoder,
+        "vae": pair.vae,
     }
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
     for name, value in before["base"].items():
         assert torch.equal(before["reference"][name], value)  # untied copies at the start
-    Trainer(config, stage, accelerator).run()
-    changed = {
-        name
-        for name, v in stage.unet.state_dict().items()
-        if not torch.equal(v, before["base"][name])
-    }
+    Trainer(config, stage, accelerator, lambda _, folder: folder.mkdir()).run()
+    base = modules["base"].state_dict()
+    changed = {name for name, v in base.items() if not torch.equal(v, before["base"][name])}
     assert changed == {name for name in before["base"] if ".attn1." in name}
-    after = stage.reference_unet.state_dict()
+    after = modules["reference"].state_dict()
     still = {name for name, v in before["reference"].items() if torch.equal(v, after[name])}
     # Behind the last self-attention nothing is computed, so nothing is learned.
     last = "up_blocks.1.attentions.1."
     dead = ("conv_norm_out", "conv_out", f"{last}proj_out", f"{last}transformer_blocks.0.")
     assert all(name.startswith(dead) for name in still)
     assert len(still) < len(after) / 5
-    for name, module in (("text", stage.models.text_encoder), ("vae", stage.models.vae)):
-        assert all(torch.equal(v, before[name][k]) for k, v in module.state_dict().items())
+    for name in ("text", "vae"):
+        state = modules[name].state_dict()
+        assert all(torch.equal(v, before[name][k]) for k, v in state.items())
 
 
 def test_the_two_parts_of_the_pair_have_rates_of_their_own(config_of: ConfigOf) -> None:
@@ -479,20 +518,17 @@ def test_the_two_parts_of_the_pair_have_rates_of_their_own(config_of: ConfigOf) 
     stage: PairStage = build(config_of("pair", optimizer=optimizer))
     reference, base = stage.parameter_groups()
     assert (reference["lr"], base["lr"]) == (3e-3, 7e-4)
-    names = {id(p): n for n, p in stage.unet.named_parameters()}
-    assert len(base["params"]) == 5 * stage.models.base.num_layers
+    unet = stage.modules()["base_unet"]
+    names = {id(p): n for n, p in unet.named_parameters()}
+    assert len(base["params"]) == 5 * stage.pair.base.num_layers
     assert all(".attn1." in names[id(p)] for p in base["params"])
-    assert len(reference["params"]) == len(list(stage.reference_unet.parameters()))
+    assert len(reference["params"]) == len(list(stage.pair.reference.unet.parameters()))
 
 
 def test_the_exported_pair_loads_as_the_runtime_loads_it(config_of: ConfigOf, train: Any) -> None:
-    diffusion = {"reference_timestep": "mixed", "merge": "softmax"}
-    trainer = train(config_of("pair", steps=3, diffusion=diffusion))
+    settings = {"reference_timestep": "mixed", "merge": "softmax"}
+    trainer = train(config_of("pair", steps=3, pair=settings))
     pair = load_pair(trainer.folder / "result")
-    assert pair.config.reference_timestep == "mixed"
-    assert pair.config.merge == "softmax"
-    assert pair.config.sample_size_px == 16
-    assert pair.scheduler["prediction_type"] == "sample"
     for part, module in (("base_unet", pair.base.unet), ("ref_unet", pair.reference.unet)):
         for name, parameter in module.named_parameters():
             average = trainer.ema.average.get(f"{part}.{name}")
@@ -504,39 +540,54 @@ def test_the_exported_pair_loads_as_the_runtime_loads_it(config_of: ConfigOf, tr
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_validation_gives_the_same_sheet_and_figures_each_time(
-    stage: str, config_of: ConfigOf, samples: Path, tmp_path: Path
+def test_validation_gives_the_same_pictures_and_figures_each_time(
+    stage: str, config_of: ConfigOf, samples: Path
 ) -> None:
     made = build(config_of(stage, validation_data=str(samples)))
-    figures = []
-    for name in ("a", "b"):
-        torch.rand(3)
-        (tmp_path / name).mkdir()
-        figures.append(made.validate(tmp_path / name, 7))
-    assert figures[0] == figures[1]
-    assert all(np.isfinite(value) for value in figures[0].values())
-    sheets = [(tmp_path / name / "step-0000007.png").read_bytes() for name in ("a", "b")]
-    assert sheets[0] == sheets[1]
-    with Image.open(tmp_path / "a" / "step-0000007.png") as sheet:
-        assert sheet.size == (16 * 16 * 2, (2 if stage == "vae" else 3) * 16 * 2)
+    first = made.validate()
+    torch.rand(3)
+    again = made.validate()
+    assert first.figures == again.figures
+    assert all(np.isfinite(value) for value in first.figures.values())
+    assert len(first.rows) == (2 if stage == "vae" else 3)
+    for one, other in zip(first.rows, again.rows, strict=True):
+        assert np.array_equal(one, other)
+        assert one.shape == (16 if stage == "vae" else 4, 16, 16, 3)
 
 
 def test_without_validation_data_the_diffusion_stages_validate_nothing(
-    config_of: ConfigOf, tmp_path: Path
+    config_of: ConfigOf,
 ) -> None:
-    stage = build(config_of("base"))
-    assert stage.validate(tmp_path, 1) == {}
-    assert not any(tmp_path.iterdir())
+    assert build(config_of("base")).validate() == Validation()
 
 
-def test_a_start_without_a_finished_stage_is_refused(make_config: Any, tmp_path: Path) -> None:
-    for stage in ("base", "pair"):
-        config = make_config(stage, tmp_path / "run", start_from=str(tmp_path))
-        with pytest.raises(CheckpointError, match="has no vae/; finish that stage first"):
-            build(config)
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [("base", "has no vae/; finish that stage first"), ("pair", "neither base_unet nor unet")],
+)
+def test_a_start_without_a_finished_stage_is_refused(
+    stage: str, message: str, make_config: Any, tmp_path: Path
+) -> None:
+    config = make_config(stage, tmp_path / "run", start_from=str(tmp_path))
+    with pytest.raises(CheckpointError, match=message):
+        build(config)
 
 
 def test_missing_samples_are_refused_with_the_command(make_config: Any, tmp_path: Path) -> None:
     config = make_config("vae", tmp_path / "run", data=str(tmp_path / "none"))
     with pytest.raises(InputError, match="bootpig-rt synthesize"):
         build(config)
+
+
+def test_pictures_of_another_size_than_the_start_are_refused_with_the_command(
+    config_of: ConfigOf, base_result: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    for item in base_result.iterdir():
+        (start / item.name).symlink_to(item)
+    (start / "pair.json").unlink()
+    settings = json.loads((base_result / "pair.json").read_text()) | {"sample_size_px": 512}
+    (start / "pair.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="of 16 px, .* made for 512; .*--size-px 512"):
+        build(config_of("pair", start_from=str(start)))

@@ -12,24 +12,39 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bootpig_rt.bundle.pair_config import PairConfig
+from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
+from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import TrainConfig, UNetConfig
-from bootpig_rt.training.pictures import load_pictures
-from bootpig_rt.training.stages.diffusion import (
-    DiffusionData,
-    Models,
-    diffusion_loss,
-    load_vae,
-    read_tokenizer,
-    scheduler_config,
-    trainable,
-    validate,
-    write_json,
-)
-from bootpig_rt.training.tokens import train_tokenizer
+from bootpig_rt.training.data import DiffusionData
+from bootpig_rt.training.stage import trainable
+from bootpig_rt.training.stages.diffusion import DiffusionStage
+from bootpig_rt.training.start import with_settings
+
+
+def scheduler_config(prediction_type: str) -> dict[str, Any]:
+    """Return the noise schedule of the small world, in diffusers' form.
+
+    Stable Diffusion's betas, rescaled to end in pure noise and used with trailing spacing, as Lin
+    et al. (2023) advise: scenes at night and on snow need means far from grey.
+    """
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": prediction_type,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+    }
 
 
 def build_unet(config: UNetConfig, *, latent_channels: int, latent_size: int) -> Any:
@@ -69,56 +84,54 @@ def build_text_encoder(config: UNetConfig, vocabulary: int) -> Any:
     )
 
 
-class BaseStage:
-    """U-Net and text encoder; the VAE is frozen. See `trainer.Stage`."""
+class BaseStage(DiffusionStage):
+    """U-Net and text encoder from nothing; the VAE is frozen. See `stage.Stage`.
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        """Train the tokenizer, read or make latents, build the models."""
-        self.config, self.start = config, Path(config.start_from)
-        self.tokenizer_folder = Path(config.output) / "tokenizer"
-        vae = load_vae(self.start, device)
-        if not (self.tokenizer_folder / "tokenizer_config.json").exists():
-            captions = load_pictures(Path(config.data), max_samples=config.max_samples).captions
-            train_tokenizer(
-                captions,
-                self.tokenizer_folder,
-                vocabulary=config.unet.vocabulary,
-                max_tokens=config.unet.max_tokens,
-            )
-        tokenizer = read_tokenizer(Path(config.output))
-        self.data = DiffusionData(config, vae, tokenizer, device)
-        self.num_samples = len(self.data.train.targets)
+    Args:
+        config: Of the stage; its table [unet] says what is built.
+        vae: Finished.
+        tokenizer_folder: Of the tokenizer that `data` uses.
+        vocabulary: Its size.
+        data: Samples.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        vae: Any,
+        tokenizer_folder: Path,
+        vocabulary: int,
+        data: DiffusionData,
+    ) -> None:
         torch.manual_seed(config.seed)
-        channels, size = self.data.train.targets.shape[1], self.data.train.targets.shape[-1]
-        unet = build_unet(config.unet, latent_channels=channels, latent_size=size).to(device)
-        text_encoder = build_text_encoder(config.unet, tokenizer.eos_id + 1).to(device)
-        self.models = Models(BaseUNet(unet), ReferenceUNet(unet), text_encoder, vae)
-        self.unet = unet
+        channels, size = data.train.targets.shape[1], data.train.targets.shape[-1]
+        unet = build_unet(config.unet, latent_channels=channels, latent_size=size).to(data.device)
+        settings = PairConfig(
+            name=Path(config.output).name,
+            sample_size_px=data.train.size_px,
+            reference_timestep="clean",
+            subject_share=REFERENCE_LENGTH,
+            image_guidance_scale=2.0,
+            text_guidance_scale=2.0,
+            shared_unet=True,
+        )
+        pair = Pair(
+            base=BaseUNet(unet),
+            reference=ReferenceUNet(unet),
+            vae=vae,
+            text_encoder=build_text_encoder(config.unet, vocabulary).to(data.device),
+            tokenizer_folder=tokenizer_folder,
+            scheduler=scheduler_config(config.unet.prediction_type),
+            config=with_settings(settings, config.pair),
+            fingerprint="",
+        )
+        super().__init__(config, pair, data)
 
     def modules(self) -> dict[str, nn.Module]:
         """The U-Net (both roles) and the text encoder."""
-        return {"unet": self.unet, "text_encoder": self.models.text_encoder}
+        return {"unet": self.pair.base.unet, "text_encoder": self.pair.text_encoder}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: everything."""
         parameters = [p for module in self.modules().values() for p in trainable(module)]
         return [{"params": parameters, "lr": self.config.optimizer.learning_rate}]
-
-    def loss(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `diffusion_loss`."""
-        return diffusion_loss(self.models, self.data, indices, generator)
-
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """See `diffusion.validate`."""
-        return validate(self.models, self.data, folder, step)
-
-    def export(self, folder: Path) -> None:
-        """Save a diffusers folder: unet, vae, text_encoder, tokenizer, scheduler."""
-        self.unet.save_pretrained(folder / "unet")
-        self.models.vae.save_pretrained(folder / "vae")
-        self.models.text_encoder.save_pretrained(folder / "text_encoder")
-        (folder / "tokenizer").mkdir(parents=True)
-        for file in self.tokenizer_folder.iterdir():
-            (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
-        prediction_type = self.config.diffusion.prediction_type
-        write_json(folder / "scheduler/scheduler_config.json", scheduler_config(prediction_type))

@@ -7,7 +7,6 @@ small KL term. Afterwards `scaling_factor` is set so that latents have unit vari
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from bootpig_rt.training.config import TrainConfig, VaeConfig
-from bootpig_rt.training.pictures import load_pictures, save_sheet, to_tensor, to_uint8
+from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.pictures import Pictures, to_tensor, to_uint8
+from bootpig_rt.training.stage import Validation
 
 CALIBRATION_PICTURES = 512
 
@@ -43,12 +44,24 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class VaeStage:
-    """Trains on targets and references alike; see `trainer.Stage`."""
+    """Trains on targets and references alike; see `stage.Stage`.
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        """Load the pictures and build the model."""
-        pictures = load_pictures(Path(config.data), max_samples=config.max_samples)
+    Args:
+        config: Of the stage.
+        pictures: To learn from.
+        validation: Held-out pictures, or None.
+        device: Where the VAE is trained.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pictures: Pictures,
+        validation: Pictures | None,
+        device: torch.device,
+    ) -> None:
         self.targets, self.references = pictures.targets, pictures.references
+        self.validation = validation
         self.num_samples = len(self.targets)
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
@@ -71,12 +84,12 @@ class VaeStage:
         ]
         return torch.cat([to_tensor(row[None]) for row in rows]).to(self.device)
 
-    def loss(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of some pictures; `generator` draws the posterior's sample."""
+    def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of some pictures; `draws` gives the posterior's sample."""
         weights = self.config.vae
         pixels = self._batch(indices)
         posterior = self.vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
+        noise = draws.normal(*posterior.mean.shape[1:]).to(self.device)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         difference = decoded - pixels
         l1 = difference.abs().mean()
@@ -87,18 +100,21 @@ class VaeStage:
         return loss, {"l1": l1, "kl": kl, "psnr_db": psnr}
 
     @torch.no_grad()
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """Write originals above reconstructions; return their PSNR."""
-        pixels = torch.cat([to_tensor(self.targets[:12]), to_tensor(self.references[:4])])
+    def validate(self) -> Validation:
+        """Reconstruct held-out pictures: originals above reconstructions, and their PSNR."""
+        if self.validation is None:
+            return Validation()
+        held_out = self.validation
+        pixels = torch.cat([to_tensor(held_out.targets[:12]), to_tensor(held_out.references[:4])])
         decoded = self.vae.decode(self.vae.encode(pixels.to(self.device)).latent_dist.mode()).sample
         mse = (decoded.float().cpu().clamp(-1, 1) - pixels).pow(2).mean()
-        save_sheet([to_uint8(pixels), to_uint8(decoded)], folder / f"step-{step:07d}.png")
-        return {"psnr_db": float(-10 * torch.log10(mse / 4))}
+        figures = {"psnr_db": float(-10 * torch.log10(mse / 4))}
+        return Validation(figures, [to_uint8(pixels), to_uint8(decoded)])
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
-        """Set the scaling factor from a sample of latents and save."""
+    def result(self) -> Any:
+        """The VAE, its scaling factor set from a sample of latents."""
         pixels = to_tensor(self.targets[:CALIBRATION_PICTURES]).to(self.device)
         latents = torch.cat([self.vae.encode(p).latent_dist.mode() for p in pixels.split(64)])
         self.vae.register_to_config(scaling_factor=float(1.0 / latents.std()))
-        self.vae.save_pretrained(folder / "vae")
+        return self.vae

@@ -1,11 +1,14 @@
-"""The state of a training: averaged weights, and checkpoints as safetensors.
+"""The state of a training on disk: averaged weights, and checkpoints as safetensors.
 
-Knows parameters by name and the optimiser's state; knows nothing about stages, steps or folders.
+Knows parameters by name, the optimiser's state, and a folder of checkpoints; knows nothing about
+stages or how steps are made.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bootpig_rt.errors import CheckpointError
+from bootpig_rt.errors import CheckpointError, StorageError, describe_os_error
 
 OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -68,13 +71,16 @@ class Averaged:
 class TrainingState:
     """All that a checkpoint holds beside the number of the step.
 
-    `scaler` is the gradient scaler of float16, None in other precisions.
+    `scaler` is the gradient scaler of float16, None in other precisions; `samples_per_step` counts
+    over all `processes`.
     """
 
     parameters: dict[str, nn.Parameter]
     ema: Ema
     optimizer: torch.optim.Optimizer
     scaler: Any
+    samples_per_step: int
+    processes: int
 
     def write(self, folder: Path, step: int) -> None:
         """Write `state.safetensors` and `state.json` into an existing folder.
@@ -90,7 +96,12 @@ class TrainingState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().contiguous()
         save_file(tensors, folder / "state.safetensors")
-        state = {"step": step, "scaler": self.scaler.state_dict() if self.scaler else None}
+        state = {
+            "step": step,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "samples_per_step": self.samples_per_step,
+            "processes": self.processes,
+        }
         (folder / "state.json").write_text(json.dumps(state))
 
     def read(self, folder: Path) -> int:
@@ -108,6 +119,14 @@ class TrainingState:
                 "before it",
                 folder,
             ) from error
+        if state["samples_per_step"] != self.samples_per_step:
+            raise CheckpointError(
+                f"the checkpoint {folder} is of steps of {state['samples_per_step']} samples in "
+                f"{state['processes']} processes, this run has steps of {self.samples_per_step} in "
+                f"{self.processes}; start as many processes, or choose batch_size and accumulate "
+                "so that batch_size * accumulate * processes is the same",
+                folder,
+            )
         for name, parameter in self.parameters.items():
             for key in (f"weight/{name}", f"average/{name}"):
                 if key not in tensors or tensors[key].shape != parameter.shape:
@@ -129,3 +148,43 @@ class TrainingState:
         if state["scaler"] and self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         return int(state["step"])
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """A folder of checkpoints, `step-N/` each; one appears whole or not at all.
+
+    Attributes:
+        folder: Made with the first of them.
+        keep: So many of the newest stay.
+    """
+
+    folder: Path
+    keep: int
+
+    def all(self) -> list[Path]:
+        """Those that are there, oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+    def save(self, state: TrainingState, step: int) -> None:
+        """Write one and drop old ones.
+
+        Raises:
+            StorageError: The disk is full or refuses; older checkpoints are kept.
+        """
+        temporary, final = self.folder / ".tmp", self.folder / f"step-{step:07d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            state.write(temporary, step)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            raise StorageError(
+                f"cannot write the checkpoint {final}: {reason}; older checkpoints are kept, "
+                "run the same command again to go on from the last one"
+            ) from error
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old)

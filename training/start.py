@@ -1,0 +1,84 @@
+"""What a stage starts from: a pair in any layout, or the VAE alone; read from disk, never fetched.
+
+All that the finished model knows (noise schedule, prediction, sizes, text length, scaling factor,
+defaults of `pair.json`) comes from here, so that a stage cannot contradict it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from bootpig_rt.bundle.pair_config import PairConfig, trained_size_px
+from bootpig_rt.errors import CheckpointError
+from bootpig_rt.models.load import Pair, assemble_pair, load_pair
+from bootpig_rt.training.config import PairSettings
+
+
+def load_start(folder: Path, device: torch.device) -> Pair:
+    """Load a pair, or a diffusers folder as the pair whose two U-Nets are its one.
+
+    Args:
+        folder: What stage `base`, `pair` or `init-pair` wrote, a pair in the published layout with
+            the rest beside it, or a Stable Diffusion folder.
+        device: Where the modules go, in float32 and frozen.
+
+    Raises:
+        CheckpointError: It is none of these, or incomplete, or its parts do not fit together.
+    """
+    if (folder / "base_unet").is_dir() or not folder.is_dir():
+        return load_pair(folder, device=device)
+    missing = [
+        name
+        for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        if not (folder / name).is_dir()
+    ]
+    if missing:
+        raise CheckpointError(
+            f"start_from {folder} has neither base_unet nor {missing[0]}, expected a pair or a "
+            "Stable Diffusion folder; finish the stage before: its result/ is the start",
+            folder,
+        )
+    unet = folder / "unet"
+    config = PairConfig(
+        name=folder.resolve().name,
+        sample_size_px=trained_size_px(unet, folder / "vae"),
+        shared_unet=True,
+    )
+    return assemble_pair(unet, unet, folder, config, device=device)
+
+
+def load_start_vae(folder: Path, device: torch.device) -> AutoencoderKL:
+    """Load the frozen VAE of a finished stage or of a diffusers folder, in float32.
+
+    Raises:
+        CheckpointError: The folder has no VAE, or a damaged one.
+    """
+    if not (folder / "vae" / "config.json").is_file():
+        raise CheckpointError(
+            f"start_from {folder} has no vae/; finish that stage first, start_from is its result",
+            folder,
+        )
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(device)
+    frozen: AutoencoderKL = vae.eval().requires_grad_(False)
+    return frozen
+
+
+def with_settings(config: PairConfig, settings: PairSettings, **known: Any) -> PairConfig:
+    """`pair.json` of a start with what the stage's table [pair] changes.
+
+    Args:
+        config: Of the start.
+        settings: The table; what it leaves out stays.
+        known: What the stage decides itself.
+    """
+    changes = {
+        each.name: value
+        for each in fields(settings)
+        if (value := asdict(settings)[each.name]) is not None
+    }
+    return replace(config, **changes, **known)
