@@ -71,9 +71,11 @@ def share(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A function that returns a folder which `fill(folder)` filled, once for all workers.
 
     What takes seconds to make and is only read belongs here. `name` is unique in the whole suite.
+    BOOTPIG_RT_TESTS_SHARE=folder keeps all of it from one run to the next, while no code changes.
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+    shared = Path(os.environ.get("BOOTPIG_RT_TESTS_SHARE", shared))
     shared.mkdir(exist_ok=True)
 
     def get(name: str, fill: Callable[[Path], object]) -> Path:
