@@ -4,6 +4,7 @@
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
 # make docs   the documentation as a site, in site/; open site/index.html
+# make mutants     how many small faults put into the code the tests see; hours. MODULES="solver store"
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
 # make figures   measure every figure of README.md again; hours, on an idle machine. Interrupted, it
@@ -24,7 +25,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow coverage jumps lint format bench-smoke figures report smoke-report clean
+.PHONY: demo docs test test-slow coverage jumps mutants lint format bench-smoke figures report smoke-report clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -47,6 +48,10 @@ coverage: $(VENV)/.dev-installed
 
 jumps: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/count_jumps.py
+
+mutants: $(VENV)/.dev-installed
+	@$(PIP) install --quiet --constraint constraints.txt "mutmut>=3.8,<4"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/tools/mutants.py $(MODULES)
 
 docs: $(VENV)/.docs-installed
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -149,5 +154,5 @@ $(VENV)/.docs-installed: $(INPUTS) $(VENV)/.made
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
-		.benchmarks .coverage
+		.benchmarks .coverage .coverage-html .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -239,7 +239,9 @@ def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
 def test_texts_and_hidden_files_may_lie_beside_a_bundle(folder: Path) -> None:
     (folder / "README.md").write_text("about")
     (folder / ".gitattributes").write_text("")
-    open_bundle(folder)
+    listed = {file.path for file in open_bundle(folder).manifest.files}
+    assert "denoise_step.onnx" in listed
+    assert listed.isdisjoint({"README.md", ".gitattributes"})
 
 
 RUNTIMES: list[tuple[str, dict[str, Any], tuple[Any, ...], str | None]] = [
@@ -322,9 +324,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_signed_bundle_opens_with_the_key_that_belongs_to_it(folder: Path, keys: Path) -> None:
-    write_manifest(folder, describe(folder), key=keys / "a.pem")
-    open_bundle(folder, trust=keys / "a.pub.pem")
-    open_bundle(folder)
+    manifest = describe(folder)
+    write_manifest(folder, manifest, key=keys / "a.pem")
+    assert open_bundle(folder, trust=keys / "a.pub.pem").manifest == manifest
+    assert open_bundle(folder).manifest == manifest
 
 
 def test_an_unsigned_bundle_is_refused_where_trust_is_demanded(folder: Path, keys: Path) -> None:

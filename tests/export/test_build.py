@@ -252,7 +252,7 @@ def test_a_bundle_is_replaced_only_when_asked(pair: Path, tmp_path: Path, stand:
 def test_an_empty_folder_may_be_built_into(pair: Path, tmp_path: Path, stand: Stand) -> None:
     (tmp_path / "out").mkdir()
     build_engine(pair, tmp_path / "out", SMALL)
-    open_bundle(tmp_path / "out")
+    assert open_bundle(tmp_path / "out").manifest.merges == SMALL.merges
 
 
 # Failures: nothing is left but what a second build goes on from

@@ -43,7 +43,7 @@ def _cli(*words: str, root: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _check(record: dict[str, Any]) -> None:
+def assert_fits(record: dict[str, Any]) -> None:
     """No stack, no spills, within the limits of the architecture, on tensor cores."""
     architecture = int(record["target"].removeprefix("sm_"))
     assert record["stack_bytes"] == 0, record["name"]
@@ -70,8 +70,9 @@ def test_hopper_kernels_use_its_tensor_cores_and_do_not_spill(
     artefacts: tuple[Path, dict[str, Any]],
 ) -> None:
     records = artefacts[1]["kernels"]
+    assert records
     for record in records:
-        _check(record)
+        assert_fits(record)
 
 
 def test_the_manifest_describes_every_file(artefacts: tuple[Path, dict[str, Any]]) -> None:
@@ -115,7 +116,9 @@ def test_large_tiles_of_other_architectures_fit(architecture: int) -> None:
     variant = attention_variant(
         architecture=architecture, mode="joint", dtype="bfloat16", head_dim=64, tile=tile
     )
-    _check(kernel_compile.compile_one(variant).describe())
+    record = kernel_compile.compile_one(variant).describe()
+    assert record["target"] == f"sm_{architecture}"
+    assert_fits(record)
 
 
 def test_tiles_of_the_copy_engine_fit_and_copy_in_bulk() -> None:
@@ -130,7 +133,7 @@ def test_tiles_of_the_copy_engine_fit_and_copy_in_bulk() -> None:
             tile=row.tile,
         )
         compiled = kernel_compile.compile_one(variant)
-        _check(compiled.describe())
+        assert_fits(compiled.describe())
         if row.tile.max_registers is not None:
             assert compiled.resources.programs_per_sm == 2  # what the limit is for
         assert "cp.async.bulk.tensor" in compiled.ptx
@@ -147,7 +150,9 @@ def test_hosts_get_plain_pointers() -> None:
 def test_a_kernel_around_attention_fits(kernel: str) -> None:
     for architecture, dtype in ((80, "float32"), (90, "float16"), (120, "float16")):
         variant = block_variant(kernel, architecture=architecture, dtype=dtype, channels=960)
-        _check(kernel_compile.compile_one(variant).describe())
+        record = kernel_compile.compile_one(variant).describe()
+        assert record["target"] == f"sm_{architecture}"
+        assert_fits(record)
 
 
 @pytest.mark.slow
@@ -159,8 +164,9 @@ def test_every_configuration_of_the_table_fits(architecture: int) -> None:
         head_dims=[16, 24, 32, 40, 64, 80, 128],
         channels=[640],
     )
+    assert variants
     for variant in variants:
-        _check(kernel_compile.compile_one(variant).describe())
+        assert_fits(kernel_compile.compile_one(variant).describe())
 
 
 def test_the_committed_table_names_every_configuration(root: Path) -> None:
