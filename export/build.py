@@ -16,9 +16,11 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec import structs, to_builtins
 
 import bootpig_rt
 from bootpig_rt.backends.cuda.devices import cuda_devices
@@ -214,7 +216,7 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
             report = gate.report
         layers = (f"{name}: {describe_engine(finished, name)}" for name in graph_names(options))
         report = _with_remark(report, "; ".join(layers))
-    write_manifest(finished, replace(manifest, parity=report), key=order.key)
+    write_manifest(finished, structs.replace(manifest, parity=report), key=order.key)
     return BuildResult(_publish(order, finished, work), resumed)
 
 
@@ -348,11 +350,13 @@ def _require_parity(order: _Order, reference: Reference, gate: GateRun) -> None:
 
 
 def _as_not_run(report: ParityReport) -> ParityReport:
-    return replace(report, status="not run")
+    return structs.replace(report, status="not run")
 
 
 def _with_remark(report: ParityReport, remark: str) -> ParityReport:
-    return replace(report, reason="; ".join(part for part in (report.reason, remark) if part))
+    return structs.replace(
+        report, reason="; ".join(part for part in (report.reason, remark) if part)
+    )
 
 
 def check_output(
@@ -407,7 +411,7 @@ def _key(order: _Order, fingerprint: str) -> str:
     devices = cuda_devices() if order.options.target == "local" else ()
     parts = {
         "pair": fingerprint,
-        "options": asdict(order.options),
+        "options": to_builtins(order.options),
         "gpu": devices[0].architecture if devices else None,
         "sources": _sources_digest(),
         "tools": tool_versions(),

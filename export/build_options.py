@@ -6,9 +6,11 @@ Knows targets, precisions and sizes; knows no graphs and no files but a pair's c
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
+
+import msgspec
 
 from bootpig_rt.bundle.manifest import PRECISIONS, TARGETS, Precision, Profile, Target
 from bootpig_rt.bundle.pair_config import MERGES, Merge, PairConfig, read_json
@@ -66,7 +68,8 @@ class BuildOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """For json."""
-        return asdict(self)
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
 
 def build_options(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from bootpig_rt.backends.tensorrt.flavours import flavour_of
 from bootpig_rt.bundle.bundle import GraphInfo, Manifest, ParityReport, RuntimeInfo, list_files

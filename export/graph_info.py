@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx
 
-from bootpig_rt.bundle.manifest import TensorInfo
+from bootpig_rt.bundle.manifest import TensorInfo, TensorType
 from bootpig_rt.errors import CheckpointError
 
 _STANDARD = ("", "ai.onnx")
 
-_DTYPES = {
+_DTYPES: dict[int, TensorType] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",

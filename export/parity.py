@@ -8,11 +8,12 @@ pairs of Stable Diffusion's size would not fit side by side. Knows backends by t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from bootpig_rt.backends.base import Backend, DenoiseBatch, FloatArray
 from bootpig_rt.bundle.manifest import ParityResult, Profile, finite_or_none

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -45,7 +45,10 @@ def write_report(
     remove(folder)
     folder.mkdir()
     written = [folder / REPORT_FILE]
-    values = {**asdict(report), "failed": [r.name for r in report.results if not r.passed]}
+    values = {
+        **msgspec.to_builtins(report),
+        "failed": [r.name for r in report.results if not r.passed],
+    }
     atomic_write_text(written[0], json.dumps(values, indent=2) + "\n")
     for name, arrays in reference.items():
         if not name.endswith(PICTURE) or name not in new or new[name][0].shape != arrays[0].shape:

@@ -9,12 +9,12 @@ fields mean is in `manifest.py`, the files are compared in `bundle_files.py`, si
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
+from packaging.version import InvalidVersion, Version
 
 from bootpig_rt.bundle.files import (
     MANIFEST,
@@ -25,7 +25,6 @@ from bootpig_rt.bundle.files import (
     list_files,
     read_small,
 )
-from bootpig_rt.bundle.json_schema import SchemaError
 from bootpig_rt.bundle.manifest import (
     FORMAT,
     FileInfo,
@@ -142,7 +141,7 @@ class Bundle:
                 self.folder,
             )
         minimum = wanted.minimum_version
-        if minimum is not None and _version(version) < _version(minimum):
+        if minimum is not None and _is_older(version, minimum):
             raise BundleError(
                 f"{self.folder} needs {name} {minimum} or newer, installed is {version}; "
                 f"pip install --upgrade {name.replace('_', '-')}",
@@ -209,11 +208,11 @@ def read_manifest(
             )
         check_signature(text, read_small(signature), Path(trust), what=str(folder))
     try:
-        values: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is not valid json ({error}); {REBUILD}", path) from error
     version = values.get("format") if isinstance(values, dict) else None
-    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+    if isinstance(version, int) and version > FORMAT:
         raise BundleError(
             f"{path} is of format {version}, expected at most {FORMAT}: it was built by a newer "
             "bootpig-rt; pip install --upgrade bootpig-rt, or build it again with this version",
@@ -221,7 +220,7 @@ def read_manifest(
         )
     try:
         return Manifest.from_dict(values)
-    except SchemaError as error:
+    except msgspec.ValidationError as error:
         raise BundleError(f"{path}: {error}; {REBUILD}", path) from error
 
 
@@ -247,7 +246,7 @@ def write_manifest(
     folder = Path(folder)
     try:
         data = manifest.to_json().encode()
-    except SchemaError as error:
+    except msgspec.ValidationError as error:
         raise BundleError(f"the manifest of {folder} is wrong: {error}", folder) from error
     check_paths(folder, manifest)
     signature = None if key is None else sign(data, Path(key))
@@ -276,8 +275,12 @@ def record_parity(
             "give the private key with --sign KEY",
             bundle.folder,
         )
-    return write_manifest(bundle.folder, replace(bundle.manifest, parity=report), key=key)
+    manifest = msgspec.structs.replace(bundle.manifest, parity=report)
+    return write_manifest(bundle.folder, manifest, key=key)
 
 
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+def _is_older(version: str, minimum: str) -> bool:
+    try:
+        return Version(version) < Version(minimum)
+    except InvalidVersion as error:
+        raise BundleError(f"{error}, expected a version such as 1.23; {REBUILD}") from error

@@ -1,23 +1,22 @@
-"""What `manifest.json` says, as frozen dataclasses; `schema.json` says what is allowed.
+"""What `manifest.json` says, and what is allowed in it: frozen structs with the limits of fields.
 
-Knows no files and checks no hashes: that is `bundle.py`.
+Knows no files and checks no hashes: that is `bundle.py`. A change of `FORMAT`'s structs is a change
+of the format.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from bootpig_rt.bundle.json_schema import SchemaError, check_schema
+import msgspec
+from msgspec import Meta, Struct, ValidationError
+
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Version of `manifest.json` that this package writes, and the newest that it reads."""
 
 Target: TypeAlias = Literal["cpu", "cuda", "sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "local"]
@@ -28,10 +27,19 @@ Precision: TypeAlias = Literal["float32", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 Status: TypeAlias = Literal["passed", "failed", "not run"]
+TensorType: TypeAlias = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
+
+Sha256: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Size: TypeAlias = Annotated[int, Meta(ge=0)]
+Side: TypeAlias = Annotated[int, Meta(ge=8)]
 
 
-@dataclass(frozen=True)
-class Profile:
+class _Part(Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the manifest."""
+
+
+class Profile(_Part, frozen=True):
     """Sizes that the graphs of a bundle were built and checked for.
 
     Attributes:
@@ -41,29 +49,27 @@ class Profile:
         max_steps: Steps of the solver.
     """
 
-    resolution_px: tuple[int, int, int]
-    max_batch: int
-    max_references: int
-    max_steps: int
+    resolution_px: tuple[Side, Side, Side]
+    max_batch: Count
+    max_references: Count
+    max_steps: Count
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(_Part, frozen=True):
     """An input or output of a graph.
 
     Attributes:
         name: In the graph.
-        dtype: `float32`, `float16`, `bfloat16`, `int64`, `int32` or `bool`.
+        dtype: Of its numbers.
         shape: A number, or the name of a size that may vary, for each axis.
     """
 
     name: str
-    dtype: str
+    dtype: TensorType
     shape: tuple[int | str, ...]
 
 
-@dataclass(frozen=True)
-class GraphInfo:
+class GraphInfo(_Part, frozen=True):
     """One graph or engine.
 
     Attributes:
@@ -76,17 +82,16 @@ class GraphInfo:
         outputs: In the order of the graph.
     """
 
-    name: str
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$")]
     file: str
-    sha256: str
-    size_bytes: int
-    num_nodes: int
+    sha256: Sha256
+    size_bytes: Size
+    num_nodes: Size
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(_Part, frozen=True):
     """A file of the bundle.
 
     Attributes:
@@ -96,12 +101,11 @@ class FileInfo:
     """
 
     path: str
-    size_bytes: int
-    sha256: str
+    size_bytes: Size
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class RuntimeInfo:
+class RuntimeInfo(_Part, frozen=True):
     """What runs the graphs.
 
     Attributes:
@@ -112,13 +116,12 @@ class RuntimeInfo:
     """
 
     name: RuntimeName
-    version: str
-    minimum_version: str | None = None
-    architecture: str | None = None
+    version: Annotated[str, Meta(pattern="^[0-9][0-9A-Za-z.+-]*$")]
+    minimum_version: Annotated[str, Meta(pattern="^[0-9][0-9.]*$")] | None = None
+    architecture: Annotated[str, Meta(pattern="^sm_[0-9]+$")] | None = None
 
 
-@dataclass(frozen=True)
-class PairInfo:
+class PairInfo(_Part, frozen=True):
     """Which pair the graphs are of.
 
     Attributes:
@@ -131,22 +134,20 @@ class PairInfo:
     """
 
     name: str
-    fingerprint: str
-    weights_sha256: str
-    config_sha256: str
-    source_fingerprint: str | None = None
+    fingerprint: Sha256
+    weights_sha256: Sha256
+    config_sha256: Sha256
+    source_fingerprint: Sha256 | None = None
 
 
-@dataclass(frozen=True)
-class SolverInfo:
+class SolverInfo(_Part, frozen=True):
     """The pair's default solver and number of steps; the graphs run any."""
 
     name: SolverName
-    steps: int
+    steps: Count
 
 
-@dataclass(frozen=True)
-class ParityResult:
+class ParityResult(_Part, frozen=True):
     """One comparison with torch.
 
     Attributes:
@@ -162,7 +163,7 @@ class ParityResult:
     relative_error: float | None
     largest_error: float | None
     psnr_db: float | None
-    relative_limit: float
+    relative_limit: Annotated[float, Meta(ge=0)]
     psnr_limit_db: float | None
 
     @property
@@ -174,8 +175,7 @@ class ParityResult:
         return psnr is None or self.psnr_limit_db is None or psnr >= self.psnr_limit_db
 
 
-@dataclass(frozen=True)
-class ParityReport:
+class ParityReport(_Part, frozen=True):
     """What the parity gate found.
 
     Attributes:
@@ -193,11 +193,11 @@ class ParityReport:
     results: tuple[ParityResult, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(_Part, frozen=True, kw_only=True):
     """Contents of `manifest.json`.
 
     Attributes:
+        format: Version of the manifest.
         target: What the bundle was built for.
         runtime: What runs it.
         pair: Which pair it is of.
@@ -212,23 +212,22 @@ class Manifest:
         graphs: One for each graph or engine.
         parity: What the parity gate found.
         files: All files but `manifest.json` and `manifest.sig`.
-        format: Version of the manifest.
     """
 
+    format: Literal[1] = FORMAT
     target: Target
     runtime: RuntimeInfo
     pair: PairInfo
     precision: Precision
-    opset: int
+    opset: Count
     profile: Profile
     merges: tuple[Merge, ...]
     solver: SolverInfo
-    rsa_kernel_sha256: str | None
-    tools: Mapping[str, str]
-    graphs: tuple[GraphInfo, ...]
+    rsa_kernel_sha256: Sha256 | None
+    tools: dict[str, str]
+    graphs: Annotated[tuple[GraphInfo, ...], Meta(min_length=1)]
     parity: ParityReport
-    files: tuple[FileInfo, ...]
-    format: int = FORMAT
+    files: Annotated[tuple[FileInfo, ...], Meta(min_length=1)]
 
     @property
     def size_bytes(self) -> int:
@@ -236,72 +235,37 @@ class Manifest:
         return sum(file.size_bytes for file in self.files)
 
     def to_json(self) -> str:
-        """The text of `manifest.json`, fields in the order of the schema, with a final newline.
+        """The text of `manifest.json`, with a final newline.
 
         Raises:
-            SchemaError: A field is not as the schema says.
+            ValidationError: A field is not as it must be.
         """
-        values = {**asdict(self), "tools": dict(self.tools), "size_bytes": self.size_bytes}
-        parsed = json.loads(json.dumps(values))  # tuples become lists
-        schema = manifest_schema()
-        check_schema(parsed, schema)
-        ordered = {name: parsed[name] for name in schema["properties"]}
-        return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        values = msgspec.to_builtins(self)
+        files = values.pop("files")
+        values |= {"size_bytes": self.size_bytes, "files": files}
+        Manifest.from_dict(values)
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+    def from_dict(cls, values: object) -> Manifest:
         """Build from parsed json.
 
         Raises:
-            SchemaError: A field is missing, unknown or wrong, or the sizes do not add up.
+            ValidationError: A field is missing, unknown or wrong, or the sizes do not add up.
         """
-        check_schema(values, manifest_schema())
-        profile, parity = values["profile"], values["parity"]
-        manifest = cls(
-            format=values["format"],
-            target=values["target"],
-            runtime=RuntimeInfo(**values["runtime"]),
-            pair=PairInfo(**values["pair"]),
-            precision=values["precision"],
-            opset=values["opset"],
-            profile=Profile(**{**profile, "resolution_px": tuple(profile["resolution_px"])}),
-            merges=tuple(values["merges"]),
-            solver=SolverInfo(**values["solver"]),
-            rsa_kernel_sha256=values["rsa_kernel_sha256"],
-            tools=values["tools"],
-            graphs=tuple(_graph(graph) for graph in values["graphs"]),
-            parity=ParityReport(
-                **{**parity, "results": tuple(ParityResult(**r) for r in parity["results"])}
-            ),
-            files=tuple(FileInfo(**file) for file in values["files"]),
-        )
-        if manifest.size_bytes != values["size_bytes"]:
-            raise SchemaError(
-                f"size_bytes is {values['size_bytes']}, expected the sum of the files, "
-                f"{manifest.size_bytes}"
+        fields = dict(values) if isinstance(values, dict) else {}
+        for name in ("format", "size_bytes"):
+            if name not in fields:
+                raise ValidationError(f"Object missing required field `{name}`")
+        said = fields.pop("size_bytes")
+        manifest = msgspec.convert(fields, cls)
+        if said != manifest.size_bytes or isinstance(said, bool):
+            raise ValidationError(
+                f"size_bytes is {said!r:.60}, expected the sum of the files, {manifest.size_bytes}"
             )
         return manifest
-
-
-@functools.cache
-def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema of `manifest.json`."""
-    path = Path(__file__).with_name("schema.json")
-    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return schema
 
 
 def finite_or_none(value: float) -> float | None:
     """A number as json can hold it: NaN and Inf become None."""
     return float(value) if math.isfinite(value) else None
-
-
-def _graph(values: Mapping[str, Any]) -> GraphInfo:
-    tensors = {
-        side: tuple(
-            TensorInfo(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
-            for tensor in values[side]
-        )
-        for side in ("inputs", "outputs")
-    }
-    return GraphInfo(**{**values, **tensors})

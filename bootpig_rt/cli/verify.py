@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 when all is within the limits."""
     be_quiet_if_asked(args)
+    from msgspec import to_builtins
+
     from bootpig_rt.bundle.bundle import open_bundle, record_parity
 
     if args.sign is not None and not args.record:
@@ -100,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     if args.record:
         record_parity(bundle, gate.report, key=args.sign)
     if args.json:
-        print(json.dumps({"bundle": str(bundle.folder), **asdict(gate.report)}, indent=2))
+        report = to_builtins(gate.report)
+        print(json.dumps({"bundle": str(bundle.folder), **report}, indent=2))
     elif not args.quiet:
         print(f"{bundle.folder}: {len(manifest.files)} files are as the manifest says")
         print("\n".join(parity_lines(gate.report)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from bootpig_rt import backends
@@ -239,14 +240,18 @@ def test_a_manifest_that_is_swapped_after_the_check_is_not_used(
         digest = hashlib.sha256(graph.read_bytes()).hexdigest()
         size = graph.stat().st_size
         manifest = signed.manifest
-        manifest = replace(
+        manifest = structs.replace(
             manifest,
             graphs=tuple(
-                replace(one, sha256=digest, size_bytes=size) if one.file == graph.name else one
+                structs.replace(one, sha256=digest, size_bytes=size)
+                if one.file == graph.name
+                else one
                 for one in manifest.graphs
             ),
             files=tuple(
-                replace(one, sha256=digest, size_bytes=size) if one.path == graph.name else one
+                structs.replace(one, sha256=digest, size_bytes=size)
+                if one.path == graph.name
+                else one
                 for one in manifest.files
             ),
         )

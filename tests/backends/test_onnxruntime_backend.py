@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from msgspec import structs
 from numpy.testing import assert_equal
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from PIL import Image
@@ -580,7 +581,9 @@ def rebuilt(folder: Path, target: Path, **profile: Any) -> Path:
     """The bundle with another profile in its manifest."""
     shutil.copytree(folder, target)
     manifest = open_bundle(target).manifest
-    write_manifest(target, replace(manifest, profile=replace(manifest.profile, **profile)))
+    write_manifest(
+        target, structs.replace(manifest, profile=structs.replace(manifest.profile, **profile))
+    )
     return target
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -365,7 +366,7 @@ def test_tables_are_of_the_type_and_the_precision_that_the_graphs_compute_in(
 ) -> None:
     bundle = open_bundle(tiny_bundle_folder)
     assert (bundle_spec(bundle).precision, bundle_spec(bundle).table_dtype) == ("float32",) * 2
-    half = replace(bundle, manifest=replace(bundle.manifest, precision="float16"))
+    half = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, precision="float16"))
     assert (bundle_spec(half).precision, bundle_spec(half).table_dtype) == ("float16",) * 2
 
 

@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bootpig_rt.backends.host_table import table_bytes
 from bootpig_rt.bundle.bundle import is_bundle, list_files, open_bundle, write_manifest
