@@ -25,20 +25,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from transformers import CLIPTokenizer
 
-from bootpig_rt.backends import available_backends
+from bootpig_rt.backends import BACKENDS, available_backends
 from bootpig_rt.benchmarks import machine
 from bootpig_rt.benchmarks.published import SCHEDULERS, PublishedWay, Scene
 from bootpig_rt.benchmarks.way import Ready, Unavailable, Way
 from bootpig_rt.bundle.bundle import is_bundle, read_manifest
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
-from bootpig_rt.engine.flight import picture_noise
+from bootpig_rt.engine.batch import picture_noise
 from bootpig_rt.images.picture import prepare_reference
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import Pair, load_pair
-from bootpig_rt.pipeline import GenerationResult, Pipeline, Request
+from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.reference_table import reference_latents
 from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
+from bootpig_rt.reference.table_options import TableOptions
+from bootpig_rt.request import GenerationResult, Request
 from bootpig_rt.text.tokenizer import Tokenizer
 
 PROMPT = "a photo of a dog, in the middle of a sandy beach"
@@ -130,9 +132,8 @@ class OurWay:
             chosen.setdefault("intra_op_threads", threads)
         self._about = f"{backend} {device} {sorted(chosen.items())} {sorted(options.items())}"
         self._usual: dict[str, Any] = {"seed": SEED, "num_inference_steps": steps}
-        self.load = partial(
-            Pipeline, folder, backend=backend, device=device, backend_options=chosen, **options
-        )
+        settings = BACKENDS[backend].options(**chosen)
+        self.load = partial(Pipeline, folder, backend=settings, device=device, **options)
         with eager_attention(eager):
             self.pipe = self.load()
             self.images = [drawing(index) for index in range(references)]
@@ -141,7 +142,7 @@ class OurWay:
     @cached_property
     def forgetful(self) -> Pipeline:
         """The same pair in a pipeline that keeps no table: every subject is new to it."""
-        return self.load(reference_cache_bytes=0)
+        return self.load(tables=TableOptions(device_bytes=0))
 
     @property
     def config(self) -> Any:
@@ -152,7 +153,7 @@ class OurWay:
         """Pictures of the known subject; picture i has the seed SEED + i."""
         options = {**self._usual, "subject": self.subject, **options}
         with eager_attention(self._eager):
-            return self.pipe(PROMPT, num_images=num_images, **options)
+            return self.pipe(PROMPT, num_images_per_prompt=num_images, **options)
 
     def cold(self, **options: Any) -> GenerationResult:
         """A picture of a subject that was never seen: encoded, read, drawn."""
@@ -176,14 +177,11 @@ class OurWay:
         **options: Any,
     ) -> list[Image.Image]:
         """A picture for each prompt, in large batches."""
-        own = ("guidance_interval", "image_guidance_scale", "text_guidance_scale")
-        of_request = {name: options[name] for name in own if name in options}
-        rest = {name: value for name, value in options.items() if name not in own}
         requests = [
-            Request(prompt=prompt, subject=subject, seed=seed, **of_request)
+            Request(prompt=prompt, subject=subject, seed=seed, **options)
             for prompt, subject, seed in zip(prompts, subjects, seeds, strict=True)
         ]
-        return list(self.pipe.generate(requests, self.pipe.sampling_params(**rest)).images)
+        return self.pipe.generate(requests).images
 
     @property
     def fingerprint(self) -> str:
@@ -215,8 +213,7 @@ class OurWay:
 
     def no_reference(self) -> GenerationResult:
         """A picture from its prompt alone, as plain text to image draws it: two rows a step."""
-        params = self.pipe.sampling_params(num_inference_steps=self._usual["num_inference_steps"])
-        return self.pipe.generate([Request(prompt=PROMPT, subject=None, seed=SEED)], params)
+        return self.pipe.generate([Request(prompt=PROMPT, **self._usual)])
 
     def step_ms(self, **options: Any) -> float:
         """Median time from the end of a step to the end of the next, in a picture."""
@@ -227,7 +224,7 @@ class OurWay:
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
-        self.warm(callback_on_step_end=on_step, **options)
+        self.warm(on_event=on_step, **options)
         between = [after - before for before, after in itertools.pairwise(ends)]
         return 1e3 * statistics.median(between)
 
@@ -236,7 +233,7 @@ class OurWay:
         self.pipe.store.clear()
         self.warm(**options)
         stats = self.pipe.store.stats()
-        formula = self.pipe.table_bytes(len(self.images), self.pipe.sampling_params(**options))
+        formula = self.pipe.table_bytes(len(self.images), **options)
         return stats.device_bytes + stats.host_bytes, formula
 
 

@@ -10,8 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bootpig_rt.engine.sampler import StepEvent
-    from bootpig_rt.engine.scheduler import Scheduler
+    from bootpig_rt.backends.base import PairSpec
+    from bootpig_rt.backends.options import OnnxRuntimeOptions, TensorRTOptions, TorchOptions
+    from bootpig_rt.engine.engine import Engine
+    from bootpig_rt.engine.events import DoneEvent, Event, ReferenceEvent, StepEvent
+    from bootpig_rt.engine.job import Job
+    from bootpig_rt.engine.options import EngineOptions, Limits
+    from bootpig_rt.engine.plan import Plan
     from bootpig_rt.errors import (
         BackendUnavailable,
         BootPIGError,
@@ -19,7 +24,9 @@ if TYPE_CHECKING:
         Cancelled,
         CheckpointError,
         ConfigError,
+        DeadlineExceeded,
         EngineError,
+        EngineFull,
         ImageError,
         InputError,
         NumericalError,
@@ -30,50 +37,86 @@ if TYPE_CHECKING:
         StorageError,
         SubjectMismatch,
     )
+    from bootpig_rt.images.background import BackgroundRemover
     from bootpig_rt.pipeline import Pipeline
     from bootpig_rt.reference.schedule import ReferenceSchedule
     from bootpig_rt.reference.subject import Subject
-    from bootpig_rt.request import GenerationResult, Request
-    from bootpig_rt.storage.store import SubjectStore
+    from bootpig_rt.reference.table_options import TableOptions
+    from bootpig_rt.request import GenerationResult, PictureParameters, Request, Timings
+    from bootpig_rt.storage.store import StoreStats, SubjectStore
 
 __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
     "BackendUnavailable": "bootpig_rt.errors",
+    "BackgroundRemover": "bootpig_rt.images.background",
     "BootPIGError": "bootpig_rt.errors",
     "BundleError": "bootpig_rt.errors",
     "Cancelled": "bootpig_rt.errors",
     "CheckpointError": "bootpig_rt.errors",
     "ConfigError": "bootpig_rt.errors",
+    "DeadlineExceeded": "bootpig_rt.errors",
+    "DoneEvent": "bootpig_rt.engine.events",
+    "Engine": "bootpig_rt.engine.engine",
     "EngineError": "bootpig_rt.errors",
+    "EngineFull": "bootpig_rt.errors",
+    "EngineOptions": "bootpig_rt.engine.options",
+    "Event": "bootpig_rt.engine.events",
     "GenerationResult": "bootpig_rt.request",
     "ImageError": "bootpig_rt.errors",
     "InputError": "bootpig_rt.errors",
+    "Job": "bootpig_rt.engine.job",
+    "Limits": "bootpig_rt.engine.options",
     "NumericalError": "bootpig_rt.errors",
+    "OnnxRuntimeOptions": "bootpig_rt.backends.options",
+    "OutOfDeviceMemory": "bootpig_rt.errors",
+    "PairSpec": "bootpig_rt.backends.base",
     "ParameterError": "bootpig_rt.errors",
     "ParityError": "bootpig_rt.errors",
+    "PictureParameters": "bootpig_rt.request",
     "Pipeline": "bootpig_rt.pipeline",
+    "Plan": "bootpig_rt.engine.plan",
     "PromptError": "bootpig_rt.errors",
+    "ReferenceEvent": "bootpig_rt.engine.events",
     "ReferenceSchedule": "bootpig_rt.reference.schedule",
     "Request": "bootpig_rt.request",
-    "Scheduler": "bootpig_rt.engine.scheduler",
-    "StepEvent": "bootpig_rt.engine.sampler",
-    "OutOfDeviceMemory": "bootpig_rt.errors",
+    "StepEvent": "bootpig_rt.engine.events",
     "StorageError": "bootpig_rt.errors",
+    "StoreStats": "bootpig_rt.storage.store",
     "Subject": "bootpig_rt.reference.subject",
     "SubjectMismatch": "bootpig_rt.errors",
     "SubjectStore": "bootpig_rt.storage.store",
+    "TableOptions": "bootpig_rt.reference.table_options",
+    "TensorRTOptions": "bootpig_rt.backends.options",
+    "Timings": "bootpig_rt.request",
+    "TorchOptions": "bootpig_rt.backends.options",
 }
 
 __all__ = [  # noqa: RUF022  the main path first, then the errors
     "Pipeline",
-    "Subject",
     "Request",
     "GenerationResult",
-    "StepEvent",
+    "PictureParameters",
+    "Timings",
+    "Subject",
     "ReferenceSchedule",
+    "TableOptions",
     "SubjectStore",
-    "Scheduler",
+    "StoreStats",
+    "Engine",
+    "EngineOptions",
+    "Limits",
+    "Job",
+    "Plan",
+    "Event",
+    "ReferenceEvent",
+    "StepEvent",
+    "DoneEvent",
+    "TorchOptions",
+    "OnnxRuntimeOptions",
+    "TensorRTOptions",
+    "PairSpec",
+    "BackgroundRemover",
     "BootPIGError",
     "InputError",
     "PromptError",
@@ -84,10 +127,12 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "BundleError",
     "BackendUnavailable",
     "SubjectMismatch",
+    "EngineError",
+    "EngineFull",
+    "DeadlineExceeded",
     "OutOfDeviceMemory",
     "StorageError",
     "NumericalError",
-    "EngineError",
     "ParityError",
     "Cancelled",
     "__version__",

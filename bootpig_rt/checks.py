@@ -20,7 +20,7 @@ MAX_SEED = 2**63 - 1
 MAX_PROMPT_CHARS = 10_000
 
 
-def check_int(name: str, value: object, low: int, high: int, fix: str) -> int:
+def check_int(name: str, value: object, low: int, high: int, fix: str = "") -> int:
     """Return `value` as an int in `low..high`.
 
     Args:
@@ -28,16 +28,17 @@ def check_int(name: str, value: object, low: int, high: int, fix: str) -> int:
         value: Anything; numpy integers are accepted, bools and floats are not.
         low: Smallest value allowed.
         high: Largest value allowed.
-        fix: What to do, the end of the message.
+        fix: What to do, the end of the message, if there is anything to say.
 
     Raises:
         ParameterError: Not an integer, or out of range.
     """
+    fix = fix and f"; {fix}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ParameterError(f"{name} is {value!r}, expected a whole number {low}..{high}; {fix}")
+        raise ParameterError(f"{name} is {value!r}, expected a whole number {low}..{high}{fix}")
     number = operator.index(value)
     if not low <= number <= high:
-        raise ParameterError(f"{name} is {number}, expected {low}..{high}; {fix}")
+        raise ParameterError(f"{name} is {number}, expected {low}..{high}{fix}")
     return number
 
 

@@ -15,7 +15,9 @@
      ├ StorageError (OSError)              a file that cannot be written or read
      ├ NumericalError                      NaN or Inf where numbers are expected
      ├ ParityError                         engines that do not compute what torch computes
-     └ Cancelled                           a callback stopped the run
+     ├ EngineFull                          too many requests wait; try again later
+     ├ DeadlineExceeded (TimeoutError)     a request that ran out of its time
+     └ Cancelled                           the caller stopped the run
 
 A message is one line and says what was wrong, what was got, what was expected and what to do.
 `exit_code` is what the command line returns for the error. This file knows nothing about what
@@ -129,8 +131,8 @@ class OutOfDeviceMemory(BootPIGError):
         told = f" ({', '.join(numbers)})" if numbers else ""
         super().__init__(
             f"out of device memory{told} while {what}; draw fewer or smaller pictures at once "
-            "(max_batch, width, height), or give tables less room (table_dtype, "
-            "table_budget_bytes, reference_cache_bytes, reference_rows)"
+            "(max_batch, width, height), or give tables less room with TableOptions (dtype, "
+            "budget_bytes, device_bytes, rows_per_launch)"
         )
         self.asked_bytes = asked_bytes
         self.free_bytes = free_bytes
@@ -149,8 +151,25 @@ class ParityError(BootPIGError):
     """New graphs or engines differ from torch by more than the limits; no bundle was made."""
 
 
+class EngineFull(BootPIGError):
+    """As many requests wait as the engine takes. The same request may be taken later.
+
+    Attributes:
+        retry_after_s: When there will be room, as far as the engine can tell.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        """Keep the message and the expected wait."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(BootPIGError, TimeoutError):
+    """A request was not done in the time that it was given; work on it has stopped."""
+
+
 class Cancelled(BootPIGError):
-    """A callback asked the run to stop. Ctrl-C stays KeyboardInterrupt."""
+    """The caller asked the run to stop. Ctrl-C stays KeyboardInterrupt."""
 
     exit_code: ClassVar[int] = EXIT_INTERRUPTED
 

@@ -1,77 +1,63 @@
 """Pipeline: reference images and a prompt in, pictures of that subject in a new scene out.
 
-The main path, top to bottom: checks, subject, text states, reference tables, steps, pictures. It
-computes nothing itself: the backend does, behind one seam. A pipeline holds no state of a call, so
-one may be used from several threads at once.
+The main path, top to bottom: a call becomes requests, requests become jobs of the engine, and the
+engine draws them, whoever else is asking. It computes nothing itself: the backend does, behind one
+seam. A pipeline holds no state of a call, so one may be used from several threads at once.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from bootpig_rt.arguments import class_phrase, prompts_of, seeds_of_prompts
 from bootpig_rt.backends import create_backend
-from bootpig_rt.backends.base import Backend, PairSpec, PassProgress
-from bootpig_rt.backends.finite import check_finite
+from bootpig_rt.backends.base import Backend, PairSpec
 from bootpig_rt.backends.host_table import TableDtype, table_bytes
-from bootpig_rt.checks import check_int, check_seed
-from bootpig_rt.engine.batch import TextStates, texts_of
-from bootpig_rt.engine.planner import Planner, Tables, check_params, params_for_pair
-from bootpig_rt.engine.sampler import Progress, StepCallback, StepEvent, denoise
-from bootpig_rt.engine.scheduler import Scheduler
-from bootpig_rt.engine.warmup import PROMPT, discs, requests_of
-from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.backends.options import BackendOptions
+from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
+from bootpig_rt.engine.engine import Engine
+from bootpig_rt.engine.events import OnEvent, ReferenceEvent
+from bootpig_rt.engine.job import Job
+from bootpig_rt.engine.options import EngineOptions
+from bootpig_rt.errors import BootPIGError, CheckpointError, ParameterError, PromptError
 from bootpig_rt.images.background import BackgroundRemover
-from bootpig_rt.images.picture import ImageSource, to_pil
+from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.reference.encode import encode
-from bootpig_rt.reference.reference_pass import TableOptions
+from bootpig_rt.reference.reference_pass import make_table
+from bootpig_rt.reference.schedule import WHOLE, ReferenceSchedule
 from bootpig_rt.reference.subject import SavedTable, Subject
-from bootpig_rt.request import Clock, GenerationResult, PictureParameters, Request, SamplingParams
-from bootpig_rt.storage.folder import DEFAULT_BYTES, StoreFolder
+from bootpig_rt.reference.table_options import TableOptions
+from bootpig_rt.request import GenerationResult, Request, Timings
 from bootpig_rt.storage.store import SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
 
-__all__ = ["GenerationResult", "Pipeline", "Request", "StepEvent"]
-
-# Room for two tables of Stable Diffusion 2.1: 1.4 GB each at 512 px, float16, 30 steps.
-_STREAMED_BYTES = 4 << 30
+logger = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """A pair, loaded and ready to draw.
+    """A pair, loaded and ready to draw. Close it, or use it in a `with` block.
 
     Args:
-        model: Folder of a pair; the one inside the package by default.
-        backend: `auto` or the name of a backend.
+        model: Folder of a pair or a bundle; the pair inside the package by default.
+        backend: `auto`, the name of a backend, or its options, such as
+            `OnnxRuntimeOptions(intra_op_threads=2)` or `TorchOptions(precision="bfloat16")`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, for pairs in the published layout, which hold the
             two U-Nets alone.
         background_remover: Cuts the subject out of reference images without transparency.
-        max_batch: Pictures drawn at once; more are drawn in several batches. Bounds memory and
-            changes no picture. A bundle that was built for fewer lowers it.
-        reference_cache_bytes: Device memory for reference tables that are kept between calls.
-        host_cache_bytes: Host memory for tables that leave the device for lack of room, and for
-            streamed ones. None: 4 GiB with a `table_budget_bytes`, none without; with 0 a streamed
-            table is computed anew in every call.
-        table_dtype: How tables keep their numbers: `float32`, `float16`, `bfloat16`, `float8` or
-            `int8`, the last two with a scale for each head. None: as the backend computes.
-        table_budget_bytes: Device memory for the tables that one batch reads; a larger table
-            stays on the host and is streamed step by step. None: no limit.
-        reference_rows: Rows that go through the Reference U-Net at once: bounds its memory.
-        store: Keeps tables, in place of one made from the sizes above; pipelines may share it.
-        store_folder: Keeps tables on disk, between processes.
-        store_bytes: Disk space for those tables; the least recently used ones are removed.
-        backend_options: Settings of the backend, such as `{"intra_op_threads": 2}` or
-            `{"precision": "bfloat16"}`; see `OnnxRuntimeOptions` in
-            `bootpig_rt.backends.onnxruntime.sessions` and `TorchOptions` in
-            `bootpig_rt.backends.options`.
+        max_batch: Pictures drawn at once. Bounds memory and changes no picture. A bundle that was
+            built for fewer lowers it.
+        tables: How reference tables are made and kept; a `SubjectStore` in its place is shared
+            with other pipelines.
         trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
             belongs to it is loaded.
 
@@ -85,51 +71,27 @@ class Pipeline:
         self,
         model: str | PathLike[str] | None = None,
         *,
-        backend: str = "auto",
+        backend: str | BackendOptions = "auto",
         device: str = "auto",
         base_model: str | PathLike[str] | None = None,
         background_remover: BackgroundRemover | None = None,
         max_batch: int = 8,
-        reference_cache_bytes: int = 1 << 30,
-        host_cache_bytes: int | None = None,
-        table_dtype: TableDtype | None = None,
-        table_budget_bytes: int | None = None,
-        reference_rows: int = 16,
-        store: SubjectStore | None = None,
-        store_folder: str | PathLike[str] | None = None,
-        store_bytes: int = DEFAULT_BYTES,
-        backend_options: Mapping[str, Any] | None = None,
+        tables: TableOptions | SubjectStore | None = None,
         trust: str | PathLike[str] | None = None,
     ) -> None:
         """Load the pair."""
-        self.max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
-        options = TableOptions(table_dtype or "float32", table_budget_bytes, reference_rows)
-        if store is None:
-            if host_cache_bytes is None:
-                host_cache_bytes = 0 if table_budget_bytes is None else _STREAMED_BYTES
-            check_int("store_bytes", store_bytes, 0, 1 << 50, "0: keep no table")
-            folder = None if store_folder is None else StoreFolder(Path(store_folder), store_bytes)
-            store = SubjectStore(
-                device_bytes=reference_cache_bytes, host_bytes=host_cache_bytes, folder=folder
-            )
-        self.store = store
+        max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
+        self.store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
         self._backend: Backend = create_backend(
             backend,
             default_model() if model is None else Path(model),
             device=device,
             base_model=None if base_model is None else Path(base_model),
-            options=backend_options,
             trust=None if trust is None else Path(trust),
         )
-        self.max_batch = min(self.max_batch, self.spec.max_batch or self.max_batch)
-        if table_dtype is None:
-            options = replace(options, dtype=self.spec.table_dtype)
         self._background_remover = background_remover
         self._tokenizer = Tokenizer.from_folder(self.spec.tokenizer_folder)
-        self._texts = TextStates(self._backend, self._tokenizer)
-        self._planner = Planner(
-            self._backend, tokenizer=self._tokenizer, store=store, options=options
-        )
+        self.engine = Engine(self._backend, self._tokenizer, self.store, max_batch=max_batch)
 
     @property
     def spec(self) -> PairSpec:
@@ -137,9 +99,14 @@ class Pipeline:
         return self._backend.spec
 
     @property
+    def max_batch(self) -> int:
+        """Pictures that are drawn at once."""
+        return self.engine.max_batch
+
+    @property
     def table_dtype(self) -> TableDtype:
         """How tables keep their numbers."""
-        return self._planner.options.dtype
+        return self.store.options.dtype or self.spec.table_dtype
 
     def __call__(
         self,
@@ -152,22 +119,21 @@ class Pipeline:
         num_inference_steps: int | None = None,
         image_guidance_scale: float | None = None,
         text_guidance_scale: float | None = None,
-        num_images: int = 1,
+        num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         solver: str | None = None,
         merge: str | None = None,
-        reference_schedule: str | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        reference_schedule: ReferenceSchedule | str | None = None,
+        guidance_interval: tuple[float, float] = WHOLE,
         width: int | None = None,
         height: int | None = None,
         tenant: str = "",
-        callback_on_step_end: StepCallback | None = None,
-        progress: PassProgress | None = None,
+        on_event: OnEvent | None = None,
     ) -> GenerationResult:
         """Draw one subject as one or more prompts say.
 
         Args:
-            prompt: "a photo of a dog, on a beach", or a list of such prompts: one batch.
+            prompt: "a photo of a dog, on a beach", or a list of such prompts.
             reference_images: One or more pictures of the subject.
             subject: What `encode_subject` returned, in place of reference images.
             reference_prompt: What the reference images show, "a photo of a dog". Without it the
@@ -176,7 +142,7 @@ class Pipeline:
             num_inference_steps: T, 1 to 1000; the pair's default (25) if left out.
             image_guidance_scale: How closely to follow the reference, 0 to 100; 1 is no guidance.
             text_guidance_scale: How closely to follow the prompt, 0 to 100; 1 is no guidance.
-            num_images: Pictures of each prompt, 1 to 64.
+            num_images_per_prompt: 1 to 64.
             seed: One seed, from which the pictures of the call count on, or one for each prompt.
                 A picture depends on its own seed alone, never on the batch that it is drawn in.
             solver: `ddim`, `dpmpp_2m` or `unipc`.
@@ -187,9 +153,8 @@ class Pipeline:
             width: Of the pictures, in pixels.
             height: Of the pictures, in pixels.
             tenant: Whose call it is: tenants never share tables.
-            callback_on_step_end: Called with a `StepEvent` after each step.
-            progress: Called with (rows done, rows in all) in each reference pass; what it raises
-                ends the call.
+            on_event: Called with a `ReferenceEvent` after each launch of a reference pass and with
+                a `StepEvent` after each step; what it raises ends the call.
 
         Returns:
             Pictures in the order of the prompts, with all their parameters.
@@ -197,172 +162,140 @@ class Pipeline:
         Raises:
             InputError: An argument cannot be used; says which, and what to do.
             SubjectMismatch: The subject was encoded with another pair.
-            Cancelled: The callback asked for it.
+            Cancelled: `on_event` asked for it.
             NumericalError: The model produced NaN or Inf.
         """
-        prompts = prompts_of(prompt)
-        params = self.sampling_params(
-            num_inference_steps=num_inference_steps,
-            solver=solver,
-            merge=merge,
-            reference_schedule=reference_schedule,
-            width=width,
-            height=height,
-        )
-        requests = [
-            Request(
-                prompt=one,
-                subject=subject,
-                negative_prompt=negative_prompt,
-                image_guidance_scale=image_guidance_scale,
-                text_guidance_scale=text_guidance_scale,
-                num_images=num_images,
-                seed=first_seed,
-                guidance_interval=guidance_interval,
-                tenant=tenant,
-            )
-            for one, first_seed in zip(
-                prompts, seeds_of_prompts(seed, len(prompts), num_images), strict=True
-            )
-        ]
-        clock = Clock()
+        prompts = _prompts(prompt)
+        seeds = _seeds(seed, len(prompts), num_images_per_prompt)
+        timings = Timings()
         if subject is None:
             if reference_prompt is None:
-                reference_prompt = class_phrase([request.prompt for request in requests])
-            with clock.stage("encode"):
-                subject = self._encode(reference_images, reference_prompt, 0)
-            requests = [replace(request, subject=subject) for request in requests]
+                reference_prompt = class_phrase(prompts)
+            start = time.perf_counter()
+            subject = self._encode(reference_images, reference_prompt, 0)
+            timings.encode_ms = 1e3 * (time.perf_counter() - start)
         elif reference_images is not None or reference_prompt is not None:
             raise ParameterError(
                 "got a subject together with reference images or a reference prompt, expected one "
                 "or the other; a subject holds both"
             )
-        return self._generate(requests, params, callback_on_step_end, clock, on_pass=progress)
+        requests = [
+            Request(
+                prompt=one,
+                subject=subject,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                image_guidance_scale=image_guidance_scale,
+                text_guidance_scale=text_guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                seed=first_seed,
+                solver=solver,
+                merge=merge,
+                reference_schedule=reference_schedule,
+                guidance_interval=guidance_interval,
+                width=width,
+                height=height,
+                tenant=tenant,
+            )
+            for one, first_seed in zip(prompts, seeds, strict=True)
+        ]
+        return self._draw(requests, on_event, timings)
 
     def generate(
-        self,
-        requests: Sequence[Request],
-        params: SamplingParams | None = None,
-        *,
-        callback_on_step_end: StepCallback | None = None,
-        progress: PassProgress | None = None,
+        self, requests: Sequence[Request], *, on_event: OnEvent | None = None
     ) -> GenerationResult:
-        """Draw requests that differ in prompt, subject, number of references, scales and seed.
+        """Draw requests that may differ in everything.
 
-        They share batches, and each gives the picture that it gives alone. A request without a
-        subject is drawn from its prompt.
+        They share batches as far as size and merge allow, with each other and with whatever else
+        the engine draws, and each gives the picture that it gives alone.
 
         Args:
             requests: One or more.
-            params: What they share; from `sampling_params()` by default.
-            callback_on_step_end: Called with a `StepEvent` after each step.
-            progress: Called with (rows done, rows in all) in each reference pass; what it raises
-                ends the call.
+            on_event: As in a call.
 
         Returns:
             Pictures in the order of the requests.
 
         Raises:
-            ParameterError: No requests, or a size that the pair cannot do.
+            ParameterError: No requests, or one that the pair cannot do: then none is drawn.
             SubjectMismatch: A subject was encoded with another pair.
-            Cancelled: The callback asked for it.
+            Cancelled: `on_event` asked for it.
             NumericalError: The model produced NaN or Inf.
         """
         if not requests:
             raise ParameterError("no requests, expected at least one")
-        params = self.sampling_params() if params is None else params
-        return self._generate(
-            list(requests), params, callback_on_step_end, Clock(), on_pass=progress
-        )
+        return self._draw(list(requests), on_event, Timings())
+
+    def _draw(
+        self, requests: Sequence[Request], on_event: OnEvent | None, timings: Timings
+    ) -> GenerationResult:
+        jobs = self.engine.submit_all(requests, timings=timings, on_event=on_event)
+        try:
+            self.engine.drive(jobs)
+            results = [job.result() for job in jobs]
+        except BaseException:  # one failed, or Ctrl-C: nobody will ask for the others
+            for job in jobs:
+                job.cancel()
+            raise
+        return GenerationResult.joined(results, replace(timings))
 
     @overload
     def map(
-        self,
-        requests: Iterable[Request],
-        params: SamplingParams | None = ...,
-        *,
-        on_error: Literal["raise"] = ...,
+        self, requests: Iterable[Request], *, on_error: Literal["raise"] = ...
     ) -> Iterator[GenerationResult]: ...
 
     @overload
     def map(
-        self,
-        requests: Iterable[Request],
-        params: SamplingParams | None = ...,
-        *,
-        on_error: Literal["raise", "return"],
+        self, requests: Iterable[Request], *, on_error: Literal["raise", "return"]
     ) -> Iterator[GenerationResult | Exception]: ...
 
     def map(
-        self,
-        requests: Iterable[Request],
-        params: SamplingParams | None = None,
-        *,
-        on_error: Literal["raise", "return"] = "raise",
+        self, requests: Iterable[Request], *, on_error: Literal["raise", "return"] = "raise"
     ) -> Iterator[Any]:
         """Draw a stream of requests, each with a result of its own, in their order.
 
-        Requests join the running batch between two steps and leave it when they are done, see
-        `Scheduler`. Each gives the picture that it gives alone.
+        A slow stream holds up no picture: it is read on a thread of its own, as far ahead as is
+        needed to keep the batch full.
 
         Args:
-            requests: Read as far ahead as is needed to keep the batch full.
-            params: What they share; from `sampling_params()` by default.
+            requests: Where they come from.
             on_error: `raise` ends the stream with what a request failed with, after the results
                 before it. `return` gives the error out in the place of the result, and goes on.
 
         Raises:
             BootPIGError: A request failed.
         """
-        params = self.sampling_params() if params is None else params
-        return self.scheduler().map(requests, params, on_error=on_error)
+        check_name("on_error", on_error, ("raise", "return"))
+        return self._map(requests, on_error)
 
-    def scheduler(self) -> Scheduler:
-        """A scheduler over this pipeline's backend and store."""
-        return Scheduler(self._planner, self._texts, max_batch=self.max_batch)
+    def _map(self, requests: Iterable[Request], on_error: str) -> Iterator[Any]:
+        stream = _Stream(self.engine, requests)
+        try:
+            for job in stream:
+                self.engine.drive([job])
+                error = job.exception() if not job.cancelled() else None
+                if on_error == "return" and isinstance(error, Exception):
+                    yield error
+                else:
+                    yield job.result()
+        finally:
+            stream.close()  # the reader left, or a request failed
 
-    def warmup(
-        self,
-        batch_sizes: Sequence[int] = (1,),
-        num_references: Sequence[int] = (1,),
-        params: SamplingParams | None = None,
-    ) -> float:
-        """Draw one batch of each shape, so that the first request is as quick as the others.
+    def serve(self, options: EngineOptions | None = None) -> Engine:
+        """Run the engine on a thread of its own until it is closed.
 
-        Whatever a backend makes once for a shape is made here: memory, chosen kernels, recorded
-        graphs. A shape is the pictures of a batch, the references of their one subject, the size
-        and the steps; guidance is that of the pair. The pictures and tables are thrown away.
+            with pipe.serve() as engine:
+                job = engine.submit(request, deadline_s=30)
 
         Args:
-            batch_sizes: Pictures of a batch, each 1 to `max_batch`.
-            num_references: Of the subject; 0 is a picture from its prompt alone.
-            params: Steps, solver, merge and size; from `sampling_params()` by default.
-
-        Returns:
-            Seconds that it took.
+            options: How many may wait, and what one request may ask for.
 
         Raises:
-            ParameterError: A number is out of range, or more references than the pair takes.
+            ParameterError: It is being served already.
         """
-        params = self.sampling_params() if params is None else params
-        most = self.spec.config.max_references
-        for size in batch_sizes:
-            check_int("batch_sizes", size, 1, self.max_batch, "raise max_batch for more")
-        for count in num_references:
-            check_int("num_references", count, 0, most, "what the pair takes")
-        # A store of its own: the user's keeps what it has.
-        planner = Planner(
-            self._backend,
-            tokenizer=self._tokenizer,
-            store=SubjectStore(),
-            options=self._planner.options,
-        )
-        start = time.perf_counter()
-        for count in num_references:
-            subject = self._encode(discs(count), PROMPT, 0) if count else None
-            for size in batch_sizes:
-                self._generate(requests_of(size, subject), params, None, Clock(), planner=planner)
-        return time.perf_counter() - start
+        if options is not None:
+            self.engine.options = options
+        return self.engine.start()
 
     def encode_subject(
         self,
@@ -371,56 +304,94 @@ class Pipeline:
         *,
         noise_seed: int = 0,
         keep_table: bool = False,
-        params: SamplingParams | None = None,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
+        reference_schedule: ReferenceSchedule | str | None = None,
         tenant: str = "",
-        progress: PassProgress | None = None,
+        on_event: OnEvent | None = None,
     ) -> Subject:
         """Encode reference images once, for any number of calls.
 
-        Where one table serves all steps it is computed here as well.
+        Where one table serves all steps, or the arguments say which is wanted, the table is made as
+        well.
 
         Args:
             images: One or more pictures of the subject.
             reference_prompt: What they show, "a photo of a dog".
             noise_seed: Of the noise added to the reference by the schedules that add any.
-            keep_table: The subject keeps its table for `params`, and can be saved with it.
-            params: Steps, solver and reference schedule of that table.
-            tenant: Whose requests find the table that is computed here.
-            progress: Called with (passes done, passes in all); what it raises ends the call.
+            keep_table: The subject keeps its table, and can be saved with it.
+            num_inference_steps: Of the table, for schedules that depend on them.
+            solver: Likewise.
+            reference_schedule: Of the table; the pair's own by default.
+            tenant: Whose requests find the table: those with the same `tenant`.
+            on_event: Called with a `ReferenceEvent` after each launch of the pass.
 
         Raises:
             ImageError: No image, or one that cannot be used.
             PromptError: The reference prompt is empty.
             ParameterError: Too many images, a seed out of range, or a tenant that is no text.
         """
-        if not isinstance(tenant, str):
-            raise ParameterError(f"tenant is of type {type(tenant).__name__}, expected text")
         subject = self._encode(images, reference_prompt, check_seed(noise_seed, "noise_seed"))
-        needs_steps = params is not None or keep_table
-        params = self.sampling_params() if params is None else params
-        if needs_steps or params.reference_schedule.mode != "exact":
-            solver = self._planner.solver(params.solver, params.num_inference_steps)
-            schedule = params.reference_schedule
-            table, _ = self._planner.table(subject, schedule, solver, tenant, progress=progress)
-            if keep_table:
-                host = self._backend.download_table(table.data)
-                subject = replace(subject, tables=(SavedTable(table.key, host),))
-        return subject
+        request = Request(
+            prompt=reference_prompt,
+            subject=subject,
+            num_inference_steps=num_inference_steps,
+            solver=solver,
+            reference_schedule=reference_schedule,
+            tenant=tenant,
+        )
+        plan = self.engine.planner.plan(request).table
+        assert plan is not None
+        is_asked_for = keep_table or num_inference_steps or solver or reference_schedule
+        if not is_asked_for and len(plan.key.timesteps) > 1:
+            return subject
+        table, _ = self.store.table(
+            subject,
+            plan.key,
+            lambda: make_table(
+                plan,
+                backend=self._backend,
+                tokenizer=self._tokenizer,
+                rows_per_launch=self.store.options.rows_per_launch,
+                progress=on_event and (lambda done, of: on_event(ReferenceEvent(done, of))),
+            ),
+            backend=self._backend,
+            tenant=tenant,
+            is_resident=plan.is_resident,
+        )
+        if not keep_table:
+            return subject
+        host = self._backend.download_table(table.data)
+        return replace(subject, tables=(SavedTable(table.key, host),))
 
-    def table_bytes(self, num_references: int, params: SamplingParams | None = None) -> int:
+    def table_bytes(
+        self,
+        num_references: int,
+        *,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
+        reference_schedule: ReferenceSchedule | str | None = None,
+    ) -> int:
         """Bytes of the reference table of a subject, before it is made.
 
         Args:
             num_references: R.
-            params: Steps, solver and reference schedule; `sampling_params()` by default.
+            num_inference_steps: As in a call, and so are the others.
+            solver: Likewise.
+            reference_schedule: Likewise.
         """
-        params = self.sampling_params() if params is None else params
-        solver = self._planner.solver(params.solver, params.num_inference_steps)
+        request = Request(
+            prompt="any",
+            num_inference_steps=num_inference_steps,
+            solver=solver,
+            reference_schedule=reference_schedule,
+        )
+        plan = self.engine.planner.plan(request)
         return table_bytes(
             self.spec.reference_shapes,
-            num_entries=len(params.reference_schedule.timesteps(solver.timesteps)),
+            num_entries=len(plan.schedule.timesteps(plan.solver.timesteps)),
             num_references=num_references,
-            dtype=self._planner.options.dtype,
+            dtype=self.table_dtype,
         )
 
     def load_subject(self, path: str | PathLike[str]) -> Subject:
@@ -434,30 +405,78 @@ class Pipeline:
         subject.check_for(self.spec)
         return subject
 
-    def sampling_params(
+    def warmup(
         self,
+        batch_sizes: Sequence[int] = (1,),
+        num_references: Sequence[int] = (1,),
         *,
         num_inference_steps: int | None = None,
         solver: str | None = None,
         merge: str | None = None,
-        reference_schedule: str | None = None,
         width: int | None = None,
         height: int | None = None,
-    ) -> SamplingParams:
-        """Settings of a batch, with the pair's defaults for what is left out.
+    ) -> float:
+        """Draw one batch of each shape, so that the first request is as quick as the others.
+
+        Whatever a backend makes once for a shape is made here: memory, chosen kernels, recorded
+        graphs. A shape is the pictures of a batch, the references of their one subject, the size
+        and the steps; guidance is that of the pair. The pictures and tables are thrown away.
+
+        Args:
+            batch_sizes: Pictures of a batch, each 1 to `max_batch`.
+            num_references: Of the subject; 0 is a picture from its prompt alone.
+            num_inference_steps: As in a call, and so are the others.
+            solver: Likewise.
+            merge: Likewise.
+            width: Likewise.
+            height: Likewise.
+
+        Returns:
+            Seconds that it took.
 
         Raises:
-            ParameterError: A value is unknown, out of range or not for this pair.
+            ParameterError: A number is out of range, or more references than the pair takes.
         """
-        return params_for_pair(
-            self.spec,
-            num_inference_steps=num_inference_steps,
-            solver=solver,
-            merge=merge,
-            reference_schedule=reference_schedule,
-            width_px=width,
-            height_px=height,
-        )
+        most = self.spec.config.max_references
+        for size in batch_sizes:
+            check_int("batch_sizes", size, 1, self.max_batch, "raise max_batch for more")
+        for count in num_references:
+            check_int("num_references", count, 0, most, "what the pair takes")
+        # A store of its own: the user's keeps what it has.
+        store = SubjectStore(replace(self.store.options, folder=None))
+        engine = Engine(self._backend, self._tokenizer, store, max_batch=self.max_batch)
+        start = time.perf_counter()
+        for count in num_references:
+            subject = self._encode(_discs(count), _DISC_PROMPT, 0) if count else None
+            for size in batch_sizes:
+                request = Request(
+                    prompt=_DISC_PROMPT,
+                    subject=subject,
+                    num_inference_steps=num_inference_steps,
+                    solver=solver,
+                    merge=merge,
+                    width=width,
+                    height=height,
+                )
+                jobs = engine.submit_all([request] * size, timings=Timings())
+                engine.drive(jobs)
+                for job in jobs:
+                    job.result()
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """End the engine, write what is still to be written, and let go of the device's memory."""
+        self.engine.close(drain=False)
+        self.store.flush()
+        self.store.forget(self._backend)
+
+    def __enter__(self) -> Self:
+        """Close it at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def _encode(
         self,
@@ -474,45 +493,141 @@ class Pipeline:
             background_remover=self._background_remover,
         )
 
-    def _generate(
-        self,
-        requests: Sequence[Request],
-        params: SamplingParams,
-        callback: StepCallback | None,
-        clock: Clock,
-        *,
-        on_pass: PassProgress | None = None,
-        planner: Planner | None = None,
-    ) -> GenerationResult:
-        check_params(self.spec, params)
-        planner = self._planner if planner is None else planner
-        pictures = [picture for request in requests for picture in request.split()]
-        batches = planner.batches(pictures, params, self.max_batch)
-        steps = [p.num_inference_steps or params.num_inference_steps for p in pictures]
-        progress = Progress(callback, sum(max(steps[b.start : b.stop]) for b in batches))
-        tables: Tables = {}
-        images: list[Image.Image] = []
-        parameters: list[PictureParameters] = []
-        passes = 0
-        for numbers in batches:
-            if planner.options.budget_bytes is not None:
-                tables = {}  # those of the batch before make room
-            with clock.stage("reference"):
-                flights, new = planner.flights(
-                    [pictures[n] for n in numbers], params, tables, progress=on_pass
-                )
-                passes += new
-            with clock.stage("text"):
-                self._texts.of(texts_of(flights))
-            with clock.stage("denoise"):
-                latents = denoise(
-                    self._backend, flights, texts=self._texts, progress=progress, pictures=numbers
-                )
-            with clock.stage("decode"):
-                pixels = check_finite(self._backend.decode(latents), "the image decoder")
-                images += to_pil(pixels)
-            parameters += [planner.parameters(flight, params) for flight in flights]
-        return GenerationResult(images, parameters, clock.timings(), passes)
+
+class _Stream:
+    """Jobs of a stream of requests, read on a thread of its own.
+
+    Reading goes on while fewer pictures wait than a batch holds.
+    """
+
+    def __init__(self, engine: Engine, requests: Iterable[Request]) -> None:
+        self._engine, self._requests = engine, requests
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._is_read, self._is_closed = False, False
+        self._error: BaseException | None = None
+        threading.Thread(target=self._read, name="bootpig-map", daemon=True).start()
+
+    def __iter__(self) -> Iterator[Job]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._is_read)
+                if not self._jobs:
+                    break
+                job = self._jobs[0]
+            yield job
+            with self._changed:
+                self._jobs.popleft()
+                self._changed.notify_all()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Cancel what is not done, and read no further."""
+        with self._changed:
+            self._is_closed = True
+            jobs = list(self._jobs)
+            self._changed.notify_all()
+        for job in jobs:
+            job.cancel()
+
+    def _read(self) -> None:
+        try:
+            for request in self._requests:
+                job = self._submitted(request)
+                job.add_done_callback(self._wake)
+                with self._changed:
+                    self._jobs.append(job)
+                    self._changed.notify_all()
+                    while not self._is_closed and not self._has_room():
+                        self._changed.wait(0.05)
+                    if self._is_closed:
+                        return
+        except BaseException as error:  # of whoever gives the requests; raised where they are drawn
+            self._error = error
+        finally:
+            with self._changed:
+                self._is_read = True
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        # One that was refused takes no place, so it must not make the stream run ahead.
+        unread = sum(1 for job in self._jobs if job.done())
+        return self._engine.num_waiting + unread < self._engine.max_batch
+
+    def _wake(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _submitted(self, request: Request) -> Job:
+        """A job in any case: one that is refused fails in its turn, after those before it."""
+        try:
+            return self._engine.submit(request)
+        except BootPIGError as error:
+            job = Job(request, ())
+            job.fail(error)
+            return job
+
+
+def class_phrase(prompts: Sequence[str]) -> str:
+    """A reference prompt for a call that gives none: the prompt up to its first comma.
+
+    The published trainer takes it from its captions in the same way. Never silent: a log line says
+    what was taken.
+
+    Raises:
+        PromptError: The prompts begin differently.
+    """
+    phrases = {prompt.partition(",")[0].strip() for prompt in prompts}
+    if len(phrases) > 1:
+        raise PromptError(
+            f"the prompts begin with {len(phrases)} different phrases, so it is not clear what the "
+            'reference shows; pass reference_prompt, such as "a photo of a dog"'
+        )
+    phrase = phrases.pop()
+    if phrase == prompts[0].strip():
+        logger.warning(
+            "no reference prompt and no comma in the prompt: the reference is read as %r; better "
+            'say what it shows, such as reference_prompt="a photo of a dog"',
+            phrase,
+        )
+    else:
+        logger.info("no reference prompt: the reference is read as %r, from the prompt", phrase)
+    return phrase
+
+
+def _prompts(prompt: object) -> list[str]:
+    """One prompt or several as a list."""
+    prompts: list[Any] = [prompt]
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        prompts = list(prompt)
+    if not prompts:
+        raise PromptError("prompt is an empty list, expected at least one prompt")
+    return [check_prompt(one) for one in prompts]
+
+
+def _seeds(seed: Any, count: int, num_images: int) -> list[int | None]:
+    """The first seed of each prompt: one seed counts on over all pictures of the call."""
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, list | tuple):
+        if len(seed) != count:
+            raise ParameterError(f"{len(seed)} seeds for {count} prompts, expected one for each")
+        return [check_seed(one) for one in seed]
+    first = check_seed(seed)
+    return [wrap_seed(first + index * num_images) for index in range(count)]
+
+
+_DISC_PROMPT = "a photo of a disc"
+
+
+def _discs(count: int) -> list[Image.Image]:
+    """Reference images of a warm-up: grey discs, cut out, so that no remover is asked."""
+    images = [Image.new("RGBA", (64, 64)) for _ in range(count)]
+    for number, image in enumerate(images):
+        grey = 40 + number % 8 * 20
+        ImageDraw.Draw(image).ellipse((8, 8, 56, 56), fill=(grey, grey, grey, 255))
+    return images
 
 
 def default_model() -> Path:

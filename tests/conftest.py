@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 
 # Before numpy or torch start their thread pools. One thread: the models here are too small to gain
 # from more, and on a busy machine threads that wait for each other are many times slower. Nothing
-# is looked up on a hub.
+# is looked up on a hub, and no test reads or fills the store of whoever runs it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("BOOTPIG_RT_STORE", None)
 
 if TYPE_CHECKING:
     from bootpig_rt.pipeline import Pipeline
@@ -201,17 +202,10 @@ def make_tiny_pair() -> MakeTinyPair:
     return make
 
 
-TINY = ROOT / "tests" / "data" / "tiny"
-"""What `make_tiny_pair` writes, with its ONNX graphs, which take minutes to export."""
-
-
 @pytest.fixture(scope="session")
-def tiny_pair_folder(share: Share) -> Path:
+def tiny_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
     """A random pair in the single-folder layout. Copy it before changing a file."""
-    graphs = shutil.ignore_patterns("*.onnx")
-    return share(
-        "tiny_pair", lambda path: shutil.copytree(TINY, path, ignore=graphs, dirs_exist_ok=True)
-    )
+    return share("tiny_pair", make_tiny_pair) / "pair"
 
 
 @pytest.fixture(scope="session")
@@ -221,22 +215,25 @@ def published_layout_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_folder(share: Share) -> Path:
+def tiny_bundle_folder(tiny_pair_folder: Path, share: Share) -> Path:
     """The tiny pair with its ONNX graphs and a manifest. Copy it before changing a file.
 
     Built for pictures of 16 to 64 px, 4 at once, 3 references and 50 steps.
     """
-    return share("tiny_bundle", _write_tiny_bundle)
+    return share("tiny_bundle", lambda folder: _write_tiny_bundle(tiny_pair_folder, folder))
 
 
-def _write_tiny_bundle(folder: Path) -> None:
+def _write_tiny_bundle(pair_folder: Path, folder: Path) -> None:
     from bootpig_rt.bundle.bundle import ParityReport, write_manifest
     from bootpig_rt.export.build_options import build_options
     from bootpig_rt.export.describe import describe_graphs
+    from bootpig_rt.export.onnx_export import GRAPH_NAMES, export_graph
     from bootpig_rt.models.load import load_pair
 
-    shutil.copytree(TINY, folder, dirs_exist_ok=True)
+    shutil.copytree(pair_folder, folder, dirs_exist_ok=True)
     pair = load_pair(folder)
+    for name in GRAPH_NAMES:
+        export_graph(name, pair, folder, dialect="cpu")
     options = build_options(
         pair.config,
         size_multiple_px=8,

@@ -13,7 +13,8 @@ from PIL import Image
 
 import bootpig_rt
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray
-from bootpig_rt.engine.sampler import StepEvent
+from bootpig_rt.backends.host_table import table_bytes
+from bootpig_rt.engine.events import Event, OnEvent, ReferenceEvent, StepEvent
 from bootpig_rt.errors import (
     Cancelled,
     CheckpointError,
@@ -23,14 +24,31 @@ from bootpig_rt.errors import (
     PromptError,
     SubjectMismatch,
 )
-from bootpig_rt.pipeline import Pipeline, Request, default_model
+from bootpig_rt.pipeline import Pipeline, default_model
 from bootpig_rt.reference.subject import Subject
+from bootpig_rt.reference.table_options import TableOptions
+from bootpig_rt.request import Request
+from bootpig_rt.storage.store import SubjectStore
 
 PROMPT = "a photo of a dog, on a beach"
 
 
 def rms(array: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+
+
+def levels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, int)
+
+
+def on_step(act: Callable[[StepEvent], object]) -> OnEvent:
+    """Passes the steps of a call on, and not the launches of its pass."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            act(event)
+
+    return tell
 
 
 @pytest.fixture
@@ -47,7 +65,7 @@ def latents_of(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
         with monkeypatch.context() as patch:
             patch.setattr(pipeline._backend, "decode", record)
-            pipeline.generate(requests, pipeline.sampling_params(**settings))
+            pipeline.generate([replace(request, **settings) for request in requests])
         return np.concatenate(seen)
 
     return run
@@ -76,7 +94,7 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         num_inference_steps=3,
         image_guidance_scale=2.0,
         text_guidance_scale=3.5,
-        num_images=2,
+        num_images_per_prompt=2,
         seed=7,
         solver="unipc",
         merge="mean",
@@ -86,7 +104,9 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
     )
     assert [image.size for image in result.images] == [(40, 48), (40, 48)]
     assert [parameters.seed for parameters in result.parameters] == [7, 8]
-    assert result.parameters[0].to_dict() == {
+    parameters = result.parameters[0].to_dict()
+    assert "torch" in parameters.pop("runtime")
+    assert parameters == {
         "prompt": PROMPT,
         "negative_prompt": "rain",
         "reference_prompt": "a photo of a dog",
@@ -107,6 +127,7 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         "model": "tiny",
         "model_fingerprint": pipeline.spec.fingerprint,
         "backend": "torch",
+        "precision": "float32",
         "device": "cpu",
         "version": bootpig_rt.__version__,
     }
@@ -133,7 +154,7 @@ def test_a_random_seed_is_recorded_and_gives_the_picture_again(
 
 def test_several_prompts_count_on_from_one_seed(pipeline: Pipeline, dog: Subject) -> None:
     prompts = [PROMPT, "a photo of a dog, in a forest"]
-    result = pipeline(prompts, subject=dog, num_images=2, seed=5)
+    result = pipeline(prompts, subject=dog, num_images_per_prompt=2, seed=5)
     assert [(p.prompt, p.seed) for p in result.parameters] == [
         (prompts[0], 5),
         (prompts[0], 6),
@@ -141,8 +162,7 @@ def test_several_prompts_count_on_from_one_seed(pipeline: Pipeline, dog: Subject
         (prompts[1], 8),
     ]
     alone = pipeline(prompts[1], subject=dog, seed=7)
-    difference = np.asarray(result.images[2], int) - np.asarray(alone.images[0], int)
-    assert np.abs(difference).max() <= 1
+    assert np.abs(levels(result.images[2]) - levels(alone.images[0])).max() <= 1
     listed = pipeline(prompts, subject=dog, seed=[3, 3])
     assert [parameters.seed for parameters in listed.parameters] == [3, 3]
 
@@ -162,7 +182,9 @@ def test_strangers_in_one_batch_each_get_what_they_get_alone(
         Request(prompt="a photo of a cat, in snow", subject=cat, seed=2, negative_prompt="fog"),
         Request(prompt="a photo of a toy", subject=crowd, seed=3, image_guidance_scale=1.0),
         Request(prompt="a city at night", subject=None, seed=4),
-        Request(prompt=PROMPT, subject=dog, seed=5, text_guidance_scale=2.0, num_images=2),
+        Request(
+            prompt=PROMPT, subject=dog, seed=5, text_guidance_scale=2.0, num_images_per_prompt=2
+        ),
     ]
     for merge in ("argmax", "softmax", "mean", "concat"):
         for schedule in ("exact", "clean"):
@@ -177,9 +199,11 @@ def test_the_size_of_a_batch_changes_no_picture(
     tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject
 ) -> None:
     small = Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=2)
-    one, other = (p(PROMPT, subject=dog, num_images=5, seed=3) for p in (pipeline, small))
+    one, other = (
+        p(PROMPT, subject=dog, num_images_per_prompt=5, seed=3) for p in (pipeline, small)
+    )
     for left, right in zip(one.images, other.images, strict=True):
-        assert np.abs(np.asarray(left, int) - np.asarray(right, int)).max() <= 1
+        assert np.abs(levels(left) - levels(right)).max() <= 1
 
 
 def test_the_reference_changes_the_picture(
@@ -220,8 +244,14 @@ def test_no_guidance_computes_one_row_a_picture(
         return start(batch, state)
 
     monkeypatch.setattr(pipeline._backend, "start", record)
-    pipeline(PROMPT, subject=dog, image_guidance_scale=1.0, text_guidance_scale=1.0, num_images=3)
-    pipeline(PROMPT, subject=dog, num_images=3)
+    pipeline(
+        PROMPT,
+        subject=dog,
+        image_guidance_scale=1.0,
+        text_guidance_scale=1.0,
+        num_images_per_prompt=3,
+    )
+    pipeline(PROMPT, subject=dog, num_images_per_prompt=3)
     assert rows == [3, 9]
 
 
@@ -246,7 +276,7 @@ def test_the_reference_is_paid_once(tiny_pair_folder: Path, red: Image.Image) ->
     pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
     settings: dict[str, Any] = {"reference_images": red, "num_inference_steps": 4}
     cold = pipeline(PROMPT, reference_schedule="exact", **settings)
-    warm = pipeline(PROMPT, reference_schedule="exact", num_images=2, **settings)
+    warm = pipeline(PROMPT, reference_schedule="exact", num_images_per_prompt=2, **settings)
     clean = pipeline(PROMPT, reference_schedule="clean", **settings)
     assert [cold.reference_passes, warm.reference_passes, clean.reference_passes] == [4, 0, 1]
     other_steps = pipeline(PROMPT, reference_images=red, num_inference_steps=3)
@@ -265,7 +295,8 @@ def test_encoding_a_subject_makes_the_table_that_serves_all_steps(
 
 
 def test_a_cache_of_no_bytes_keeps_no_table(tiny_pair_folder: Path, red: Image.Image) -> None:
-    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", reference_cache_bytes=0)
+    tables = TableOptions(device_bytes=0)
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=tables)
     passes = [pipeline(PROMPT, reference_images=red).reference_passes for _ in range(2)]
     assert passes == [2, 2]
 
@@ -312,23 +343,22 @@ def test_a_preview_shows_the_picture_of_each_running_request(
     result = pipeline(
         PROMPT,
         subject=dog,
-        num_images=2,
+        num_images_per_prompt=2,
         num_inference_steps=3,
         seed=1,
-        callback_on_step_end=lambda step: previews.append(step.preview()),
+        on_event=on_step(lambda step: previews.append(step.decode())),
     )
     assert [len(images) for images in previews] == [2, 2, 2]
     # The last step ends at the estimate itself: sigma is zero there.
-    last = np.asarray(previews[-1][0], int) - np.asarray(result.images[0], int)
-    assert np.abs(last).max() <= 1
+    assert np.abs(levels(previews[-1][0]) - levels(result.images[0])).max() <= 1
 
 
 def test_steps_are_counted_over_all_batches(tiny_pair_folder: Path, dog: Subject) -> None:
     pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=2)
     events: list[StepEvent] = []
-    pipeline(PROMPT, subject=dog, num_images=3, callback_on_step_end=events.append)
-    assert [event.index for event in events] == [0, 1, 2, 3]
-    assert {event.total for event in events} == {4}
+    pipeline(PROMPT, subject=dog, num_images_per_prompt=3, on_event=on_step(events.append))
+    assert [event.done for event in events] == [2, 4, 5, 6]
+    assert {event.total for event in events} == {6}
     assert [event.pictures for event in events] == [(0, 1), (0, 1), (2,), (2,)]
 
 
@@ -341,21 +371,24 @@ def test_a_pipeline_works_on_after_a_cancelled_and_a_broken_call(
         raise ValueError("mine")
 
     with pytest.raises(Cancelled):
-        pipeline(PROMPT, subject=dog, callback_on_step_end=StepEvent.cancel)
+        pipeline(PROMPT, subject=dog, on_event=on_step(StepEvent.cancel))
     with pytest.raises(ValueError, match="mine"):
-        pipeline(PROMPT, subject=dog, callback_on_step_end=broken)
+        pipeline(PROMPT, subject=dog, on_event=on_step(broken))
     assert pipeline(PROMPT, subject=dog, seed=1).images[0].tobytes() == before.tobytes()
 
 
 def test_a_callback_may_use_the_pipeline_itself(pipeline: Pipeline, dog: Subject) -> None:
-    alone = pipeline(PROMPT, subject=dog, seed=1).images[0]
-    nested = pipeline(
-        PROMPT,
-        subject=dog,
-        seed=1,
-        callback_on_step_end=lambda step: pipeline("a photo of a cat", subject=dog, seed=2),
-    )
-    assert nested.images[0].tobytes() == alone.tobytes()
+    prompts = [PROMPT, "a photo of a cat"]
+    alone = [pipeline(one, subject=dog, seed=1).images[0] for one in prompts]
+    inner: list[Image.Image] = []
+
+    def ask_again(event: StepEvent) -> None:
+        inner.extend(pipeline(prompts[1], subject=dog, seed=1).images)
+
+    (outer,) = pipeline(prompts[0], subject=dog, seed=1, on_event=on_step(ask_again)).images
+    assert len(inner) == 2  # of each step one
+    for image, expected in ((outer, alone[0]), *((one, alone[1]) for one in inner)):
+        assert np.abs(levels(image) - levels(expected)).max() <= 1
 
 
 def test_threads_on_one_pipeline_each_get_their_own_picture(
@@ -363,18 +396,19 @@ def test_threads_on_one_pipeline_each_get_their_own_picture(
 ) -> None:
     pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
 
-    def draw(seed: int) -> bytes:
+    def draw(seed: int) -> np.ndarray:
         result = pipeline(
             f"a photo of a dog, number {seed}",
             reference_images=red if seed % 2 else blue,
             seed=seed,
         )
-        return result.images[0].tobytes()
+        return levels(result.images[0])
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(draw, range(16)))
-    assert together == [draw(seed) for seed in range(16)]
-    assert len(set(together)) == 16
+    for seed, picture in enumerate(together):
+        assert np.abs(picture - draw(seed)).max() <= 1
+    assert len({picture.tobytes() for picture in together}) == 16
 
 
 def test_nan_in_the_model_is_an_error_and_no_black_picture(
@@ -394,7 +428,7 @@ def test_nan_in_the_model_is_an_error_and_no_black_picture(
             lambda batch, state: start(replace(batch, text_guidance_scale=infinite), state),
         )
         with pytest.raises(NumericalError, match=r"picture 0 of the batch .* lower the guidance"):
-            pipeline(PROMPT, subject=dog, num_images=2)
+            pipeline(PROMPT, subject=dog, num_images_per_prompt=2)
 
 
 def test_a_subject_of_another_pair_is_refused(
@@ -426,11 +460,14 @@ def test_a_table_encoded_ahead_is_found_by_its_tenant_alone(
     tiny_pair_folder: Path, red: Image.Image
 ) -> None:
     pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
-    params = pipeline.sampling_params()
-    subject = pipeline.encode_subject(red, "a photo of a dog", params=params, tenant="a")
+    steps = pipeline.spec.config.default_steps
+    subject = pipeline.encode_subject(
+        red, "a photo of a dog", num_inference_steps=steps, tenant="a"
+    )
     assert pipeline(PROMPT, subject=subject, tenant="a").reference_passes == 0
-    request = Request(prompt=PROMPT, subject=subject, tenant="a")
-    assert pipeline.generate([request]).reference_passes == 0
+    requests = [Request(prompt=PROMPT, subject=subject, seed=n, tenant="a") for n in range(2)]
+    assert pipeline.generate(requests).reference_passes == 0
+    assert [result.reference_passes for result in pipeline.map(requests)] == [0, 0]
     for tenant in ("", "b"):
         assert pipeline(PROMPT, subject=subject, tenant=tenant).reference_passes > 0
     wrong: Any = 1
@@ -449,29 +486,87 @@ def test_a_streamed_table_is_made_once(tiny_pair_folder: Path, dog: Subject) -> 
         "reference_schedule": "exact",
     }
     roomy = Pipeline(tiny_pair_folder, **options)
-    size = roomy.table_bytes(
-        1, roomy.sampling_params(num_inference_steps=4, reference_schedule="exact")
-    )
-    pipeline = Pipeline(tiny_pair_folder, table_budget_bytes=size // 2, **options)
+    size = roomy.table_bytes(1, num_inference_steps=4, reference_schedule="exact")
+    pipeline = Pipeline(tiny_pair_folder, tables=TableOptions(budget_bytes=size // 2), **options)
     # Three batches: none computes the table again.
-    assert pipeline(PROMPT, num_images=5, **settings).reference_passes == 4
+    assert pipeline(PROMPT, num_images_per_prompt=5, **settings).reference_passes == 4
     assert pipeline(PROMPT, **settings).reference_passes == 0
     stats = pipeline.store.stats()
     assert (stats.host_bytes, stats.device_bytes) == (size, 0)
-    cold = Pipeline(tiny_pair_folder, table_budget_bytes=size // 2, host_cache_bytes=0, **options)
+    tables = TableOptions(budget_bytes=size // 2, host_bytes=0)
+    cold = Pipeline(tiny_pair_folder, tables=tables, **options)
     assert [cold(PROMPT, **settings).reference_passes for _ in range(2)] == [4, 4]
 
 
 def test_the_folder_of_a_store_is_held_to_the_bytes_given(
     tiny_pair_folder: Path, dog: Subject, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "reference_cache_bytes": 0}
     for limit, passes in ((1, 2), (1 << 30, 0)):
-        pipeline = Pipeline(tiny_pair_folder, store_folder=tmp_path, store_bytes=limit, **options)
+        tables = TableOptions(device_bytes=0, folder=tmp_path, folder_bytes=limit)
+        pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=tables)
         pipeline(PROMPT, subject=dog)
+        pipeline.store.flush()
         assert pipeline(PROMPT, subject=dog).reference_passes == passes
-    with pytest.raises(ParameterError, match="store_bytes is -1"):
-        Pipeline(tiny_pair_folder, store_folder=tmp_path, store_bytes=-1, **options)
+
+
+@pytest.mark.parametrize("shares", [False, True], ids=["options", "a store"])
+def test_every_option_of_tables_is_heeded(
+    tiny_pair_folder: Path, pipeline: Pipeline, red: Image.Image, tmp_path: Path, shares: bool
+) -> None:
+    """A store silently dropped the options beside it."""
+    shapes = pipeline.spec.reference_shapes
+    two = table_bytes(shapes, num_entries=2, num_references=1, dtype="int8")
+    options = TableOptions(
+        dtype="int8",
+        budget_bytes=two,
+        rows_per_launch=1,
+        device_bytes=7,
+        host_bytes=1 << 20,
+        folder=tmp_path / "kept",
+        folder_bytes=1 << 20,
+    )
+    tables = SubjectStore(options) if shares else options
+    mine = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=tables)
+    events: list[Event] = []
+    manner: dict[str, Any] = {"num_inference_steps": 8, "reference_schedule": "exact"}
+    size = mine.table_bytes(1, **manner)
+    result = mine(PROMPT, reference_images=red, on_event=events.append, **manner)
+    assert (size, result.parameters[0].table_dtype) == (4 * two, "int8")
+    assert [one.done for one in events if isinstance(one, ReferenceEvent)] == list(range(1, 9))
+    mine.store.flush()
+    stats = mine.store.stats()
+    assert (stats.device_bytes, stats.host_bytes) == (0, size)  # over the budget: streamed
+    assert stats.disk_bytes > size
+    assert list((tmp_path / "kept").rglob("*.table"))
+    folder = mine.store.folder
+    assert folder is not None
+    assert (mine.store.device_bytes, folder.max_bytes) == (7, 1 << 20)
+
+
+def test_the_environment_names_the_folder_where_no_other_is_given(
+    tiny_pair_folder: Path, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOTPIG_RT_STORE", str(tmp_path / "environment"))
+
+    def passes(**options: Any) -> int:
+        """Of a picture by a new pipeline."""
+        pipeline = Pipeline(
+            tiny_pair_folder, backend="torch", device="cpu", tables=TableOptions(**options)
+        )
+        with pipeline:
+            return pipeline(PROMPT, subject=dog, seed=1).reference_passes
+
+    assert [passes(), passes()] == [2, 0]
+    assert list((tmp_path / "environment").rglob("*.table"))
+    assert [passes(folder=tmp_path / "given"), passes(folder=tmp_path / "given")] == [2, 0]
+    monkeypatch.delenv("BOOTPIG_RT_STORE")
+    assert [passes(), passes()] == [2, 2]
+
+
+def test_tables_of_another_kind_are_refused(tiny_pair_folder: Path, tmp_path: Path) -> None:
+    folder: Any = tmp_path
+    with pytest.raises(ParameterError, match="tables is of type .*Path, expected TableOptions"):
+        Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=folder)
 
 
 def test_a_different_prompt_or_noise_seed_is_a_different_subject(
@@ -539,9 +634,13 @@ def test_a_missing_shipped_pair_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         ({"text_guidance_scale": float("inf")}, ParameterError, "text_guidance_scale is inf"),
         ({"text_guidance_scale": -1}, ParameterError, "text_guidance_scale is -1"),
         ({"text_guidance_scale": "7"}, ParameterError, "expected a number"),
-        ({"num_images": 0}, ParameterError, "num_images is 0"),
-        ({"num_images": 65}, ParameterError, "num_images is 65, expected 1..64"),
-        ({"num_images": "2"}, ParameterError, "num_images is '2'"),
+        ({"num_images_per_prompt": 0}, ParameterError, "num_images_per_prompt is 0"),
+        (
+            {"num_images_per_prompt": 65},
+            ParameterError,
+            "num_images_per_prompt is 65, expected 1..64",
+        ),
+        ({"num_images_per_prompt": "2"}, ParameterError, "num_images_per_prompt is '2'"),
         ({"seed": -1}, ParameterError, "seed is -1"),
         ({"seed": 2**63}, ParameterError, "seed is 9223372036854775808"),
         ({"seed": 1.0}, ParameterError, "seed is 1.0"),

@@ -62,6 +62,7 @@ def test_every_error_is_public_and_in_the_drawing_of_the_tree() -> None:
         ("StorageError", OSError, 1),
         ("NumericalError", Exception, 1),
         ("EngineError", Exception, 1),
+        ("DeadlineExceeded", TimeoutError, 1),
         ("ParityError", Exception, 1),
         ("Cancelled", Exception, 130),
     ],
@@ -74,6 +75,12 @@ def test_errors_are_caught_as_their_builtin_kind(
     assert isinstance(error, builtin)
     assert str(error) == "what was wrong"
     assert error.exit_code == code
+
+
+def test_a_full_engine_says_when_to_try_again() -> None:
+    error = errors.EngineFull("no place is free", 1.5)
+    assert isinstance(error, errors.BootPIGError)
+    assert (str(error), error.retry_after_s, error.exit_code) == ("no place is free", 1.5, 1)
 
 
 def test_a_checkpoint_error_names_its_file() -> None:

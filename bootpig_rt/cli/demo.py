@@ -71,22 +71,26 @@ def run(args: argparse.Namespace) -> int:
 
     from bootpig_rt.checks import check_seed
     from bootpig_rt.images.picture import SheetRow, label_sheet, save_png
-    from bootpig_rt.pipeline import Request
+    from bootpig_rt.request import Request
 
     seed = check_seed(args.seed)
     start = time.perf_counter()
     pipeline = load_pipeline(args)
-    params = pipeline.sampling_params(num_inference_steps=args.steps)
-    with call_progress(is_shown=not args.quiet) as (on_pass, on_step):
+    with call_progress(is_shown=not args.quiet) as on_event:
         subjects = [
-            pipeline.encode_subject(s.file, s.prompt_class, progress=on_pass) for s in samples
+            pipeline.encode_subject(s.file, s.prompt_class, on_event=on_event) for s in samples
         ]
         requests = [
-            Request(prompt=f"{sample.prompt_class}, {scene}", subject=subject, seed=seed + column)
+            Request(
+                prompt=f"{sample.prompt_class}, {scene}",
+                subject=subject,
+                num_inference_steps=args.steps,
+                seed=seed + column,
+            )
             for sample, subject in zip(samples, subjects, strict=True)
             for column, scene in enumerate(SCENES)
         ]
-        result = pipeline.generate(requests, params, callback_on_step_end=on_step, progress=on_pass)
+        result = pipeline.generate(requests, on_event=on_event)
     rows = [
         SheetRow(
             references=subject.reference_images(),

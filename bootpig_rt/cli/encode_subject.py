@@ -68,32 +68,35 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.images.background import load_remover
     from bootpig_rt.images.picture import load_image
     from bootpig_rt.reference.encode import sources_of
-    from bootpig_rt.storage.folder import StoreFolder
+    from bootpig_rt.request import Request
+    from bootpig_rt.storage.folder import StoreFolder, default_folder
 
     be_quiet_if_asked(args)
-    options = table_options(args)
-    store = options.get("store_folder")
+    tables = table_options(args)
+    store = default_folder() if args.store is None else Path(args.store)
     if args.output is None and args.name is None and not args.dry_run:
         raise ParameterError("nowhere to keep the subject; give -o FILE, or --name with --store")
-    if args.name is not None and store is None:
+    folder = None if store is None else StoreFolder(store)
+    if args.name is not None and folder is None:
         raise ParameterError("a name needs a store; give --store FOLDER")
-    if args.name is not None:
-        StoreFolder(Path(str(store))).subject_file(args.name)  # refuses a wrong name right away
+    if args.name is not None and folder is not None:
+        folder.subject_file(args.name)  # refuses a wrong name right away
     prompt = check_prompt(args.reference_prompt, "reference_prompt")
     references = [load_image(file) for file in sources_of(args.reference)]
     remover = None if args.remove_background is None else load_remover(args.remove_background)
-    pipeline = load_pipeline(args, background_remover=remover, **options)
-    params = pipeline.sampling_params(
-        num_inference_steps=args.steps,
-        solver=args.solver,
-        reference_schedule=args.reference_schedule,
-    )
+    pipeline = load_pipeline(args, background_remover=remover, tables=tables)
+    manner: dict[str, Any] = {
+        "num_inference_steps": args.steps,
+        "solver": args.solver,
+        "reference_schedule": args.reference_schedule,
+    }
+    plan = pipeline.engine.planner.plan(Request(prompt=prompt, **manner))
     keep_table = args.full or store is not None
     planned: dict[str, Any] = {
-        "table_bytes": pipeline.table_bytes(len(references), params),
+        "table_bytes": pipeline.table_bytes(len(references), **manner),
         "dtype": pipeline.table_dtype,
-        "schedule": str(params.reference_schedule),
-        "steps": params.num_inference_steps,
+        "schedule": str(plan.schedule),
+        "steps": plan.solver.num_steps,
         "num_references": len(references),
     }
     if args.dry_run and args.json:
@@ -107,22 +110,23 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         return 0
-    with call_progress(is_shown=not args.quiet) as (on_pass, _):
+    with call_progress(is_shown=not args.quiet) as on_event:
         subject = pipeline.encode_subject(
             references,
             prompt,
             noise_seed=args.noise_seed,
             keep_table=keep_table,
-            params=params if keep_table else None,
-            progress=on_pass,
+            on_event=on_event,
+            **manner,
         )
+    pipeline.store.flush()
     form = "full" if args.full else "light"
     files = []
     if args.output is not None:
         subject.save(args.output, form=form)
         files.append(Path(args.output))
-    if args.name is not None:
-        files.append(StoreFolder(Path(str(store))).save_subject(args.name, subject, form=form))
+    if args.name is not None and folder is not None:
+        files.append(folder.save_subject(args.name, subject, form=form))
     summary = {
         "files": [str(file) for file in files],
         "file_bytes": files[0].stat().st_size,

@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         generator = RendererGenerator(subjects, config, size_px=size_px, blur_px=0.8, noise=6.0)
     elif not args.prepare:
         from bootpig_rt.pipeline import Pipeline
+        from bootpig_rt.request import Request
 
         pipeline = Pipeline(
             args.model, backend=args.backend, device=args.device, max_batch=args.batch
@@ -96,24 +97,25 @@ def run(args: argparse.Namespace) -> int:
             pipeline,
             subjects,
             config,
-            params=pipeline.sampling_params(
+            settings=Request(
+                prompt="any",
                 num_inference_steps=args.steps,
                 merge=args.merge,
                 reference_schedule=args.reference_schedule,
+                image_guidance_scale=args.image_guidance,
+                text_guidance_scale=args.text_guidance,
             ),
-            image_guidance_scale=args.image_guidance,
-            text_guidance_scale=args.text_guidance,
         )
         size_px, generator = pipeline.spec.config.sample_size_px, drawer
         about = {
             "name": pipeline.spec.config.name,
             "fingerprint": pipeline.spec.fingerprint,
-            "steps": drawer.params.num_inference_steps,
-            "solver": drawer.params.solver,
-            "merge": drawer.params.merge,
-            "reference_schedule": str(drawer.params.reference_schedule),
-            "image_guidance_scale": drawer.image_guidance_scale,
-            "text_guidance_scale": drawer.text_guidance_scale,
+            "steps": drawer.plan.solver.num_steps,
+            "solver": drawer.plan.solver.name,
+            "merge": drawer.plan.merge,
+            "reference_schedule": str(drawer.plan.schedule),
+            "image_guidance_scale": drawer.plan.image_guidance_scale,
+            "text_guidance_scale": drawer.plan.text_guidance_scale,
         }
     training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
     judges = build_judges(subjects, config, training, size_px=size_px, cache=args.output / "judges")

@@ -21,8 +21,8 @@ from bootpig_rt.cli.options import (
 from bootpig_rt.errors import ParameterError
 
 if TYPE_CHECKING:
-    from bootpig_rt.pipeline import GenerationResult
     from bootpig_rt.reference.subject import Subject
+    from bootpig_rt.request import GenerationResult
     from bootpig_rt.storage.store import StoreStats
 
 NAME = "generate"
@@ -96,17 +96,17 @@ def run(args: argparse.Namespace) -> int:
 
     be_quiet_if_asked(args)
     output = check_output(args.output)
-    prompts, interval = _check_before_loading(args)
-    options = table_options(args)
-    subject = None if args.subject is None else _subject(args.subject, options["store_folder"])
+    interval = _check_before_loading(args)
+    tables = table_options(args)
+    subject = None if args.subject is None else _subject(args.subject, args.store)
     references = [load_image(file) for file in args.reference]
     remover = None if args.remove_background is None else load_remover(args.remove_background)
     start = time.perf_counter()
-    pipeline = load_pipeline(args, background_remover=remover, **options)
+    pipeline = load_pipeline(args, background_remover=remover, tables=tables)
     load_ms = 1e3 * (time.perf_counter() - start)
-    with call_progress(is_shown=not args.quiet) as (on_pass, on_step):
+    with call_progress(is_shown=not args.quiet) as on_event:
         result = pipeline(
-            prompts,
+            args.prompt,
             reference_images=references or None,
             subject=subject,
             reference_prompt=args.reference_prompt,
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             num_inference_steps=args.steps,
             image_guidance_scale=args.image_guidance,
             text_guidance_scale=args.text_guidance,
-            num_images=args.num_images,
+            num_images_per_prompt=args.num_images,
             seed=args.seed,
             solver=args.solver,
             merge=args.merge,
@@ -122,9 +122,9 @@ def run(args: argparse.Namespace) -> int:
             guidance_interval=interval,
             width=args.width,
             height=args.height,
-            callback_on_step_end=on_step,
-            progress=on_pass,
+            on_event=on_event,
         )
+    pipeline.store.flush()
     files = write_pictures(result, output)
     if args.json:
         print(
@@ -140,30 +140,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _subject(name: str, store: str | Path | None) -> Subject:
+def _subject(name: str, folder: str | None) -> Subject:
     """The subject of a file, or of a name in the store."""
     from bootpig_rt.reference.subject import Subject
-    from bootpig_rt.storage.folder import StoreFolder
+    from bootpig_rt.storage.folder import StoreFolder, default_folder
 
+    store = default_folder() if folder is None else Path(folder)
     if store is None or Path(name).is_file():
         return Subject.load(name)
-    return StoreFolder(Path(store)).load_subject(name)
+    return StoreFolder(store).load_subject(name)
 
 
-def _check_before_loading(args: argparse.Namespace) -> tuple[list[str], tuple[float, float]]:
+def _check_before_loading(args: argparse.Namespace) -> tuple[float, float]:
     """Refuse what no pair could do, in a moment; the pipeline checks the rest.
 
     Returns:
-        Prompts, and the share of the steps with guidance.
+        The share of the steps with guidance.
     """
-    from bootpig_rt.arguments import prompts_of, seeds_of_prompts
-    from bootpig_rt.bundle.pair_config import MERGES
-    from bootpig_rt.checks import check_guidance, check_name, check_steps
-    from bootpig_rt.diffusion.noise_schedule import SOLVERS
     from bootpig_rt.reference.encode import sources_of
-    from bootpig_rt.reference.schedule import ReferenceSchedule, parse_share
+    from bootpig_rt.reference.schedule import parse_share
+    from bootpig_rt.request import Request
 
-    prompts = prompts_of(args.prompt or None)
     if args.subject is None:
         sources_of(args.reference)
     elif args.reference or args.reference_prompt is not None:
@@ -171,25 +168,28 @@ def _check_before_loading(args: argparse.Namespace) -> tuple[list[str], tuple[fl
             "got a subject together with references or a reference prompt, expected one or the "
             "other; a subject holds both"
         )
-    seeds_of_prompts(args.seed, len(prompts), args.num_images)
-    for name in ("image_guidance", "text_guidance"):
-        if getattr(args, name) is not None:
-            check_guidance(f"{name}_scale", getattr(args, name))
-    if args.steps is not None:
-        check_steps(args.steps)
-    if args.solver is not None:
-        check_name("solver", args.solver, SOLVERS)
-    if args.merge is not None:
-        check_name("merge", args.merge, MERGES)
-    if args.reference_schedule is not None:
-        ReferenceSchedule.parse(args.reference_schedule)
+    for prompt in args.prompt or [None]:
+        Request(
+            prompt=prompt,
+            negative_prompt=args.negative_prompt,
+            num_inference_steps=args.steps,
+            image_guidance_scale=args.image_guidance,
+            text_guidance_scale=args.text_guidance,
+            num_images_per_prompt=args.num_images,
+            seed=args.seed,
+            solver=args.solver,
+            merge=args.merge,
+            reference_schedule=args.reference_schedule,
+            width=args.width,
+            height=args.height,
+        )
     interval = parse_share("0-1" if args.guidance_interval is None else args.guidance_interval)
     if interval is None:
         raise ParameterError(
             f"guidance_interval is {args.guidance_interval!r}, expected A-B with 0 <= A < B <= 1 "
             "such as 0.2-0.8"
         )
-    return prompts, interval
+    return interval
 
 
 def write_pictures(result: GenerationResult, output: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from bootpig_rt.errors import ParameterError, StorageError
 
 if TYPE_CHECKING:
-    from bootpig_rt.engine.sampler import StepEvent
+    from bootpig_rt.engine.events import Event, OnEvent
     from bootpig_rt.pipeline import Pipeline
+    from bootpig_rt.reference.table_options import TableOptions
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,21 +77,18 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def table_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_table_arguments` read, as arguments of `Pipeline`."""
-    from bootpig_rt.backends.host_table import TABLE_DTYPES
-    from bootpig_rt.checks import check_name
-    from bootpig_rt.storage.folder import DEFAULT_BYTES, default_folder
+def table_options(args: argparse.Namespace) -> TableOptions:
+    """What `add_table_arguments` read."""
+    from bootpig_rt.reference.table_options import TableOptions
 
-    if args.table_dtype is not None:
-        check_name("table_dtype", args.table_dtype, TABLE_DTYPES)
-    return {
-        "table_dtype": args.table_dtype,
-        "table_budget_bytes": args.table_budget,
-        "reference_rows": args.reference_rows,
-        "store_folder": args.store if args.store is not None else default_folder(),
-        "store_bytes": DEFAULT_BYTES if args.store_bytes is None else args.store_bytes,
+    given: dict[str, Any] = {
+        "dtype": args.table_dtype,
+        "budget_bytes": args.table_budget,
+        "rows_per_launch": args.reference_rows,
+        "folder": args.store,
+        "folder_bytes": args.store_bytes,
     }
+    return TableOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def add_manner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,15 +102,23 @@ def add_manner_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
-    """The pipeline that the model options name."""
+    """The pipeline that the model options name.
+
+    Raises:
+        ParameterError: `--threads` with another backend than ONNX Runtime.
+    """
+    from bootpig_rt.backends.options import OnnxRuntimeOptions
     from bootpig_rt.pipeline import Pipeline
 
+    backend: str | OnnxRuntimeOptions = args.backend
     if args.threads is not None:
-        options["backend_options"] = {"intra_op_threads": args.threads}
+        if backend not in ("auto", OnnxRuntimeOptions.name):
+            raise ParameterError(f"--threads is for ONNX Runtime, got --backend {backend}")
+        backend = OnnxRuntimeOptions(intra_op_threads=args.threads)
     return Pipeline(
         args.model,
         base_model=args.base_model,
-        backend=args.backend,
+        backend=backend,
         device=args.device,
         trust=args.trust,
         **options,
@@ -149,24 +155,27 @@ def check_output(path: str) -> Path:
 
 
 @contextmanager
-def call_progress(
-    *, is_shown: bool
-) -> Iterator[tuple[Callable[[int, int], None] | None, Callable[[StepEvent], None] | None]]:
+def call_progress(*, is_shown: bool) -> Iterator[OnEvent | None]:
     """One bar on stderr over the reference passes and the steps of a call.
 
     Yields:
-        Callbacks for the arguments `progress` and `callback_on_step_end` of `Pipeline`; both None
-        unless the bar is wanted and stderr is a terminal.
+        A callback for the argument `on_event` of `Pipeline`; None unless the bar is wanted and
+        stderr is a terminal.
     """
     if not is_shown or not sys.stderr.isatty():
-        yield None, None
+        yield None
         return
+    from bootpig_rt.engine.events import DoneEvent, StepEvent
+
     bar = _StageBar()
+
+    def show(event: Event) -> None:
+        if not isinstance(event, DoneEvent):
+            stage = "step" if isinstance(event, StepEvent) else "reference"
+            bar.show(stage, event.done, event.total)
+
     try:
-        yield (
-            lambda done, total: bar.show("reference", done, total),
-            lambda event: bar.show("step", event.index + 1, event.total),
-        )
+        yield show
     finally:
         bar.close()
 

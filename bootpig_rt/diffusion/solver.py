@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -77,12 +78,12 @@ class SolverTable:
     clip_weight: FloatArray
     init_noise_sigma: float = 1.0
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """T."""
         return int(self.timesteps.size)
 
-    @property
+    @cached_property
     def history_size(self) -> int:
         """K: tensors that a step hands to the next beside the sample."""
         return int(self.matrices.shape[1]) - 1
@@ -162,12 +163,12 @@ class BatchSolver:
     clip_sample_range: float | None
     init_noise_sigma: npt.NDArray[np.float32]
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """T."""
         return int(self.timesteps.shape[0])
 
-    @property
+    @cached_property
     def history_size(self) -> int:
         """K."""
         return int(self.matrices.shape[2]) - 1

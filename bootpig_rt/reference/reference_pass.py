@@ -10,13 +10,10 @@ import numpy as np
 
 from bootpig_rt.backends.base import Backend, FloatArray, IntArray, PassProgress
 from bootpig_rt.backends.host_table import (
-    TABLE_DTYPES,
     HostArray,
     HostTable,
-    TableDtype,
     table_bytes,
 )
-from bootpig_rt.checks import check_int, check_name
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.reference_table import (
     ReferenceKey,
@@ -25,42 +22,19 @@ from bootpig_rt.reference.reference_table import (
     reference_latents,
 )
 from bootpig_rt.reference.subject import Subject
+from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """How tables are made and kept.
-
-    Attributes:
-        dtype: Of the numbers of a table.
-        budget_bytes: Device memory for the tables of a batch; a table that is larger stays on the
-            host and each step copies its entry. None: no limit.
-        rows_per_launch: (entry, reference) pairs that go through the Reference U-Net at once.
-
-    Raises:
-        ParameterError: A value is unknown or out of range.
-    """
-
-    dtype: TableDtype = "float32"
-    budget_bytes: int | None = None
-    rows_per_launch: int = 16
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        check_name("table_dtype", self.dtype, TABLE_DTYPES)
-        check_int("reference_rows", self.rows_per_launch, 1, 4096, "16 is usual")
-        if self.budget_bytes is not None:
-            check_int("table_budget_bytes", self.budget_bytes, 0, 1 << 50, "None is no limit")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TablePlan:
     """What a table will be, before it is made.
 
     Attributes:
+        subject: Whose table.
+        schedule: At which noise levels the subject is read.
         key: What it is computed from.
         size_bytes: As it is kept, `table_storage.table_bytes`.
         is_resident: It lies on the device as a whole, once for all pictures that read it.
@@ -69,6 +43,8 @@ class TablePlan:
             the next one. Unpacking an entry is the working memory of a step and not counted.
     """
 
+    subject: Subject
+    schedule: ReferenceSchedule
     key: ReferenceKey
     size_bytes: int
     is_resident: bool
@@ -86,29 +62,29 @@ def plan_table(
     """What a table will be, and whether it fits the device's budget.
 
     Raises:
-        ParameterError: More references than the backend takes, or not even what one step holds
-            fits the budget; says how many references would.
+        ParameterError: Not even what one step holds fits the budget; says how many references
+            would.
     """
     spec = backend.spec
-    spec.check_sizes(references=subject.num_references)
+    dtype = options.dtype or spec.table_dtype
     key = ReferenceKey.of(
         subject,
         schedule,
         solver_timesteps,
         ref_scale=spec.config.ref_scale,
         precision=spec.precision,
-        dtype=options.dtype,
+        dtype=dtype,
     )
     entries, references, budget = len(key.timesteps), subject.num_references, options.budget_bytes
 
-    def bytes_of(dtype: TableDtype) -> int:
-        shapes = spec.reference_shapes
-        return table_bytes(shapes, num_entries=1, num_references=references, dtype=dtype)
-
-    kept = bytes_of(options.dtype)
-    lying = bytes_of(spec.resident_dtype or options.dtype)
+    shapes = spec.reference_shapes
+    kept = lying = table_bytes(shapes, num_entries=1, num_references=references, dtype=dtype)
+    if spec.resident_dtype is not None:
+        lying = table_bytes(
+            shapes, num_entries=1, num_references=references, dtype=spec.resident_dtype
+        )
     if budget is None or entries * lying <= budget:
-        return TablePlan(key, entries * kept, True, entries * lying)
+        return TablePlan(subject, schedule, key, entries * kept, True, entries * lying)
     held = min(2, entries) * lying
     if held > budget:
         raise ParameterError(
@@ -116,17 +92,15 @@ def plan_table(
             f"tables is {budget}: {budget * references // held} would fit; encode the subject with "
             "fewer, keep tables in a smaller type or raise the budget"
         )
-    return TablePlan(key, entries * kept, False, held)
+    return TablePlan(subject, schedule, key, entries * kept, False, held)
 
 
 def make_table(
-    subject: Subject,
-    schedule: ReferenceSchedule,
-    solver_timesteps: IntArray,
+    plan: TablePlan,
     *,
     backend: Backend,
     tokenizer: Tokenizer,
-    options: TableOptions | None = None,
+    rows_per_launch: int = 16,
     progress: PassProgress | None = None,
 ) -> tuple[ReferenceKV, int]:
     """Run the Reference U-Net over all entries and references of a subject.
@@ -135,24 +109,19 @@ def make_table(
     may hold the budget meanwhile.
 
     Args:
-        subject: Encoded with the backend's pair.
-        schedule: Which noise levels.
-        solver_timesteps: int64 [T].
+        plan: Of `plan_table`, for the same backend.
         backend: Computes the table.
         tokenizer: Of the pair.
-        options: How the table is kept.
+        rows_per_launch: (entry, reference) pairs that go through the Reference U-Net at once.
         progress: Called with (passes done, passes in all); what it raises ends the pass.
 
     Returns:
         The table, and how many (entry, reference) pairs the Reference U-Net was run on for it.
 
     Raises:
-        ParameterError: Too large for the budget.
         NumericalError: NaN or Inf in the table.
     """
-    options = TableOptions() if options is None else options
-    plan = plan_table(subject, schedule, solver_timesteps, backend=backend, options=options)
-    key = plan.key
+    subject, schedule, key = plan.subject, plan.schedule, plan.key
     trained = backend.spec.config.reference_timestep
     if not schedule.is_exact_for(trained):
         logger.info(
@@ -180,8 +149,8 @@ def make_table(
             latents[entries],
             timesteps[entries],
             states,
-            dtype=options.dtype,
-            rows_per_launch=options.rows_per_launch,
+            dtype=key.dtype,
+            rows_per_launch=rows_per_launch,
             progress=told,
         )
         return made.data, made.size_bytes, made.num_passes
@@ -190,7 +159,7 @@ def make_table(
     if plan.is_resident:
         data, size, passes = run(slice(None), progress)
         return ReferenceKV(key, data, size), passes
-    at_once = max(1, options.rows_per_launch // count)
+    at_once = max(1, rows_per_launch // count)
     pieces: list[HostTable] = []
     passes = 0
     for start in range(0, len(timesteps), at_once):

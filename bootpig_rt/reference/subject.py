@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -96,7 +97,7 @@ class Subject:
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         object.__setattr__(self, "fingerprint", digest)
 
-    @property
+    @cached_property
     def num_references(self) -> int:
         """R."""
         return len(self.latents)

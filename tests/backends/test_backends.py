@@ -17,6 +17,7 @@ from PIL import Image
 from bootpig_rt import backends
 from bootpig_rt.backends import BACKENDS, available_backends, create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
+from bootpig_rt.backends.host_table import Precision
 from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.bundle import bundle
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
@@ -26,6 +27,7 @@ from bootpig_rt.diffusion.solver import BatchSolver, SolverTable, solver_table
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.reference_table import ReferenceSchedule, reference_latents
+from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.storage.store import SubjectStore
 
 ROWS = np.random.default_rng(0)
@@ -268,25 +270,25 @@ def test_a_table_of_another_precision_is_not_taken_from_a_store(
     tiny_pair_folder: Path, tmp_path: Path, red: Image.Image, where: str
 ) -> None:
     """One pair, one subject, one table type: what differs is what the table was computed in."""
-    shared: dict[str, Any] = {"store_folder": tmp_path}
-    if where == "memory":
-        shared = {"store": SubjectStore()}
+    folder = None if where == "memory" else tmp_path
+    tables = TableOptions(dtype="float32", folder=folder)
+    precisions: tuple[Precision, ...] = ("bfloat16", "float32", "bfloat16")
+    shared = SubjectStore(tables)
     narrow, wide, again = (
         Pipeline(
             tiny_pair_folder,
-            backend="torch",
+            backend=TorchOptions(precision=precision),
             device="cpu",
-            table_dtype="float32",
-            backend_options={"precision": precision},
-            **shared,
+            tables=shared if where == "memory" else tables,
         )
-        for precision in ("bfloat16", "float32", "bfloat16")
+        for precision in precisions
     )
     assert (narrow.spec.precision, wide.spec.precision) == ("bfloat16", "float32")
     subject = wide.encode_subject(red, "a photo of a dog")
-    passes = [
-        one("a dog", subject=subject, seed=1).reference_passes for one in (narrow, wide, again)
-    ]
+    passes = []
+    for one in (narrow, wide, again):
+        passes.append(one("a dog", subject=subject, seed=1).reference_passes)
+        one.store.flush()
     assert passes[0] > 0
     assert passes == [passes[0], passes[0], 0]
 
@@ -525,8 +527,7 @@ def test_pictures_of_one_batch_may_have_solvers_and_steps_of_their_own(
 @pytest.mark.usefixtures("exact_convolutions")
 def test_a_gpu_draws_what_the_cpu_draws(backend: Backend, tiny_pair_folder: Path) -> None:
     solver = solver_table("dpmpp_2m", backend.spec.noise_schedule, 6)
-    exact = {"precision": "float32"}
-    gpu = create_backend("torch", tiny_pair_folder, device="cuda", options=exact)
+    gpu = create_backend(TorchOptions(precision="float32"), tiny_pair_folder, device="cuda")
     ids = np.arange(4 * 24, dtype=np.int64).reshape(4, 24)
     start, clean = latents(1, 4, 8, 8), latents(1, 1, 4, 8, 8)
     finished = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from bootpig_rt.backends.base import DenoiseBatch
 from bootpig_rt.backends.host_table import (
     TABLE_DTYPES,
     TableDtype,
@@ -22,10 +24,14 @@ from bootpig_rt.backends.host_table import (
     table_bytes,
     unpack,
 )
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch import tables
+from bootpig_rt.engine.events import Event, ReferenceEvent
 from bootpig_rt.errors import NumericalError, ParameterError
-from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
+from bootpig_rt.reference.table_options import TableOptions
+from bootpig_rt.request import Request
 
 DTYPES: tuple[TableDtype, ...] = get_args(TableDtype)
 SHAPE = (3, 2, 4, 6, 8)
@@ -84,12 +90,11 @@ def test_the_bytes_of_a_table_are_those_of_the_formula(
     pipeline: Pipeline, tiny_pair_folder: Path, cat: Subject, dtype: TableDtype
 ) -> None:
     shapes = pipeline.spec.reference_shapes
-    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_dtype=dtype)
-    requests = [Request(prompt="a cat", subject=cat, seed=1)]
+    options = TableOptions(dtype=dtype)
+    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
     for schedule, entries in (("exact", 5), ("clean", 1), ("stride:2", 3), ("window:0-0.6", 3)):
         other.store.clear()
-        params = other.sampling_params(num_inference_steps=5, reference_schedule=schedule)
-        other.generate(requests, params)
+        other("a cat", subject=cat, seed=1, num_inference_steps=5, reference_schedule=schedule)
         expected = table_bytes(shapes, num_entries=entries, num_references=2, dtype=dtype)
         assert other.store.stats().device_bytes == expected
 
@@ -137,7 +142,7 @@ def latents_of(pipeline: Pipeline, requests: list[Request], **settings: Any) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline._backend, "decode", record)
-        pipeline.generate(requests, pipeline.sampling_params(**settings))
+        pipeline.generate([replace(request, **settings) for request in requests])
     return np.concatenate(seen)
 
 
@@ -147,18 +152,17 @@ def test_a_streamed_table_draws_what_a_resident_one_draws(
 ) -> None:
     requests = [Request(prompt="a cat", subject=one, seed=1) for one in (dog, cat, None)]
     settings: dict[str, Any] = {"num_inference_steps": 6, "reference_schedule": "exact"}
-    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "table_dtype": dtype}
-    resident = Pipeline(tiny_pair_folder, **options)
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
+    resident = Pipeline(tiny_pair_folder, tables=TableOptions(dtype=dtype), **options)
     one = table_bytes(resident.spec.reference_shapes, num_entries=1, num_references=1, dtype=dtype)
-    streaming = Pipeline(
-        tiny_pair_folder, table_budget_bytes=5 * one, host_cache_bytes=1 << 30, **options
-    )
+    streamed = TableOptions(dtype=dtype, budget_bytes=5 * one, host_bytes=1 << 30)
+    streaming = Pipeline(tiny_pair_folder, tables=streamed, **options)
     expected = latents_of(resident, requests, **settings)
     found = latents_of(streaming, requests, **settings)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     stats = streaming.store.stats()
     assert (stats.device_bytes, stats.host_bytes) == (0, 18 * one)
-    again = streaming.generate(requests, streaming.sampling_params(**settings))
+    again = streaming.generate([replace(request, **settings) for request in requests])
     assert again.reference_passes == 0
     assert streaming.store.stats().host_hits == 2
 
@@ -170,7 +174,8 @@ def test_narrow_tables_draw_nearly_the_same_picture(
     options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
     expected = latents_of(Pipeline(tiny_pair_folder, **options), requests)
     for dtype in TABLE_DTYPES[1:]:
-        other = Pipeline(tiny_pair_folder, table_dtype=dtype, **options)  # type: ignore[arg-type]
+        tables: Any = TableOptions(dtype=dtype)  # type: ignore[arg-type]
+        other = Pipeline(tiny_pair_folder, tables=tables, **options)
         found = latents_of(other, requests)
         error = float(np.sqrt(np.mean((found - expected) ** 2)))
         assert 0 < error < 0.1 * float(np.std(expected)), dtype
@@ -181,16 +186,20 @@ def test_the_rows_of_a_pass_change_no_table(
 ) -> None:
     latents: list[np.ndarray] = []
     told: list[tuple[int, int]] = []
+
+    def tell(event: Event) -> None:
+        assert isinstance(event, ReferenceEvent)
+        told.append((event.done, event.total))
+
     for rows in (1, 5, 16):
-        pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", reference_rows=rows)
-        params = pipeline.sampling_params(num_inference_steps=4, reference_schedule="exact")
+        options = TableOptions(rows_per_launch=rows)
+        pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
+        manner: dict[str, Any] = {"num_inference_steps": 4, "reference_schedule": "exact"}
         subject = pipeline.encode_subject(
-            [red, blue],
-            "a toy",
-            params=params,
-            progress=lambda done, total: told.append((done, total)),
+            [red, blue], "a toy", keep_table=True, on_event=tell, **manner
         )
-        latents.append(latents_of(pipeline, [Request(prompt="a toy", subject=subject, seed=1)]))
+        request = Request(prompt="a toy", subject=subject, seed=1)
+        latents.append(latents_of(pipeline, [request], **manner))
     assert told == [*((i, 8) for i in range(1, 9)), (5, 8), (8, 8), (8, 8)]
     for other in latents[1:]:
         np.testing.assert_allclose(other, latents[0], atol=1e-4)
@@ -202,25 +211,39 @@ def test_a_subject_too_large_for_the_budget_is_told_what_would_fit(
     one = table_bytes(
         pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="float32"
     )
-    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_budget_bytes=3 * one)
+    options = TableOptions(budget_bytes=3 * one)
+    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
     with pytest.raises(ParameterError, match=rf"need {4 * one} bytes.*: 1 would fit"):
         tight("a cat", subject=cat, reference_schedule="exact")
     assert tight("a cat", subject=cat, reference_schedule="clean").images  # one entry fits
 
 
 def test_batches_are_cut_by_memory_as_well(
-    tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject, cat: Subject
+    tiny_pair_folder: Path,
+    pipeline: Pipeline,
+    dog: Subject,
+    cat: Subject,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one = table_bytes(
         pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="float32"
     )
-    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_budget_bytes=2 * one)
+    options = TableOptions(budget_bytes=2 * one)
+    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
     sizes: list[int] = []
-    requests = [Request(prompt="a cat", subject=s, seed=1) for s in (dog, dog, cat, None, dog)]
+    start = tight._backend.start
+
+    def watch(batch: DenoiseBatch, state: np.ndarray) -> Any:
+        sizes.append(len(batch.latents))
+        return start(batch, state)
+
+    monkeypatch.setattr(tight._backend, "start", watch)
+    manner: dict[str, Any] = {"num_inference_steps": 1, "reference_schedule": "clean"}
     tight.generate(
-        requests,
-        tight.sampling_params(num_inference_steps=1, reference_schedule="clean"),
-        callback_on_step_end=lambda event: sizes.append(len(event.pictures)),
+        [
+            Request(prompt="a cat", subject=subject, seed=1, **manner)
+            for subject in (dog, dog, cat, None, dog)
+        ]
     )
     assert sizes == [2, 2, 1]
 
@@ -234,18 +257,17 @@ def test_a_gpu_streams_and_draws_what_the_cpu_draws(
     """A subject saved on the CPU; its table pinned on the host, copied beside the steps."""
     settings: dict[str, Any] = {"num_inference_steps": 6, "reference_schedule": "exact"}
     cat.save(tmp_path / "cat.subject")
-    options: dict[str, Any] = {"backend": "torch", "table_dtype": dtype}
     requests = [Request(prompt="a cat", subject=Subject.load(tmp_path / "cat.subject"), seed=1)]
-    cpu = Pipeline(tiny_pair_folder, device="cpu", **options)
+    cpu = Pipeline(
+        tiny_pair_folder, backend="torch", device="cpu", tables=TableOptions(dtype=dtype)
+    )
     expected = latents_of(cpu, requests, **settings)
-    params = cpu.sampling_params(**settings)
-    budget = cpu.table_bytes(2, params) // 2
+    budget = cpu.table_bytes(2, **settings) // 2
     for limit in (None, budget):
         gpu = Pipeline(
             tiny_pair_folder,
+            backend=TorchOptions(precision="float32"),
             device="cuda",
-            table_budget_bytes=limit,
-            backend_options={"precision": "float32"},
-            **options,
+            tables=TableOptions(dtype=dtype, budget_bytes=limit),
         )
         np.testing.assert_allclose(latents_of(gpu, requests, **settings), expected, atol=5e-2)

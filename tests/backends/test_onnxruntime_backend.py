@@ -43,15 +43,16 @@ from bootpig_rt.errors import (
     NumericalError,
     ParameterError,
 )
-from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.request import Request
 
-OPTIONS: dict[str, Any] = {"intra_op_threads": 1, "spinning": False}
+OPTIONS = OnnxRuntimeOptions(intra_op_threads=1, spinning=False)
 MERGES = ("argmax", "softmax", "mean", "concat")
 
 
 @pytest.fixture(scope="module")
 def backend(tiny_bundle_folder: Path) -> Any:
-    return create_backend("onnxruntime", tiny_bundle_folder, device="cpu", options=OPTIONS)
+    return create_backend(OPTIONS, tiny_bundle_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def torch_backend(tiny_bundle_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def bundle_pipeline(tiny_bundle_folder: Path) -> Pipeline:
-    return Pipeline(tiny_bundle_folder, backend_options=OPTIONS)
+    return Pipeline(tiny_bundle_folder, backend=OPTIONS)
 
 
 def texts(backend: Backend, count: int = 3) -> Any:
@@ -354,7 +355,8 @@ def test_auto_runs_a_bundle_without_torch_and_says_so(
     tiny_bundle_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "bootpig_rt"):
-        create_backend("auto", tiny_bundle_folder, options=OPTIONS)
+        options = {"intra_op_threads": 1, "spinning": False}
+        create_backend("auto", tiny_bundle_folder, options=options)
     assert [record.getMessage() for record in caplog.records] == [
         f"backend onnxruntime on cpu, pair {tiny_bundle_folder}"
     ]
@@ -442,12 +444,8 @@ def test_options_reach_the_sessions(tiny_bundle_folder: Path) -> None:
 def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) -> None:
     drawn, dog = [], np.full((32, 32, 3), 90, np.uint8)
     for kept in (0, 1):
-        pipeline = Pipeline(
-            tiny_bundle_folder,
-            backend="onnxruntime",
-            device="cpu",
-            backend_options={"sessions_kept": kept},
-        )
+        options = OnnxRuntimeOptions(sessions_kept=kept)
+        pipeline = Pipeline(tiny_bundle_folder, backend=options, device="cpu")
         result = pipeline(
             "a dog", reference_images=dog, reference_prompt="a dog", seed=1, num_inference_steps=2
         )
@@ -481,7 +479,7 @@ def test_each_binding_of_each_run_has_a_recording_of_its_own(
     backend: Any, tiny_bundle_folder: Path
 ) -> None:
     bundle = open_bundle(tiny_bundle_folder)
-    options = OnnxRuntimeOptions(**OPTIONS, cuda_graph=True)
+    options = replace(OPTIONS, cuda_graph=True)
     sessions = Sessions(bundle.folder, bundle.read_graph, device="cpu", options=options)
     assert not sessions.recordings.is_on  # there is nothing to record on a CPU
     sessions.recordings = Recordings(True)
@@ -591,7 +589,7 @@ def test_a_bundle_for_two_pictures_draws_five_in_batches(
     tiny_bundle_folder: Path, tmp_path: Path, red: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = rebuilt(tiny_bundle_folder, tmp_path / "small", max_batch=2)
-    small = Pipeline(folder, backend_options=OPTIONS)
+    small = Pipeline(folder, backend=OPTIONS)
     assert (small.max_batch, small.spec.max_batch) == (2, 2)
     subject = small.encode_subject(red, "a photo of a dog")
     sizes: list[int] = []
@@ -627,9 +625,7 @@ def test_what_a_bundle_was_not_built_for_is_refused_ahead_of_any_launch(
     settings: dict[str, Any],
     message: str,
 ) -> None:
-    small = Pipeline(
-        rebuilt(tiny_bundle_folder, tmp_path / "small", **profile), backend_options=OPTIONS
-    )
+    small = Pipeline(rebuilt(tiny_bundle_folder, tmp_path / "small", **profile), backend=OPTIONS)
     subject = small.encode_subject([red, blue][: small.spec.max_references], "a photo of a dog")
     if "max_references" in profile:
         subject = replace(subject, latents=np.concatenate([subject.latents] * 2))
@@ -644,7 +640,7 @@ def test_what_a_bundle_was_not_built_for_is_refused_ahead_of_any_launch(
         with pytest.raises(ParameterError, match=message):
             small.generate([Request(prompt="a dog", subject=subject), late])
         with pytest.raises(ParameterError, match=message):
-            small.scheduler().submit(late, small.sampling_params())
+            small.engine.submit(late)
     assert launched == []
 
 
@@ -664,7 +660,7 @@ def sessions_of(folder: Path) -> Sessions:
         folder,
         lambda name: (folder / f"{name}.onnx").read_bytes(),
         device="cpu",
-        options=OnnxRuntimeOptions(**OPTIONS),
+        options=OPTIONS,
     )
 
 
@@ -714,7 +710,7 @@ def test_a_warm_up_draws_a_batch_of_each_shape(
 def test_a_request_with_several_references_loads_their_step_alone(
     tiny_bundle_folder: Path,
 ) -> None:
-    pipe = Pipeline(tiny_bundle_folder, device="cpu", backend_options=OPTIONS)
+    pipe = Pipeline(tiny_bundle_folder, backend=OPTIONS, device="cpu")
     images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     pipe("a dog", reference_images=images, reference_prompt="a dog", num_inference_steps=1)
     loaded = set(pipe._backend.sessions._futures)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.backends.onnxruntime.sessions import Sessions
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.cli.main import main
 from bootpig_rt.pipeline import Pipeline
 
@@ -21,12 +22,10 @@ SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "reference_schedule": "exa
 @pytest.fixture(scope="module")
 def pipelines(tiny_bundle_folder: Path) -> dict[str, Pipeline]:
     """The same pair in both backends."""
-    threads = {"intra_op_threads": 1, "spinning": False}
+    threads = OnnxRuntimeOptions(intra_op_threads=1, spinning=False)
     return {
         "torch": Pipeline(tiny_bundle_folder, backend="torch", device="cpu"),
-        "onnxruntime": Pipeline(
-            tiny_bundle_folder, backend="onnxruntime", device="cpu", backend_options=threads
-        ),
+        "onnxruntime": Pipeline(tiny_bundle_folder, backend=threads, device="cpu"),
     }
 
 
@@ -55,8 +54,7 @@ def test_a_subject_of_one_backend_draws_the_same_picture_in_the_other(
     target: str,
     form: str,
 ) -> None:
-    params = pipelines[source].sampling_params(**SETTINGS)
-    subject = pipelines[source].encode_subject(red, "a dog", keep_table=True, params=params)
+    subject = pipelines[source].encode_subject(red, "a dog", keep_table=True, **SETTINGS)
     subject.save(tmp_path / "dog.subject", form=form)
     read = pipelines[target].load_subject(tmp_path / "dog.subject")
     launches.clear()
@@ -77,9 +75,7 @@ def test_a_table_on_the_host_outlives_that_on_the_device(
 ) -> None:
     """What the store moves down, or a subject takes along, must not be a view of freed memory."""
     pipe = pipelines["onnxruntime"]
-    subject = pipe.encode_subject(
-        red, "a cat", keep_table=True, params=pipe.sampling_params(**SETTINGS)
-    )
+    subject = pipe.encode_subject(red, "a cat", keep_table=True, **SETTINGS)
     backend, host = pipe._backend, subject.tables[0].table
     data: Any = backend.upload_table(host, is_resident=True)
     copy = backend.download_table(data)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch.graphs import Lane
 from bootpig_rt.errors import OutOfDeviceMemory
 from bootpig_rt.pipeline import Pipeline
@@ -24,7 +25,7 @@ PROMPT = "a photo of a dog, on a beach"
 
 
 def pipeline_of(folder: Path, **options: Any) -> Pipeline:
-    return Pipeline(folder, backend="torch", device="cuda", backend_options=options)
+    return Pipeline(folder, backend=TorchOptions(**options), device="cuda")
 
 
 def pixels(result: Any) -> Any:
@@ -39,7 +40,7 @@ def test_recorded_steps_draw_what_plain_ones_draw(
     manner: dict[str, Any] = {
         "reference_images": [red, blue],
         "seed": 1,
-        "num_images": 2,
+        "num_images_per_prompt": 2,
         "num_inference_steps": 4,
         "merge": merge,
     }
@@ -111,7 +112,7 @@ def test_later_requests_record_nothing_and_take_no_more_memory(
         pipeline(PROMPT, reference_images=red, seed=0)
     count, reserved = backend.num_recordings, torch.cuda.memory_reserved()
     for seed in range(4):
-        pipeline(PROMPT, reference_images=red, seed=seed, num_images=1 + seed % 2)
+        pipeline(PROMPT, reference_images=red, seed=seed, num_images_per_prompt=1 + seed % 2)
     assert backend.num_recordings == count
     assert torch.cuda.memory_reserved() == reserved
     pipeline(PROMPT, reference_images=[red, blue], seed=0)
@@ -166,7 +167,7 @@ def test_after_a_request_that_is_too_large_a_smaller_one_works(
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 20)) / total)
     try:
         with pytest.raises(OutOfDeviceMemory, match="MiB free"):
-            pipeline(PROMPT, subject=dog, seed=0, num_images=8, width=128, height=128)
+            pipeline(PROMPT, subject=dog, seed=0, num_images_per_prompt=8, width=128, height=128)
         drawn = pixels(pipeline(PROMPT, subject=dog, seed=0))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

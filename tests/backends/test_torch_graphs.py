@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -17,23 +18,25 @@ import pytest
 import torch
 from PIL import Image
 
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch.graphs import Kept, Lane, RecordedFunction
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
 
 PROMPT = "a photo of a dog, on a beach"
 
 
-def pipeline_of(folder: Path, **options: Any) -> Pipeline:
-    settings = {"cuda_graph": True, **options.pop("backend_options", {})}
-    return Pipeline(folder, backend="torch", device="cpu", backend_options=settings, **options)
+def pipeline_of(folder: Path, tables: TableOptions | None = None, **options: Any) -> Pipeline:
+    settings = TorchOptions(cuda_graph=True, **options)
+    return Pipeline(folder, backend=settings, device="cpu", tables=tables)
 
 
 @pytest.fixture(scope="module")
 def recorded(tiny_pair_folder: Path) -> Pipeline:
     """Shared; keeps enough recordings for all of these tests."""
-    return pipeline_of(tiny_pair_folder, backend_options={"graphs_kept": 64})
+    return pipeline_of(tiny_pair_folder, graphs_kept=64)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -55,17 +58,9 @@ def states_of(pipeline: Pipeline, request: Request, **manner: Any) -> Any:
         runs.append(start(batch, state))
         return runs[-1]
 
-    given = {"num_inference_steps": 3, **manner}
-    names = ("solver", "merge", "reference_schedule")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "start", keep)
-        pipeline.generate(
-            [request],
-            pipeline.sampling_params(
-                num_inference_steps=given["num_inference_steps"],
-                **{name: given.get(name) for name in names},
-            ),
-        )
+        pipeline.generate([replace(request, **{"num_inference_steps": 3, **manner})])
     return np.concatenate([run.state().ravel() for run in runs])
 
 
@@ -74,7 +69,7 @@ def test_recorded_steps_equal_plain_ones_bit_for_bit(
     recorded: Pipeline, pipeline: Pipeline, dog: Any, cat: Any, merge: Merge
 ) -> None:
     for subject, solver in ((dog, "ddim"), (cat, "unipc"), (dog, "dpmpp_2m"), (None, "unipc")):
-        request = Request(prompt=PROMPT, subject=subject, seed=3, num_images=2)
+        request = Request(prompt=PROMPT, subject=subject, seed=3, num_images_per_prompt=2)
         manner = {"merge": merge, "solver": solver}
         found, expected = (states_of(one, request, **manner) for one in (recorded, pipeline))
         np.testing.assert_array_equal(found, expected)
@@ -105,7 +100,7 @@ def test_the_backend_computes_rows_of_a_picture_once_until_they_meet_their_text(
             lambda _, inputs, output, name=name: seen.update({name: len(output)})
         )
         request.addfinalizer(handle.remove)
-    recorded(PROMPT, subject=dog, seed=1, num_images=2)
+    recorded(PROMPT, subject=dog, seed=1, num_images_per_prompt=2)
     assert seen == {"residual block": 2, "first self-attention": 4, "text": 6}
 
 
@@ -146,9 +141,9 @@ def test_many_requests_take_no_more_memory(tiny_pair_folder: Path, red: Image.Im
 
 
 def test_few_recordings_are_kept(tiny_pair_folder: Path, dog: Any) -> None:
-    recorded = pipeline_of(tiny_pair_folder, backend_options={"graphs_kept": 2})
+    recorded = pipeline_of(tiny_pair_folder, graphs_kept=2)
     for count in (1, 2, 3):
-        recorded(PROMPT, subject=dog, seed=0, num_images=count)
+        recorded(PROMPT, subject=dog, seed=0, num_images_per_prompt=count)
     assert len(slots(recorded)) == 2
 
 
@@ -199,8 +194,9 @@ def test_interleaved_runs_do_not_disturb_each_other(recorded: Pipeline, dog: Any
 def test_tables_of_other_types_go_through_recordings_unchanged(
     tiny_pair_folder: Path, dtype: Any, schedule: str, red: Image.Image
 ) -> None:
-    plain = Pipeline(tiny_pair_folder, backend="torch", device="cpu", table_dtype=dtype)
-    recorded = pipeline_of(tiny_pair_folder, table_dtype=dtype)
+    tables = TableOptions(dtype=dtype)
+    plain = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=tables)
+    recorded = pipeline_of(tiny_pair_folder, tables)
     manner: dict[str, Any] = {
         "reference_images": red,
         "seed": 4,
@@ -214,7 +210,7 @@ def test_tables_of_other_types_go_through_recordings_unchanged(
 def test_a_table_of_many_entries_is_read_whole_or_entry_by_entry(
     tiny_pair_folder: Path, pipeline: Pipeline, table_bytes: int, dog: Any, cat: Any
 ) -> None:
-    recorded = pipeline_of(tiny_pair_folder, backend_options={"graph_table_bytes": table_bytes})
+    recorded = pipeline_of(tiny_pair_folder, graph_table_bytes=table_bytes)
     for subject in (dog, cat, dog):
         manner: dict[str, Any] = {"seed": 5, "num_inference_steps": 4}
         manner["reference_schedule"] = "exact"
@@ -242,8 +238,8 @@ def test_a_streamed_table_goes_through_recordings(
     tiny_pair_folder: Path, pipeline: Pipeline, dog: Any
 ) -> None:
     manner: dict[str, Any] = {"reference_schedule": "exact", "num_inference_steps": 4}
-    size = pipeline.table_bytes(1, pipeline.sampling_params(**manner))
-    recorded = pipeline_of(tiny_pair_folder, table_budget_bytes=size - 1)
+    size = pipeline.table_bytes(1, **manner)
+    recorded = pipeline_of(tiny_pair_folder, TableOptions(budget_bytes=size - 1))
     manner["seed"] = 6
     found = recorded(PROMPT, subject=dog, **manner)
     assert same(found, pipeline(PROMPT, subject=dog, **manner))
@@ -252,7 +248,9 @@ def test_a_streamed_table_goes_through_recordings(
 def test_32_threads_draw_what_one_draws(recorded: Pipeline, dog: Any, cat: Any) -> None:
     def draw(number: int) -> Any:
         subject = (dog, cat)[number % 2]
-        return recorded(PROMPT, subject=subject, seed=number % 4, num_images=1 + number % 3 // 2)
+        return recorded(
+            PROMPT, subject=subject, seed=number % 4, num_images_per_prompt=1 + number % 3 // 2
+        )
 
     expected = [draw(number) for number in range(32)]
     together = threading.Barrier(32)

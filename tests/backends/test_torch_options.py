@@ -8,14 +8,14 @@ import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from bootpig_rt.backends import create_backend
-from bootpig_rt.backends.host_table import PRECISIONS
+from bootpig_rt.backends.host_table import PRECISIONS, Precision
 from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch import memory as torch_memory
 from bootpig_rt.errors import OutOfDeviceMemory, ParameterError
@@ -71,8 +71,8 @@ def test_narrow_precisions_draw_about_the_same_picture(
     difference: float,
     graph: bool,
 ) -> None:
-    options = {"precision": precision, "cuda_graph": graph}
-    narrow = Pipeline(tiny_pair_folder, backend="torch", device="cpu", backend_options=options)
+    options = TorchOptions(precision=cast("Precision", precision), cuda_graph=graph)
+    narrow = Pipeline(tiny_pair_folder, backend=options, device="cpu")
     manner: dict[str, Any] = {
         "reference_images": [red, blue],
         "seed": 1,
@@ -93,8 +93,8 @@ def test_narrow_precisions_draw_about_the_same_picture(
 def test_channels_last_changes_the_layout_and_not_the_picture(
     tiny_pair_folder: Path, pipeline: Pipeline, cat: Any, graph: bool
 ) -> None:
-    options = {"channels_last": True, "cuda_graph": graph}
-    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", backend_options=options)
+    options = TorchOptions(channels_last=True, cuda_graph=graph)
+    other = Pipeline(tiny_pair_folder, backend=options, device="cpu")
     backend: Any = other._backend
     seen: list[bool] = []
     resnet = backend.pair.base.unet.down_blocks[1].resnets[0]
@@ -119,7 +119,7 @@ def test_latents_guidance_and_solver_stay_in_float32(
     assert backend.download_states(states).dtype == np.float32
     assert {str(one.dtype) for one in backend.pair.base.parameters()} == {f"torch.{precision}"}
     pipeline = Pipeline(
-        tiny_pair_folder, backend="torch", device="cpu", backend_options={"precision": precision}
+        tiny_pair_folder, backend=TorchOptions(precision=cast("Precision", precision)), device="cpu"
     )
     seen: list[Any] = []
     inner: Any = pipeline._backend
@@ -182,8 +182,8 @@ def test_compiled_unets_are_one_graph_each_and_draw_the_same_picture(
     compile_with = functools.partial(torch.compile, backend=run_as_it_is, fullgraph=True)
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compile_with)
-    options = {"compile": True, "cuda_graph": True}
-    compiled = Pipeline(tiny_pair_folder, backend="torch", device="cpu", backend_options=options)
+    options = TorchOptions(compile=True, cuda_graph=True)
+    compiled = Pipeline(tiny_pair_folder, backend=options, device="cpu")
     for subject in (cat, None):
         requests = [Request(prompt=PROMPT, subject=subject, seed=0)]
         np.testing.assert_array_equal(
@@ -201,16 +201,14 @@ def test_a_pair_loaded_as_it_is_has_one_precision(tiny_pair_folder: Path) -> Non
 def test_one_error_tells_the_numbers_and_the_next_smaller_request_works(
     tiny_pair_folder: Path, monkeypatch: pytest.MonkeyPatch, dog: Any
 ) -> None:
-    pipeline = Pipeline(
-        tiny_pair_folder, backend="torch", device="cpu", backend_options={"cuda_graph": True}
-    )
+    pipeline = Pipeline(tiny_pair_folder, backend=TorchOptions(cuda_graph=True), device="cpu")
     backend: Any = pipeline._backend
     expected = pixels(pipeline(PROMPT, subject=dog, seed=0))
     forward = backend.pair.base.forward
     held: list[Any] = []
 
     def too_large(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
-        if len(latents) > 1:
+        if latents.shape[-1] > 8:
             work = torch.zeros(16)
             held.append(weakref.ref(work))
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
@@ -219,14 +217,14 @@ def test_one_error_tells_the_numbers_and_the_next_smaller_request_works(
     monkeypatch.setattr(backend.pair.base, "forward", too_large)
     monkeypatch.setattr(torch_memory, "_free_and_total", lambda device: (5 << 20, 80 << 30))
     with pytest.raises(OutOfDeviceMemory) as caught:
-        pipeline(PROMPT, subject=dog, seed=0, num_images=3)
+        pipeline(PROMPT, subject=dog, seed=0, width=64)
     error = caught.value
     assert (error.asked_bytes, error.free_bytes, error.total_bytes) == (20 << 20, 5 << 20, 80 << 30)
     assert str(error) == (
-        "out of device memory (asked for 20 MiB, 5 of 81920 MiB free) while drawing 3 pictures of "
-        "32 x 32 in 9 rows, 1 references; draw fewer or smaller pictures at once (max_batch, "
-        "width, height), or give tables less room (table_dtype, table_budget_bytes, "
-        "reference_cache_bytes, reference_rows)"
+        "out of device memory (asked for 20 MiB, 5 of 81920 MiB free) while drawing 1 pictures of "
+        "64 x 32 in 3 rows, 1 references; draw fewer or smaller pictures at once (max_batch, "
+        "width, height), or give tables less room with TableOptions (dtype, budget_bytes, "
+        "device_bytes, rows_per_launch)"
     )
     assert error.__context__ is None  # whose frames would hold what the call had allocated
     assert held
@@ -234,6 +232,25 @@ def test_one_error_tells_the_numbers_and_the_next_smaller_request_works(
     assert held[0]() is None
     assert len(backend._slots) == 0
     np.testing.assert_array_equal(pixels(pipeline(PROMPT, subject=dog, seed=0)), expected)
+
+
+def test_pictures_for_which_there_is_no_room_together_are_drawn_one_by_one(
+    tiny_pair_folder: Path, monkeypatch: pytest.MonkeyPatch, dog: Any
+) -> None:
+    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    backend: Any = pipeline._backend
+    forward = backend.pair.base.forward
+
+    def too_large(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+        return forward(latents, *given, **named)
+
+    monkeypatch.setattr(backend.pair.base, "forward", too_large)
+    alone = [pixels(pipeline(PROMPT, subject=dog, seed=seed)) for seed in range(3)]
+    together = pipeline(PROMPT, subject=dog, seed=0, num_images_per_prompt=3)
+    for image, expected in zip(together.images, alone, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), expected)
 
 
 @pytest.mark.parametrize(
@@ -295,14 +312,12 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(tiny_pair_folder: Path)
 def test_threads_go_on_beside_one_that_runs_out_of_memory(
     tiny_pair_folder: Path, monkeypatch: pytest.MonkeyPatch, dog: Any
 ) -> None:
-    pipeline = Pipeline(
-        tiny_pair_folder, backend="torch", device="cpu", backend_options={"cuda_graph": True}
-    )
+    pipeline = Pipeline(tiny_pair_folder, backend=TorchOptions(cuda_graph=True), device="cpu")
     backend: Any = pipeline._backend
     forward = backend.pair.base.forward
 
     def too_large(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
-        if len(latents) > 1:
+        if latents.shape[-1] > 8:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return forward(latents, *given, **named)
 
@@ -312,7 +327,7 @@ def test_threads_go_on_beside_one_that_runs_out_of_memory(
     def draw(number: int) -> Any:
         if number % 2:
             with pytest.raises(OutOfDeviceMemory):
-                pipeline(PROMPT, subject=dog, seed=0, num_images=2)
+                pipeline(PROMPT, subject=dog, seed=0, width=64)
             return None
         return pixels(pipeline(PROMPT, subject=dog, seed=number // 2))
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from bootpig_rt.cli.main import main
 from bootpig_rt.cli.options import call_progress
+from bootpig_rt.engine.events import ReferenceEvent, StepEvent
 from bootpig_rt.images.picture import read_parameters
 from bootpig_rt.pipeline import Pipeline
 
@@ -89,9 +89,17 @@ def test_json_is_all_that_stands_on_stdout(
     assert summary["pictures"][1]["parameters"] == read_parameters("out-1.png")
     assert summary["reference_passes"] == 2
     store = summary["store"]
-    assert (store["misses"], store["device_hits"]) == (1, 0)
+    assert (store["misses"], store["device_hits"]) == (1, 1)
     assert store["device_bytes"] > 0
-    stages = {"load_ms", "encode_ms", "text_ms", "reference_ms", "denoise_ms", "decode_ms"}
+    stages = {
+        "load_ms",
+        "queue_ms",
+        "encode_ms",
+        "text_ms",
+        "reference_ms",
+        "denoise_ms",
+        "decode_ms",
+    }
     assert set(summary["timings"]) == {*stages, "total_ms"}
     assert "the reference is read as 'a photo of a dog'" in captured.err
 
@@ -169,14 +177,13 @@ def test_the_bar_begins_anew_with_each_stage_and_each_subject(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with call_progress(is_shown=True) as (on_pass, on_step):
-        assert on_pass is not None
-        assert on_step is not None
+    with call_progress(is_shown=True) as on_event:
+        assert on_event is not None
         for total in (3, 5):
-            on_pass(1, total)
-            on_pass(total, total)
-        event: Any = SimpleNamespace(index=0, total=7)
-        on_step(event)
+            on_event(ReferenceEvent(1, total))
+            on_event(ReferenceEvent(total, total))
+        event: Any = StepEvent(1, 7, 500, (0,), None, list, list)
+        on_event(event)
     shown = capsys.readouterr().err
     starts = [shown.index(f" 0/{total} ") for total in (3, 5, 7)]
     assert starts == sorted(starts)
@@ -189,7 +196,7 @@ def test_ctrl_c_ends_with_130_and_no_file(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bootpig_rt.pipeline.denoise", interrupt)
+    monkeypatch.setattr("bootpig_rt.engine.engine.Engine.step", interrupt)
     assert generate("--prompt", PROMPT) == 130
     assert capsys.readouterr().err.endswith("bootpig-rt: error: interrupted\n")
     assert list(Path.cwd().iterdir()) == []

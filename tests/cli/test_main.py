@@ -204,7 +204,7 @@ def test_python_m_runs_the_same_command(root: Path) -> None:
 @pytest.mark.parametrize("buffering", ["", "1"])
 def test_a_reader_that_leaves_early_causes_no_noise(root: Path, buffering: str) -> None:
     code = (
-        "import sys, types; from bootpig_rt import cli;"
+        "import sys, types; import bootpig_rt.cli.main as cli;"
         "stand = types.ModuleType('stand'); stand.NAME = stand.HELP = 'stand';"
         "stand.add_arguments = repr; stand.run = lambda args: print('word ' * 9) or 0;"
         "sys.modules['stand'] = stand; cli.MODULE_OF_COMMAND['stand'] = 'stand';"

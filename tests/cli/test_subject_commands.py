@@ -191,7 +191,7 @@ def test_the_folder_of_a_store_is_held_to_its_bytes(cli: Any, encode: Any) -> No
         _, drawn, _ = cli("generate", *words, "--store-bytes", limit)
         assert drawn["reference_passes"] == passes
     code, _, errors = cli("generate", *words, "--store-bytes", "-1")
-    assert (code, "store_bytes is -1, expected 0.." in errors) == (2, True)
+    assert (code, "folder_bytes is -1, expected 0.." in errors) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_the_folder_of_a_store_is_held_to_its_bytes(cli: Any, encode: Any) -> No
         ("encode-subject", ["--name", "../d", "--store", "s"], "the name of a subject is '../d'"),
         ("encode-subject", ["-o", "x.subject"], "reference_prompt is missing"),
         ("encode-subject", ["-o", "x", "--reference-prompt", "a"], "no reference image"),
-        ("encode-subject", ["-o", "x", "--table-dtype", "int3"], "table_dtype is 'int3'"),
+        ("encode-subject", ["-o", "x", "--table-dtype", "int3"], "dtype is 'int3'"),
         ("generate", ["--subject", "none.subject", "--prompt", "a"], "cannot be read"),
         ("generate", ["--subject", "x", "--prompt", "a", "--reference", "y"], "one or the other"),
         ("generate", ["--subject", "x", "--prompt", "a", "--store", "s"], "expected one of: none"),

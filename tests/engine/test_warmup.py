@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
+from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.pipeline import Pipeline
 
-RECORDED = {"cuda_graph": True, "graphs_kept": 16}
+RECORDED = TorchOptions(cuda_graph=True, graphs_kept=16)
 """On a CPU: the buffers and the bookkeeping of recordings, without a recording."""
 
 
 @pytest.fixture
 def recorded(tiny_pair_folder: Path) -> Pipeline:
-    return Pipeline(tiny_pair_folder, backend="torch", device="cpu", backend_options=RECORDED)
+    return Pipeline(tiny_pair_folder, backend=RECORDED, device="cpu")
 
 
 def test_after_a_warm_up_requests_of_its_shapes_record_nothing(
@@ -29,9 +30,11 @@ def test_after_a_warm_up_requests_of_its_shapes_record_nothing(
     assert before > 6
     for images in (red, [red, blue]):
         recorded("a photo of a dog, on a beach", reference_images=images, seed=1)
-        recorded("a photo of a dog, on a beach", reference_images=images, seed=1, num_images=3)
+        recorded(
+            "a photo of a dog, on a beach", reference_images=images, seed=1, num_images_per_prompt=3
+        )
     assert backend.num_recordings == before
-    recorded("a photo of a dog, on a beach", reference_images=red, seed=1, num_images=2)
+    recorded("a photo of a dog, on a beach", reference_images=red, seed=1, num_images_per_prompt=2)
     assert backend.num_recordings > before  # that shape was not asked for
 
 
@@ -43,8 +46,7 @@ def test_a_warm_up_leaves_the_store_as_it_was(recorded: Pipeline) -> None:
 
 def test_steps_and_size_come_from_the_settings(recorded: Pipeline, dog: Any) -> None:
     backend: Any = recorded._backend
-    params = recorded.sampling_params(num_inference_steps=3, width=40, height=32)
-    recorded.warmup(params=params)
+    recorded.warmup(num_inference_steps=3, width=40, height=32)
     before = backend.num_recordings
     recorded("a photo of a dog", subject=dog, num_inference_steps=3, width=40, height=32)
     assert backend.num_recordings == before

@@ -29,9 +29,11 @@ from bootpig_rt.errors import (
     SubjectMismatch,
 )
 from bootpig_rt.files.tensor_file import Tensor, read_tensor_file, write_tensor_file
-from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.subject_file import read_facts
+from bootpig_rt.reference.table_options import TableOptions
+from bootpig_rt.request import Request
 
 PROMPT = "a photo of a dog, on a beach"
 
@@ -39,8 +41,8 @@ PROMPT = "a photo of a dog, on a beach"
 @pytest.fixture(scope="module")
 def full(pipeline: Pipeline, red: Image.Image, blue: Image.Image) -> Subject:
     """A subject that keeps the table of two steps."""
-    params = pipeline.sampling_params(num_inference_steps=2, reference_schedule="exact")
-    return pipeline.encode_subject([red, blue], "a toy", keep_table=True, params=params)
+    params: dict[str, Any] = {"num_inference_steps": 2, "reference_schedule": "exact"}
+    return pipeline.encode_subject([red, blue], "a toy", keep_table=True, **params)
 
 
 def test_a_light_subject_draws_what_the_encoded_one_draws(
@@ -65,10 +67,14 @@ def test_a_light_subject_draws_what_the_encoded_one_draws(
 def test_a_full_subject_needs_no_reference_pass(
     tiny_pair_folder: Path, red: Image.Image, tmp_path: Path, dtype: Any
 ) -> None:
-    options: dict[str, Any] = {"backend": "torch", "device": "cpu", "table_dtype": dtype}
+    options: dict[str, Any] = {
+        "backend": "torch",
+        "device": "cpu",
+        "tables": TableOptions(dtype=dtype),
+    }
     first = Pipeline(tiny_pair_folder, **options)
-    params = first.sampling_params(num_inference_steps=3, reference_schedule="exact")
-    subject = first.encode_subject(red, "a dog", keep_table=True, params=params)
+    params: dict[str, Any] = {"num_inference_steps": 3, "reference_schedule": "exact"}
+    subject = first.encode_subject(red, "a dog", keep_table=True, **params)
     subject.save(tmp_path / "dog.subject", form="full")
     second = Pipeline(tiny_pair_folder, **options)
     read = second.load_subject(tmp_path / "dog.subject")
@@ -337,26 +343,31 @@ def test_a_table_that_a_file_brings_along_reaches_no_other_request(
         tiny_pair_folder,
         backend="torch",
         device="cpu",
-        store_folder=tmp_path / "store",
+        tables=TableOptions(folder=tmp_path / "store"),
         max_batch=4,
     )
-    params = pipeline.sampling_params(num_inference_steps=2, reference_schedule="exact")
+    params: dict[str, Any] = {"num_inference_steps": 2, "reference_schedule": "exact"}
     light = replace(full, tables=())
-    requests = [Request(prompt=PROMPT, subject=s, seed=1) for s in (stranger, honest, light)]
-    strange, right, made = pipeline.generate(requests, params).images  # in one batch
+    requests = [
+        Request(prompt=PROMPT, subject=s, seed=1, **params) for s in (stranger, honest, light)
+    ]
+    strange, right, made = pipeline.generate(requests).images  # in one batch
     assert made.tobytes() == right.tobytes()
     assert levels_apart(strange, right) > 8
-    alone = [pipeline.generate([request], params) for request in requests]
+    alone = [pipeline.generate([request]) for request in requests]
     assert [one.reference_passes for one in alone] == [0, 0, 0]
     for result, image in zip(alone, (strange, right, made), strict=True):
         assert levels_apart(result.images[0], image) <= 1
     assert alone[1].images[0].tobytes() == alone[2].images[0].tobytes()
-    streamed = [result.images[0].tobytes() for result in pipeline.map(requests, params)]
+    streamed = [result.images[0].tobytes() for result in pipeline.map(requests)]
     assert streamed == [image.tobytes() for image in (strange, right, made)]
     again = Pipeline(
-        tiny_pair_folder, backend="torch", device="cpu", store_folder=tmp_path / "store"
+        tiny_pair_folder,
+        backend="torch",
+        device="cpu",
+        tables=TableOptions(folder=tmp_path / "store"),
     )
-    stored = again.generate([requests[2]], params).images[0]
+    stored = again.generate([requests[2]]).images[0]
     assert stored.tobytes() == alone[2].images[0].tobytes()
 
 
@@ -388,7 +399,11 @@ def test_other_text_states_are_another_subject(dog: Subject) -> None:
     [
         ({}, {"num_inference_steps": 3}, r"was made with timesteps \("),
         ({}, {"reference_schedule": "clean"}, "was made with is_noised True, expected False"),
-        ({"table_dtype": "int8"}, {}, "was made with dtype 'float32', expected 'int8'"),
+        (
+            {"tables": TableOptions(dtype="int8")},
+            {},
+            "was made with dtype 'float32', expected 'int8'",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_the_call_is_told_with_the_first_difference(
@@ -510,17 +525,19 @@ def test_a_process_killed_while_saving_keeps_the_old_file(dog: Subject, tmp_path
 def test_cancelling_while_encoding_leaves_the_pipeline_as_it_was(
     tiny_pair_folder: Path, red: Image.Image
 ) -> None:
-    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", reference_rows=1)
-    params = pipeline.sampling_params(num_inference_steps=4, reference_schedule="exact")
+    pipeline = Pipeline(
+        tiny_pair_folder, backend="torch", device="cpu", tables=TableOptions(rows_per_launch=1)
+    )
+    params: dict[str, Any] = {"num_inference_steps": 4, "reference_schedule": "exact"}
 
-    def stop(done: int, total: int) -> None:
-        if done == 2:
+    def stop(event: Any) -> None:
+        if event.done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.encode_subject(red, "a dog", params=params, progress=stop)
+        pipeline.encode_subject(red, "a dog", **params, on_event=stop)
     stats = pipeline.store.stats()
     assert (stats.device_bytes, stats.misses) == (0, 0)
-    subject = pipeline.encode_subject(red, "a dog", params=params)
+    subject = pipeline.encode_subject(red, "a dog", **params)
     assert pipeline.store.stats().misses == 1
     assert subject.num_references == 1

@@ -17,7 +17,8 @@ from bootpig_rt.diffusion.solver import solver_table
 from bootpig_rt.errors import CheckpointError, ConfigError
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import load_pair
-from bootpig_rt.pipeline import Pipeline, Request
+from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.request import Request
 from bootpig_rt.training.config import TrainConfig, load_config
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.run import build_stage

@@ -6,6 +6,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
-from bootpig_rt.request import Request, SamplingParams
+from bootpig_rt.request import Request
 from bootpig_rt.training.evaluation.suite import (
     EvalSubject,
     Shot,
@@ -46,9 +47,8 @@ class PipelineGenerator:
         pipeline: Of the pair.
         subjects: Of the suite.
         config: Of the suite.
-        params: Steps, solver, merge and schedule; the pair's own if None.
-        image_guidance_scale: s_image; the pair's own if None.
-        text_guidance_scale: s_text; the pair's own if None.
+        settings: A request whose steps, solver, merge, schedule and scales all shots have; the
+            pair's own if None.
     """
 
     def __init__(
@@ -57,26 +57,24 @@ class PipelineGenerator:
         subjects: Sequence[EvalSubject],
         config: SuiteConfig,
         *,
-        params: SamplingParams | None = None,
-        image_guidance_scale: float | None = None,
-        text_guidance_scale: float | None = None,
+        settings: Request | None = None,
     ) -> None:
         self.pipeline, self.subjects, self.config = pipeline, subjects, config
-        self.params = pipeline.sampling_params() if params is None else params
-        defaults = pipeline.spec.config
-        self.image_guidance_scale = _or(image_guidance_scale, defaults.image_guidance_scale)
-        self.text_guidance_scale = _or(text_guidance_scale, defaults.text_guidance_scale)
+        self.settings = Request(prompt="any") if settings is None else settings
+        self.plan = pipeline.engine.planner.plan(self.settings)
         self._encoded: dict[tuple[int, int, int], Subject] = {}
 
     @property
     def fingerprint(self) -> str:
         """The pair and the settings."""
-        scales = f"{self.image_guidance_scale} {self.text_guidance_scale}"
-        return f"{self.pipeline.spec.fingerprint} {self.params} {scales}"
+        plan = self.plan
+        manner = (plan.solver.num_steps, plan.solver.name, plan.merge, str(plan.schedule))
+        scales = (plan.image_guidance_scale, plan.text_guidance_scale)
+        return f"{self.pipeline.spec.fingerprint} {manner} {scales}"
 
     def __call__(self, shots: Sequence[Shot]) -> NDArray[np.uint8]:
         """Pictures of the shots, uint8 [N, S, S, 3]."""
-        result = self.pipeline.generate([self._request(shot) for shot in shots], self.params)
+        result = self.pipeline.generate([self._request(shot) for shot in shots])
         return np.stack([np.asarray(image, dtype=np.uint8) for image in result.images])
 
     def _request(self, shot: Shot) -> Request:
@@ -84,11 +82,10 @@ class PipelineGenerator:
         caption = caption_of(subject, subject.prompts[shot.prompt])
         # The start noise does not depend on the arm: controls differ by the reference alone.
         rng = stream(self.config.seed, "noise", subject.key, shot.prompt, shot.seed)
-        return Request(
+        return replace(
+            self.settings,
             prompt=caption.text,
             subject=self._encode(shot, caption.reference_prompt),
-            image_guidance_scale=self.image_guidance_scale,
-            text_guidance_scale=self.text_guidance_scale,
             seed=int(rng.integers(2**32)),
         )
 
@@ -102,10 +99,6 @@ class PipelineGenerator:
             pictures = reference_pictures(subject, which, shot.num_references, self.config.seed)
             self._encoded[key] = self.pipeline.encode_subject(pictures, reference_prompt)
         return self._encoded[key]
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def draw_shots(

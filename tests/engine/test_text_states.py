@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bootpig_rt.engine.batch import TextStates
+from bootpig_rt.engine.text_states import TextStates
 from bootpig_rt.pipeline import Pipeline
 
 
@@ -30,12 +30,26 @@ def text_states() -> tuple[TextStates, list[int]]:
     return TextStates(backend, tokenizer), backend.launches
 
 
+def numbers(texts: TextStates, *asked: str) -> dict[str, float]:
+    names, states = texts.of(asked)
+    assert states.shape == (len(names), 1, 1)
+    return dict(zip(names, states.ravel().tolist(), strict=True))
+
+
 def test_only_prompts_that_are_new_are_encoded_in_one_launch() -> None:
     texts, launches = text_states()
-    assert texts.of(("a", "")).ravel().tolist() == [1, 0]
-    assert texts.of(("aaa", "", "aa", "a")).ravel().tolist() == [3, 0, 2, 1]
-    assert texts.of(("aa", "aaa")).ravel().tolist() == [2, 3]
+    assert numbers(texts, "a", "") == {"a": 1, "": 0}
+    assert numbers(texts, "aaa", "", "aa", "a") == {"aaa": 3, "": 0, "aa": 2, "a": 1}
+    assert numbers(texts, "aa", "aaa")["aa"] == 2
     assert launches == [2, 2]
+
+
+def test_an_answer_that_holds_all_that_is_asked_for_is_given_again() -> None:
+    texts, _ = text_states()
+    first = texts.of(("a", "aa", "", "aaa"))
+    assert texts.of(("aa", "a")) is first  # whoever left takes nothing along
+    assert texts.of(("aa",)) is not first  # but it does not stay for ever
+    assert texts.of(("aa", "b")) is not first
 
 
 def test_prompts_that_were_not_used_for_long_are_forgotten() -> None:
@@ -53,7 +67,7 @@ def test_a_list_longer_than_what_is_kept_is_encoded_once() -> None:
     texts, launches = text_states()
     many = [str(number) for number in range(500)]
     for _ in range(2):
-        assert texts.of(many).shape == (500, 1, 1)
+        assert texts.of(many)[1].shape == (500, 1, 1)
     assert launches == [500]
 
 
@@ -64,4 +78,4 @@ def test_states_from_the_cache_are_those_of_the_encoder(pipeline: Pipeline) -> N
         texts.of((prompt,))
     states = pipeline._backend.encode_text(pipeline._tokenizer(prompts))
     expected = pipeline._backend.download_states(states)
-    np.testing.assert_allclose(texts.of(prompts), expected, atol=1e-6)
+    np.testing.assert_allclose(texts.of(prompts)[1], expected, atol=1e-6)
