@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import bfloat16, float8_e4m3fn
 
 from bootpig_rt.errors import NumericalError
 
@@ -37,10 +38,12 @@ _LARGEST = {"float8": 448.0, "int8": 127.0}
 NUMPY_TYPE: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
-    "bfloat16": np.uint16,  # numpy has neither of these two: their bits
+    "bfloat16": np.uint16,  # numpy itself has neither of these two: their bits
     "float8": np.uint8,
     "int8": np.int8,
 }
+_BITS_OF: dict[str, Any] = {"bfloat16": bfloat16, "float8": float8_e4m3fn}
+_FLOAT8_VALUES = np.arange(256, dtype=np.uint8).view(float8_e4m3fn).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -119,20 +122,20 @@ def pack(array: FloatArray, dtype: TableDtype) -> HostArray:
         with np.errstate(over="ignore"):
             return HostArray(check_table(array.astype(np.float16), "table in float16"))
     if dtype == "bfloat16":
-        return HostArray(_to_bfloat16(array))
+        return HostArray(array.astype(bfloat16).view(np.uint16))
     largest = np.float32(_LARGEST[dtype])
     scale = np.abs(array).max(axis=(-2, -1), keepdims=True) / largest
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
     scaled = np.clip(array / scale, -largest, largest)
     if dtype == "int8":
         return HostArray(np.rint(scaled).astype(np.int8), scale)
-    return HostArray(_to_float8(scaled), scale)
+    return HostArray(scaled.astype(float8_e4m3fn).view(np.uint8), scale)
 
 
 def unpack(values: AnyArray, scale: FloatArray | None, dtype: TableDtype) -> FloatArray:
     """The numbers again, float32, of an array or a part of one."""
     if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        values = values.view(bfloat16)
     if dtype == "float8":
         values = _FLOAT8_VALUES[values]
     numbers: FloatArray = values.astype(np.float32, copy=False)
@@ -184,52 +187,16 @@ def check_host_table(table: HostTable) -> None:
     """
     for layer in table.layers:
         for part in layer:
-            if table.dtype == "float8":
-                bad = bool(((part.values & 0x7F) == 0x7F).any())
-            elif table.dtype == "bfloat16":
-                bad = bool(((part.values & 0x7F80) == 0x7F80).any())
-            elif table.dtype == "int8":
-                bad = False
-            else:
-                bad = not bool(np.isfinite(part.values).all())
+            values = part.values
+            if table.dtype in _BITS_OF:
+                values = values.view(_BITS_OF[table.dtype])
+            check_table(values, "table")
             if part.scale is not None:
-                bad = bad or not bool(np.isfinite(part.scale).all() and (part.scale > 0).all())
-            if bad:
-                check_table(np.array([np.nan]), "table")
+                check_table(part.scale, "table's scales")
+                if not (part.scale > 0).all():
+                    raise NumericalError("a scale of the reference table is 0 or negative")
 
 
 def _unpack_entry(array: HostArray, index: int, dtype: TableDtype) -> FloatArray:
     scale = None if array.scale is None else array.scale[index]
     return unpack(array.values[index], scale, dtype)
-
-
-def _to_bfloat16(array: FloatArray) -> npt.NDArray[np.uint16]:
-    """The upper half of the bits, rounded to the nearest, ties to even."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return (rounded >> np.uint32(16)).astype(np.uint16)
-
-
-def _float8_values() -> FloatArray:
-    """All 256 values of float8 e4m3 (OCP, without infinities): bias 7, largest 448."""
-    codes = np.arange(256)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    values = np.where(
-        exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
-    )
-    values[(codes & 127) == 127] = np.nan
-    return np.where(codes < 128, values, -values).astype(np.float32)
-
-
-_FLOAT8_VALUES = _float8_values()
-_FLOAT8_MIDDLES = (_FLOAT8_VALUES[:126] + _FLOAT8_VALUES[1:127]) / 2
-
-
-def _to_float8(array: FloatArray) -> npt.NDArray[np.uint8]:
-    """Codes of the nearest values, ties to even codes."""
-    size = np.abs(array)
-    code = np.searchsorted(_FLOAT8_MIDDLES, size, side="left")
-    tie = size == _FLOAT8_MIDDLES[np.minimum(code, 125)]
-    code = code + (tie & (code % 2 == 1))
-    codes: npt.NDArray[np.uint8] = (code | (np.signbit(array) * 128)).astype(np.uint8)
-    return codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +66,33 @@ def test_numpy_and_torch_give_equal_bytes(dtype: TableDtype, array: np.ndarray) 
         np.testing.assert_array_equal(ours.scale, scale)
 
 
+def digest(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def test_the_bits_of_tables_are_those_of_the_first_version() -> None:
+    """Files keep them: what was packed by hand-written code is packed equally by the library."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    bits = np.concatenate([upper | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    numbers = bits.view(np.float32)
+    numbers = numbers[np.isfinite(numbers)].reshape(1, 1, 1, 1, -1)
+    packed = pack(numbers, "bfloat16")
+    assert digest(packed.values) == (
+        "a6c3ca22df6b72a164d4bb586da9786a4c7a8292df20e1d03443316225d73b03"
+    )
+    steps = np.arange(-448 * 64, 448 * 64 + 1, dtype=np.float32) / 64  # all ties among them
+    small = np.concatenate([numbers[np.abs(numbers) <= 448], steps])
+    packed = pack(small.reshape(1, 1, 1, 1, -1), "float8")
+    np.testing.assert_array_equal(packed.scale, 1)
+    assert digest(packed.values) == (
+        "d519ab2e983fab2e020a5652d0aa15fbbc8777c0cde66f82e94ad7a6f52967c1"
+    )
+    codes = np.array([*range(127), *range(128, 255)], dtype=np.uint8)
+    assert digest(unpack(codes, None, "float8")) == (
+        "f275e267d1b70f2c583fa6b5c47be61348a1aa22f7aa676cc5a0fb66798646a5"
+    )
+
+
 def test_every_code_of_float8_is_read_as_torch_reads_it() -> None:
     codes = np.arange(256, dtype=np.uint8)
     expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
@@ -118,16 +146,34 @@ def test_numbers_that_float16_cannot_hold_are_refused() -> None:
     assert np.isfinite(unpack(pack(NUMBERS * 1e6, "bfloat16").values, None, "bfloat16")).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_in_a_table_from_elsewhere_is_found(dtype: TableDtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [
+        ("float32", np.float32(np.nan)),
+        ("float32", np.float32(np.inf)),
+        ("float16", np.float16(-np.inf)),
+        ("bfloat16", 0x7FC0),  # NaN
+        ("bfloat16", 0xFF80),  # -Inf
+        ("float8", 0x7F),
+        ("float8", 0xFF),
+    ],
+)
+def test_nan_in_a_table_from_elsewhere_is_found(dtype: TableDtype, bits: Any) -> None:
     table = pack_table([(NUMBERS.copy(), NUMBERS.copy())], dtype)
     check_host_table(table)
-    part = table.layers[0][1]
-    if part.scale is not None:
-        part.scale[0, 0, 0] = -1.0
-    else:
-        part.values.reshape(-1)[5] = 0x7FC0 if dtype == "bfloat16" else np.nan
-    with pytest.raises(NumericalError):
+    table.layers[0][1].values.reshape(-1)[5] = bits
+    with pytest.raises(NumericalError, match="NaN or Inf"):
+        check_host_table(table)
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int8"])
+@pytest.mark.parametrize("scale", [0.0, -0.0, -1.0, np.nan, np.inf])
+def test_a_scale_that_is_no_positive_number_is_found(dtype: TableDtype, scale: float) -> None:
+    table = pack_table([(NUMBERS.copy(), NUMBERS.copy())], dtype)
+    kept = table.layers[0][1].scale
+    assert kept is not None
+    kept[0, 0, 0] = scale
+    with pytest.raises(NumericalError, match="scale"):
         check_host_table(table)
 
 
