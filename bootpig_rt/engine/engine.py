@@ -331,6 +331,7 @@ class Engine:
 
     def _plans(self, request: Request) -> list[Plan]:
         plan = self.planner.plan(request, self.options.limits)
+        self._tokenizer.tell_cut(request.prompt, request.negative_prompt)
         return [replace(plan, request=one) for one in request.of_pictures()]
 
     def _admit(self, jobs: Sequence[Job]) -> None:

@@ -154,7 +154,7 @@ class Planner:
             model=spec.config.name,
             model_fingerprint=spec.fingerprint,
             backend=backend.name,
-            runtime=getattr(backend, "runtime", backend.name),
+            runtime=spec.runtime,
             precision=spec.precision,
             device=backend.device,
             version=__version__,

@@ -50,7 +50,7 @@ class TextStates:
             states = {text: self._kept[text] for text in wanted if text in self._kept}
         missing = [text for text in wanted if text not in states]
         if missing:
-            made = self._backend.encode_text(self._tokenizer(missing))
+            made = self._backend.encode_text(self._tokenizer(missing, tells_cut=False))
             for text, state in zip(missing, self._backend.download_states(made), strict=True):
                 states[text] = state.copy()  # not a view, which would keep all of them
         answer = tuple(wanted), np.stack([states[text] for text in wanted])

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,6 @@ ENVIRONMENT = "BOOTPIG_RT_STORE"
 SUFFIX = ".subject"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEMPORARY_S = 3600.0
-_MAX_WAIT_S = 600.0
 
 DEFAULT_BYTES = 16 << 30
 
@@ -112,18 +111,6 @@ class StoreFolder:
         with contextlib.suppress(OSError):  # `write` says so
             self.tables.mkdir(parents=True, exist_ok=True)
         return take(self.tables / f".{key.digest(tenant)}.lock")
-
-    @contextlib.contextmanager
-    def making(self, key: ReferenceKey, tenant: str = "") -> Iterator[None]:
-        """Hold a table's claim, after waiting for it; look again inside."""
-        end = time.monotonic() + _MAX_WAIT_S
-        while (claim := self.claim(key, tenant)) is None and time.monotonic() < end:
-            time.sleep(0.02)
-        try:
-            yield
-        finally:
-            if claim is not None:
-                claim.release()
 
     def size_bytes(self) -> int:
         """Bytes of the tables that this version reads."""

@@ -104,13 +104,14 @@ class Tokenizer:
         vocabulary, merges = _check_vocabulary(*_read_vocabulary(folder), special, folder)
         return cls(_build_clip(vocabulary, merges, special), special)
 
-    def __call__(self, prompts: Sequence[str]) -> TokenIds:
+    def __call__(self, prompts: Sequence[str], *, tells_cut: bool = True) -> TokenIds:
         """Turn prompts into ids.
 
-        A prompt that is too long is cut, as by the published pipelines, and a warning is logged.
+        A prompt that is too long is cut, as by the published pipelines.
 
         Args:
             prompts: N texts; empty ones are fine here, guidance needs one.
+            tells_cut: Log a warning for a prompt that is cut, as `tell_cut` does.
 
         Returns:
             int64 [N, S]: begin token, words, end token, padding.
@@ -120,19 +121,40 @@ class Tokenizer:
         """
         ids = np.full((len(prompts), self.max_length), self.pad_id, np.int64)
         for row, prompt in enumerate(prompts):
-            text = check_prompt(prompt, allow_empty=True)
-            tokens: list[int] = self._tokenizer.encode(text).ids
+            tokens = self._tell_cut(prompt) if tells_cut else self._tokens(prompt)
             if len(tokens) > self.max_length:
-                logger.warning(
-                    "the prompt has %d tokens, the text encoder reads %d; the end is ignored, "
-                    "shorten it: %.60r",
-                    len(tokens),
-                    self.max_length,
-                    text,
-                )
                 tokens = [*tokens[: self.max_length - 1], self.eos_id]
             ids[row, : len(tokens)] = tokens
         return ids
+
+    def tell_cut(self, *prompts: str) -> None:
+        """Log a warning for each prompt that is too long: its end is ignored.
+
+        For whoever keeps text states: a request is told of its cut prompt, whether or not its
+        states are there already.
+
+        Raises:
+            PromptError: As for `__call__`.
+        """
+        for prompt in prompts:
+            self._tell_cut(prompt)
+
+    def _tell_cut(self, prompt: str) -> list[int]:
+        tokens = self._tokens(prompt)
+        if len(tokens) > self.max_length:
+            logger.warning(
+                "the prompt has %d tokens, the text encoder reads %d; the end is ignored, "
+                "shorten it: %.60r",
+                len(tokens),
+                self.max_length,
+                prompt,
+            )
+        return tokens
+
+    def _tokens(self, prompt: str) -> list[int]:
+        """Ids of a prompt of any length, begin and end token included."""
+        tokens: list[int] = self._tokenizer.encode(check_prompt(prompt, allow_empty=True)).ids
+        return tokens
 
 
 def _build_clip(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bootpig_rt.engine.text_states import TextStates
 from bootpig_rt.pipeline import Pipeline
@@ -26,7 +28,7 @@ class LengthBackend:
 
 def text_states() -> tuple[TextStates, list[int]]:
     backend: Any = LengthBackend()
-    tokenizer: Any = lambda texts: [len(text) for text in texts]  # noqa: E731
+    tokenizer: Any = lambda texts, **_: [len(text) for text in texts]  # noqa: E731
     return TextStates(backend, tokenizer), backend.launches
 
 
@@ -79,3 +81,17 @@ def test_states_from_the_cache_are_those_of_the_encoder(pipeline: Pipeline) -> N
     states = pipeline._backend.encode_text(pipeline._tokenizer(prompts))
     expected = pipeline._backend.download_states(states)
     np.testing.assert_allclose(texts.of(prompts)[1], expected, atol=1e-6)
+
+
+def test_a_prompt_that_is_cut_is_told_of_at_every_request(
+    paper: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the first was told: the states of the second were there already."""
+    long = " ".join(["dog"] * 100)
+    for number in (1, 2):
+        with caplog.at_level(logging.WARNING, "bootpig_rt"):
+            paper.submit(prompt=long, negative_prompt="rain")
+            paper.run()
+        told = [r for r in caplog.records if "the end is ignored" in r.getMessage()]
+        assert len(told) == number
+    assert len(paper.backend.num_texts) == 1

@@ -187,6 +187,12 @@ def test_long_prompt_is_cut_and_a_warning_tells_so(
     assert cut[-1] == tokenizer.eos_id
     [record] = caplog.records
     assert "has 78 tokens, the text encoder reads 77; the end is ignored" in record.message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(tokenizer([" ".join(["dog"] * 76)], tells_cut=False)[0], cut)
+        assert not caplog.records
+        tokenizer.tell_cut(" ".join(["dog"] * 75), " ".join(["dog"] * 76))
+    assert [record.message[:24] for record in caplog.records] == ["the prompt has 78 tokens"]
 
 
 @pytest.mark.parametrize(("length", "expected"), [(8, 8), (8.0, 8), (1e30, 77)])
