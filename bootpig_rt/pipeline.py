@@ -81,6 +81,11 @@ class Pipeline:
     ) -> None:
         """Load the pair."""
         max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
+        if not isinstance(tables, TableOptions | SubjectStore | None):
+            raise ParameterError(
+                f"tables is of type {type(tables).__name__}, expected TableOptions or a "
+                "SubjectStore, such as TableOptions(folder=...)"
+            )
         self.store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
         self._backend: Backend = create_backend(
             backend,

@@ -7,7 +7,7 @@ that is done, or that joins, ends the run, and the next one goes on from the sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -18,7 +18,6 @@ from bootpig_rt.engine.guidance import PictureBranches, plan_guidance
 from bootpig_rt.engine.plan import Plan
 from bootpig_rt.engine.text_states import Texts
 from bootpig_rt.reference.reference_table import ReferenceKV
-from bootpig_rt.request import Timings
 
 if TYPE_CHECKING:
     from bootpig_rt.engine.job import Job
@@ -80,7 +79,15 @@ class Picture:
 
 
 class Batch:
-    """Pictures that share launches, and the run that they are in. Runs end when pictures change."""
+    """Pictures that share launches, and the run that they are in. Runs end when pictures change.
+
+    Attributes:
+        pictures: Of one group.
+        launches: Steps so far, over all runs.
+        run: What is on the device; None between two runs.
+        done: Steps of the run so far.
+        is_over: No step of the run is left.
+    """
 
     def __init__(self) -> None:
         self.pictures: list[Picture] = []
@@ -88,19 +95,16 @@ class Batch:
         self.run: DenoiseRun | None = None
         self._timesteps: IntArray | None = None
         self._num_steps = self.done = 0
-
-    @property
-    def timings(self) -> Iterable[Timings]:
-        """Of the calls that its pictures are of, each once."""
-        return {id(one.job.timings): one.job.timings for one in self.pictures}.values()
+        self.is_over = False
 
     def begin(self, backend: Backend, texts: Texts) -> None:
         """Upload what the next steps read."""
         self._num_steps = min(picture.steps_alike() for picture in self.pictures)
-        self.done = 0
-        batch = build_batch(self.pictures, self._num_steps, texts)
+        self.done, self.is_over = 0, False
+        state = joint_state(self.pictures)
+        batch = build_batch(self.pictures, self._num_steps, texts, latents=state[0])
         self._timesteps = batch.solver.timesteps
-        self.run = backend.start(batch, joint_state(self.pictures))
+        self.run = backend.start(batch, state)
 
     def step(self) -> int:
         """One launch. Returns the timestep of the first picture."""
@@ -109,6 +113,7 @@ class Batch:
         self.run.step(self.done)
         self.done += 1
         self.launches += 1
+        self.is_over = self.done == self._num_steps
         return int(self._timesteps[self.done - 1, 0])
 
     def estimate(self) -> Callable[[], FloatArray]:
@@ -116,16 +121,11 @@ class Batch:
         assert self.run is not None
         return self.run.estimate
 
-    @property
-    def is_over(self) -> bool:
-        """No step of the run is left."""
-        return self.done == self._num_steps
-
     def close(self) -> None:
         """End the run, after all of its steps or before: its pictures get their states."""
-        run, self.run = self.run, None
-        if run is not None:
-            hand_back(self.pictures, run.state(), self.done)
+        assert self.run is not None
+        state, self.run = self.run.state(), None
+        hand_back(self.pictures, state, self.done)
 
     def drop(self) -> None:
         """Forget the run: its pictures stand where it began."""
@@ -138,13 +138,16 @@ def texts_of(pictures: Sequence[Picture]) -> list[str]:
     return [text for one in requests for text in (one.prompt, one.negative_prompt)]
 
 
-def build_batch(pictures: Sequence[Picture], num_steps: int, texts: Texts) -> DenoiseBatch:
+def build_batch(
+    pictures: Sequence[Picture], num_steps: int, texts: Texts, *, latents: FloatArray
+) -> DenoiseBatch:
     """Lay out the next steps of some pictures.
 
     Args:
         pictures: Of one size and one merge, none of them done.
         num_steps: T, steps in which no picture's rows change.
         texts: Among others those of `texts_of`, with their states.
+        latents: float32 [B, C, h, w], what the pictures are now.
     """
     names, prompt_embeds = texts
     # A table is one slot for all pictures that read the same entries at the same steps. Pictures of
@@ -177,7 +180,7 @@ def build_batch(pictures: Sequence[Picture], num_steps: int, texts: Texts) -> De
     rows = plan_guidance(branches)
     entry_of_step = np.array([entries for _, entries in slots], dtype=np.int64)
     return DenoiseBatch(
-        latents=joint_state(pictures)[0],
+        latents=latents,
         prompt_embeds=prompt_embeds,
         text_of_row=rows.text_of_row,
         picture_of_row=rows.picture_of_row,

@@ -91,6 +91,7 @@ class Engine:
         self._lookups: dict[_Whose, Future[ReferenceKV | Claim | None]] = {}
         self._look_again: dict[_Whose, float] = {}
         self._making: set[_Whose] = set()
+        self._has_deadlines = False
         self._preview_map: FloatArray | None = None
         self._launch_s = 0.0
         # Guards who waits, who runs and who drives; told whenever one of them changes.
@@ -332,6 +333,8 @@ class Engine:
     def _plans(self, request: Request) -> list[Plan]:
         plan = self.planner.plan(request, self.options.limits)
         self._tokenizer.tell_cut(request.prompt, request.negative_prompt)
+        if request.num_images_per_prompt == 1:
+            return [plan]
         return [replace(plan, request=one) for one in request.of_pictures()]
 
     def _admit(self, jobs: Sequence[Job]) -> None:
@@ -350,6 +353,7 @@ class Engine:
                     wait_s,
                 )
             self._queue.add(pictures)
+            self._has_deadlines |= any(job.deadline is not None for job in jobs)
             self._tell()
         for job in jobs:
             job.add_done_callback(lambda _: self._tell())
@@ -360,7 +364,7 @@ class Engine:
         """Let waiting pictures in until the batch or the budget is full."""
         passed: set[Picture] = set()
         skipped: set[Picture] = set()
-        while (picture := self._next(skipped, passed)) is not None:
+        while self._queue.is_used and (picture := self._next(skipped, passed)) is not None:
             with self._losing([picture], "the start of a picture"):
                 if not self._find_table(picture):
                     skipped.add(picture)
@@ -483,7 +487,8 @@ class Engine:
             if picture.waits:
                 self._queue.take(picture)
             batch = self._batches.setdefault(picture.group, Batch())
-        picture.job.begin()
+        if not picture.job.has_begun:
+            picture.job.begin()
         self._interrupt(batch)
         picture.joined = batch.launches
         with self._changed:
@@ -522,7 +527,7 @@ class Engine:
             if batch.run is None:
                 texts = self._texts.of(texts_of(batch.pictures))
                 ms = 1e3 * (time.perf_counter() - start)
-                for timings in batch.timings:
+                for timings in _timings_of(batch.pictures):
                     timings.text_ms += ms
                 start = time.perf_counter()
                 batch.begin(self._backend, texts)
@@ -530,7 +535,7 @@ class Engine:
         if timestep is None:
             return
         took_s = time.perf_counter() - start
-        for timings in batch.timings:  # every call of a launch has waited for all of it
+        for timings in _timings_of(batch.pictures):  # each call has waited for all of it
             timings.denoise_ms += 1e3 * took_s
         self._launch_s = took_s if not self._launch_s else 0.9 * self._launch_s + 0.1 * took_s
         told = []
@@ -576,8 +581,9 @@ class Engine:
 
     def _interrupt(self, batch: Batch) -> None:
         """End the run of a batch: its pictures get their states and may be joined anew."""
-        with self._losing(batch.pictures, "a launch", batch):
-            batch.close()
+        if batch.run is not None:
+            with self._losing(batch.pictures, "a launch", batch):
+                batch.close()
 
     @contextmanager
     def _losing(
@@ -619,7 +625,8 @@ class Engine:
 
     def _leave(self) -> None:
         """Decode the pictures that are done; drop those whose job was cancelled or has failed."""
-        self._end_late(self._pictures() if self._queue.is_used else self._running())
+        if self._has_deadlines:
+            self._end_late(self._pictures())
         for batch in list(self._batches.values()):
             are_gone = [picture.job.done() for picture in batch.pictures]
             if any(are_gone) and not all(are_gone):
@@ -662,10 +669,15 @@ class Engine:
                 pictures[0].job.fail(error)
             return
         ms = 1e3 * (time.perf_counter() - start)
-        for timings in {id(one.job.timings): one.job.timings for one in pictures}.values():
+        for timings in _timings_of(pictures):
             timings.decode_ms += ms
         for picture, image in zip(pictures, images, strict=True):
             picture.job.put(picture.number, image, self.planner.parameters(picture.plan))
+
+
+def _timings_of(pictures: Iterable[Picture]) -> Iterable[Timings]:
+    """Of the calls that pictures are of, each once."""
+    return {id(one.job.timings): one.job.timings for one in pictures}.values()
 
 
 class _CallEvents:

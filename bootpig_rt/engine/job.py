@@ -29,6 +29,7 @@ class Job(Future[GenerationResult]):
         priority: Higher ones begin first.
         total_steps: Of all its pictures.
         done_steps: Of them, so far.
+        has_begun: Work on it has.
         deadline: By `time.monotonic`, when it must be done; None for no such time.
     """
 
@@ -56,13 +57,13 @@ class Job(Future[GenerationResult]):
         self._submitted = time.monotonic()
         self.deadline_s = deadline_s
         self.deadline = None if deadline_s is None else self._submitted + deadline_s
-        self._has_begun = False
+        self.has_begun = False
         self._ending, self._is_notified = Lock(), False
         self._made: list[tuple[Image.Image, PictureParameters] | None] = [None] * len(plans)
 
     def running(self) -> bool:
         """Work on it has begun, and has not ended."""
-        return self._has_begun and not self.done()
+        return self.has_begun and not self.done()
 
     def result(self, timeout: float | None = None) -> GenerationResult:
         """The pictures; waits for whoever runs the engine.
@@ -79,8 +80,8 @@ class Job(Future[GenerationResult]):
 
     def begin(self) -> None:
         """Work on it begins: what it waited until now is queue time."""
-        if not self._has_begun:
-            self._has_begun = True
+        if not self.has_begun:
+            self.has_begun = True
             waited_ms = 1e3 * (time.monotonic() - self._submitted)
             self.timings.queue_ms = max(self.timings.queue_ms, waited_ms)
 

@@ -95,10 +95,11 @@ class Planner:
         _check_limits(limits, request, steps=steps, sides_px=(width, height))
         solver = self._solver(cast("SolverName", request.solver or config.default_solver), steps)
         schedule = self._schedule(request, spec)
+        is_guided = _guided(request.guidance_interval, steps)
         entries, table = np.full(steps, -1, dtype=np.int64), None
         if subject is not None:
-            subject.check_for(spec)
             entries = schedule.entry_of_step(steps)
+            subject.check_for(spec)
             table = plan_table(
                 subject,
                 schedule,
@@ -125,7 +126,7 @@ class Planner:
             height_px=height,
             latents_shape=(spec.latent_channels, height // factor, width // factor),
             entries=entries,
-            is_guided=_guided(request.guidance_interval, steps),
+            is_guided=is_guided,
             table=table,
         )
 

@@ -46,6 +46,7 @@ class Queue:
         """It begins; its tenant goes to the end of the line."""
         self._of_tenant[picture.job.tenant].remove(picture)
         picture.waits = False
+        self.is_used = any(self._of_tenant.values())
         self._of_tenant.move_to_end(picture.job.tenant)
 
     def next_that_fits(

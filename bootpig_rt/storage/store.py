@@ -94,7 +94,8 @@ class Claim:
         Raises:
             SubjectMismatch: It is another table than the one that was claimed.
         """
-        table.key.check(self._address[2])
+        if table.key != self._address[2]:
+            table.key.check(self._address[2])
         self._store._keep(self._address, table, backend)
         self._store._count(misses=1, make_ms=make_ms)
         if self._folder is None:
