@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -158,18 +160,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded."""
-        counts = ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("seed", "max_samples", "validate_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        _check_optimizer(self.optimizer)
-        _check_vae(self.vae)
-        _check_unet(self.unet)
-        _check_diffusion(self.diffusion)
-        _check_distill(self.distill)
+        _check_ranges(self)
+        _check_channels("vae", self.vae.block_channels, "norm_groups", self.vae.norm_groups)
+        unet, diffusion = self.unet, self.diffusion
+        _check_channels("unet", unet.block_channels, "norm_groups", unet.norm_groups)
+        _check_channels("unet", unet.block_channels, "head_dim", unet.head_dim)
+        if unet.text_width < 1 or unet.text_width % unet.text_heads:
+            raise ConfigError(
+                f"unet.text_width is {unet.text_width}, expected a multiple of unet.text_heads "
+                f"{unet.text_heads}"
+            )
+        if diffusion.snr_gamma and diffusion.snr_floor > diffusion.snr_gamma:
+            raise ConfigError(
+                f"diffusion.snr_floor is {diffusion.snr_floor}, expected at most "
+                f"diffusion.snr_gamma {diffusion.snr_gamma}"
+            )
         self._check_tables()
         if self.stage != "vae" and not self.start_from:
             raise ConfigError(
@@ -189,85 +194,52 @@ class TrainConfig:
                 )
 
 
-def _check_optimizer(optimizer: OptimizerConfig) -> None:
-    for name in ("learning_rate", "rsa_learning_rate", "clip_norm"):
-        value = getattr(optimizer, name)
-        if not 0 < value < math.inf:
-            raise ConfigError(f"optimizer.{name} is {value}, expected a number above 0")
-    for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
-        value = getattr(optimizer, name)
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"optimizer.{name} is {value}, expected 0 or more")
-    for name in ("beta1", "beta2", "ema_decay"):
-        value = getattr(optimizer, name)
-        if not 0 <= value < 1:
-            raise ConfigError(f"optimizer.{name} is {value}, expected at least 0 and below 1")
+_AT_LEAST: dict[int, str] = {
+    0: "seed max_samples validate_every",
+    1: "steps batch_size accumulate log_every checkpoint_every keep_checkpoints "
+    "vae.layers_per_block vae.latent_channels vae.norm_groups unet.layers_per_block "
+    "unet.text_layers unet.text_heads unet.norm_groups unet.head_dim diffusion.max_references "
+    "distill.steps distill.substeps",
+    3: "unet.max_tokens",
+    LEAST_VOCABULARY: "unet.vocabulary",
+}
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "a number above 0": (lambda x: 0 < x < math.inf, "learning_rate rsa_learning_rate clip_norm"),
+    "0 or more": (
+        lambda x: 0 <= x < math.inf,
+        "final_learning_rate warmup_steps weight_decay kl_weight gradient_weight snr_gamma "
+        "snr_floor foreground_weight",
+    ),
+    "at least 0 and below 1": (lambda x: 0 <= x < 1, "beta1 beta2 ema_decay"),
+    "a share from 0 to 1": (
+        lambda x: 0 <= x <= 1,
+        "prompt_dropout reference_dropout both_dropout",
+    ),
+}
+"""What each number may be, by its name, which no two tables share."""
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    for least, names in _AT_LEAST.items():
+        for name in names.split():
+            value = attrgetter(name)(config)
+            if value < least:
+                wanted = f"at least {least}" if least else "0 or more"
+                raise ConfigError(f"{name} is {value}, expected {wanted}")
+    for table in ("optimizer", "vae", "diffusion"):
+        values = vars(getattr(config, table))
+        for wanted, (is_right, names) in _NUMBERS.items():
+            for name in names.split():
+                if name in values and not is_right(values[name]):
+                    raise ConfigError(f"{table}.{name} is {values[name]}, expected {wanted}")
 
 
 def _check_channels(table: str, channels: tuple[int, ...], name: str, divisor: int) -> None:
-    if divisor < 1:
-        raise ConfigError(f"{table}.{name} is {divisor}, expected at least 1")
     if not channels or any(c < 1 or c % divisor for c in channels):
         raise ConfigError(
             f"{table}.block_channels is {list(channels)}, expected multiples of "
             f"{table}.{name} {divisor}"
         )
-
-
-def _check_vae(vae: VaeConfig) -> None:
-    for name in ("layers_per_block", "latent_channels"):
-        if getattr(vae, name) < 1:
-            raise ConfigError(f"vae.{name} is {getattr(vae, name)}, expected at least 1")
-    _check_channels("vae", vae.block_channels, "norm_groups", vae.norm_groups)
-    for name in ("kl_weight", "gradient_weight"):
-        value = getattr(vae, name)
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"vae.{name} is {value}, expected 0 or more")
-
-
-def _check_unet(unet: UNetConfig) -> None:
-    for name, least in (
-        ("layers_per_block", 1),
-        ("text_layers", 1),
-        ("text_heads", 1),
-        ("max_tokens", 3),
-        ("vocabulary", LEAST_VOCABULARY),
-    ):
-        if getattr(unet, name) < least:
-            raise ConfigError(f"unet.{name} is {getattr(unet, name)}, expected at least {least}")
-    _check_channels("unet", unet.block_channels, "norm_groups", unet.norm_groups)
-    _check_channels("unet", unet.block_channels, "head_dim", unet.head_dim)
-    if unet.text_width < 1 or unet.text_width % unet.text_heads:
-        raise ConfigError(
-            f"unet.text_width is {unet.text_width}, expected a multiple of unet.text_heads "
-            f"{unet.text_heads}"
-        )
-
-
-def _check_diffusion(diffusion: DiffusionConfig) -> None:
-    for name in ("prompt_dropout", "reference_dropout", "both_dropout"):
-        value = getattr(diffusion, name)
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(f"diffusion.{name} is {value}, expected a share from 0 to 1")
-    for name in ("snr_gamma", "snr_floor", "foreground_weight"):
-        value = getattr(diffusion, name)
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"diffusion.{name} is {value}, expected 0 or more")
-    if diffusion.snr_gamma and diffusion.snr_floor > diffusion.snr_gamma:
-        raise ConfigError(
-            f"diffusion.snr_floor is {diffusion.snr_floor}, expected at most diffusion.snr_gamma "
-            f"{diffusion.snr_gamma}"
-        )
-    if diffusion.max_references < 1:
-        raise ConfigError(
-            f"diffusion.max_references is {diffusion.max_references}, expected at least 1"
-        )
-
-
-def _check_distill(distill: DistillConfig) -> None:
-    for name in ("steps", "substeps"):
-        if getattr(distill, name) < 1:
-            raise ConfigError(f"distill.{name} is {getattr(distill, name)}, expected at least 1")
 
 
 T = TypeVar("T")

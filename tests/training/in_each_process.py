@@ -24,7 +24,7 @@ from bootpig_rt.training.run import build_trainer
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.trainer import Trainer
 
-STEPS = 6
+STEPS = 4
 
 
 class LineStage:

@@ -90,7 +90,7 @@ def test_the_loss_falls(substeps: int, config_of: ConfigOf) -> None:
     stage = build(config_of(substeps=substeps, diffusion=KEPT))
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=3e-3)
     losses = []
-    for _ in range(10):
+    for _ in range(6):
         loss, figures = stage.loss(torch.arange(2), draws_of(2))
         optimizer.zero_grad()
         loss.backward()
@@ -234,18 +234,17 @@ def test_on_a_gpu_the_teacher_computes_in_bfloat16_with_the_kernels_that_inferen
 # Resume -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_resume_is_bit_identical(precision: str, config_of: ConfigOf, train: Any) -> None:
+def test_a_resume_is_bit_identical(config_of: ConfigOf, train: Any) -> None:
     settings: dict[str, Any] = {
-        "steps": 4,
-        "mixed_precision": precision,
+        "steps": 2,
+        "mixed_precision": "bf16",
         "substeps": 2,
         "diffusion": {"max_references": 2, "reference_dropout": 0.4},
     }
     whole = train(config_of("whole", **settings))
-    assert train(config_of("part", **settings), stop_after=2).step == 2
+    assert train(config_of("part", **settings), stop_after=1).step == 1
     rest = train(config_of("part", **settings))
-    assert rest.step == 4
+    assert rest.step == 2
     assert rows_of(whole) == rows_of(rest)
     for name, parameter in whole.parameters.items():
         assert torch.equal(parameter, rest.parameters[name])

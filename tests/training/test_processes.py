@@ -54,7 +54,7 @@ def real(make_config: Any, vae_result: Path, base_result: Path, tmp_path_factory
                 make_config(
                     stage,
                     folder / stage,
-                    steps=3,
+                    steps=2,
                     batch_size=batch_size,
                     log_every=1,
                     start_from=str(start[stage]),
