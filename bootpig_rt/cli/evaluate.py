@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 NAME = "evaluate"
-HELP = "measure a pair: identity, scenes and controls on subjects never seen in training"
+HELP = "measure a pair: identity, fidelity, scenes and controls, on subjects never seen in training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
