@@ -61,14 +61,3 @@ def draw_caption(rng: np.random.Generator, noun: str) -> Caption:
     scene = SCENES[list(SCENES)[int(rng.integers(len(SCENES)))]]
     phrase = scene.phrases[int(rng.integers(len(scene.phrases)))]
     return Caption(noun, position, scene.key, phrase)
-
-
-def corpus(nouns: list[str]) -> list[str]:
-    """Every caption the grammar can say about `nouns`: what the tokenizer is trained on."""
-    return [
-        Caption(noun, position, scene.key, phrase).text
-        for noun in nouns
-        for position in POSITIONS
-        for scene in SCENES.values()
-        for phrase in scene.phrases
-    ]

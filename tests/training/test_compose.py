@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from bootpig_rt.training import compose
 from bootpig_rt.training.captions import Caption
 from bootpig_rt.training.compose import (
     CENTRE_X,
@@ -162,6 +164,33 @@ def test_a_new_view_differs_in_turn_flip_squash_or_crop() -> None:
     assert all(view.turn_deg != target.turn_deg for view in views)
     assert {view.is_flipped for view in views} == {True, False}
     assert {view.crop_edge for view in views} == {"none", "left", "right", "top", "bottom"}
+
+
+def test_the_first_reference_alone_may_share_the_targets_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of several references only one is seen as the target is: the others teach other views."""
+    drawn: list[tuple[View, View]] = []
+    real = compose.reference_view
+
+    def watched(rng: Any, target: View, *, is_same_view: bool) -> View:
+        drawn.append((target, real(rng, target, is_same_view=is_same_view)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(compose, "reference_view", watched)
+    for near, shares in ((1.0, [True, False, False, False]), (0.0, [False] * 4)):
+        for seed in range(5):
+            drawn.clear()
+            counts = (0.0, 0.0, 0.0, 1.0)
+            draw(
+                seed,
+                square((200, 0, 0), half=(0, 0, 200)),
+                near_view_probability=near,
+                reference_counts=counts,
+            )
+            same = [view.turn_deg == target.turn_deg for target, view in drawn[-4:]]
+            assert same == shares
+            assert len({view.turn_deg for _, view in drawn[-4:]}) == 4
 
 
 # Samples ----------------------------------------------------------------------------------------

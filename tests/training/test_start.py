@@ -16,12 +16,14 @@ from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.models.init_pair import init_pair
 from bootpig_rt.models.load import load_pair
-from bootpig_rt.training.config import PairSettings
+from bootpig_rt.models.weights import digest_tensors
+from bootpig_rt.training.config import PairSettings, load_config
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.run import build_stage
 from bootpig_rt.training.start import load_start, with_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_no_network")
+REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SD_2 = {
     "_class_name": "PNDMScheduler",
@@ -224,9 +226,22 @@ def test_the_fingerprint_of_a_pair_does_not_depend_on_its_provenance(
     assert load_pair(copy).fingerprint == load_pair(pair_result).fingerprint
 
 
-# The recipe ---------------------------------------------------------------------------------------
+def test_the_record_of_the_shipped_pair_is_of_the_shipped_pair() -> None:
+    shipped = REPOSITORY / "bootpig_rt" / "assets" / "pair"
+    record = json.loads((REPOSITORY / "training" / "logs" / "provenance.json").read_text())
+    pair = load_pair(shipped)
+    assert record["shipped"]["fingerprint"] == pair.fingerprint
+    by_hand = record["shipped"]["set_by_hand"]
+    assert by_hand == {name: getattr(pair.config, name) for name in by_hand}
+    base = record["start"]["provenance"]
+    assert base["start"]["fingerprint"] == digest_tensors(pair.vae.state_dict())
+    assert base["config"]["unet"]["max_tokens"] == 32
+    recipe = load_config(REPOSITORY / "training/configs/base.toml", []).pair
+    for name in ("image_guidance_scale", "text_guidance_scale"):
+        assert getattr(recipe, name) == getattr(pair.config, name)
 
-REPOSITORY = Path(__file__).parents[2]
+
+# The recipe ---------------------------------------------------------------------------------------
 
 
 def folders_of(text: str, command: str) -> set[str]:
@@ -236,8 +251,6 @@ def folders_of(text: str, command: str) -> set[str]:
 
 
 def test_the_recipe_and_the_figures_keep_their_samples_apart() -> None:
-    from bootpig_rt.training.config import load_config
-
     configs = [
         load_config(path, []) for path in sorted((REPOSITORY / "training/configs").glob("*.toml"))
     ]

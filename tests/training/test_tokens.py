@@ -13,11 +13,23 @@ import pytest
 import transformers
 
 from bootpig_rt.text.tokenizer import Tokenizer
-from bootpig_rt.training.captions import corpus
+from bootpig_rt.training.captions import POSITIONS, Caption
+from bootpig_rt.training.scenes import SCENES
 from bootpig_rt.training.tokens import learn_merges, train_tokenizer
 
 NOUNS = ["dog", "apple", "school bus", "owl", "crown", "ice cream", "hourglass", "t-rex"]
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+
+
+def corpus(nouns: list[str]) -> list[str]:
+    """Every caption that can be drawn."""
+    return [
+        Caption(noun, position, scene.key, phrase).text
+        for noun in nouns
+        for position in POSITIONS
+        for scene in SCENES.values()
+        for phrase in scene.phrases
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +72,15 @@ def test_the_same_captions_give_the_same_files_in_any_order(folder: Path, tmp_pa
 def test_another_process_gives_the_same_files(folder: Path, tmp_path: Path, root: Path) -> None:
     code = (
         "import sys, json; from pathlib import Path\n"
-        "from bootpig_rt.training.captions import corpus\n"
         "from bootpig_rt.training.tokens import train_tokenizer\n"
-        f"train_tokenizer(corpus({NOUNS!r}), Path(sys.argv[1]), vocabulary=700, max_tokens=24)"
+        "captions = json.loads(Path(sys.argv[2]).read_text())\n"
+        "train_tokenizer(captions, Path(sys.argv[1]), vocabulary=700, max_tokens=24)"
     )
     environment = {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "77"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+    texts = tmp_path / "captions.json"
+    texts.write_text(json.dumps(corpus(NOUNS)))
+    command = [sys.executable, "-c", code, str(tmp_path), str(texts)]
+    subprocess.run(command, check=True, env=environment)
     assert contents(tmp_path) == contents(folder)
 
 
