@@ -202,10 +202,17 @@ def make_tiny_pair() -> MakeTinyPair:
     return make
 
 
+TINY = ROOT / "tests" / "data" / "tiny"
+"""What `make_tiny_pair` writes, with its ONNX graphs, which take minutes to export."""
+
+
 @pytest.fixture(scope="session")
-def tiny_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
+def tiny_pair_folder(share: Share) -> Path:
     """A random pair in the single-folder layout. Copy it before changing a file."""
-    return share("tiny_pair", make_tiny_pair) / "pair"
+    graphs = shutil.ignore_patterns("*.onnx")
+    return share(
+        "tiny_pair", lambda path: shutil.copytree(TINY, path, ignore=graphs, dirs_exist_ok=True)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -215,25 +222,22 @@ def published_layout_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_folder(tiny_pair_folder: Path, share: Share) -> Path:
+def tiny_bundle_folder(share: Share) -> Path:
     """The tiny pair with its ONNX graphs and a manifest. Copy it before changing a file.
 
     Built for pictures of 16 to 64 px, 4 at once, 3 references and 50 steps.
     """
-    return share("tiny_bundle", lambda folder: _write_tiny_bundle(tiny_pair_folder, folder))
+    return share("tiny_bundle", _write_tiny_bundle)
 
 
-def _write_tiny_bundle(pair_folder: Path, folder: Path) -> None:
+def _write_tiny_bundle(folder: Path) -> None:
     from bootpig_rt.bundle.bundle import ParityReport, write_manifest
     from bootpig_rt.export.build_options import build_options
     from bootpig_rt.export.describe import describe_graphs
-    from bootpig_rt.export.onnx_export import GRAPH_NAMES, export_graph
     from bootpig_rt.models.load import load_pair
 
-    shutil.copytree(pair_folder, folder, dirs_exist_ok=True)
+    shutil.copytree(TINY, folder, dirs_exist_ok=True)
     pair = load_pair(folder)
-    for name in GRAPH_NAMES:
-        export_graph(name, pair, folder, dialect="cpu")
     options = build_options(
         pair.config,
         size_multiple_px=8,
