@@ -543,13 +543,14 @@ class Engine:
             mine = [i for i, picture in enumerate(batch.pictures) if picture.job is job]
             job.done_steps += len(mine)
             if job.on_event is not None and not job.done():
-                with self._losing([batch.pictures[mine[0]]], "a preview"):
-                    told.append((job.on_event, self._step_event(batch, job, mine, timestep)))
-        pictures = {id(picture.job.on_event): picture for picture in batch.pictures}
+                first = batch.pictures[mine[0]]
+                with self._losing([first], "a preview"):
+                    event = self._step_event(batch, job, mine, timestep)
+                    told.append((first, job.on_event, event))
         if batch.is_over:
             self._interrupt(batch)
-        for on_event, event in told:  # last of all: a callback may drive the engine itself
-            with self._losing([pictures[id(on_event)]], "a callback"):
+        for first, on_event, event in told:  # last of all: a callback may drive the engine itself
+            with self._losing([first], "a callback"):
                 on_event(event)
 
     def _step_event(self, batch: Batch, job: Job, mine: Sequence[int], timestep: int) -> StepEvent:

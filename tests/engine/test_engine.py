@@ -790,6 +790,22 @@ def test_what_a_callback_raises_ends_its_own_request(paper: Any) -> None:
     assert len(good.result(timeout=0).images) == 1
 
 
+def test_a_callback_that_two_requests_share_fails_the_one_that_it_was_called_for(
+    paper: Any,
+) -> None:
+    def fail_once(event: Event) -> None:
+        if not failed:
+            failed.append(event)
+            raise LookupError("no such page")
+
+    failed: list[Event] = []
+    first, second = (paper.submit(job={"on_event": fail_once}) for _ in range(2))
+    paper.run()
+    with pytest.raises(LookupError):
+        first.result(timeout=0)
+    assert len(second.result(timeout=0).images) == 1
+
+
 def test_a_callback_may_decode_and_cancel(paper: Any) -> None:
     shown: list[Image.Image] = []
 
