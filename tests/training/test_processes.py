@@ -86,12 +86,13 @@ def two(real: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for rank in (0, 1)
     ]
-    for process in processes:
-        try:
-            _, errors = process.communicate(timeout=400)
-        finally:
+    try:
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+    finally:  # one that waits for the other for ever must not stay
+        for process in processes:
             process.kill()
-        assert process.returncode == 0, errors[-3000:]
+    for process, error in zip(processes, errors, strict=True):
+        assert process.returncode == 0, error[-3000:]
     return folder
 
 
