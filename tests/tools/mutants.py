@@ -90,13 +90,13 @@ def names_of(module: Path) -> list[str]:
 def run_mutmut(*words: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PYTHONSAFEPATH"] = ""
-    command = [sys.executable, "-m", "mutmut", *words]
-    done = subprocess.run(
-        command, cwd=WORK, env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
+    log = WORK / f"{words[0]}.log"
+    with log.open("w") as out:
+        command = [sys.executable, "-m", "mutmut", *words]
+        done = subprocess.run(command, cwd=WORK, env=environment, stdout=out, check=False)
     if done.returncode:
-        sys.exit(done.stdout[-4000:])
-    return done.stdout
+        sys.exit(log.read_text()[-4000:])
+    return log.read_text()
 
 
 def main() -> None:
