@@ -102,6 +102,7 @@ class MakeTinyPair(Protocol):
         seed: int = ...,
         prediction_type: str = ...,
         published: bool = ...,
+        shallow: bool = ...,
         **config: Any,
     ) -> Path:
         """Write a random pair and return its folder."""
@@ -113,6 +114,7 @@ def make_tiny_pair() -> MakeTinyPair:
 
     Latents are [4, 8, 8]; prompts have 24 tokens. With `published` the folder holds `base_unet`
     and `ref_unet` alone and `folder / "base_model"` the rest, as the published trainer leaves it.
+    With `shallow` the U-Nets attend in one block in place of seven: they are quicker to export.
     Further keywords become fields of `pair.json`.
     """
 
@@ -122,6 +124,7 @@ def make_tiny_pair() -> MakeTinyPair:
         seed: int = 0,
         prediction_type: str = "epsilon",
         published: bool = False,
+        shallow: bool = False,
         **config: Any,
     ) -> Path:
         import torch
@@ -136,16 +139,17 @@ def make_tiny_pair() -> MakeTinyPair:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer_folder = folder / "tokenizer_source"
         _write_tiny_tokenizer(tokenizer_folder)
+        kind, channels = ("", (16,)) if shallow else ("CrossAttn", (16, 32))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             base, reference = (
                 UNet2DConditionModel(
                     sample_size=8,
-                    block_out_channels=(16, 32),
+                    block_out_channels=channels,
                     layers_per_block=1,
-                    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                    attention_head_dim=(2, 4),
+                    down_block_types=(f"{kind}DownBlock2D",) * len(channels),
+                    up_block_types=(f"{kind}UpBlock2D",) * len(channels),
+                    attention_head_dim=tuple(width // 8 for width in channels),
                     cross_attention_dim=16,
                     norm_num_groups=4,
                     use_linear_projection=True,
@@ -213,6 +217,12 @@ def tiny_pair_folder(share: Share) -> Path:
     return share(
         "tiny_pair", lambda path: shutil.copytree(TINY, path, ignore=graphs, dirs_exist_ok=True)
     )
+
+
+@pytest.fixture(scope="session")
+def shallow_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
+    """A tiny pair that attends in one block. Copy it before changing a file."""
+    return share("shallow_pair", lambda folder: make_tiny_pair(folder, shallow=True)) / "pair"
 
 
 @pytest.fixture(scope="session")

@@ -753,13 +753,14 @@ def test_graphs_for_cuda_are_compared_on_a_cpu_where_there_is_no_gpu(
 
 @pytest.mark.skipif(not RTX.is_installed(), reason="tensorrt_rtx is not installed")
 def test_a_tiny_pair_becomes_engines_without_a_gpu(
-    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_pair_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All is real: the export, the gate in ONNX Runtime, and engines for sm_89 in float32."""
     for module in (gate, targets):
         monkeypatch.setattr(module, "cuda_devices", lambda: ())
     profile = Profile((32, 32, 32), 1, 1, 2)
     options = BuildOptions(target="sm_89", precision="float32", profile=profile, merges=())
+    pair = shutil.copytree(shallow_pair_folder, tmp_path / "pair")
     manifest = build_engine(pair, tmp_path / "out", options).bundle.manifest
     assert manifest.parity.status == "not run"
     assert all(result.passed for result in manifest.parity.results)

@@ -122,10 +122,10 @@ def test_no_path_of_the_builder_is_in_a_graph(tiny_bundle_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def half_folder(tiny_pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pair with float16 weights, and two graphs of each precision in folders of it."""
+def half_folder(shallow_pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pair with float16 weights."""
     source = tmp_path_factory.mktemp("half")
-    return save_pair(load_pair(tiny_pair_folder), source / "pair", dtype=torch.float16)
+    return save_pair(load_pair(shallow_pair_folder), source / "pair", dtype=torch.float16)
 
 
 def test_float16_weights_are_cast_in_a_float32_graph(half_folder: Path) -> None:
