@@ -33,8 +33,9 @@ from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.reference.encode import encode
 from bootpig_rt.reference.reference_pass import make_table
+from bootpig_rt.reference.reference_table import ReferenceTable
 from bootpig_rt.reference.schedule import WHOLE, ReferenceSchedule
-from bootpig_rt.reference.subject import SavedTable, Subject
+from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import GenerationResult, Request, Timings
 from bootpig_rt.storage.store import SubjectStore
@@ -367,7 +368,7 @@ class Pipeline:
         if not keep_table:
             return subject
         host = self._backend.download_table(table.data)
-        return replace(subject, tables=(SavedTable(table.key, host),))
+        return replace(subject, tables=(ReferenceTable.on_host(table.key, host),))
 
     def table_bytes(
         self,

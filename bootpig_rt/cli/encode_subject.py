@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         "num_references": subject.num_references,
         "pair": subject.pair_fingerprint,
         "planned_table_bytes": planned["table_bytes"] if keep_table else 0,
-        "table_bytes": sum(saved.table.nbytes for saved in subject.tables),
+        "table_bytes": sum(saved.size_bytes for saved in subject.tables),
         "store": pipeline.store.stats().to_dict(),
     }
     if args.json:

@@ -75,8 +75,8 @@ def _list(folder: StoreFolder, *, is_json: bool) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from bootpig_rt.images.picture import save_png
-    from bootpig_rt.reference.subject import MAX_FILE_BYTES, Subject
-    from bootpig_rt.reference.subject_file import read_facts
+    from bootpig_rt.reference.subject import Subject
+    from bootpig_rt.reference.subject_file import MAX_FILE_BYTES, read_facts
 
     is_file = Path(args.name).is_file()
     path = Path(args.name) if is_file else _folder(args).found_subject(args.name)

@@ -17,7 +17,7 @@ from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.engine.guidance import PictureBranches, plan_guidance
 from bootpig_rt.engine.plan import Plan
 from bootpig_rt.engine.text_states import Texts
-from bootpig_rt.reference.reference_table import ReferenceKV
+from bootpig_rt.reference.reference_table import ReferenceTable
 
 if TYPE_CHECKING:
     from bootpig_rt.engine.job import Job
@@ -48,7 +48,7 @@ class Picture:
     def __init__(self, job: Job, number: int, plan: Plan) -> None:
         """Draw the noise."""
         self.job, self.number, self.plan = job, number, plan
-        self.table: ReferenceKV | None = None
+        self.table: ReferenceTable | None = None
         self.step = 0
         shape = plan.latents_shape
         self.state: FloatArray = np.zeros((1 + plan.solver.history_size, *shape), np.float32)
@@ -152,7 +152,7 @@ def build_batch(
     names, prompt_embeds = texts
     # A table is one slot for all pictures that read the same entries at the same steps. Pictures of
     # one subject that are at different steps have a slot each; the table itself is shared.
-    slots: dict[tuple[int, tuple[int, ...]], tuple[ReferenceKV, int]] = {}
+    slots: dict[tuple[int, tuple[int, ...]], tuple[ReferenceTable, int]] = {}
     branches = []
     count = 0
     for picture in pictures:

@@ -44,7 +44,7 @@ from bootpig_rt.engine.text_states import TextStates
 from bootpig_rt.errors import Cancelled, EngineFull, ParameterError
 from bootpig_rt.images.picture import to_pil
 from bootpig_rt.reference.reference_pass import make_table
-from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceKV
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
 from bootpig_rt.request import GenerationResult, Request, Timings
 from bootpig_rt.storage.store import Claim, SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ class Engine:
         self._texts = TextStates(backend, tokenizer)
         self._queue = Queue()
         self._batches: OrderedDict[Group, Batch] = OrderedDict()
-        self._lookups: dict[_Whose, Future[ReferenceKV | Claim | None]] = {}
+        self._lookups: dict[_Whose, Future[ReferenceTable | Claim | None]] = {}
         self._look_again: dict[_Whose, float] = {}
         self._making: set[_Whose] = set()
         self._has_deadlines = False
@@ -434,7 +434,7 @@ class Engine:
         picture.table = self._make_table(picture, found) if isinstance(found, Claim) else found
         return True
 
-    def _make_table(self, picture: Picture, claim: Claim | None) -> ReferenceKV:
+    def _make_table(self, picture: Picture, claim: Claim | None) -> ReferenceTable:
         """Run the pass of a picture's table; after each launch the running pictures make a step."""
         job, plan = picture.job, picture.plan.table
         assert plan is not None

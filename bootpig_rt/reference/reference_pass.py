@@ -17,8 +17,8 @@ from bootpig_rt.backends.host_table import (
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.reference_table import (
     ReferenceKey,
-    ReferenceKV,
     ReferenceSchedule,
+    ReferenceTable,
     reference_latents,
 )
 from bootpig_rt.reference.subject import Subject
@@ -67,8 +67,7 @@ def plan_table(
     """
     spec = backend.spec
     dtype = options.dtype or spec.table_dtype
-    key = ReferenceKey.of(
-        subject,
+    key = subject.table_key(
         schedule,
         solver_timesteps,
         ref_scale=spec.config.ref_scale,
@@ -102,7 +101,7 @@ def make_table(
     tokenizer: Tokenizer,
     rows_per_launch: int = 16,
     progress: PassProgress | None = None,
-) -> tuple[ReferenceKV, int]:
+) -> tuple[ReferenceTable, int]:
     """Run the Reference U-Net over all entries and references of a subject.
 
     A table that is over the device's budget is put together on the host, launch by launch: others
@@ -158,7 +157,7 @@ def make_table(
     total = len(timesteps) * count
     if plan.is_resident:
         data, size, passes = run(slice(None), progress)
-        return ReferenceKV(key, data, size), passes
+        return ReferenceTable(key, data, size), passes
     at_once = max(1, rows_per_launch // count)
     pieces: list[HostTable] = []
     passes = 0
@@ -168,7 +167,7 @@ def make_table(
         pieces.append(backend.download_table(data))
         passes += done
     data = backend.upload_table(_join(pieces), is_resident=False)
-    return ReferenceKV(key, data, plan.size_bytes, is_resident=False), passes
+    return ReferenceTable(key, data, plan.size_bytes, is_resident=False), passes
 
 
 def _counted(progress: PassProgress, before: int, total: int) -> Callable[[int, int], object]:

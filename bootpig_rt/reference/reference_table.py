@@ -1,4 +1,4 @@
-"""ReferenceKV: the keys and values that the Base U-Net reads of a subject, and when they are valid.
+"""The keys and values that the Base U-Net reads of a subject, and when they are valid.
 
 Attention is one-way: the reference never sees the picture that is drawn. The table therefore
 depends on the subject, the timesteps and the subject's noise seed, never on prompt, seed or
@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.backends.host_table import PRECISIONS, TABLE_DTYPES, Precision, TableDtype
+from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
 from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import ParameterError, SubjectMismatch
 from bootpig_rt.reference.schedule import ReferenceSchedule
 
-if TYPE_CHECKING:
-    from bootpig_rt.reference.subject import Subject
-
-__all__ = ["ReferenceKV", "ReferenceKey", "ReferenceSchedule", "reference_latents"]
+__all__ = ["ReferenceKey", "ReferenceSchedule", "ReferenceTable", "reference_latents"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -71,40 +69,6 @@ class ReferenceKey:
     num_references: int
     origin: str = ""
 
-    @classmethod
-    def of(
-        cls,
-        subject: Subject,
-        schedule: ReferenceSchedule,
-        solver_timesteps: IntArray,
-        *,
-        ref_scale: float,
-        precision: Precision,
-        dtype: TableDtype,
-    ) -> ReferenceKey:
-        """The key of a subject's table for a schedule, that of a table it brings if it has one.
-
-        Raises:
-            ParameterError: No step lies in the schedule's window.
-        """
-        height, width = subject.latents.shape[-2:]
-        key = cls(
-            subject=subject.fingerprint,
-            pixels=subject.pixels_sha256,
-            reference_prompt=subject.reference_prompt,
-            noise_seed=subject.noise_seed,
-            pair=subject.pair_fingerprint,
-            is_noised=schedule.mode != "clean",
-            timesteps=tuple(schedule.timesteps(solver_timesteps).tolist()),
-            ref_scale=ref_scale,
-            precision=precision,
-            dtype=dtype,
-            size=(height, width),
-            num_references=subject.num_references,
-        )
-        brought = (saved.key for saved in subject.tables)
-        return next((one for one in brought if replace(one, origin="") == key), key)
-
     def check(self, needed: ReferenceKey) -> None:
         """Refuse a table where another one is needed.
 
@@ -146,21 +110,10 @@ class ReferenceKey:
             raise ParameterError(
                 f"the key of a table lacks or adds {_short(differ)}: it is of another version"
             )
-        found = dict(values)
-        for name in ("timesteps", "size"):
-            if not isinstance(found[name], list) or not all(type(n) is int for n in found[name]):
-                raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
-            found[name] = tuple(found[name])
-        kinds: dict[str, type] = {"noise_seed": int, "num_references": int, "is_noised": bool}
-        texts = ("subject", "pixels", "reference_prompt", "pair", "precision", "dtype")
-        for name, kind in {**kinds, "ref_scale": float, **dict.fromkeys(texts, str)}.items():
-            if type(found[name]) is not kind:
-                raise ParameterError(f"the key of a table has {name} {_short(found[name])}")
-        if found["dtype"] not in TABLE_DTYPES or len(found["size"]) != 2:
-            raise ParameterError("the key of a table has an unknown dtype or no size")
-        if found["precision"] not in PRECISIONS:
-            raise ParameterError(f"the key of a table has precision {_short(found['precision'])}")
-        return cls(**found)
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ParameterError(f"the key of a table is wrong: {error}") from error
 
     def digest(self, tenant: str = "") -> str:
         """sha256 of everything above and a tenant: the name of the table's file."""
@@ -169,21 +122,27 @@ class ReferenceKey:
 
 
 @dataclass(frozen=True)
-class ReferenceKV:
-    """The table of one subject, on the backend's device or streamed to it.
+class ReferenceTable:
+    """The table of one subject: on the backend's device, streamed to it, or as it is saved.
 
     Attributes:
         key: What it was computed from.
-        data: The backend's own layout: E entries x L layers of keys and values [R, H, M, D].
-        size_bytes: Bytes of `data` where it lies: `table_storage.table_bytes` of its type there.
-        is_resident: `data` is on the device as a whole. Otherwise it is on the host, and
-            each step copies the entry that it reads.
+        data: E entries x L layers of keys and values [R, H, M, D], in the backend's own layout;
+            a `HostTable` where it came from a file or travels with a subject.
+        size_bytes: Bytes of `data` where it lies: `host_table.table_bytes` of its type there.
+        is_resident: `data` is on the device as a whole. Otherwise it is on the host, and each step
+            copies the entry that it reads.
     """
 
     key: ReferenceKey
     data: Any
     size_bytes: int
     is_resident: bool = True
+
+    @classmethod
+    def on_host(cls, key: ReferenceKey, table: HostTable) -> ReferenceTable:
+        """A table as files and backends exchange it."""
+        return cls(key, table, table.nbytes, is_resident=False)
 
     @property
     def num_references(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -18,30 +18,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bootpig_rt.backends.base import FloatArray, PairSpec
-from bootpig_rt.backends.host_table import HostTable
+from bootpig_rt.backends.base import FloatArray, IntArray, PairSpec
+from bootpig_rt.backends.host_table import Precision, TableDtype
 from bootpig_rt.errors import ParameterError, SubjectMismatch
 from bootpig_rt.images.picture import to_pil
-from bootpig_rt.reference.reference_table import ReferenceKey
-
-PREVIEW_PX = 96
-"""Longest side of the preview picture of a subject's file."""
-
-MAX_FILE_BYTES = 16 << 30
-"""A larger subject file is refused unless `Subject.load` is told otherwise."""
-
-
-@dataclass(frozen=True)
-class SavedTable:
-    """A reference table that travels with its subject.
-
-    Attributes:
-        key: What it was computed from.
-        table: Keys and values on the host.
-    """
-
-    key: ReferenceKey
-    table: HostTable
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
+from bootpig_rt.reference.schedule import ReferenceSchedule
+from bootpig_rt.reference.subject_file import (
+    MAX_FILE_BYTES,
+    PREVIEW_PX,
+    SubjectContents,
+    read_subject,
+    unusable,
+    write_subject,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +57,7 @@ class Subject:
     noise_seed: int
     pair_fingerprint: str
     prompt_states: FloatArray | None = None
-    tables: tuple[SavedTable, ...] = ()
+    tables: tuple[ReferenceTable, ...] = ()
     preview: npt.NDArray[np.uint8] | None = None
     pixels_sha256: str = ""
     fingerprint: str = field(init=False, default="")
@@ -112,6 +102,38 @@ class Subject:
         if self.pixels is not None:
             return to_pil(self.pixels)
         return [] if self.preview is None else [Image.fromarray(self.preview)]
+
+    def table_key(
+        self,
+        schedule: ReferenceSchedule,
+        solver_timesteps: IntArray,
+        *,
+        ref_scale: float,
+        precision: Precision,
+        dtype: TableDtype,
+    ) -> ReferenceKey:
+        """The key of its table for a schedule: that of a table it brings along, if it has one.
+
+        Raises:
+            ParameterError: No step lies in the schedule's window.
+        """
+        height, width = self.latents.shape[-2:]
+        key = ReferenceKey(
+            subject=self.fingerprint,
+            pixels=self.pixels_sha256,
+            reference_prompt=self.reference_prompt,
+            noise_seed=self.noise_seed,
+            pair=self.pair_fingerprint,
+            is_noised=schedule.mode != "clean",
+            timesteps=tuple(schedule.timesteps(solver_timesteps).tolist()),
+            ref_scale=ref_scale,
+            precision=precision,
+            dtype=dtype,
+            size=(height, width),
+            num_references=self.num_references,
+        )
+        brought = (saved.key for saved in self.tables)
+        return next((one for one in brought if replace(one, origin="") == key), key)
 
     def check_pair(self, fingerprint: str) -> None:
         """Refuse to be used with another pair than the one that encoded it.
@@ -164,9 +186,16 @@ class Subject:
             ParameterError: An unknown form, or `full` for a subject without a table.
             StorageError: The file cannot be written.
         """
-        from bootpig_rt.reference.subject_file import save_subject
-
-        save_subject(self, path, form=form)
+        if form not in ("light", "full"):
+            raise ParameterError(f"form is {form!r}, expected light or full")
+        if form == "full" and not self.tables:
+            raise ParameterError(
+                "the subject has no reference table to save; encode it with keep_table=True, or "
+                'save it with form="light"'
+            )
+        tables = self.tables if form == "full" else ()
+        fields = {name: getattr(self, name) for name in SubjectContents.__dataclass_fields__}
+        write_subject(path, SubjectContents(**(fields | {"tables": tables})))
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> Subject:
@@ -176,9 +205,13 @@ class Subject:
             CheckpointError: Missing, truncated, changed, too large, of another version, or with
                 NaN. Nothing in such a file is ever run.
         """
-        from bootpig_rt.reference.subject_file import load_subject
-
-        return load_subject(path, max_bytes=max_bytes)
+        contents = read_subject(path, max_bytes=max_bytes)
+        fields = dict(vars(contents))
+        said = fields.pop("fingerprint")
+        subject = cls(pixels=None, **fields)
+        if subject.fingerprint != said:
+            raise unusable(path, "its fingerprint is not that of what it holds")
+        return subject
 
     def __repr__(self) -> str:
         """Short: the arrays stay out of it."""

@@ -15,8 +15,7 @@ from bootpig_rt.files.tensor_file import (
     read_tensor_header,
     write_tensor_file,
 )
-from bootpig_rt.reference.reference_table import ReferenceKey
-from bootpig_rt.reference.subject import SavedTable
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
 
 FORMAT = "bootpig-rt table"
 SCHEMA = "2"
@@ -30,17 +29,17 @@ _KINDS: dict[str, str] = {
 _SCALED = ("float8", "int8")
 
 
-def write_table(path: Path, saved: SavedTable) -> None:
+def write_table(path: Path, saved: ReferenceTable) -> None:
     """Write one table, whole or not at all.
 
     Raises:
         StorageError: Disk full, no permission.
     """
     metadata = {"format": FORMAT, "schema": SCHEMA, "key": json.dumps(saved.key.to_dict())}
-    write_tensor_file(path, table_tensors(saved.table, ""), metadata)
+    write_tensor_file(path, table_tensors(saved.data, ""), metadata)
 
 
-def read_table(path: Path, *, max_bytes: int) -> SavedTable:
+def read_table(path: Path, *, max_bytes: int) -> ReferenceTable:
     """Read one table and check all of it.
 
     Raises:
@@ -80,7 +79,7 @@ def table_tensors(table: HostTable, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def take_table(path: Path, key: object, tensors: dict[str, Tensor], prefix: str) -> SavedTable:
+def take_table(path: Path, key: object, tensors: dict[str, Tensor], prefix: str) -> ReferenceTable:
     """Take the tensors of one table out of those of a file, and check them.
 
     Raises:
@@ -103,7 +102,7 @@ def take_table(path: Path, key: object, tensors: dict[str, Tensor], prefix: str)
         raise CheckpointError(
             f"{path} holds a damaged reference table: {error}; encode the subject again", path
         ) from error
-    return SavedTable(read, table)
+    return ReferenceTable.on_host(read, table)
 
 
 def read_json_text(path: Path, metadata: Mapping[str, str], name: str) -> Any:

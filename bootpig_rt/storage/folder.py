@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bootpig_rt.errors import CheckpointError, ParameterError, StorageError, describe_os_error
-from bootpig_rt.reference.reference_table import ReferenceKey
-from bootpig_rt.reference.subject import MAX_FILE_BYTES, SavedTable, Subject
-from bootpig_rt.reference.subject_file import SubjectFacts, read_facts
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.reference.subject_file import MAX_FILE_BYTES, SubjectFacts, read_facts
 from bootpig_rt.reference.table_file import SCHEMA, read_table, read_table_key, write_table
 from bootpig_rt.storage.claim import Claim, take
 
@@ -61,7 +61,7 @@ class StoreFolder:
 
     def read(
         self, key: ReferenceKey, tenant: str = ""
-    ) -> tuple[SavedTable | None, Exception | None]:
+    ) -> tuple[ReferenceTable | None, Exception | None]:
         """A table, None where there is none; an error is logged, and a damaged file removed."""
         file = self._file(key, tenant)
         try:
@@ -83,12 +83,10 @@ class StoreFolder:
             return None, CheckpointError(f"{file} holds the table of another key", file)
         return saved, None
 
-    def write(self, saved: SavedTable, tenant: str = "") -> Exception | None:
+    def write(self, saved: ReferenceTable, tenant: str = "") -> Exception | None:
         """Keep a table. A full disk costs the table and never the picture: logged and returned."""
-        if saved.table.nbytes > self.max_bytes:
-            logger.info(
-                "reference table of %d bytes is over the folder's limit", saved.table.nbytes
-            )
+        if saved.size_bytes > self.max_bytes:
+            logger.info("reference table of %d bytes is over the folder's limit", saved.size_bytes)
             return None
         try:
             self.tables.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.backends.host_table import table_bytes
 from bootpig_rt.errors import SubjectMismatch
-from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceKV
-from bootpig_rt.reference.subject import SavedTable, Subject
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
+from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.storage.claim import Claim as FolderClaim
 from bootpig_rt.storage.folder import StoreFolder, default_folder
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _Address: TypeAlias = tuple[str, str, ReferenceKey]
 """Tenant, backend and device, key."""
 
-_Kept: TypeAlias = "tuple[ReferenceKV, weakref.ref[Backend]]"
+_Kept: TypeAlias = "tuple[ReferenceTable, weakref.ref[Backend]]"
 """A table, and who can copy it. The store keeps no pipeline alive."""
 
 _STREAMED_BYTES = 4 << 30
@@ -88,7 +88,7 @@ class Claim:
         self._store, self._address, self._folder = store, address, folder
         self._is_held = True
 
-    def keep(self, table: ReferenceKV, backend: Backend, make_ms: float) -> None:
+    def keep(self, table: ReferenceTable, backend: Backend, make_ms: float) -> None:
         """The table is made: it goes to its tier at once, and to disk behind the caller's back.
 
         Raises:
@@ -111,7 +111,7 @@ class Claim:
                 self._folder.release()
             self._store._forget_claim(self._address)
 
-    def _write(self, table: ReferenceKV, backend: Backend) -> None:
+    def _write(self, table: ReferenceTable, backend: Backend) -> None:
         try:
             self._store._write(table, backend, self._address[0])
         finally:
@@ -136,7 +136,7 @@ class SubjectStore:
         self._device: OrderedDict[_Address, _Kept] = OrderedDict()
         self._host: OrderedDict[_Address, _Kept] = OrderedDict()
         # Tables that somebody holds, kept or not: whoever needs one shares it.
-        self._alive: weakref.WeakValueDictionary[_Address, ReferenceKV] = (
+        self._alive: weakref.WeakValueDictionary[_Address, ReferenceTable] = (
             weakref.WeakValueDictionary()
         )
         self._claimed: set[_Address] = set()
@@ -180,7 +180,9 @@ class SubjectStore:
                 for address in [a for a, (_, owner) in tier.items() if owner() is backend]:
                     del tier[address]
 
-    def held(self, key: ReferenceKey, *, backend: Backend, tenant: str = "") -> ReferenceKV | None:
+    def held(
+        self, key: ReferenceKey, *, backend: Backend, tenant: str = ""
+    ) -> ReferenceTable | None:
         """A table that is on the device or in use, at once; None where there is none."""
         address = _address(tenant, backend, key)
         with self._changed:
@@ -202,7 +204,7 @@ class SubjectStore:
         backend: Backend,
         tenant: str = "",
         is_resident: bool = True,
-    ) -> ReferenceKV | Claim | None:
+    ) -> ReferenceTable | Claim | None:
         """A table from the highest tier that has it; the right to make it where none has.
 
         Reads the disk and copies to the device, and waits for nobody.
@@ -258,10 +260,10 @@ class SubjectStore:
         backend: Backend,
         tenant: str = "",
         is_resident: bool = True,
-    ) -> Future[ReferenceKV | Claim | None]:
+    ) -> Future[ReferenceTable | Claim | None]:
         """`look` for who must not wait for a disk: on a thread of the store, where it has one."""
         if self.folder is None:
-            done: Future[ReferenceKV | Claim | None] = Future()
+            done: Future[ReferenceTable | Claim | None] = Future()
             try:
                 done.set_result(
                     self.look(subject, key, backend=backend, tenant=tenant, is_resident=is_resident)
@@ -277,12 +279,12 @@ class SubjectStore:
         self,
         subject: Subject,
         key: ReferenceKey,
-        make: Callable[[], tuple[ReferenceKV, int]],
+        make: Callable[[], tuple[ReferenceTable, int]],
         *,
         backend: Backend,
         tenant: str = "",
         is_resident: bool = True,
-    ) -> tuple[ReferenceKV, int]:
+    ) -> tuple[ReferenceTable, int]:
         """`look` for who can wait: a table, found or made; made once however many ask.
 
         Args:
@@ -299,7 +301,7 @@ class SubjectStore:
         has_waited = False
         while True:
             found = self.look(subject, key, backend=backend, tenant=tenant, is_resident=is_resident)
-            if isinstance(found, ReferenceKV):
+            if isinstance(found, ReferenceTable):
                 return found, 0
             if found is not None:
                 break
@@ -319,7 +321,7 @@ class SubjectStore:
 
     def _from_host(
         self, address: _Address, backend: Backend, *, is_resident: bool
-    ) -> ReferenceKV | None:
+    ) -> ReferenceTable | None:
         start = time.perf_counter()
         with self._changed:
             kept = self._host.get(address)
@@ -329,11 +331,11 @@ class SubjectStore:
         table = kept[0]
         if is_resident and not table.is_resident:
             host = backend.download_table(table.data)
-            table = _uploaded(SavedTable(table.key, host), backend, is_resident=True)
+            table = _uploaded(ReferenceTable.on_host(table.key, host), backend, is_resident=True)
         self._count(host_hits=1, load_ms=_ms_since(start))
         return table
 
-    def _brought_along(self, subject: Subject, key: ReferenceKey) -> SavedTable | None:
+    def _brought_along(self, subject: Subject, key: ReferenceKey) -> ReferenceTable | None:
         for saved in subject.tables:
             if saved.key == key:
                 return saved
@@ -341,7 +343,7 @@ class SubjectStore:
             logger.info("a table of %r is not used: it %s", subject, saved.key.difference(key))
         return None
 
-    def _read(self, key: ReferenceKey, tenant: str) -> SavedTable | None:
+    def _read(self, key: ReferenceKey, tenant: str) -> ReferenceTable | None:
         if self.folder is None:
             return None
         saved, error = self.folder.read(key, tenant)
@@ -349,14 +351,14 @@ class SubjectStore:
             self._count(disk_errors=1)
         return saved
 
-    def _write(self, table: ReferenceKV, backend: Backend, tenant: str) -> None:
+    def _write(self, table: ReferenceTable, backend: Backend, tenant: str) -> None:
         assert self.folder is not None
         try:
             host = backend.download_table(table.data)
         except Exception as error:  # of any runtime; the table itself is good
             logger.warning("the store could not copy a table for its folder: %s", error)
             return
-        if self.folder.write(SavedTable(table.key, host), tenant) is not None:
+        if self.folder.write(ReferenceTable.on_host(table.key, host), tenant) is not None:
             self._count(disk_errors=1)
 
     def _thread(self) -> ThreadPoolExecutor:
@@ -376,7 +378,7 @@ class SubjectStore:
             self._claimed.discard(address)
             self._changed.notify_all()
 
-    def _keep(self, address: _Address, table: ReferenceKV, backend: Backend) -> None:
+    def _keep(self, address: _Address, table: ReferenceTable, backend: Backend) -> None:
         """Put a table into its tier; what has no room there moves down or is forgotten."""
         limit = self.device_bytes if table.is_resident else self.host_bytes
         with self._changed:
@@ -434,21 +436,21 @@ def _address(tenant: str, backend: Backend, key: ReferenceKey) -> _Address:
     return tenant, f"{backend.name} {backend.device}", key
 
 
-def _uploaded(saved: SavedTable, backend: Backend, *, is_resident: bool) -> ReferenceKV:
-    shapes = tuple((heads, tokens, dim) for *_, heads, tokens, dim in saved.table.shapes())
+def _uploaded(saved: ReferenceTable, backend: Backend, *, is_resident: bool) -> ReferenceTable:
+    shapes = tuple((heads, tokens, dim) for *_, heads, tokens, dim in saved.data.shapes())
     if backend.spec.reference_shapes and shapes != backend.spec.reference_shapes:
         raise SubjectMismatch(
             f"a saved reference table has layers (H, M, D) {shapes[:2]}..., expected "
             f"{backend.spec.reference_shapes[:2]}...; encode the subject again"
         )
-    size_bytes, lying = saved.table.nbytes, backend.spec.resident_dtype
+    size_bytes, lying = saved.size_bytes, backend.spec.resident_dtype
     if is_resident and lying is not None:  # however it was kept, the device holds it in this type
-        entries, references = saved.table.shapes()[0][:2]
+        entries, references = saved.data.shapes()[0][:2]
         size_bytes = table_bytes(
             shapes, num_entries=entries, num_references=references, dtype=lying
         )
-    data = backend.upload_table(saved.table, is_resident=is_resident)
-    return ReferenceKV(saved.key, data, size_bytes, is_resident)
+    data = backend.upload_table(saved.data, is_resident=is_resident)
+    return ReferenceTable(saved.key, data, size_bytes, is_resident)
 
 
 def _overflow(tier: OrderedDict[_Address, _Kept], limit: int) -> list[tuple[_Address, _Kept]]:

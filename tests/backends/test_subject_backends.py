@@ -76,7 +76,7 @@ def test_a_table_on_the_host_outlives_that_on_the_device(
     """What the store moves down, or a subject takes along, must not be a view of freed memory."""
     pipe = pipelines["onnxruntime"]
     subject = pipe.encode_subject(red, "a cat", keep_table=True, **SETTINGS)
-    backend, host = pipe._backend, subject.tables[0].table
+    backend, host = pipe._backend, subject.tables[0].data
     data: Any = backend.upload_table(host, is_resident=True)
     copy = backend.download_table(data)
     assert copy.layers[0][0].values.ctypes.data != data.layers["k_0"].data_ptr()

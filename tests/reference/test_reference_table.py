@@ -12,8 +12,12 @@ from bootpig_rt.backends.host_table import pack_table
 from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table
 from bootpig_rt.errors import CheckpointError, ParameterError, SubjectMismatch
 from bootpig_rt.reference import table_file
-from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceSchedule, reference_latents
-from bootpig_rt.reference.subject import SavedTable
+from bootpig_rt.reference.reference_table import (
+    ReferenceKey,
+    ReferenceSchedule,
+    ReferenceTable,
+    reference_latents,
+)
 
 NOISE_SCHEDULE = NoiseSchedule.from_config({"num_train_timesteps": 1000})
 LATENTS = np.random.default_rng(0).standard_normal((3, 4, 8, 8), dtype=np.float32)
@@ -198,7 +202,7 @@ def test_a_table_file_of_an_older_version_is_refused_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = np.ones((2, 2, 1, 3, 4), np.float32)
-    saved = SavedTable(KEY, pack_table([(numbers, numbers)], "float32"))
+    saved = ReferenceTable.on_host(KEY, pack_table([(numbers, numbers)], "float32"))
     with monkeypatch.context() as older:
         older.setattr(table_file, "SCHEMA", "1")
         table_file.write_table(tmp_path / "old.safetensors", saved)

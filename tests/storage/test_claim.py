@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from bootpig_rt.backends.host_table import pack_table
-from bootpig_rt.reference.reference_table import ReferenceKey
-from bootpig_rt.reference.subject import SavedTable
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
 from bootpig_rt.storage.folder import StoreFolder
 
 HOLD = """
@@ -203,6 +202,11 @@ def test_writing_a_table_removes_the_locks_of_the_dead_and_keeps_those_of_the_li
     assert living is not None
     (folder.tables / ".0123.lock").touch()  # as a killed process leaves it
     numbers = np.zeros((1, 1, 2, 3, 4), np.float32)
-    assert folder.write(SavedTable(key("dog"), pack_table([(numbers, numbers)], "float32"))) is None
+    assert (
+        folder.write(
+            ReferenceTable.on_host(key("dog"), pack_table([(numbers, numbers)], "float32"))
+        )
+        is None
+    )
     assert len(locks(folder)) == 1
     assert folder.claim(key("cat")) is None

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from bootpig_rt.backends.host_table import pack_table
-from bootpig_rt.reference.reference_table import ReferenceKey
-from bootpig_rt.reference.subject import SavedTable
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
 from bootpig_rt.storage import folder as folder_module
 from bootpig_rt.storage.folder import StoreFolder
 
 
-def saved(name: str) -> SavedTable:
+def saved(name: str) -> ReferenceTable:
     key = ReferenceKey(
         subject=name,
         pixels="p",
@@ -31,7 +30,7 @@ def saved(name: str) -> SavedTable:
         num_references=1,
     )
     numbers = np.full((1, 1, 2, 3, 4), len(name), np.float32)
-    return SavedTable(key, pack_table([(numbers, numbers)], "float32"))
+    return ReferenceTable.on_host(key, pack_table([(numbers, numbers)], "float32"))
 
 
 def bytes_under(path: Path) -> int:

@@ -23,8 +23,8 @@ from PIL import Image
 from bootpig_rt.backends.host_table import HostTable, pack_table
 from bootpig_rt.errors import ParameterError, SubjectMismatch
 from bootpig_rt.pipeline import Pipeline
-from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceKV
-from bootpig_rt.reference.subject import SavedTable, Subject
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
+from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
 from bootpig_rt.storage.folder import StoreFolder
@@ -72,9 +72,9 @@ def key(name: str) -> ReferenceKey:
     )
 
 
-def table(name: str) -> ReferenceKV:
+def table(name: str) -> ReferenceTable:
     numbers = np.full((1, 1, 2, 3, 4), sum(map(ord, name)), np.float32)
-    return ReferenceKV(key(name), pack_table([(numbers, numbers)], "float32"), SIZE)
+    return ReferenceTable(key(name), pack_table([(numbers, numbers)], "float32"), SIZE)
 
 
 class Asker:
@@ -85,8 +85,8 @@ class Asker:
         self.backend: Any = BACKEND
         self.made: list[str] = []
 
-    def __call__(self, name: str, tenant: str = "", **options: Any) -> ReferenceKV:
-        def make() -> tuple[ReferenceKV, int]:
+    def __call__(self, name: str, tenant: str = "", **options: Any) -> ReferenceTable:
+        def make() -> tuple[ReferenceTable, int]:
             self.made.append(name)
             time.sleep(self.delay_s)
             return table(name), 1
@@ -122,7 +122,7 @@ def test_a_streamed_table_is_kept_on_the_host() -> None:
     store = SubjectStore(TableOptions(device_bytes=SIZE, host_bytes=SIZE))
     made = []
 
-    def make() -> tuple[ReferenceKV, int]:
+    def make() -> tuple[ReferenceTable, int]:
         made.append(1)
         return replace(table("a"), is_resident=False), 1
 
@@ -251,7 +251,7 @@ def test_a_failed_pass_is_tried_by_the_next_who_waits() -> None:
     store = SubjectStore(TableOptions(device_bytes=SIZE))
     begun, tries = threading.Event(), []
 
-    def make() -> tuple[ReferenceKV, int]:
+    def make() -> tuple[ReferenceTable, int]:
         tries.append(1)
         if len(tries) == 1:
             begun.set()
@@ -290,7 +290,7 @@ def test_a_table_of_another_key_is_refused_by_its_field() -> None:
 
 def test_a_brought_along_table_of_other_shapes_is_refused() -> None:
     numbers = np.zeros((1, 1, 2, 3, 8), np.float32)
-    saved = SavedTable(key("a"), pack_table([(numbers, numbers)], "float32"))
+    saved = ReferenceTable.on_host(key("a"), pack_table([(numbers, numbers)], "float32"))
     subject = replace(NOBODY, tables=(saved,))
     with pytest.raises(SubjectMismatch, match="encode the subject again"):
         SubjectStore().table(subject, key("a"), lambda: (table("a"), 1), backend=BACKEND)
@@ -304,10 +304,10 @@ def test_a_table_counts_as_what_it_is_on_the_device() -> None:
 
     numbers = np.ones((1, 1, 2, 3, 4), np.float32)
     narrow = replace(key("a"), dtype="int8")
-    saved = SavedTable(narrow, pack_table([(numbers, numbers)], "int8"))
-    assert saved.table.nbytes < SIZE
+    saved = ReferenceTable.on_host(narrow, pack_table([(numbers, numbers)], "int8"))
+    assert saved.size_bytes < SIZE
     subject, backend = replace(NOBODY, tables=(saved,)), cast("Any", Widening())
-    for is_resident, size in ((True, SIZE), (False, saved.table.nbytes)):
+    for is_resident, size in ((True, SIZE), (False, saved.size_bytes)):
         found, _ = SubjectStore().table(
             subject, narrow, lambda: (table("a"), 1), backend=backend, is_resident=is_resident
         )
@@ -506,7 +506,7 @@ sys.stdin.readline()
     assert holder.stdout.readline() == "held\n"
     ask = Asker(SubjectStore(TableOptions(folder=tmp_path)))
 
-    def look(name: str) -> ReferenceKV | Claim | None:
+    def look(name: str) -> ReferenceTable | Claim | None:
         return ask.store.look(NOBODY, key(name), backend=BACKEND)
 
     with ThreadPoolExecutor(1) as pool:
