@@ -96,8 +96,9 @@ def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
     if result.checks:
         parts += [
             "## Compared before a clock started",
-            "What differs from the published way, as a share of what the references change, or of "
-            "the result's norm, and the limit: at most five times what is known for it.",
+            "What latents differ from the published way's by, as a share of what the references "
+            "change in them, or attention from float32, and the limit: at most five times what is "
+            "known for it.",
             _checks(result.checks),
         ]
     return "\n\n".join(parts) + "\n"
@@ -112,7 +113,11 @@ def _measured_on(result: SuiteResult) -> str:
     busy = " **The machine was busy: ratios suffer little, times are not worth quoting.**"
     where = f"{seen.name}, {seen.threads} threads of {seen.cores} cores, noise {seen.noise:.0%}"
     if seen.gpu:
-        where = ", ".join(f"{name} {value}" for name, value in seen.gpu.items())
+        known = seen.gpu
+        where = (
+            f"{seen.name}, {known.get('architecture')}, CUDA {known.get('cuda')}, driver "
+            f"{known.get('driver_version', 'unknown')}"
+        )
     return (
         f"{where}; {versions}; commit {seen.commit or 'unknown'}; {seen.started}. "
         f"`{seen.command}`. {asked[:1].upper()}{asked[1:]}.{busy if seen.is_busy else ''}"

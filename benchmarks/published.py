@@ -89,6 +89,7 @@ class PublishedWay:
         self._dtype: torch.dtype = self._base.dtype
         self._vae: Any = pair.vae
         torch.nn.Module.to(self._vae, dtype=self._dtype)
+        self.latents: Tensor | None = None  # of the last picture
         self._features: list[Tensor] = []
         self._install()
         self._output: Callable[..., Tensor] = self._guided
@@ -119,6 +120,7 @@ class PublishedWay:
             for index, t in enumerate(scheduler.timesteps):
                 guided = self._output(x, read[index], t, rows, reference_texts, scales)
                 x = scheduler.step(guided, t, x).prev_sample
+            self.latents = x
             plain = (x / self._vae.config.scaling_factor).to(self._dtype)
             drawn: FloatArray = self._vae.decode(plain).sample.float().cpu().numpy()
         return drawn

@@ -118,7 +118,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 # A line of its own, whatever an interruption left behind.
-                file.write("\n" + json.dumps({"part": part, "times": times}))
+                file.write("\n" + json.dumps({"part": part, "times": times}) + "\n")
 
     def forget(self) -> None:
         """The suite is done."""
@@ -186,6 +186,15 @@ class Bench:
             part=part,
         )
         return [timed.get(way.name) or _row_of(found[way.name]) for way in wanted]
+
+    def forget(self) -> None:
+        """Let go of all ways: those of the next table may need their memory."""
+        self._ready.clear()
+        gc.collect()
+        if self.settings.is_cuda:
+            import torch
+
+            torch.cuda.empty_cache()
 
     def _prepared(self, way: Way) -> Ready | Row:
         """The way made and compared, once; or a row that says why not."""

@@ -63,6 +63,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
             baseline = baseline or strongest(bench, published, group)
             ways = [*published, *offered(settings, truth, group, suffix)]
             rows += bench.rows(group, ways, baseline=baseline)
+            bench.forget()
         if not settings.is_cuda:
             rows += _steps(bench, settings, steps)
     bench.settings.check_only(bench.names)
@@ -133,11 +134,11 @@ def offered(settings: Settings, truth: Truth, group: str, suffix: str) -> Iterat
 
 
 def _load(settings: Settings, truth: Truth, backend: str, **options: Any) -> OurWay:
-    eager, rows = options.pop("eager", False), options.pop("reference_rows", None)
+    eager = options.pop("eager", False)
     return OurWay(
         truth.folder, backend=backend, device=truth.device, threads=settings.threads,
         references=truth.references, eager=eager, backend_options=options,
-        steps=truth.steps, **({} if rows is None else {"reference_rows": rows}),
+        steps=truth.steps,
     )  # fmt: skip
 
 

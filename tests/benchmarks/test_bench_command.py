@@ -151,5 +151,5 @@ def test_an_only_that_matches_no_row_is_refused_with_the_names(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--device", "cuda", "--smoke"]) == 1
+    assert main(["bench", "--device", "cuda", "--smoke"]) == 2
     assert "sees no CUDA device" in capsys.readouterr().err

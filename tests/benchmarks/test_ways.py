@@ -98,8 +98,8 @@ def test_ours_draws_what_the_published_way_draws_within_five_times_the_known_dif
 
 
 def test_the_gate_sees_a_way_that_does_not_read_the_reference(truth: Truth, ours: OurWay) -> None:
-    assert truth.difference(ours.pixels(OurWay.no_reference)) == pytest.approx(1, rel=1e-3)
-    clean = ours.pixels(lambda way: way.warm(reference_schedule="clean"))
+    assert truth.difference(ours.latents(OurWay.no_reference)) == pytest.approx(1, rel=1e-3)
+    clean = ours.latents(lambda way: way.warm(reference_schedule="clean"))
     assert truth.difference(clean) > truth.limit("float32")
 
 
@@ -108,7 +108,7 @@ def test_the_published_way_follows_the_largest_change_of_several_references(
 ) -> None:
     truth = Truth(pair_folder, references=3, steps=2)
     ours = OurWay(pair_folder, backend="torch", references=3, steps=2)
-    assert truth.difference(ours.pixels(known)) <= truth.limit("float32")
+    assert truth.difference(ours.latents(known)) <= truth.limit("float32")
 
 
 def test_a_new_subject_is_read_anew_each_time_and_a_known_one_never(ours: OurWay) -> None:
