@@ -30,6 +30,7 @@ from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions
 from bootpig_rt.errors import BootPIGError, CheckpointError, ParameterError, PromptError
 from bootpig_rt.images.background import BackgroundRemover
+from bootpig_rt.images.image_input import MAX_PIXELS
 from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.reference.encode import encode
 from bootpig_rt.reference.reference_pass import make_table
@@ -314,6 +315,7 @@ class Pipeline:
         solver: str | None = None,
         reference_schedule: ReferenceSchedule | str | None = None,
         tenant: str = "",
+        max_image_pixels: int = MAX_PIXELS,
         on_event: OnEvent | None = None,
     ) -> Subject:
         """Encode reference images once, for any number of calls.
@@ -330,6 +332,8 @@ class Pipeline:
             solver: Likewise.
             reference_schedule: Of the table; the pair's own by default.
             tenant: Whose requests find the table: those with the same `tenant`.
+            max_image_pixels: A larger image is refused. Reading one takes about six bytes of memory
+                a pixel, and a file of a few kilobytes may hold many.
             on_event: Called with a `ReferenceEvent` after each launch of the pass.
 
         Raises:
@@ -337,7 +341,10 @@ class Pipeline:
             PromptError: The reference prompt is empty.
             ParameterError: Too many images, a seed out of range, or a tenant that is no text.
         """
-        subject = self._encode(images, reference_prompt, check_seed(noise_seed, "noise_seed"))
+        usual = f"{MAX_PIXELS} is usual"
+        most = check_int("max_image_pixels", max_image_pixels, 64, 1 << 28, usual)
+        noise_seed = check_seed(noise_seed, "noise_seed")
+        subject = self._encode(images, reference_prompt, noise_seed, max_pixels=most)
         request = Request(
             prompt=reference_prompt,
             subject=subject,
@@ -489,6 +496,7 @@ class Pipeline:
         images: ImageSource | Sequence[ImageSource] | None,
         reference_prompt: str,
         noise_seed: int,
+        max_pixels: int = MAX_PIXELS,
     ) -> Subject:
         return encode(
             images,
@@ -497,6 +505,7 @@ class Pipeline:
             backend=self._backend,
             tokenizer=self._tokenizer,
             background_remover=self._background_remover,
+            max_pixels=max_pixels,
         )
 
 

@@ -87,7 +87,6 @@ class OnnxGoldenPair:
             x0=np.tile(np.array([0, 1], np.float32), (1, rows, 1)),
             clip_weight=np.zeros((1, rows), np.float32),
             clip_sample_range=None,
-            init_noise_sigma=np.ones(rows, np.float32),
         )
         batch = DenoiseBatch(
             latents=np.ascontiguousarray(latents),

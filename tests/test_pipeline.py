@@ -691,3 +691,14 @@ def test_something_else_than_a_subject_is_refused(pipeline: Pipeline, red: Image
 def test_an_empty_list_of_requests_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(ParameterError, match="no requests"):
         pipeline.generate([])
+
+
+def test_the_most_pixels_of_a_reference_image_are_a_setting(
+    pipeline: Pipeline, red: Image.Image
+) -> None:
+    width, height = red.size
+    pipeline.encode_subject(red, "a dog", max_image_pixels=width * height)
+    with pytest.raises(ImageError, match=f"is {width}x{height} px, expected .* megapixels"):
+        pipeline.encode_subject(red, "a dog", max_image_pixels=width * height - 1)
+    with pytest.raises(ParameterError, match="max_image_pixels is 0, expected 64"):
+        pipeline.encode_subject(red, "a dog", max_image_pixels=0)

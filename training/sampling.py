@@ -128,7 +128,7 @@ class Drawer:
 
     def picture(self, table: SolverTable, noise: Tensor) -> Tensor:
         """Draw from noise of unit variance to latents [B, C, h, w]."""
-        latents = noise * table.init_noise_sigma
+        latents = noise
         history = table.initial_history(latents)
         for i, t in enumerate(table.timesteps.tolist()):
             output = self.output(latents, t)

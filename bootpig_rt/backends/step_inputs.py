@@ -77,7 +77,7 @@ def step_inputs(
     flat = _flat_references(ref_rows, batch, entries, slots)
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), dtype=np.float32)
-        state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
+        state[0] = batch.latents
     pictures, num_plain = batch.picture_of_row[order], len(order) - len(ref_rows)
     first, pair_of_row = _pairs(pictures, ref_rows)
     clip = solver.clip_sample_range

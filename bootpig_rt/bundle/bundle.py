@@ -2,7 +2,7 @@
 
 The one reader and writer of `manifest.json`. An engine is executable code, so `open_bundle` checks
 the signature, every path, every size and every sha256 before anyone loads anything. What the
-fields mean is in `manifest.py`, the files are compared in `bundle_files.py`, signatures are in
+fields mean is in `manifest.py`, the files are compared in `files.py`, signatures are in
 `signing.py`.
 """
 

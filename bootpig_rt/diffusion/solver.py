@@ -67,7 +67,6 @@ class SolverTable:
         x0: [T, 2]: the predicted clean latents are `x0[i, 0] sample + x0[i, 1] model output`.
         clip_sample_range: Clamp x_0 to plus or minus this (DDIM only); None: steps are linear.
         clip_weight: [T]: how much of the change by that clamp goes into the next sample.
-        init_noise_sigma: Standard deviation of the latents that a run starts from.
     """
 
     name: SolverName
@@ -76,7 +75,6 @@ class SolverTable:
     x0: FloatArray
     clip_sample_range: float | None
     clip_weight: FloatArray
-    init_noise_sigma: float = 1.0
 
     @cached_property
     def num_steps(self) -> int:
@@ -153,7 +151,6 @@ class BatchSolver:
         x0: [T, B, 2].
         clip_weight: [T, B]; 0 where a picture's solver does not clamp.
         clip_sample_range: Clamp x_0 to plus or minus this where the weight is not 0; None: never.
-        init_noise_sigma: [B].
     """
 
     timesteps: npt.NDArray[np.int64]
@@ -161,7 +158,6 @@ class BatchSolver:
     x0: npt.NDArray[np.float32]
     clip_weight: npt.NDArray[np.float32]
     clip_sample_range: float | None
-    init_noise_sigma: npt.NDArray[np.float32]
 
     @cached_property
     def num_steps(self) -> int:
@@ -218,7 +214,6 @@ class BatchSolver:
             x0=side_by_side("x0", np.float32),
             clip_weight=side_by_side("clip_weight", np.float32),
             clip_sample_range=ranges.pop() if ranges else None,
-            init_noise_sigma=np.array([s.init_noise_sigma for s in solvers], np.float32),
         )
 
 

@@ -36,7 +36,7 @@ class TablePlan:
         subject: Whose table.
         schedule: At which noise levels the subject is read.
         key: What it is computed from.
-        size_bytes: As it is kept, `table_storage.table_bytes`.
+        size_bytes: As it is kept, `host_table.table_bytes`.
         is_resident: It lies on the device as a whole, once for all pictures that read it.
             Otherwise pictures at different steps each hold the entries that they read.
         device_bytes: The whole on the device, or the entry that a step of one picture reads and

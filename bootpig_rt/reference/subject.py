@@ -2,7 +2,7 @@
 
 It is frozen and lives on the host, so it can be shared between threads, pipelines of the same pair
 and machines: a file of a few tens of kilobytes in the light form. `subject_file.py` reads and
-writes it. Tables on a device are the store's, see `subject_store.py`.
+writes it. Tables on a device are the store's, see `storage/store.py`.
 """
 
 from __future__ import annotations

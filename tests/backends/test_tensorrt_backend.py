@@ -209,15 +209,14 @@ def test_a_batch_without_references_has_no_reading_rows() -> None:
     assert made.arrays["clip_range"].tolist() == [pytest.approx(3e38)]
 
 
-def test_the_state_starts_as_scaled_noise_or_goes_on() -> None:
+def test_the_state_starts_as_noise_without_history_or_goes_on() -> None:
     one = batch([[], [], []])
-    doubled = replace(one, solver=replace(one.solver, init_noise_sigma=np.array([2], np.float32)))
-    state = step_inputs(doubled, []).arrays["state"]
+    state = step_inputs(one, []).arrays["state"]
     assert state.shape == (2, 1, 4, 8, 8)
-    assert np.all(state[0] == 2)
+    assert np.all(state[0] == one.latents)
     assert np.all(state[1] == 0)
     later = np.full((2, 1, 4, 8, 8), 7, np.float32)
-    assert step_inputs(doubled, [], later).arrays["state"] is later
+    assert step_inputs(one, [], later).arrays["state"] is later
 
 
 @pytest.mark.parametrize("entry", [-1, 2])

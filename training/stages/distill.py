@@ -130,7 +130,6 @@ class DistillStage:
             teacher = Drawer(self.teacher.base, conditions, self.teacher, self.guidance)
         student = Drawer(self.student, conditions, self.teacher, None)
         latents = draws.part(batch.order).normal(*batch.latents.shape[1:]).to(self.device)
-        latents = latents * self.table.init_noise_sigma
         history = self.table.initial_history(latents)
         total = torch.zeros((), device=self.device)
         errors: list[Tensor] = []

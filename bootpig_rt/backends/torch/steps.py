@@ -354,7 +354,7 @@ def _upload(
     solver = batch.solver
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), np.float32)
-        state[0] = batch.latents * solver.init_noise_sigma[:, None, None, None]
+        state[0] = batch.latents
     entries = np.zeros(solver.num_steps, np.int32)
     if reads_whole:
         entries = batch.entry_of_step[0].astype(np.int32)
