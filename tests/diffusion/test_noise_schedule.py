@@ -135,6 +135,8 @@ def test_noise_is_added_by_the_variance_preserving_formula() -> None:
     np.testing.assert_allclose(for_each[0], 0.9 * 2.0 + 0.19**0.5, rtol=1e-6)
     np.testing.assert_allclose(for_each[1], for_one[1])
     assert for_one.dtype == for_each.dtype == np.float32
+    wide = schedule.add_noise(latents.astype(np.float64), noise.astype(np.float64), 1)
+    assert wide.dtype == np.float32
 
 
 def test_zero_terminal_snr_leaves_pure_noise_and_keeps_the_first_timestep() -> None:
@@ -143,6 +145,8 @@ def test_zero_terminal_snr_leaves_pure_noise_and_keeps_the_first_timestep() -> N
     assert rescaled.alphas_cumprod[0] == pytest.approx(plain.alphas_cumprod[0])
     latents, noise = np.ones((1, 1, 2, 2), np.float32), np.full((1, 1, 2, 2), 3.0, np.float32)
     np.testing.assert_array_equal(rescaled.add_noise(latents, noise, 999), noise)
+    least = NoiseSchedule.from_config({"rescale_betas_zero_snr": True, "num_train_timesteps": 2})
+    assert least.alphas_cumprod[-1] == 0 < least.alphas_cumprod[0]
 
 
 @pytest.mark.parametrize(

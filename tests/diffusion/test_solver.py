@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootpig_rt.diffusion.solver import NoiseSchedule, SolverName, SolverTable, solver_table
+from bootpig_rt.diffusion.solver import (
+    BatchSolver,
+    NoiseSchedule,
+    SolverName,
+    SolverTable,
+    solver_table,
+)
 from bootpig_rt.errors import ParameterError
 
 SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmpp_2m", "unipc")
@@ -217,13 +223,17 @@ def test_higher_order_solvers_come_closer_to_the_exact_solution() -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_first_step_reads_no_history(solver: SolverName) -> None:
     table = solver_table(solver, schedule(), 5)
+    assert table.name == solver
     assert not table.matrices[0, 0, 2:].any()
 
 
 def test_clipping_is_for_ddim_alone_and_bounds_the_preview() -> None:
     of = schedule(clip_sample=True, clip_sample_range=0.5)
     table = solver_table("ddim", of, 5)
-    assert np.abs(table.preview(0, latents(1), output=latents(2))).max() == 0.5
+    free = solver_table("ddim", schedule(), 5).preview(0, latents(1), output=latents(2))
+    preview = table.preview(0, latents(1), output=latents(2))
+    assert free.min() < -0.5 < 0.5 < free.max()
+    np.testing.assert_allclose(preview, free.clip(-0.5, 0.5))
     end, _ = table.step(4, latents(1), output=latents(2), history=())
     assert np.abs(end).max() == pytest.approx(0.5)
     for name in ("dpmpp_2m", "unipc"):
@@ -290,3 +300,46 @@ def test_a_wrong_step_or_history_is_refused() -> None:
         table.step(0, latents(0), output=latents(1), history=())
     with pytest.raises(ParameterError, match="step 4 is outside"):
         table.step(4, latents(0), output=latents(1), history=table.initial_history(latents(0)))
+
+
+def test_a_batch_holds_the_steps_that_each_picture_takes_next() -> None:
+    ddim, unipc = (solver_table(name, schedule(), 6) for name in ("ddim", "unipc"))
+    batch = BatchSolver.of([ddim, unipc], starts=[1, 3], num_steps=2)
+    assert (batch.num_steps, batch.history_size) == (2, unipc.history_size)
+    for b, (solver, at) in enumerate([(ddim, 1), (unipc, 3)]):
+        np.testing.assert_array_equal(batch.timesteps[:, b], solver.timesteps[at : at + 2])
+        np.testing.assert_allclose(batch.x0[:, b], solver.x0[at : at + 2], rtol=1e-6)
+        size = solver.history_size
+        own = batch.matrices[:, b, : 1 + size, : 2 + size]
+        np.testing.assert_allclose(own, solver.matrices[at : at + 2], rtol=1e-6)
+        assert not batch.matrices[:, b, 1 + size :].any()
+        assert not batch.matrices[:, b, :, 2 + size :].any()
+    for table in (batch.matrices, batch.x0, batch.clip_weight):
+        assert table.dtype == np.float32
+    assert batch.timesteps.dtype == np.int64
+
+
+def test_a_batch_takes_as_many_steps_as_every_picture_has_left() -> None:
+    solvers = [solver_table("dpmpp_2m", schedule(), steps) for steps in (6, 4)]
+    assert BatchSolver.of(solvers).num_steps == 4
+    assert BatchSolver.of(solvers, starts=[5, 0]).num_steps == 1
+    assert BatchSolver.of(solvers, num_steps=4).num_steps == 4
+    assert BatchSolver.of(solvers, num_steps=1).num_steps == 1
+    for steps in (0, 5):
+        with pytest.raises(ParameterError, match=f"{steps} steps of a batch, expected 1..4"):
+            BatchSolver.of(solvers, num_steps=steps)
+
+
+def test_pictures_of_a_batch_clamp_to_one_range_or_not_at_all() -> None:
+    narrow, wide = (
+        solver_table("ddim", schedule(clip_sample=True, clip_sample_range=limit), 3)
+        for limit in (0.5, 1.0)
+    )
+    free = solver_table("unipc", schedule(), 3)
+    mixed = BatchSolver.of([narrow, free])
+    assert mixed.clip_sample_range == 0.5
+    np.testing.assert_allclose(mixed.clip_weight[:, 0], narrow.clip_weight, rtol=1e-6)
+    assert not mixed.clip_weight[:, 1].any()
+    assert BatchSolver.of([free]).clip_sample_range is None
+    with pytest.raises(ParameterError, match=r"clamp to \[0.5, 1.0\], expected one range"):
+        BatchSolver.of([narrow, wide])

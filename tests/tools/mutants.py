@@ -60,7 +60,7 @@ SETTINGS = """
 source_paths = ["bootpig_rt"]
 also_copy = ["tests", "pyproject.toml", "kernels", "export", "training", "benchmarks"]
 only_mutate = {modules}
-do_not_mutate_patterns = ["^ *raise ", "^ *_?log(ger)?[.]", "^ *warnings[.]"]
+do_not_mutate_patterns = ["^ *raise ", "^ *_?log(ger)?[.]", "^ *warnings[.]", "cast[(]"]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-m", "not slow and not gpu and not trt"]
 pytest_add_cli_args_test_selection = {tests}
 """
