@@ -101,7 +101,7 @@ def _ratio(row: Row) -> str:
 def _remark(row: Row) -> str:
     if row.status or not row.ratio or len(row.samples_ms) >= LEAST_ROUNDS:
         return "; ".join(filter(None, (row.status, row.notes)))
-    return f"{len(row.samples_ms)} rounds: too few for a ratio"
+    return f"too few rounds for a ratio: {len(row.samples_ms)}"
 
 
 def _value(row: Row, name: str) -> str:

@@ -29,7 +29,7 @@ def test_fewer_than_ten_rounds_give_no_ratio_and_say_so() -> None:
     few = replace(OURS, samples_ms=(100.0,) * 6)
     line = cells([BASE, few])[2]
     assert "3.2" not in " ".join(line)
-    assert line[-1] == "6 rounds: too few for a ratio"
+    assert line[-1] == "too few rounds for a ratio: 6"
 
 
 def test_a_measure_has_the_digits_of_its_interval() -> None:
