@@ -335,7 +335,7 @@ def test_a_pair_that_is_no_bundle_and_a_base_model_are_refused(tiny_pair_folder:
 def test_what_the_pipeline_must_know_is_read_without_weights(
     tiny_bundle_folder: Path, pipeline: Any, tmp_path: Path
 ) -> None:
-    for name in ("pair.json", "base_unet", "vae", "scheduler", "tokenizer"):
+    for name in ("pair.json", "base_unet", "vae", "text_encoder", "scheduler", "tokenizer"):
         source, target = tiny_bundle_folder / name, tmp_path / name
         if source.is_file():
             target.write_bytes(source.read_bytes())
@@ -349,6 +349,7 @@ def test_what_the_pipeline_must_know_is_read_without_weights(
         pipeline.spec,
         tokenizer_folder=tmp_path / "tokenizer",
         noise_schedule=spec.noise_schedule,
+        runtime="",  # of whoever loads the bundle
         joins_tables=True,
         max_batch=4,
         max_references=3,
