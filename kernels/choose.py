@@ -31,13 +31,14 @@ def is_fused(q: Tensor) -> bool:
         q: Queries [B, H, N, D].
 
     Raises:
-        BackendUnavailable: `fused` is asked for and cannot run here; says why.
+        BackendUnavailable: `fused` is asked for and cannot run here, such as under autograd; says
+            why.
         ParameterError: The variable holds something else.
     """
     # Neither is a change of mind between two runs, so neither is worth a log line.
     is_watched = torch.compiler.is_exporting() or is_tracing()
-    is_watched |= torch.is_grad_enabled() and q.requires_grad
-    decided: bool = _decide(q.device, q.dtype, q.shape[-1], is_watched)
+    needs_gradients = torch.is_grad_enabled() and q.requires_grad
+    decided: bool = _decide(q.device, q.dtype, q.shape[-1], is_watched, needs_gradients)
     return decided
 
 
@@ -57,7 +58,7 @@ def fuses_blocks(x: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or is_tracing() or torch.is_grad_enabled():
         return False
-    return os.environ.get(VARIABLE) != "eager" and _has_triton()
+    return os.environ.get(VARIABLE) != "eager" and _has_kernels(x.device)
 
 
 def fuses_picture(x: Tensor) -> bool:
@@ -74,25 +75,30 @@ def _is_on_gpu(x: Tensor) -> bool:
 
 
 @functools.cache
-def _has_triton() -> bool:
-    try:
-        toolchain.require_triton()
-    except BackendUnavailable:
-        return False
-    return True
+def _has_kernels(device: torch.device) -> bool:
+    """Triton is there, and the architecture is one that kernels are compiled and checked for."""
+    return _lacking(device) is None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _decide(device: torch.device, dtype: torch.dtype, head_dim: int, is_watched: bool) -> bool:
+def _decide(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    is_watched: bool,
+    needs_gradients: bool,
+) -> bool:
     """The same from what does not change in a compiled function."""
     choice = os.environ.get(VARIABLE, "auto")
     if choice not in CHOICES:
         raise ParameterError(f"{VARIABLE} is {choice!r}, expected {', '.join(CHOICES)}")
     if choice == "eager":
         return _report(False, f"{VARIABLE} says so")
-    if choice == "auto" and is_watched:
+    if choice == "auto" and (is_watched or needs_gradients):
         return False
     reason = _obstacle(device, dtype, head_dim)
+    if reason is None and needs_gradients:
+        reason = "the kernels have no gradients"
     if reason is None:
         return _report(True, f"{device.type}, {str(dtype).removeprefix('torch.')}")
     if choice == "fused":
@@ -111,6 +117,11 @@ def _obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | 
         return f"head dim {head_dim} is not 16 to 128 in steps of 8"
     if device.type != "cuda":
         return None if toolchain.is_interpreting() else f"the device is {device.type}, not cuda"
+    return _lacking(device)
+
+
+def _lacking(device: torch.device) -> str | None:
+    """What a GPU lacks to run the kernels."""
     try:
         toolchain.require_triton()
     except BackendUnavailable as error:

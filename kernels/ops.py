@@ -2,21 +2,19 @@
 
 On CUDA they launch the Triton kernels, elsewhere they run the eager twins (or, in Triton's
 interpreter, the kernels themselves). They are opaque to tracing and have fakes, so they work under
-`torch.compile(fullgraph=True)` and `torch.export`, and they differentiate: the backward pass is
-plain torch, see `bootpig_rt.kernels.eager_backward`.
+`torch.compile(fullgraph=True)` and `torch.export`. They do not differentiate: training takes the
+eager path.
 
 Call the functions of this file, not `torch.ops`: they also check the values of the indices.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.jit._trace import is_tracing
 
-from bootpig_rt.kernels import checks, eager_backward, eager_ops
+from bootpig_rt.kernels import checks, eager_ops
 from bootpig_rt.kernels.launch import launch_attention, launch_merge, launches
 
 
@@ -208,123 +206,3 @@ def _(
     projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
 ) -> Tensor:
     return projected.new_empty(projected.shape)
-
-
-# The backward passes are operators too: they read the indices on the host, which a trace cannot.
-
-
-@torch.library.custom_op("bootpig_rt::reference_attention_backward", mutates_args=())
-def _attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ref_k: Tensor,
-    ref_v: Tensor,
-    ref_of_row: Tensor,
-    step: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return eager_backward.attention_gradients(grad, q, k, v, ref_k, ref_v, ref_of_row, step)
-
-
-@_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ref_k: Tensor,
-    ref_v: Tensor,
-    ref_of_row: Tensor,
-    step: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty(q), _empty(k), _empty(v), _empty(ref_k), _empty(ref_v)
-
-
-@torch.library.custom_op("bootpig_rt::reference_attention_deltas_backward", mutates_args=())
-def _attention_deltas_backward(
-    grad: Tensor,
-    grad_deltas: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ref_k: Tensor,
-    ref_v: Tensor,
-    ref_of_row: Tensor,
-    step: Tensor,
-    first_delta_row: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return eager_backward.attention_deltas_gradients(
-        grad, grad_deltas, q, k, v, ref_k, ref_v, ref_of_row, step, first_delta_row
-    )
-
-
-@_attention_deltas_backward.register_fake
-def _(
-    grad: Tensor,
-    grad_deltas: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ref_k: Tensor,
-    ref_v: Tensor,
-    ref_of_row: Tensor,
-    step: Tensor,
-    first_delta_row: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty(q), _empty(k), _empty(v), _empty(ref_k), _empty(ref_v)
-
-
-@torch.library.custom_op("bootpig_rt::reference_merge_backward", mutates_args=())
-def _merge_backward(
-    grad: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
-) -> Tensor:
-    return eager_backward.merge_gradients(grad, change, ref_of_row, first_delta_row, merge)
-
-
-@_merge_backward.register_fake
-def _(grad: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str) -> Tensor:
-    return _empty(change)
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    """A contiguous tensor of that shape, whatever the strides."""
-    return tensor.new_empty(tensor.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, last = inputs
-    if isinstance(last, Tensor):
-        ctx.save_for_backward(*inputs)
-    else:
-        ctx.first_delta_row = last
-        ctx.save_for_backward(*tensors)
-
-
-def _attention_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.bootpig_rt.reference_attention_backward(grad, *ctx.saved_tensors)
-    return (*gradients, None, None)
-
-
-def _attention_deltas_vjp(ctx: Any, grad: Tensor, grad_deltas: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.bootpig_rt.reference_attention_deltas_backward(
-        grad, grad_deltas, *ctx.saved_tensors, ctx.first_delta_row
-    )
-    return (*gradients, None, None, None)
-
-
-def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _, change, ref_of_row, ctx.first_delta_row, ctx.merge = inputs
-    ctx.save_for_backward(change, ref_of_row)
-
-
-def _merge_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    of_change = torch.ops.bootpig_rt.reference_merge_backward(
-        grad, *ctx.saved_tensors, ctx.first_delta_row, ctx.merge
-    )
-    return grad, of_change, None, None, None
-
-
-_attention.register_autograd(_attention_vjp, setup_context=_save)
-_attention_deltas.register_autograd(_attention_deltas_vjp, setup_context=_save)
-_merge.register_autograd(_merge_vjp, setup_context=_save_merge)

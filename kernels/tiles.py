@@ -174,6 +174,18 @@ def read_rows(path: Path = TABLE) -> list[TileRow]:
     return [TileRow(**{**entry, "tile": Tile(**entry["tile"])}) for entry in entries]
 
 
+def measured_rows() -> dict[int, tuple[int, int]]:
+    """Architecture -> rows of the shipped table that were measured on it, and rows in all."""
+    rows = [row for of_key in _table().values() for row in of_key]
+    return {
+        number: (
+            sum(row.architecture == number and row.measured_us is not None for row in rows),
+            sum(row.architecture == number for row in rows),
+        )
+        for number in ARCHITECTURES
+    }
+
+
 def write_rows(rows: Iterable[TileRow], path: Path = TABLE) -> None:
     """Write a table file, one line a row, sorted."""
     ordered = sorted(rows, key=lambda row: (*row.key, row.min_tokens))

@@ -36,6 +36,7 @@ def _findings() -> dict[str, Any]:
     from bootpig_rt.backends import BACKENDS, available_backends
     from bootpig_rt.backends.cuda.devices import cuda_devices
     from bootpig_rt.export.targets import all_targets, tool_versions
+    from bootpig_rt.kernels.tiles import measured_rows
 
     return {
         "version": __version__,
@@ -53,6 +54,10 @@ def _findings() -> dict[str, Any]:
             for device in cuda_devices()
         ],
         "packages": tool_versions(),
+        "tiles": {
+            f"sm_{number}": {"measured": measured, "rows": rows}
+            for number, (measured, rows) in measured_rows().items()
+        },
         "pair": _shipped_pair(),
         "backends": {name: name in available_backends() for name in BACKENDS},
         "install_backend": {
@@ -103,6 +108,7 @@ def _lines(findings: dict[str, Any]) -> list[str]:
         f"machine    {findings['cpus']} CPUs, {'; '.join(devices) or 'no NVIDIA GPU found'}, "
         f"{findings['free_disk_bytes'] / 1e9:.0f} GB free in this folder",
         f"packages   {packages}",
+        f"tiles      {_tiles(findings['tiles'])}",
         f"pair       the shipped one: {state}",
         "",
     ]
@@ -120,6 +126,20 @@ def _lines(findings: dict[str, Any]) -> list[str]:
             f"{text}"
         )
     return lines
+
+
+def _tiles(tiles: dict[str, dict[str, int]]) -> str:
+    """Which tile configurations of the kernels were measured on their GPU."""
+    measured = [
+        f"{one['measured']} of {one['rows']} for {name}"
+        for name, one in tiles.items()
+        if one["measured"]
+    ]
+    others = [name for name, one in tiles.items() if not one["measured"]]
+    return (
+        f"measured: {', '.join(measured) or 'none'}; all others from compiled code "
+        f"({', '.join(others)}): tune-kernels measures them"
+    )
 
 
 def _yes(value: bool) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bootpig_rt.errors import BackendUnavailable, ParameterError
-from bootpig_rt.kernels import choose, toolchain
+from bootpig_rt.kernels import choose, launch, toolchain
 
 Q = torch.zeros(1, 2, 4, 16)
 
@@ -63,3 +63,17 @@ def test_a_missing_or_old_triton_is_named(
     monkeypatch.setattr(toolchain, "triton_version", lambda: version)
     with pytest.raises(BackendUnavailable, match=message):
         toolchain.require_triton()
+
+
+def test_blocks_are_fused_on_the_architectures_that_kernels_are_checked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choose, "_is_on_gpu", lambda x: True)
+    monkeypatch.setattr(toolchain, "triton_version", lambda: (3, 5))
+    x = torch.zeros(1, 4, 8, dtype=torch.float16)
+    for number, expected in ((90, True), (75, False)):
+        choose._has_kernels.cache_clear()
+        monkeypatch.setattr(launch, "architecture_of", lambda device, number=number: number)
+        with torch.inference_mode():
+            assert choose.fuses_blocks(x) is expected
+    choose._has_kernels.cache_clear()

@@ -231,7 +231,7 @@ def test_on_a_gpu_the_teacher_computes_in_bfloat16_with_the_kernels_that_inferen
 
     plain = loss()
     monkeypatch.setattr(choose, "_is_on_gpu", lambda x: True)
-    monkeypatch.setattr(choose, "_has_triton", lambda: True)
+    monkeypatch.setattr(choose, "_has_kernels", lambda device: True)
     assert loss() == pytest.approx(plain, rel=0.05)
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from bootpig_rt.bundle.pair_config import Merge
+from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.attention import reference_self_attention
 from bootpig_rt.models.rows import plan_rows
@@ -79,19 +80,20 @@ def test_the_kernels_get_the_table_itself_and_the_entry(
     assert torch.equal(whole, alone)
 
 
-def test_autograd_takes_the_eager_path_by_itself_and_the_fused_one_when_told(
+def test_autograd_takes_the_eager_path_and_the_fused_one_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     attn: Any = Attention(query_dim=32, heads=2, dim_head=16)
-    table = torch.randn(2, 3, 2, 13, 16)
+    keys, values = torch.randn(2, 3, 2, 13, 16)
     plan = plan_rows(torch.tensor([[-1, -1], [0, 2]]), 3)
     tokens = torch.randn(2, 20, 32, requires_grad=True)
-    gradients = []
     for choice in ("auto", "fused"):
         monkeypatch.setenv(choose.VARIABLE, choice)
-        keys, values = (part.clone().requires_grad_() for part in table)
+        if choice == "fused":
+            with pytest.raises(BackendUnavailable, match="the kernels have no gradients"):
+                reference_self_attention(attn, tokens, (keys, values), plan, merge="softmax")
+            continue
         out = reference_self_attention(attn, tokens, (keys, values), plan, merge="softmax")
-        gradients.append(torch.autograd.grad(out.square().sum(), [tokens, keys, values]))
-    for eager, fused in zip(*gradients, strict=True):
-        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)
+        (gradient,) = torch.autograd.grad(out.square().sum(), [tokens])
+        assert gradient.abs().sum() > 0
