@@ -76,6 +76,30 @@ class PairSpec:
     max_steps: int | None = None
     sides_px: tuple[int, int] | None = None
 
+    def check_texts(self, prompt_embeds: DeviceArray, rows: int | None = None) -> None:
+        """Refuse text states of another shape than this pair's text encoder gives.
+
+        Args:
+            prompt_embeds: [P, S, E]; arrays of the backend itself are not looked at.
+            rows: P, where it must be this.
+
+        Raises:
+            ParameterError: The shape is another.
+        """
+        if not isinstance(prompt_embeds, np.ndarray):
+            return
+        shape = prompt_embeds.shape
+        expected = ("P" if rows is None else rows, *(self.text_shape or ("S", "E")))
+        fits = all(
+            got == want for got, want in zip(shape, expected, strict=False) if isinstance(want, int)
+        )
+        if len(shape) != 3 or not fits:
+            raise ParameterError(
+                f"text states have shape {list(shape)}, expected "
+                f"[{', '.join(map(str, expected))}]; encode the prompt or the subject again with "
+                "this pair"
+            )
+
     def check_sizes(
         self,
         *,
@@ -120,7 +144,8 @@ class PairSpec:
                 )
 
     def check_batch(self, batch: DenoiseBatch) -> None:
-        """`check_sizes` of a batch."""
+        """`check_sizes` and `check_texts` of a batch."""
+        self.check_texts(batch.prompt_embeds)
         count, _, height, width = batch.latents.shape
         self.check_sizes(
             width_px=width * self.vae_scale_factor,
@@ -218,7 +243,13 @@ class DenoiseRun(Protocol):
 
 
 class Backend(Protocol):
-    """A pair on a device."""
+    """A pair on a device.
+
+    Attributes:
+        name: Of the backend.
+        device: `cpu` or `cuda:N`.
+        spec: What the pipeline must know of the pair.
+    """
 
     name: str
     device: str
@@ -258,6 +289,7 @@ class Backend(Protocol):
 
         Raises:
             NumericalError: The table holds NaN or Inf.
+            ParameterError: The text states are not of this pair's shape.
         """
 
     def download_table(self, data: DeviceArray) -> HostTable:

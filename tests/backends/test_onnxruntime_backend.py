@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from msgspec import structs
 from numpy.testing import assert_equal
@@ -27,7 +29,7 @@ from bootpig_rt.backends.base import Backend, DenoiseBatch
 from bootpig_rt.backends.onnxruntime import tables as onnxruntime_tables
 from bootpig_rt.backends.onnxruntime.recordings import Recordings
 from bootpig_rt.backends.onnxruntime.sessions import Sessions
-from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
+from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun, Shared
 from bootpig_rt.backends.onnxruntime.values import (
     concatenate,
     copied_in_a_row,
@@ -40,7 +42,9 @@ from bootpig_rt.diffusion.solver import BatchSolver, solver_table
 from bootpig_rt.errors import (
     BackendUnavailable,
     BundleError,
+    EngineError,
     NumericalError,
+    OutOfDeviceMemory,
     ParameterError,
 )
 from bootpig_rt.pipeline import Pipeline
@@ -143,6 +147,148 @@ def drawn(backend: Backend, given: DenoiseBatch) -> npt.NDArray[Any]:
 
 def relative(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+TWO = Rows([[-1], [0], [0], [-1], [1], [1]], [0, 0, 1, 0, 0, 2], [0, 0, 0, 1, 1, 1])
+
+
+def test_tables_and_texts_are_made_again_only_when_their_set_changes(
+    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture joins and leaves, subjects change places, another subject comes."""
+    backend: Any = create_backend(OPTIONS, tiny_bundle_folder)
+    launch, launches = backend.sessions.launch, []
+
+    def watch(name: str, *args: Any, **options: Any) -> Any:
+        launches.append(name)
+        return launch(name, *args, **options)
+
+    monkeypatch.setattr(backend.sessions, "launch", watch)
+    both = batch(backend, TWO, [(3, 1), (3, 1)])
+    (dog, cat), other = both.tables, table(backend, 3, 1, seed=9)
+    swapped = replace(
+        both, tables=(cat, dog), ref_of_row=np.where(both.ref_of_row < 0, -1, 1 - both.ref_of_row)
+    )
+    three = Rows([*TWO.refs, [1]], [*TWO.text, 2], [*TWO.picture, 2])
+    joined = replace(
+        batch(backend, three, [(3, 1), (3, 1)]),
+        tables=both.tables,
+        prompt_embeds=both.prompt_embeds,
+    )
+    changed = replace(both, tables=(dog, other))
+    launches.clear()
+    expected = drawn(backend, both)
+    for given in (joined, both, swapped):
+        found = drawn(backend, given)
+        if given is not joined:
+            np.testing.assert_array_equal(found, expected)
+    assert launches.count("text_kv") == 1
+    assert (backend.shared.tables.num_made, backend.shared.texts.num_made) == (1, 1)
+    assert not np.array_equal(drawn(backend, changed), expected)
+    drawn(backend, replace(both, prompt_embeds=texts(backend)))
+    assert backend.shared.tables.num_made == 3  # with the other subject, and without again
+    assert backend.shared.texts.num_made == 2
+
+
+def test_tables_side_by_side_go_when_one_of_them_goes(tiny_bundle_folder: Path) -> None:
+    backend: Any = create_backend(OPTIONS, tiny_bundle_folder)
+    given = batch(backend, TWO, [(3, 1), (3, 1)])
+    kept = given.tables[0]
+    run = backend.start(given)
+    side_by_side = weakref.ref(run._joined)
+    del run
+    assert side_by_side() is not None  # the next run may read the same
+    del given
+    assert side_by_side() is None
+    assert kept.nbytes
+
+
+def test_at_most_one_copy_is_kept_that_no_run_reads(tiny_bundle_folder: Path) -> None:
+    backend: Any = create_backend(OPTIONS, tiny_bundle_folder)
+    first, second = (batch(backend, TWO, [(3, 1), (3, 1)]) for _ in range(2))
+    one = backend.start(first)
+    backend.start(second)
+    assert backend.start(first)._joined is one._joined  # a run that is not over holds its own
+    gone = weakref.ref(one._joined)
+    del one
+    backend.start(second)
+    assert gone() is None
+
+
+@pytest.mark.parametrize("shape", [(1, 23, 16), (1, 24, 15), (24, 16), (2, 24, 16)])
+def test_text_states_of_another_shape_are_refused(
+    backend: Any, torch_backend: Any, shape: tuple[int, ...]
+) -> None:
+    states = np.zeros(shape, np.float32)
+    latents = np.zeros((1, 1, 4, 8, 8), np.float32)
+    for one in (backend, torch_backend):
+        assert one.spec.text_shape == (24, 16)
+        with pytest.raises(
+            ParameterError, match=r"text states have shape .*expected \[1, 24, 16\]"
+        ):
+            one.reference_kv(latents, np.zeros(1, np.int64), states)
+        if shape[1:] != (24, 16):
+            given = replace(batch(one, ONE, [(1, 1)]), prompt_embeds=states)
+            with pytest.raises(ParameterError, match=r"expected \[P, 24, 16\]"):
+                one.start(given)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "told"),
+    [
+        (
+            "Failed to allocate memory for requested buffer",
+            OutOfDeviceMemory,
+            "out of device memory",
+        ),
+        ("CUDA failure 2: out of memory", OutOfDeviceMemory, "running the graph denoise_step"),
+        ("std::bad_alloc", OutOfDeviceMemory, "max_batch"),
+        ("Non-zero status code returned", EngineError, "running the graph denoise_step: Non-zero"),
+    ],
+)
+def test_failures_of_a_launch_are_of_our_kinds(
+    backend: Any, message: str, kind: type[Exception], told: str
+) -> None:
+    run = backend.start(batch(backend, ONE, [(1, 1)]))
+
+    class Failing:
+        def run_with_iobinding(self, *_: Any) -> None:
+            raise ort_state.Fail(message)
+
+    run._session = Failing()
+    with pytest.raises(kind, match=told) as caught:
+        run.step(0)
+    assert type(caught.value) is kind
+
+
+def test_the_runtime_and_the_precision_are_named(backend: Any, torch_backend: Any) -> None:
+    assert backend.spec.runtime == f"onnxruntime {onnxruntime.__version__}"
+    assert torch_backend.spec.runtime.startswith("torch 2.")
+    assert backend.spec.precision == torch_backend.spec.precision == "float32"
+
+
+def test_guidance_rows_are_weighed_by_the_scale_of_their_own_branch(
+    backend: Any, torch_backend: Any
+) -> None:
+    """Three different rows, and scales that must not change places: 3 and 1, 1 and 3."""
+    rows = Rows([[-1], [0], [0]], [0, 1, 2], [0, 0, 0])
+    for one in (backend, torch_backend):
+        given = batch(one, rows, [(1, 1)], solver="ddim", steps=1)
+
+        def output(branch: int, one: Any = one, given: DenoiseBatch = given) -> Any:
+            alone = replace(given, rows_of_picture=np.full((3, 1), branch))
+            return drawn(one, alone)[0]
+
+        uncond, image, text_image = (output(branch) for branch in range(3))
+        for s_image, s_text in ((3.0, 1.0), (1.0, 3.0), (0.5, 4.0)):
+            scaled = replace(
+                given,
+                image_guidance_scale=np.array([s_image], np.float32),
+                text_guidance_scale=np.array([s_text], np.float32),
+            )
+            # The solver is linear in the guided output.
+            expected = uncond + s_image * (image - uncond) + s_text * (text_image - image)
+            assert relative(drawn(one, scaled)[0], expected) < 1e-5
 
 
 def test_text_and_pictures_are_encoded_as_in_torch(backend: Any, torch_backend: Any) -> None:
@@ -488,7 +634,9 @@ def test_each_binding_of_each_run_has_a_recording_of_its_own(
     done.set_result(watched)
     sessions._futures["denoise_step"] = done
     given = batch(backend, ONE, [(3, 1)])
-    first, second = (OnnxRuntimeRun(sessions, given, None, device="cpu") for _ in range(2))
+    first, second = (
+        OnnxRuntimeRun(sessions, given, None, device="cpu", shared=Shared()) for _ in range(2)
+    )
     for index in range(3):
         first.step(index)
         second.step(index)
@@ -501,7 +649,7 @@ def test_each_binding_of_each_run_has_a_recording_of_its_own(
     # A number is given up with the buffers that were bound to it, and never given out again.
     del first
     assert watched.released == []
-    third = OnnxRuntimeRun(sessions, given, None, device="cpu")
+    third = OnnxRuntimeRun(sessions, given, None, device="cpu", shared=Shared())
     third.step(0)
     assert sorted(watched.released) == [1, 2]
     assert watched.numbers[-1] == "5"

@@ -34,6 +34,7 @@ from bootpig_rt.errors import (
     BundleError,
     CheckpointError,
     EngineError,
+    OutOfDeviceMemory,
     ParameterError,
 )
 
@@ -198,6 +199,32 @@ def test_copies_ahead_go_to_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatc
         ("cudaStreamWaitEvent", (2, 3, 0)),
         ("cudaEventSynchronize", (3,)),
     ]
+
+
+def test_streams_go_with_the_last_of_what_was_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = _Calls()
+    monkeypatch.setattr(cuda_memory, "_cuda_runtime", lambda: api)
+    cuda = Cuda(0)
+    array = cuda.empty((2,), np.float32)
+    del cuda
+    assert "cudaStreamDestroy" not in {name for name, _ in api.calls}
+    del array
+    gone = [call for call in api.calls if call[0] in ("cudaFree", "cudaStreamDestroy")]
+    assert gone == [("cudaFree", (3,)), ("cudaStreamDestroy", (1,)), ("cudaStreamDestroy", (2,))]
+
+
+def test_no_room_on_the_device_is_said_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(_Calls):
+        def cudaMalloc(self, nbytes: int) -> tuple[int, int]:
+            return 2, 0
+
+        def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
+            return 0, b"out of memory"
+
+    monkeypatch.setattr(cuda_memory, "_cuda_runtime", Full)
+    with pytest.raises(OutOfDeviceMemory, match="asked for 8 MiB") as caught:
+        Cuda(0).empty((1 << 21,), np.float32)
+    assert caught.value.asked_bytes == 8 << 20
 
 
 def test_a_batch_without_references_has_no_reading_rows() -> None:

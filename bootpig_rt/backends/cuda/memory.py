@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.errors import BackendUnavailable, BootPIGError
+from bootpig_rt.errors import BackendUnavailable, BootPIGError, OutOfDeviceMemory
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -116,6 +116,8 @@ class Cuda:
         self.activate()
         self.stream = int(self._call("cudaStreamCreate"))
         self._copies = int(self._call("cudaStreamCreate"))
+        # Whatever was made of this device refers to it, so the streams go last.
+        self._free = weakref.finalize(self, _destroy, self._api, (self.stream, self._copies))
 
     def activate(self) -> None:
         """Make this thread use the device; CUDA remembers it for each thread apart."""
@@ -137,14 +139,12 @@ class Cuda:
         """Address of new device memory.
 
         Raises:
-            BootPIGError: There is not enough.
+            OutOfDeviceMemory: There is not enough.
         """
         status, address = self._api.cudaMalloc(nbytes)
         if int(status) != 0:
-            raise BootPIGError(
-                f"cannot allocate {nbytes / 1e6:.0f} MB on cuda:{self.index} "
-                f"({self._reason(status)}); draw fewer or smaller pictures at once, or free memory"
-            )
+            what = f"allocating an array on cuda:{self.index} ({self._reason(status)})"
+            raise OutOfDeviceMemory(what, asked_bytes=nbytes)
         return int(address)
 
     def free(self, address: int) -> None:
@@ -295,6 +295,12 @@ class CudaGraph:
     def launch(self) -> None:
         """Run it once, in the order of the stream."""
         self._cuda.launch(self._executable)
+
+
+def _destroy(api: Any, streams: tuple[int, ...]) -> None:
+    """What is on them is done first."""
+    for stream in streams:
+        api.cudaStreamDestroy(stream)
 
 
 def _cuda_runtime() -> Any:

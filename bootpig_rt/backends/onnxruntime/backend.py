@@ -26,8 +26,8 @@ from bootpig_rt.backends.base import (
 )
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.host_table import HostTable, TableDtype
-from bootpig_rt.backends.onnxruntime.sessions import Sessions
-from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun
+from bootpig_rt.backends.onnxruntime.sessions import Sessions, translated
+from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun, Shared
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, TableWriter, download, upload
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.backends.step_inputs import graph_name
@@ -88,6 +88,9 @@ class OnnxRuntimeBackend:
         bundle: Whose files were all checked.
         device: `cpu` or `cuda:N`.
         options: Threads and memory.
+
+    Attributes:
+        shared: What runs made of tables and texts that are still there.
     """
 
     name = "onnxruntime"
@@ -98,6 +101,7 @@ class OnnxRuntimeBackend:
         self.options = options
         self.sessions = Sessions(bundle.folder, bundle.read_graph, device=device, options=options)
         self.sessions.prepare(_GRAPHS)
+        self.shared = Shared()
         spec = bundle_spec(bundle)
         side = spec.config.sample_size_px // spec.vae_scale_factor
         self.spec: PairSpec = replace(
@@ -136,6 +140,7 @@ class OnnxRuntimeBackend:
         self.spec.check_sizes(
             references=references, width_px=width * factor, height_px=height * factor
         )
+        self.spec.check_texts(prompt_embeds, references)
         total = entries * references
         flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
         t = np.repeat(timesteps, references).astype(np.int64)
@@ -144,7 +149,7 @@ class OnnxRuntimeBackend:
             states = self.download_states(states)
         states = states.astype(self._table_type(), copy=False)
         turn = self.sessions.recordings.turn
-        with turn:
+        with turn, translated("reading references"):
             writer = TableWriter(
                 self._layer_shapes(height, width),
                 entries=entries,
@@ -180,7 +185,7 @@ class OnnxRuntimeBackend:
 
     def upload_table(self, table: HostTable, *, is_resident: bool) -> DeviceTable | HostTable:
         """A table of the host as `data` of a batch."""
-        with self.sessions.recordings.turn:
+        with self.sessions.recordings.turn, translated("uploading a reference table"):
             return upload(table, self._table_type(), self.device, is_resident=is_resident)
 
     def download_states(self, prompt_embeds: ort.OrtValue) -> FloatArray:
@@ -196,7 +201,7 @@ class OnnxRuntimeBackend:
             ParameterError: The batch is larger than the bundle was built for.
         """
         self.spec.check_batch(batch)
-        return OnnxRuntimeRun(self.sessions, batch, state, device=self.device)
+        return OnnxRuntimeRun(self.sessions, batch, state, device=self.device, shared=self.shared)
 
     def _by_rows(self, graph: str, name: str, values: FloatArray, output: str) -> FloatArray:
         """Run a graph over rows that do not depend on each other."""

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from bootpig_rt.backends.onnxruntime.recordings import Recordings
 from bootpig_rt.backends.onnxruntime.values import Place, bind_place, device_of, to_device
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.errors import (
-    BackendUnavailable,
     BootPIGError,
     BundleError,
-    NumericalError,
+    EngineError,
+    OutOfDeviceMemory,
     ParameterError,
 )
 
@@ -45,6 +45,10 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     _state.NotImplemented,
     _state.RuntimeException,
 )
+
+_RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, MemoryError)
+
+_NO_ROOM = ("allocate", "out of memory", "bad_alloc")
 
 _TOO_NEW = re.compile(r"opset (\d+) is under development|till opset (\d+)")
 
@@ -159,8 +163,8 @@ class Sessions:
             inputs: By name.
             into: Outputs that are written into memory at hand.
         """
-        with self.recordings.turn:
-            session = self.get(name)
+        session = self.get(name)
+        with self.recordings.turn, translated(f"running the graph {name}"):
             binding = session.io_binding()
             for key, value in inputs.items():
                 if isinstance(value, np.ndarray):
@@ -172,10 +176,7 @@ class Sessions:
                     bind_place(binding, output, into[output], self._device)
                 else:
                     binding.bind_output(output, *device_of(self._device))
-            try:
-                session.run_with_iobinding(binding)
-            except ORT_ERRORS as error:
-                raise run_error(name, error) from error
+            session.run_with_iobinding(binding)
             return dict(zip(names, binding.get_outputs(), strict=True))
 
     def _create(self, name: str) -> ort.InferenceSession:
@@ -218,8 +219,10 @@ class Sessions:
             cuda["enable_cuda_graph"] = "1"
         return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
-    def _explain(self, name: str, error: Exception) -> BundleError | ParameterError:
-        text = " ".join(str(error).split())
+    def _explain(self, name: str, error: Exception) -> BootPIGError:
+        text = _one_line(error)
+        if _is_out_of_memory(error):
+            return OutOfDeviceMemory(f"loading the graph {name}")
         if "graph capture" in text:
             return ParameterError(
                 f"backend option cuda_graph is True, but onnxruntime {ort.__version__} cannot "
@@ -239,14 +242,32 @@ class Sessions:
         return BundleError(f"graph {name} in {self._folder} {reason}; {fix}", self._folder)
 
 
-def run_error(name: str, error: Exception) -> NumericalError | BackendUnavailable:
-    """What a failed launch means to the user."""
-    text = " ".join(str(error).split())
-    if "allocate" in text or "out of memory" in text.lower():
-        return BackendUnavailable(
-            f"the graph {name} needs more memory than there is: {text[:200]}; lower max_batch or "
-            "the picture size"
-        )
-    return NumericalError(
-        f"the graph {name} failed: {text[:300]}; verify the bundle with bootpig-rt verify DIR"
-    )
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Errors of ONNX Runtime inside become ours.
+
+    Args:
+        what: Is done, for the message.
+
+    Raises:
+        OutOfDeviceMemory: There was no room.
+        EngineError: Anything else that ONNX Runtime refuses.
+    """
+    try:
+        yield
+    except _RUN_ERRORS as error:
+        if _is_out_of_memory(error):
+            raise OutOfDeviceMemory(what) from error
+        raise EngineError(
+            f"onnxruntime {ort.__version__} failed while {what}: {_one_line(error)[:300]}; verify "
+            "the bundle with bootpig-rt verify DIR"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in _NO_ROOM)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

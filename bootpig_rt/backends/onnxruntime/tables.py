@@ -185,14 +185,27 @@ def upload(table: HostTable, graph_type: np.dtype[Any], device: str, *, is_resid
     return DeviceTable(layers, entries, references, table.dtype)
 
 
-def join(tables: Sequence[DeviceTable], device: str) -> dict[str, ort.OrtValue]:
+@dataclass(frozen=True, eq=False)
+class JoinedTables:
+    """Several tables in a row, as the graphs read them.
+
+    Attributes:
+        layers: `k_0`, `v_0`, ... -> [sum of E * R, H, M, D].
+        order: The tables by `id`, as they lie.
+    """
+
+    layers: dict[str, ort.OrtValue]
+    order: tuple[int, ...]
+
+
+def join(tables: Sequence[DeviceTable], device: str) -> JoinedTables:
     """Several tables, each another, in a row; a table alone is not copied."""
-    if len(tables) == 1:
-        return tables[0].layers
-    return {
-        name: concatenate([table.layers[name] for table in tables], device)
-        for name in tables[0].layers
-    }
+    layers = tables[0].layers
+    if len(tables) > 1:
+        layers = {
+            name: concatenate([table.layers[name] for table in tables], device) for name in layers
+        }
+    return JoinedTables(layers, tuple(map(id, tables)))
 
 
 class StreamedTables:
