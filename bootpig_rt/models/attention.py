@@ -108,17 +108,21 @@ def reference_self_attention(
         if group.num_references == 0:
             attended.append(join_heads(F.scaled_dot_product_attention(q[rows], k[rows], v[rows])))
         elif group.num_references == 1 or merge == "concat":
-            attended.append(join_heads(_one_softmax(q[rows], k[rows], v[rows], reference, group)))
+            joined = _one_softmax(q[rows], k[rows], v[rows], reference, group)
+            if group.num_references == 1 and group.present is not None:
+                plain = F.scaled_dot_product_attention(q[rows], k[rows], v[rows])
+                joined = joined.where(group.present[..., None, None], plain)
+            attended.append(join_heads(joined))
         else:
             per_reference = _each_reference(q[rows], k[rows], v[rows], reference, group)
             if merge == "mean":
                 # The output projection is linear: the mean may be taken ahead of it.
-                attended.append(per_reference.mean(dim=1))
+                attended.append(_mean(per_reference, group.present))
                 continue
             plain = join_heads(F.scaled_dot_product_attention(q[rows], k[rows], v[rows]))
             attended.append(plain)
             change = F.linear(per_reference - plain.unsqueeze(1), attn.to_out[0].weight)
-            deltas.append((rows, _merge(change, merge)))
+            deltas.append((rows, _merge(change, merge, group.present)))
     joined = attended[0] if len(attended) == 1 else torch.cat(attended)
     projected = attn.to_out[0](joined)
     if deltas:
@@ -209,15 +213,27 @@ def _each_reference(q: Tensor, k: Tensor, v: Tensor, reference: KV, group: RowGr
     return by_reference
 
 
-def _merge(change: Tensor, merge: MergeRule) -> Tensor:
+def _mean(by_reference: Tensor, present: Tensor | None) -> Tensor:
+    """Mean over the references that are there, [b, R, N, C] -> [b, N, C]."""
+    if present is None:
+        return by_reference.mean(dim=1)
+    column = present[:, :, None, None]
+    mean: Tensor = by_reference.where(column, 0).sum(dim=1) / column.sum(dim=1)
+    return mean
+
+
+def _merge(change: Tensor, merge: MergeRule, present: Tensor | None = None) -> Tensor:
     """Weighted sum over references of what each one changes, [b, R, N, C] -> [b, N, C].
 
-    Computed in float32 or wider, whatever type the attention ran in.
+    Computed in float32 or wider, whatever type the attention ran in. `present` bool [b, R] says
+    which references there are; None: all.
     """
     change = change.to(torch.promote_types(change.dtype, torch.float32))
     if not isinstance(merge, str):
         return merge(change)
     norms = change_norms(change)
+    if present is not None:
+        norms = norms.where(present[:, :, None], -torch.inf)
     if merge == "softmax":
         weighted: Tensor = norms.softmax(dim=1).unsqueeze(-1) * change
         return weighted.sum(dim=1)

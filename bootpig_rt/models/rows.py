@@ -7,6 +7,7 @@ This file knows nothing about attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +26,15 @@ class RowGroup:
         index: Where the references lie in the table, a slice or int64 indices: `R` entries that
             all rows share (`shared`), or `rows * R` entries in row order.
         shared: All rows read the same R references.
+        present: bool [rows, R], which of the slots hold a reference, none of a row or all of it
+            perhaps; None: all do.
     """
 
     rows: slice
     num_references: int
     index: slice | Tensor | None = None
     shared: bool = False
+    present: Tensor | None = None
 
     def select(self, table: Tensor) -> Tensor:
         """Reference keys or values of these rows.
@@ -181,6 +185,31 @@ def plan_rows(
         table,
         shared,
     )
+
+
+def bucketed_rows(
+    kinds: Sequence[tuple[int, int]], refs: Tensor, shared: SharedRows | None = None
+) -> RowPlan:
+    """The plan of rows that are sorted already, and whose references are data of the device.
+
+    Args:
+        kinds: (R, rows) of each group, by rising R.
+        refs: int32 [B, S], what each row reads, -1 for none. A row may have fewer than R.
+        shared: What rows of one picture have in common.
+    """
+    groups: list[RowGroup] = []
+    start = 0
+    for num_references, count in kinds:
+        rows = slice(start, start + count)
+        start += count
+        if num_references == 0:
+            groups.append(RowGroup(rows, 0))
+            continue
+        of_rows = refs[rows, :num_references]
+        index = of_rows.clamp(min=0).flatten().long()
+        groups.append(RowGroup(rows, num_references, index, present=of_rows >= 0))
+    reads = any(num_references for num_references, _ in kinds)
+    return RowPlan(tuple(groups), ref_of_row=refs if reads else None, shared=shared)
 
 
 def plain_rows(num_rows: int) -> RowPlan:

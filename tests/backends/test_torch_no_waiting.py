@@ -66,21 +66,28 @@ def tensors(history: int, text_widths: tuple[int, ...]) -> StepTensors:
         matrices=empty(STEPS, PICTURES, 1 + history, 2 + history),
         x0=empty(STEPS, PICTURES, 2),
         clip_weight=empty(STEPS, PICTURES),
+        clip_range=empty(1),
         entries=empty(STEPS, dtype=torch.int32),
+        rows_of_picture=empty(3, PICTURES, dtype=torch.int64),
+        picture_of_row=empty(6, dtype=torch.int64),
+        pair_of_row=empty(6, dtype=torch.int64),
+        picture_of_pair=empty(4, dtype=torch.int64),
+        refs=empty(6, 2, dtype=torch.int32),
+        refs_of_pair=empty(4, 2, dtype=torch.int32),
     )
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("has_table", [True, False])
 @pytest.mark.parametrize("merge", get_args(Merge))
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("is_recorded", [False, True])
 def test_a_step(
     backend: TorchBackend,
     monkeypatch: pytest.MonkeyPatch,
     merge: Merge,
     has_table: bool,
     is_fused: bool,
-    clip: float | None,
+    is_recorded: bool,
 ) -> None:
     asked: list[int] = []
 
@@ -90,15 +97,16 @@ def test_a_step(
 
     monkeypatch.setattr(choose, "_decide", decide)
     monkeypatch.setattr("bootpig_rt.kernels.checks.MIN_HEAD_DIM", 8)  # the tiny pair's
-    plan = plan_rows(
+    plan: Any = plan_rows(
         torch.tensor(REFS if has_table else [[-1]] * 6),
         2,
         torch.tensor(PICTURE_OF_ROW),
         device="meta",
     )
-    rows = empty(3, PICTURES, dtype=torch.int64)
+    if is_recorded:  # what rows read is data
+        plan = (((1, 2), (2, 4)), ((1, 2), (2, 2))) if has_table else (((0, 6),), ((0, 4),))
     widths = backend.pair.base.text_widths()
-    program = StepProgram(backend.pair.base, widths, torch.float16, plan, rows, merge, clip)
+    program = StepProgram(backend.pair.base, widths, torch.float16, merge, plan)
     table = tuple(
         (
             empty(ENTRIES, 2, heads, tokens, width, dtype=torch.float16),

@@ -25,11 +25,12 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
+from bootpig_rt.backends.derived import Derived
 from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
 from bootpig_rt.backends.options import TorchOptions
-from bootpig_rt.backends.torch.graphs import Kept, Lane, RecordedFunction
+from bootpig_rt.backends.torch.graphs import Lane, RecordedFunction
 from bootpig_rt.backends.torch.memory import within_memory
-from bootpig_rt.backends.torch.steps import StepSlot, TorchRun
+from bootpig_rt.backends.torch.steps import ProjectedTexts, Recorded, TorchRun
 from bootpig_rt.backends.torch.tables import Table, TableBuilder, download, table_nbytes, upload
 from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import BackendUnavailable
@@ -136,11 +137,9 @@ class TorchBackend:
             self._reference = torch.compile(pair.reference, dynamic=False)
 
         records, kept = bool(options.cuda_graph), options.graphs_kept
-        self._table_bytes = options.graph_table_bytes
-        if self._table_bytes is None:
-            self._table_bytes = _memory_bytes(device) // 32
         self.lane, self.reference_lane = (Lane(device, records=records) for _ in range(2))
-        self._slots: Kept[StepSlot] = Kept(kept)
+        self.recorded = Recorded(kept)
+        self.projected: Derived[ProjectedTexts] = Derived()
         self._text = RecordedFunction(self._run_text, self.lane, kept=kept)
         self._encoder = RecordedFunction(self._run_encoder, self.lane, kept=kept)
         self._decoder = RecordedFunction(self._run_decoder, self.lane, kept=kept)
@@ -194,6 +193,7 @@ class TorchBackend:
             A table of L pairs (keys, values), each [E, R, H, M, D]; see `tables.py`.
         """
         entries, references = latents.shape[:2]
+        self.spec.check_texts(prompt_embeds, references)
         what = (
             f"reading {references} references at {entries} timesteps, {rows_per_launch} at once, "
             f"into a table in {dtype}"
@@ -231,6 +231,7 @@ class TorchBackend:
 
     def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> TorchRun:
         """Upload a batch and return its run, ahead of step 0."""
+        self.spec.check_batch(batch)
         count, _, height, width = batch.latents.shape
         factor = self.spec.vae_scale_factor
         what = (
@@ -238,18 +239,16 @@ class TorchBackend:
             f"{len(batch.text_of_row)} rows, {max(batch.num_references, default=0)} references"
         )
 
-        table_bytes = self._table_bytes or 0
-
         def run() -> TorchRun:
             return TorchRun(
                 batch,
                 state,
                 base=self._base,
                 project_text=self.pair.base.project_text,
+                texts=self.projected,
                 dtype=self.dtype,
                 lane=self.lane,
-                slots=self._slots,
-                table_bytes=table_bytes,
+                recorded=self.recorded,
                 within_memory=partial(self._within_memory, what),
             )
 
@@ -265,8 +264,10 @@ class TorchBackend:
         for lane in (self.lane, self.reference_lane):
             with lane.work():
                 lane.forget()
+        self.projected.clear()
         with self.lane.work():
-            for kept in (self._slots, self._text.calls, self._encoder.calls, self._decoder.calls):
+            self.recorded.clear()
+            for kept in (self._text.calls, self._encoder.calls, self._decoder.calls):
                 kept.clear()
         with self.reference_lane.work():
             self._pass.calls.clear()
@@ -349,13 +350,6 @@ class TorchBackend:
                 progress(min(some.stop, len(latents)), len(latents))
         with torch.inference_mode(), lane.on_stream():
             return builder.table()  # waits for this lane
-
-
-def _memory_bytes(device: str) -> int:
-    """Of a CUDA device; for a CPU, a number to work with."""
-    if not device.startswith("cuda"):
-        return 32 << 30
-    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _pictures(shape: tuple[int, ...], factor: int) -> str:

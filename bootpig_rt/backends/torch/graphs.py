@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bootpig_rt.backends.torch.buckets import bucket
+
 logger = logging.getLogger(__name__)
 
 _WARM_UPS = 2
@@ -185,10 +187,11 @@ class _Call:
 
 
 class RecordedFunction:
-    """A function of tensors, with a recording for each set of shapes.
+    """A function of rows, with a recording for each bucket of them and each set of shapes.
 
     Args:
-        function: Tensors in, tensors out, without a look at their values.
+        function: Tensors in, tensors out, rows along their first axes that do not depend on each
+            other; without a look at values.
         lane: Where it runs.
         kept: Recordings that are kept.
     """
@@ -210,9 +213,17 @@ class RecordedFunction:
             if not self._lane.records:
                 yield self._function(*inputs)
                 return
+            rows = len(inputs[0])
+            inputs = tuple(_padded(one, bucket(rows)) for one in inputs)
             key = tuple((tuple(one.shape), one.dtype) for one in inputs)
             call = self.calls.get(key, lambda: _Call(self._function, inputs, self._lane))
             for buffer, given in zip(call.inputs, inputs, strict=True):
                 buffer.copy_(given, non_blocking=True)
             call.replay()
-            yield call.outputs
+            yield tuple(output[:rows] for output in call.outputs)
+
+
+def _padded(tensor: Tensor, rows: int) -> Tensor:
+    """With copies of the last row."""
+    more = rows - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])]) if more else tensor

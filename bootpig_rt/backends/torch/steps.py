@@ -1,35 +1,37 @@
 """Steps of the torch backend: what a step reads and writes, the step, and runs of steps.
 
 A step is a function of tensors that reads its own number on the device, so one recording serves all
-steps of all runs of its shape. A run keeps its own tensors. Where recordings are kept, the run's
-are copied into the recording's when another run was there last, and the new state comes back after
-each step: so runs of one shape may take turns, in one thread or in many.
+steps of all runs of its bucket (`buckets.py`). A run keeps its own tensors. Where recordings are
+kept, the run's are copied into the recording's when another run was there last, and the new state
+comes back after each step: so runs of one bucket may take turns, in one thread or in many.
 """
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bootpig_rt.backends.base import DenoiseBatch, FloatArray
+from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.backends.derived import Derived
+from bootpig_rt.backends.step_inputs import NO_LIMIT
+from bootpig_rt.backends.torch.buckets import Kinds, Layout, lay_out
 from bootpig_rt.backends.torch.graphs import Kept, Lane
 from bootpig_rt.backends.torch.tables import TableReader
 from bootpig_rt.bundle.pair_config import Merge
-from bootpig_rt.models.rows import RowPlan, plan_rows
+from bootpig_rt.models.rows import RowPlan, SharedRows, bucketed_rows, plan_rows
 from bootpig_rt.models.unet import ReferenceKVLayers, TextKVLayers
 
 _MOST_STEPS = 1000
 """Room for the coefficients of a run in the buffers of a recording: a few hundred kilobytes."""
 
-_NUMBERS = itertools.count()
-"""Tell runs apart, those that are gone as well."""
+MOST_HISTORY = 2
+"""Of the solvers that there are: recordings have room for it, whatever solvers a batch mixes."""
 
 
 @dataclass
@@ -47,7 +49,14 @@ class StepTensors:
         matrices: float32 [T, B, 1 + K, 2 + K].
         x0: float32 [T, B, 2].
         clip_weight: float32 [T, B].
+        clip_range: float32 [1], x0 is clamped to plus or minus this where its weight is not 0.
         entries: int32 [T], the entry of the table.
+        rows_of_picture: int64 [3, B].
+        picture_of_row: int64 [N].
+        pair_of_row: int64 [N].
+        picture_of_pair: int64 [U].
+        refs: int32 [N, R].
+        refs_of_pair: int32 [U, R].
     """
 
     state: Tensor
@@ -60,7 +69,14 @@ class StepTensors:
     matrices: Tensor
     x0: Tensor
     clip_weight: Tensor
+    clip_range: Tensor
     entries: Tensor
+    rows_of_picture: Tensor
+    picture_of_row: Tensor
+    pair_of_row: Tensor
+    picture_of_pair: Tensor
+    refs: Tensor
+    refs_of_pair: Tensor
 
     def room_for_all_steps(self) -> StepTensors:
         """Tensors of these shapes, with zeros, for as many steps as a run may have."""
@@ -89,45 +105,29 @@ class StepProgram:
         base: The Base U-Net.
         text_widths: Of the keys, and of the values, of every cross-attention.
         dtype: That it computes in.
-        plan: Of the rows.
-        rows_of_picture: int64 [3, B].
         merge: How several references of a row are combined.
-        clip: Clamp x0 to plus or minus this where its weight is not 0; None: never.
+        rows: The plan of the rows of one run; or their kinds and those of the pairs, for the plan
+            that follows from the tensors.
     """
 
     base: Callable[..., Tensor]
     text_widths: tuple[int, ...]
     dtype: torch.dtype
-    plan: RowPlan
-    rows_of_picture: Tensor
     merge: Merge
-    clip: float | None
+    rows: RowPlan | tuple[Kinds, Kinds]
 
-    @classmethod
-    def of(
-        cls,
-        batch: DenoiseBatch,
-        base: Callable[..., Tensor],
-        text_widths: tuple[int, ...],
-        dtype: torch.dtype,
-        lane: Lane,
-    ) -> StepProgram:
-        """Plan the rows of a batch."""
-        plan = plan_rows(
-            torch.tensor(batch.ref_of_row),
-            sum(batch.num_references),
-            torch.tensor(batch.picture_of_row),
-            device=lane.device,
+    def plan(self, tensors: StepTensors) -> RowPlan:
+        """Which references each row reads."""
+        if isinstance(self.rows, RowPlan):
+            return self.rows
+        kinds, kinds_of_pairs = self.rows
+        shared = SharedRows(
+            bucketed_rows(kinds_of_pairs, tensors.refs_of_pair),
+            tensors.picture_of_pair,
+            tensors.pair_of_row,
+            tensors.picture_of_row,
         )
-        return cls(
-            base,
-            text_widths,
-            dtype,
-            plan,
-            lane.upload(batch.rows_of_picture),
-            batch.merge,
-            batch.solver.clip_sample_range,
-        )
+        return bucketed_rows(kinds, tensors.refs, shared)
 
     def text_layers(self, text: Tensor) -> TextKVLayers:
         """Keys and values of every layer, views of [N, S, sum of 2 H * D]."""
@@ -154,11 +154,11 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
         now(tensors.timesteps),
         program.text_layers(tensors.text),
         table,
-        program.plan,
+        program.plan(tensors),
         merge=program.merge,
         entry=None if table is None else tensors.entries.index_select(0, tensors.step),
     ).float()
-    uncond, image, text_image = output[program.rows_of_picture]
+    uncond, image, text_image = output[tensors.rows_of_picture]
     guided = (
         uncond
         + tensors.image_scale.view(column) * (image - uncond)
@@ -167,74 +167,119 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
     state = torch.cat([torch.stack([latents, guided]), history])
     x0 = now(tensors.x0)[..., None, None, None]
     estimate = x0[:, 0] * latents + x0[:, 1] * guided
-    following = torch.einsum("bij,jb...->ib...", now(tensors.matrices), state)
-    if program.clip is not None:
-        weight = now(tensors.clip_weight).view(column)
-        clipped = estimate.clamp(-program.clip, program.clip)
-        following[0] += weight * (clipped - estimate)
-        estimate = torch.where(weight != 0, clipped, estimate)
+    # One term after another: those of a history that a solver lacks are zeros and change nothing.
+    weights = now(tensors.matrices).permute(2, 1, 0)[..., None, None, None]
+    following = weights[0] * state[0]
+    for weight_of, part in zip(weights[1:], state[1:], strict=True):
+        following = torch.addcmul(following, weight_of, part)
+    weight = now(tensors.clip_weight).view(column)
+    clipped = estimate.minimum(tensors.clip_range).maximum(-tensors.clip_range)
+    following[0] += weight * (clipped - estimate)
+    estimate = torch.where(weight != 0, clipped, estimate)
     tensors.state.copy_(following)
     tensors.estimate.copy_(estimate)
 
 
+class TableBuffers:
+    """Room for one entry of the tables of a batch, at addresses that recordings know.
+
+    Args:
+        shapes: [1, N_ref, H, M, D] of each layer; none without a table.
+        like: Of the type and on the device of the buffers.
+    """
+
+    def __init__(self, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> None:
+        """Allocate; slots that are read by no row are zeros."""
+        self.layers: ReferenceKVLayers | None = None
+        if shapes:
+            empty = like.new_zeros
+            self.layers = tuple((empty(shape), empty(shape)) for shape in shapes)
+        self._held: tuple[list[weakref.ref[Tensor]], tuple[int, ...]] = [], ()
+
+    def load(self, reader: TableReader, index: int) -> None:
+        """Copy the entries of a step, unless they are there, whoever brought them."""
+        if self.layers is None:
+            return
+        tables, entries = reader.reads(index)
+        held, held_entries = self._held
+        is_there = held_entries == entries and len(held) == len(tables)
+        if is_there and all(one() is table for one, table in zip(held, tables, strict=True)):
+            return
+        self._held = [], ()
+        reader.fill(self.layers, index)
+        self._held = [weakref.ref(table) for table in tables], entries
+
+
 class StepSlot:
-    """The buffers of one shape of steps, and the recording of a step over them.
+    """The buffers of one bucket of steps, and the recording of a step over them.
 
     Args:
         program: What a step computes.
         like: Tensors of the shapes of the buffers.
-        table: Shapes [E, N_ref, H, M, D] of the table's layers; empty without a table.
+        table: What steps read; shared with other slots.
         lane: Where it is recorded.
     """
 
     def __init__(
-        self,
-        program: StepProgram,
-        like: StepTensors,
-        table: tuple[tuple[int, ...], ...],
-        lane: Lane,
+        self, program: StepProgram, like: StepTensors, table: TableBuffers, lane: Lane
     ) -> None:
         """Allocate, and record."""
         self.tensors = like.room_for_all_steps()
-        empty = self.tensors.text.new_zeros
-        self.table: ReferenceKVLayers | None = None
-        if table:
-            self.table = tuple((empty(shape), empty(shape)) for shape in table)
+        self.table = table
         self._owner: weakref.ref[TorchRun] | None = None
-        self._held: Any = None
-        self._replay = lane.record(lambda: take_step(program, self.tensors, self.table))
+        self._replay = lane.record(lambda: take_step(program, self.tensors, table.layers))
 
     def step(self, run: TorchRun, index: int) -> None:
         """Do one step of a run; inside `Lane.work`."""
         if self._owner is None or self._owner() is not run:
             self.tensors.load(run.tensors)
         self._owner = None  # whatever ends this early, the next step starts from the run's own
-        self._load_table(run, index)
+        self.table.load(run.reader, index)
         self.tensors.step.fill_(index)
         self._replay()
         run.tensors.state.copy_(self.tensors.state)
         run.tensors.estimate.copy_(self.tensors.estimate)
         self._owner = weakref.ref(run)
 
-    def _load_table(self, run: TorchRun, index: int) -> None:
-        """Copy the table, or the entry of the step, unless it is there."""
-        if self.table is None:
-            return
-        if run.whole is not None:
-            first = run.whole[0][0]
-            if isinstance(self._held, weakref.ref) and self._held() is first:
-                return
-            self._held = None
-            for mine, theirs in zip(self.table, run.whole, strict=True):
-                for buffer, part in zip(mine, theirs, strict=True):
-                    buffer.copy_(part)
-            self._held = weakref.ref(first)
-            return
-        wanted = (run.number, run.reader.entries(index))
-        if self._held != wanted:
-            self._held = None
-            run.reader.fill(self.table, index)
-            self._held = wanted
+
+class Recorded:
+    """Recordings of steps and the buffers that they share.
+
+    Args:
+        count: Recordings that are kept.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Nothing is recorded yet."""
+        self.slots: Kept[StepSlot] = Kept(count)
+        self._tables: Kept[TableBuffers] = Kept(4)
+
+    def slot(
+        self,
+        key: Hashable,
+        program: StepProgram,
+        like: StepTensors,
+        table: tuple[tuple[int, ...], ...],
+        lane: Lane,
+    ) -> StepSlot:
+        """The recording of a bucket."""
+        buffers = self._tables.get(table, lambda: TableBuffers(table, like.text))
+        # A recording reads its own buffers, so buffers that were made anew need a recording too.
+        key = (key, id(buffers))
+        return self.slots.get(key, lambda: StepSlot(program, like, buffers, lane))
+
+    def clear(self) -> None:
+        """Forget all; runs keep theirs."""
+        self.slots.clear()
+        self._tables.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedTexts:
+    """Keys and values of distinct texts, [P, S, sum of 2 H * D], and the widths of the parts."""
+
+    tensor: Tensor
+    widths: tuple[int, ...]
 
 
 class TorchRun:
@@ -245,10 +290,10 @@ class TorchRun:
         state: To go on from; None starts from the batch's noise.
         base: The Base U-Net.
         project_text: States of texts -> keys and values of its cross-attentions.
+        texts: What was projected for other runs.
         dtype: That it computes in.
         lane: Where the steps run.
-        slots: Recordings that there are, where the lane keeps any.
-        table_bytes: Tables up to this size are held whole by a recording.
+        recorded: Recordings that there are, where the lane keeps any.
         within_memory: Calls what it is given, and says what a lack of memory means.
     """
 
@@ -259,40 +304,58 @@ class TorchRun:
         *,
         base: Callable[..., Tensor],
         project_text: Callable[[Tensor], TextKVLayers],
+        texts: Derived[ProjectedTexts],
         dtype: torch.dtype,
         lane: Lane,
-        slots: Kept[StepSlot],
-        table_bytes: int,
+        recorded: Recorded,
         within_memory: Callable[[Callable[[], None]], None],
     ) -> None:
         """Upload everything that the steps read."""
         self._lane = lane
         self._within_memory = within_memory
+        self._pictures, self._planes = len(batch.latents), 1 + batch.solver.history_size
         with lane.work():
             self.reader = TableReader(batch.tables, batch.entry_of_step, lane.device, dtype)
-            self.whole = self.reader.whole
-            if lane.records and self.whole is not None:
-                size = sum(part.nbytes for layer in self.whole for part in layer)
-                self.whole = None if size > table_bytes else self.whole
-            text = project_text(_text_states(batch, lane, dtype))
-            self.tensors = _upload(
-                batch, state, text, lane=lane, reads_whole=self.whole is not None
-            )
-            self.number = next(_NUMBERS)
-            text_widths = tuple(keys.shape[-1] for keys, _ in text)
+            self.whole = None if lane.records else self.reader.whole
 
-            def program() -> StepProgram:
-                return StepProgram.of(batch, base, text_widths, dtype, lane)
+            def project() -> ProjectedTexts:
+                layers = project_text(_text_states(batch, lane, dtype))
+                parts = [part for layer in layers for part in layer]
+                widths = tuple(keys.shape[-1] for keys, _ in layers)
+                return ProjectedTexts(torch.cat(parts, dim=-1), widths)
 
+            self._texts = texts.of([batch.prompt_embeds], project)
+            widths = self._texts.widths
+            layout = lay_out(batch)
             self._slot: StepSlot | None = None
             if not lane.records:
-                self._program = program()
+                plan = plan_rows(
+                    torch.tensor(batch.ref_of_row),
+                    sum(batch.num_references),
+                    torch.tensor(batch.picture_of_row),
+                    device=lane.device,
+                )
+                layout = replace(
+                    layout,
+                    pictures=self._pictures,
+                    text_of_row=batch.text_of_row,
+                    rows_of_picture=batch.rows_of_picture,
+                )
+                self._program = StepProgram(base, widths, dtype, batch.merge, plan)
+            entries = batch.entry_of_step[0] if self.whole is not None else None
+            planes = max(self._planes, 1 + MOST_HISTORY) if lane.records else self._planes
+            self.tensors = _upload(batch, state, self._texts.tensor, layout, entries, planes, lane)
+            if not lane.records:
                 return
-            table = self._table_shapes()
-            self._slot = slots.get(
-                _shape_key(batch, self.tensors, table),
-                lambda: StepSlot(program(), self.tensors, table, lane),
+            merge = batch.merge if max(slots for slots, _ in layout.kinds) > 1 else "argmax"
+            shapes = [tuple(one.shape) for one in (self.tensors.state, self.tensors.text)]
+            table = tuple(
+                (1, layout.references, *shape[1:])
+                for shape in (self.reader.entry_shapes if layout.references else ())
             )
+            program = StepProgram(base, widths, dtype, merge, (layout.kinds, layout.kinds_of_pairs))
+            key = (*shapes, table, layout.key, merge)
+            self._slot = recorded.slot(key, program, self.tensors, table, lane)
 
     def step(self, index: int) -> None:
         """Do one step: U-Net rows, guidance, solver."""
@@ -313,77 +376,77 @@ class TorchRun:
 
     def state(self) -> FloatArray:
         """Current sample, then history, float32 [1 + K, B, C, h, w]."""
-        return self._read(self.tensors.state)
+        return self._read(self.tensors.state[: self._planes, : self._pictures])
 
     def latents(self) -> FloatArray:
         """Current sample, float32 [B, C, h, w]."""
-        return self._read(self.tensors.state[0])
+        return self._read(self.tensors.state[0, : self._pictures])
 
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
-        return self._read(self.tensors.estimate)
+        return self._read(self.tensors.estimate[: self._pictures])
 
     def _read(self, tensor: Tensor) -> FloatArray:
         with torch.inference_mode(), self._lane.on_stream():
             return self._lane.download(tensor)
 
-    def _table_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the buffers of a recording: the whole table, or one entry."""
-        if self.whole is not None:
-            return tuple(tuple(k.shape) for k, _ in self.whole)
-        return tuple((1, *shape) for shape in self.reader.entry_shapes)
-
 
 def _text_states(batch: DenoiseBatch, lane: Lane, dtype: torch.dtype) -> Tensor:
-    """Of the rows, [N, S, E]."""
+    """Of the distinct texts, [P, S, E]."""
     texts = batch.prompt_embeds
     if isinstance(texts, np.ndarray):
         texts = lane.upload(texts).to(dtype)
-    of_rows: Tensor = texts[lane.upload(batch.text_of_row)]
-    return of_rows
+    states: Tensor = texts
+    return states
 
 
 def _upload(
     batch: DenoiseBatch,
     state: FloatArray | None,
-    text: TextKVLayers,
-    *,
+    texts: Tensor,
+    layout: Layout,
+    entries: IntArray | None,
+    planes: int,
     lane: Lane,
-    reads_whole: bool,
 ) -> StepTensors:
+    """What the steps read: pictures and history rounded up with zeros, rows as they are laid out.
+
+    `planes` is the room for the sample and the history, 1 + K'.
+    """
     solver = batch.solver
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), np.float32)
         state[0] = batch.latents
-    entries = np.zeros(solver.num_steps, np.int32)
-    if reads_whole:
-        entries = batch.entry_of_step[0].astype(np.int32)
-    tensors = lane.upload(state)
+    if entries is None:
+        entries = np.zeros(solver.num_steps, np.int64)
+    clip = solver.clip_sample_range
+
+    def pictures(array: np.ndarray[Any, Any], axis: int) -> Tensor:
+        more = [(0, 0)] * array.ndim
+        more[axis] = (0, layout.pictures - array.shape[axis])
+        return lane.upload(np.pad(array, more) if more[axis][1] else array)
+
+    history = (0, planes - len(state))
+    state = np.pad(state, [history, *[(0, 0)] * 4])
+    matrices = np.pad(solver.matrices, [(0, 0), (0, 0), history, history])
+    tensors = pictures(state, 1)
     return StepTensors(
         state=tensors,
         estimate=tensors[0].clone(),
         step=lane.upload(np.zeros(1, np.int64)),
-        text=torch.cat([part for layer in text for part in layer], dim=-1),
-        image_scale=lane.upload(batch.image_guidance_scale),
-        text_scale=lane.upload(batch.text_guidance_scale),
-        timesteps=lane.upload(solver.timesteps),
-        matrices=lane.upload(solver.matrices),
-        x0=lane.upload(solver.x0),
-        clip_weight=lane.upload(solver.clip_weight),
-        entries=lane.upload(entries),
-    )
-
-
-def _shape_key(
-    batch: DenoiseBatch, tensors: StepTensors, table: tuple[tuple[int, ...], ...]
-) -> Hashable:
-    """Equal for runs that one recording serves: shapes, and which rows there are."""
-    rows = (batch.ref_of_row, batch.picture_of_row, batch.rows_of_picture)
-    return (
-        tuple(tensors.state.shape),
-        tuple(tensors.text.shape),
-        table,
-        tuple((one.shape, one.tobytes()) for one in rows),
-        batch.merge,
-        batch.solver.clip_sample_range,
+        text=texts.index_select(0, lane.upload(layout.text_of_row)),
+        image_scale=pictures(batch.image_guidance_scale, 0),
+        text_scale=pictures(batch.text_guidance_scale, 0),
+        timesteps=pictures(solver.timesteps, 1),
+        matrices=pictures(matrices, 1),
+        x0=pictures(solver.x0, 1),
+        clip_weight=pictures(solver.clip_weight, 1),
+        clip_range=lane.upload(np.array([NO_LIMIT if clip is None else clip], np.float32)),
+        entries=lane.upload(entries.astype(np.int32)),
+        rows_of_picture=lane.upload(layout.rows_of_picture),
+        picture_of_row=lane.upload(layout.picture_of_row),
+        pair_of_row=lane.upload(layout.pair_of_row),
+        picture_of_pair=lane.upload(layout.picture_of_pair),
+        refs=lane.upload(layout.refs),
+        refs_of_pair=lane.upload(layout.refs_of_pair),
     )

@@ -228,9 +228,9 @@ class TableReader:
         shapes = [_values(k).shape for k, _ in self._tables[0]] if self._tables else []
         return tuple((count, shape[2], shape[3], shape[4]) for shape in shapes)
 
-    def entries(self, index: int) -> tuple[int, ...]:
-        """The entry of each table that step `index` reads."""
-        return self._entries[index]
+    def reads(self, index: int) -> tuple[list[Tensor], tuple[int, ...]]:
+        """A tensor that stands for each table, and the entry of it that step `index` reads."""
+        return [_values(table[0][0]) for table in self._tables], self._entries[index]
 
     def read(self, index: int) -> ReferenceKVLayers | None:
         """Keys and values of step `index`, L pairs [N_ref, H, M, D] in the type of the steps."""
@@ -244,7 +244,10 @@ class TableReader:
         return self._now[1]
 
     def fill(self, buffers: ReferenceKVLayers, index: int) -> None:
-        """Write what `read` would give into buffers of one entry, L pairs [1, N_ref, H, M, D]."""
+        """Write what `read` would give into buffers of one entry, L pairs [1, N_ref, H, M, D].
+
+        The buffers may have room for more references.
+        """
         entries = self._entries[index]
         first = 0
         for table in self._fetch(entries):
