@@ -658,7 +658,7 @@ def test_each_binding_of_each_run_has_a_recording_of_its_own(
 def test_without_recordings_a_step_names_none_and_nobody_waits(backend: Any) -> None:
     assert not OnnxRuntimeOptions().cuda_graph
     recordings = backend.sessions.recordings
-    assert recordings.begin() is None
+    assert not recordings.is_on
     assert isinstance(recordings.turn, nullcontext)
 
 

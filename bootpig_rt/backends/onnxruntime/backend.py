@@ -11,7 +11,6 @@ so that a step is one launch and the host only counts.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -101,6 +100,9 @@ class OnnxRuntimeBackend:
         self.options = options
         self.sessions = Sessions(bundle.folder, bundle.read_graph, device=device, options=options)
         self.sessions.prepare(_GRAPHS)
+        about = self.sessions.metadata("reference_kv")
+        self._graph_type = np.dtype(about["precision"])
+        self._layers: list[tuple[int, int, int]] = about["layers"]
         self.shared = Shared()
         spec = bundle_spec(bundle)
         side = spec.config.sample_size_px // spec.vae_scale_factor
@@ -147,7 +149,7 @@ class OnnxRuntimeBackend:
         states = prompt_embeds
         if not isinstance(states, np.ndarray):
             states = self.download_states(states)
-        states = states.astype(self._table_type(), copy=False)
+        states = states.astype(self._graph_type, copy=False)
         turn = self.sessions.recordings.turn
         with turn, translated("reading references"):
             writer = TableWriter(
@@ -155,7 +157,7 @@ class OnnxRuntimeBackend:
                 entries=entries,
                 references=references,
                 dtype=dtype,
-                graph_type=self._table_type(),
+                graph_type=self._graph_type,
                 device=self.device,
             )
         for start in range(0, total, rows_per_launch):
@@ -186,7 +188,7 @@ class OnnxRuntimeBackend:
     def upload_table(self, table: HostTable, *, is_resident: bool) -> DeviceTable | HostTable:
         """A table of the host as `data` of a batch."""
         with self.sessions.recordings.turn, translated("uploading a reference table"):
-            return upload(table, self._table_type(), self.device, is_resident=is_resident)
+            return upload(table, self._graph_type, self.device, is_resident=is_resident)
 
     def download_states(self, prompt_embeds: ort.OrtValue) -> FloatArray:
         """Text states of `encode_text` as float32 of numpy."""
@@ -212,14 +214,9 @@ class OnnxRuntimeBackend:
                 pieces.append(self.sessions.launch(graph, rows)[output].numpy())
         return np.concatenate(pieces)
 
-    def _table_type(self) -> Any:
-        """The type that the graphs compute in: of text states and reference tables."""
-        precision: str = self.sessions.metadata("reference_kv")["precision"]
-        return np.dtype(precision)
-
     def _layer_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
         """Heads, tokens and head dim of each self-attention for latents of a size."""
-        layers: list[tuple[int, int, int]] = self.sessions.metadata("reference_kv")["layers"]
         return tuple(
-            (heads, (height >> level) * (width >> level), size) for heads, size, level in layers
+            (heads, (height >> level) * (width >> level), size)
+            for heads, size, level in self._layers
         )

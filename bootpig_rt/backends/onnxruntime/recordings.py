@@ -39,13 +39,11 @@ class Recordings:
         self._numbers = itertools.count(1)
         self._ended: deque[Callable[[], object]] = deque()
 
-    def begin(self) -> tuple[int, ort.RunOptions] | None:
-        """A number that was never given out, with run options that name it; None where it is off.
+    def begin(self) -> tuple[int, ort.RunOptions]:
+        """Where steps are recorded: a number that was never given out, and run options with it.
 
         What ended since is freed here, on a thread that holds the turn.
         """
-        if not self.is_on:
-            return None
         while self._ended:
             self._ended.popleft()()
         number, options = next(self._numbers), ort.RunOptions()

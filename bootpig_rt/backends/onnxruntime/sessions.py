@@ -20,7 +20,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from bootpig_rt.backends.onnxruntime.recordings import Recordings
-from bootpig_rt.backends.onnxruntime.values import Place, bind_place, device_of, to_device
+from bootpig_rt.backends.onnxruntime.values import Place, device_of
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.errors import (
     BootPIGError,
@@ -77,7 +77,7 @@ class Sessions:
         """Nothing is loaded yet."""
         self._folder = folder
         self._read = read
-        self._device = device
+        self._device, self._place = device, device_of(device)
         self._options = options
         self.recordings = Recordings(options.cuda_graph and device != "cpu")
         self._lock = threading.Lock()
@@ -168,14 +168,19 @@ class Sessions:
             binding = session.io_binding()
             for key, value in inputs.items():
                 if isinstance(value, np.ndarray):
-                    value = to_device(value, self._device)
+                    value = ort.OrtValue.ortvalue_from_numpy(
+                        np.ascontiguousarray(value), *self._place
+                    )
                 binding.bind_ortvalue_input(key, value)
             names = [output.name for output in session.get_outputs()]
             for output in names:
                 if into is not None and output in into:
-                    bind_place(binding, output, into[output], self._device)
+                    place = into[output]
+                    binding.bind_output(
+                        output, *self._place, place.dtype.type, list(place.shape), place.address
+                    )
                 else:
-                    binding.bind_output(output, *device_of(self._device))
+                    binding.bind_output(output, *self._place)
             session.run_with_iobinding(binding)
             return dict(zip(names, binding.get_outputs(), strict=True))
 

@@ -190,10 +190,9 @@ class OnnxRuntimeRun:
         binding.bind_ortvalue_input("state", self._states[source])
         binding.bind_ortvalue_output("next_state", self._states[1 - source])
         binding.bind_ortvalue_output("estimate", self._estimate)
-        recording = self._recordings.begin()
-        if recording is None:
+        if not self._recordings.is_on:
             return binding, None
-        number, options = recording
+        number, options = self._recordings.begin()
         weakref.finalize(self, self._recordings.end, self._session, number)
         return binding, options
 

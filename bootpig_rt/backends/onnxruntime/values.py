@@ -94,10 +94,3 @@ def _cuda(index: int) -> Cuda | None:
     except BackendUnavailable as error:
         logger.info("reference tables of several subjects are joined on the host: %s", error)
         return None
-
-
-def bind_place(binding: ort.IOBinding, name: str, place: Place, device: str) -> None:
-    """Make a graph write an output there."""
-    binding.bind_output(
-        name, *device_of(device), place.dtype.type, list(place.shape), place.address
-    )
