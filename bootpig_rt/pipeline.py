@@ -28,7 +28,13 @@ from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import OnEvent, ReferenceEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions
-from bootpig_rt.errors import BootPIGError, CheckpointError, ParameterError, PromptError
+from bootpig_rt.errors import (
+    BootPIGError,
+    CheckpointError,
+    EngineFull,
+    ParameterError,
+    PromptError,
+)
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.image_input import MAX_PIXELS
 from bootpig_rt.images.picture import ImageSource
@@ -576,11 +582,19 @@ class _Stream:
 
     def _submitted(self, request: Request) -> Job:
         """A job in any case: one that is refused fails in its turn, after those before it."""
-        try:
-            return self._engine.submit(request)
-        except BootPIGError as error:
+        while True:
+            try:
+                return self._engine.submit(request)
+            except EngineFull as error:  # of others' requests: a stream can wait
+                with self._changed:
+                    if not self._is_closed:
+                        self._changed.wait(min(error.retry_after_s, 0.5))
+                        continue
+                refused: BootPIGError = error
+            except BootPIGError as error:
+                refused = error
             job = Job(request, ())
-            job.fail(error)
+            job.fail(refused)
             return job
 
 

@@ -1072,6 +1072,16 @@ def test_a_live_source_holds_up_no_picture(pipeline: Pipeline) -> None:
     assert next(results).parameters[0].seed == 2
 
 
+def test_a_stream_waits_for_its_place_in_a_full_queue(tiny_pair_folder: Path) -> None:
+    with Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=1) as crowded:
+        crowded.engine.options = EngineOptions(max_waiting=1)
+        crowded.engine.submit(Request(prompt="other", seed=9, num_inference_steps=2))
+        requests = [Request(prompt="a", seed=seed, num_inference_steps=1) for seed in range(3)]
+        with crowded.serve():
+            results = list(crowded.map(requests))
+    assert [result.parameters[0].seed for result in results] == [0, 1, 2]
+
+
 def test_what_a_source_raises_comes_after_the_results_before_it(pipeline: Pipeline) -> None:
     def requests() -> Iterator[Request]:
         yield Request(prompt="a", seed=1, num_inference_steps=1)
