@@ -2,10 +2,11 @@
 
 The modules below are those where a wrong number, byte or lock would not be noticed by anybody who
 looks at a picture. Of each, `--per-module` mutants are drawn by a fixed seed; each is run with
-those of the tests below that reach its function. Messages of errors are not mutated. Mutants of
-which mutmut finds no test count as survivors; so do those that change nothing.
+those tests of its group that reach its function. Messages of errors are not mutated. Mutants that
+no test reaches count as survivors; so do those that change nothing.
 
-The work happens in a copy of the tree, `.mutants/`, where `mutmut show NAME` prints a survivor.
+The work happens in a copy of the tree, `.mutants/`, where `mutmut show NAME` prints a survivor of
+the last group.
 """
 
 from __future__ import annotations
@@ -17,44 +18,51 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
+
+from mutmut.configuration import reset_config
+from mutmut.mutation.file_mutation import mutate_file_contents
+from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".mutants"
 SEED = 18
 
-MODULES = (
-    "bootpig_rt/diffusion/*.py",
-    "bootpig_rt/engine/*.py",
-    "bootpig_rt/reference/schedule.py",
-    "bootpig_rt/reference/reference_table.py",
-    "bootpig_rt/backends/host_table.py",
-    "bootpig_rt/backends/step_inputs.py",
-    "bootpig_rt/storage/store.py",
-    "bootpig_rt/storage/claim.py",
-    "bootpig_rt/storage/folder.py",
-    "bootpig_rt/bundle/files.py",
-    "bootpig_rt/bundle/manifest.py",
-    "bootpig_rt/bundle/signing.py",
-    "bootpig_rt/models/attention.py",
-    "bootpig_rt/models/rows.py",
-    "bootpig_rt/kernels/eager.py",
-    "bootpig_rt/training/world.py",
+GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("bootpig_rt/diffusion/*.py",), ("tests/diffusion",)),
+    (("bootpig_rt/engine/*.py",), ("tests/engine",)),
+    (
+        ("bootpig_rt/reference/schedule.py", "bootpig_rt/reference/reference_table.py"),
+        ("tests/reference", "tests/backends/test_host_table.py"),
+    ),
+    (
+        ("bootpig_rt/backends/host_table.py", "bootpig_rt/backends/step_inputs.py"),
+        ("tests/backends/test_host_table.py", "tests/backends/test_onnxruntime_backend.py"),
+    ),
+    (("bootpig_rt/storage/*.py",), ("tests/storage",)),
+    (
+        (
+            "bootpig_rt/bundle/files.py",
+            "bootpig_rt/bundle/manifest.py",
+            "bootpig_rt/bundle/signing.py",
+        ),
+        ("tests/bundle",),
+    ),
+    (
+        ("bootpig_rt/models/attention.py", "bootpig_rt/models/rows.py"),
+        (
+            "tests/models/test_rows.py",
+            "tests/models/test_shared_rows.py",
+            "tests/models/test_unet.py",
+        ),
+    ),
+    (
+        ("bootpig_rt/kernels/eager.py",),
+        ("tests/kernels/test_eager.py", "tests/kernels/test_ops.py"),
+    ),
 )
-TESTS = (
-    "tests/diffusion",
-    "tests/engine",
-    "tests/reference",
-    "tests/backends/test_host_table.py",
-    "tests/storage",
-    "tests/bundle",
-    "tests/models/test_rows.py",
-    "tests/models/test_shared_rows.py",
-    "tests/models/test_unet.py",
-    "tests/kernels/test_eager.py",
-    "tests/training/test_world.py",
-)
+"""Modules, and the tests that are to see their faults."""
+
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["bootpig_rt"]
@@ -80,9 +88,6 @@ def copy_tree(modules: list[Path], tests: list[str]) -> None:
 
 def names_of(module: Path) -> list[str]:
     """The names of all mutants of a module, in order."""
-    from mutmut.mutation.file_mutation import mutate_file_contents
-    from mutmut.utils.format_utils import get_mutant_name
-
     made = mutate_file_contents(str(module), module.read_text())
     return [get_mutant_name(module, name) for name in made.mutant_names]
 
@@ -104,48 +109,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="parts of module paths; default: all listed")
     parser.add_argument("--per-module", type=int, default=60, help="most mutants of one module")
-    parser.add_argument("--tests", nargs="*", default=list(TESTS), help="in place of those listed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     wants = parser.parse_args()
-    found = [path.relative_to(ROOT) for pattern in MODULES for path in sorted(ROOT.glob(pattern))]
-    modules = [
-        path
-        for path in found
-        if path.name != "__init__.py"
-        and (not wants.modules or any(part in str(path) for part in wants.modules))
-    ]
-    copy_tree(modules, wants.tests)
+    killed, tried = 0, 0
+    for patterns, tests in GROUPS:
+        found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+        modules = [
+            path.relative_to(ROOT)
+            for path in found
+            if path.name != "__init__.py"
+            and (not wants.modules or any(part in str(path) for part in wants.modules))
+        ]
+        if modules:
+            seen, drawn = run_group(modules, list(tests), wants.per_module, wants.workers)
+            killed, tried = killed + seen, tried + drawn
+    print(f"{killed} of {tried} killed: {100 * killed / tried:.1f} %")
+
+
+def run_group(
+    modules: list[Path], tests: list[str], per_module: int, workers: int
+) -> tuple[int, int]:
+    """Killed and drawn mutants of some modules; prints a line a module and the survivors."""
+    os.chdir(ROOT)
+    copy_tree(modules, tests)
     os.chdir(WORK)  # mutmut reads its settings here
-    drawn, existing = [], Counter[str]()
-    for path in modules:
-        names = names_of(path)
-        existing[str(path)] = len(names)
-        drawn += random.Random(SEED).sample(names, min(wants.per_module, len(names)))
+    reset_config()
+    names = {path: names_of(path) for path in modules}
+    drawn = {
+        path: random.Random(SEED).sample(all_names, min(per_module, len(all_names)))
+        for path, all_names in names.items()
+    }
     with tempfile.TemporaryDirectory() as shared:
         os.environ["BOOTPIG_RT_TESTS_SHARE"] = shared
-        run_mutmut("run", "--max-children", str(wants.workers), *drawn)
-    status = dict(
-        line.strip().rsplit(": ", 1) for line in run_mutmut("results", "--all", "true").splitlines()
-    )
-    report(drawn, status, existing)
-
-
-def report(drawn: list[str], status: dict[str, str], existing: Counter[str]) -> None:
-    """Print survivors, then a line a module."""
-    killed, tried = Counter[str](), Counter[str]()
-    for name in drawn:
-        module = name.rpartition(".x")[0].replace(".", "/") + ".py"
-        tried[module] += 1
-        if status[name] in ("survived", "no tests"):
+        chosen = [name for sample in drawn.values() for name in sample]
+        run_mutmut("run", "--max-children", str(workers), *chosen)
+    lines = run_mutmut("results", "--all", "true").splitlines()
+    status = dict(line.strip().rsplit(": ", 1) for line in lines if ": " in line)
+    killed = 0
+    for path, sample in drawn.items():
+        survivors = [name for name in sample if status[name] in ("survived", "no tests")]
+        for name in survivors:
             print(f"{status[name]}: {name}")
-        else:
-            killed[module] += 1
-    for module, count in existing.items():
-        if tried[module]:
-            share = f"{100 * killed[module] / tried[module]:5.0f} %"
-            print(f"{module:50} {count:5} mutants, {tried[module]:4} tried, {share} killed")
-    total = sum(tried.values())
-    print(f"{sum(killed.values())} of {total} killed: {100 * sum(killed.values()) / total:.1f} %")
+        if sample:
+            seen = len(sample) - len(survivors)
+            share = f"{100 * seen / len(sample):.0f} % killed"
+            print(f"{path}: {len(names[path])} mutants, {len(sample)} tried, {share}", flush=True)
+            killed += seen
+    return killed, sum(map(len, drawn.values()))
 
 
 if __name__ == "__main__":
