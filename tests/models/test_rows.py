@@ -51,3 +51,19 @@ def test_rows_in_order_are_not_sorted() -> None:
     plan = plan_rows(torch.tensor([[-1, -1], [0, -1], [1, 0]]), 2)
     assert plan.order is None
     assert [group.num_references for group in plan.groups] == [0, 1, 2]
+
+
+def test_a_plan_made_on_the_host_lies_on_its_device() -> None:
+    refs = torch.tensor([[3, 1], [-1, -1], [0, 2]])
+    plan = plan_rows(refs, 4, torch.tensor([0, 1, 0]), device="meta")
+    assert plan.shared is not None
+    tensors = [plan.order, plan.inverse, plan.ref_of_row, plan.shared.pair_of_row]
+    tensors += [plan.shared.picture_of_pair, plan.shared.picture_of_row]
+    tensors += [group.index for group in plan.groups if isinstance(group.index, torch.Tensor)]
+    assert len(tensors) >= 7
+    for tensor in tensors:
+        assert tensor is not None
+        assert tensor.device.type == "meta"
+    assert plan.ref_of_row is not None
+    assert plan.ref_of_row.dtype == torch.int32
+    assert plan_rows(torch.full((2, 1), -1), 4).ref_of_row is None
