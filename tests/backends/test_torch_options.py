@@ -331,5 +331,5 @@ def test_threads_go_on_beside_one_that_runs_out_of_memory(
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(draw, range(16)))
-    for number in range(8):
-        np.testing.assert_array_equal(found[2 * number], expected[number])
+    for number in range(8):  # alone and in batches: other kernels, which round otherwise
+        np.testing.assert_allclose(found[2 * number], expected[number], rtol=0, atol=1)

@@ -362,12 +362,17 @@ def test_a_disk_that_cannot_be_read_costs_the_table_and_not_the_picture(
     number: int,
 ) -> None:
     Asker(SubjectStore(TableOptions(folder=tmp_path)))("a")
-    stat, glob = Path.stat, Path.glob
+    stat, opened, glob = Path.stat, Path.open, Path.glob
 
     def no_stat(self: Path, **options: Any) -> os.stat_result:
         if self.suffix == ".table":
             raise OSError(number, os.strerror(number))
         return stat(self, **options)
+
+    def no_open(self: Path, *mode: Any, **options: Any) -> Any:
+        if self.suffix == ".table":
+            raise OSError(number, os.strerror(number))
+        return opened(self, *mode, **options)
 
     def no_glob(self: Path, pattern: str) -> Any:
         if self == StoreFolder(tmp_path).tables:
@@ -377,6 +382,7 @@ def test_a_disk_that_cannot_be_read_costs_the_table_and_not_the_picture(
     ask = Asker(SubjectStore(TableOptions(folder=tmp_path)))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "stat", no_stat)
+        patch.setattr(Path, "open", no_open)
         patch.setattr(Path, "glob", no_glob)
         assert ask("a").key == key("a")
         assert ask.store.stats().disk_errors > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_a_pair_says_what_it_was_trained_on_all_the_way_to_its_vae(
         assert record["data"]["samples"] == manifest["samples"] == 24
         assert record["data"]["settings"]["seed"] == 3
         assert record["data"]["manifest_sha256"] == vae["data"]["manifest_sha256"]
-        assert record["packages"]["torch"] == torch.__version__
+        assert record["packages"]["torch"] == version("torch")
     assert pair["config"]["optimizer"]["learning_rate"] == 5e-3
 
 
