@@ -461,8 +461,9 @@ class Pipeline:
             check_int("batch_sizes", size, 1, self.max_batch, "raise max_batch for more")
         for count in num_references:
             check_int("num_references", count, 0, most, "what the pair takes")
-        # A store of its own: the user's keeps what it has.
-        store = SubjectStore(replace(self.store.options, folder=None))
+        # A store of its own, without a folder: the user's keeps what it has.
+        store = SubjectStore(self.store.options)
+        store.folder = None
         engine = Engine(self._backend, self._tokenizer, store, max_batch=self.max_batch)
         start = time.perf_counter()
         for count in num_references:
@@ -585,9 +586,12 @@ class _Stream:
         while True:
             try:
                 return self._engine.submit(request)
-            except EngineFull as error:  # of others' requests: a stream can wait
+            except EngineFull as error:
                 with self._changed:
-                    if not self._is_closed:
+                    # A stream can wait, where somebody makes room: the engine's own thread, or who
+                    # draws what this stream has submitted already.
+                    makes_room = self._engine.is_served or bool(self._jobs)
+                    if makes_room and not self._is_closed:
                         self._changed.wait(min(error.retry_after_s, 0.5))
                         continue
                 refused: BootPIGError = error

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bootpig_rt.cli.options import (
     add_manner_arguments,
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     be_quiet_if_asked(args)
     output = check_output(args.output)
-    interval = _check_before_loading(args)
+    settings = _check_before_loading(args)
     tables = table_options(args)
     subject = None if args.subject is None else _subject(args.subject, args.store)
     references = [load_image(file) for file in args.reference]
@@ -110,19 +110,9 @@ def run(args: argparse.Namespace) -> int:
             reference_images=references or None,
             subject=subject,
             reference_prompt=args.reference_prompt,
-            negative_prompt=args.negative_prompt,
-            num_inference_steps=args.steps,
-            image_guidance_scale=args.image_guidance,
-            text_guidance_scale=args.text_guidance,
-            num_images_per_prompt=args.num_images,
             seed=args.seed,
-            solver=args.solver,
-            merge=args.merge,
-            reference_schedule=args.reference_schedule,
-            guidance_interval=interval,
-            width=args.width,
-            height=args.height,
             on_event=on_event,
+            **settings,
         )
     pipeline.store.flush()
     files = write_pictures(result, output)
@@ -151,11 +141,11 @@ def _subject(name: str, folder: str | None) -> Subject:
     return StoreFolder(store).load_subject(name)
 
 
-def _check_before_loading(args: argparse.Namespace) -> tuple[float, float]:
+def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
     """Refuse what no pair could do, in a moment; the pipeline checks the rest.
 
     Returns:
-        The share of the steps with guidance.
+        What all pictures share, as a call of the pipeline and a `Request` name it.
     """
     from bootpig_rt.reference.encode import sources_of
     from bootpig_rt.reference.schedule import parse_share
@@ -168,28 +158,28 @@ def _check_before_loading(args: argparse.Namespace) -> tuple[float, float]:
             "got a subject together with references or a reference prompt, expected one or the "
             "other; a subject holds both"
         )
-    for prompt in args.prompt or [None]:
-        Request(
-            prompt=prompt,
-            negative_prompt=args.negative_prompt,
-            num_inference_steps=args.steps,
-            image_guidance_scale=args.image_guidance,
-            text_guidance_scale=args.text_guidance,
-            num_images_per_prompt=args.num_images,
-            seed=args.seed,
-            solver=args.solver,
-            merge=args.merge,
-            reference_schedule=args.reference_schedule,
-            width=args.width,
-            height=args.height,
-        )
     interval = parse_share("0-1" if args.guidance_interval is None else args.guidance_interval)
     if interval is None:
         raise ParameterError(
             f"guidance_interval is {args.guidance_interval!r}, expected A-B with 0 <= A < B <= 1 "
             "such as 0.2-0.8"
         )
-    return interval
+    settings: dict[str, Any] = {
+        "negative_prompt": args.negative_prompt,
+        "num_inference_steps": args.steps,
+        "image_guidance_scale": args.image_guidance,
+        "text_guidance_scale": args.text_guidance,
+        "num_images_per_prompt": args.num_images,
+        "solver": args.solver,
+        "merge": args.merge,
+        "reference_schedule": args.reference_schedule,
+        "guidance_interval": interval,
+        "width": args.width,
+        "height": args.height,
+    }
+    for prompt in args.prompt or [None]:
+        Request(prompt=prompt, seed=args.seed, **settings)
+    return settings
 
 
 def write_pictures(result: GenerationResult, output: Path) -> list[Path]:

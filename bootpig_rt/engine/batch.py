@@ -128,7 +128,10 @@ class Batch:
         hand_back(self.pictures, state, self.done)
 
     def drop(self) -> None:
-        """Forget the run: its pictures stand where it began."""
+        """Forget the run: its pictures stand where it began, and make its steps again."""
+        if self.run is not None:
+            for picture in self.pictures:
+                picture.job.done_steps -= self.done
         self.run = None
 
 

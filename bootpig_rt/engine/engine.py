@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.engine.batch import Picture
@@ -27,6 +27,16 @@ from bootpig_rt.storage.store import SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+
+class JobOptions(TypedDict, total=False):
+    """Arguments of `Engine.submit` beside the request; see there."""
+
+    on_event: OnEvent | None
+    preview_every: int | None
+    deadline_s: float | None
+    priority: int
+    request_id: str
 
 
 class Engine:
@@ -125,33 +135,35 @@ class Engine:
         self._admit(jobs)
         return jobs
 
-    async def asubmit(self, request: Request, **options: object) -> GenerationResult:
+    async def asubmit(self, request: Request, **options: Unpack[JobOptions]) -> GenerationResult:
         """`submit`, and its result, for `async` code; cancelling the task cancels the request.
 
         Raises:
             BootPIGError: As `submit`, or what the request failed with.
         """
-        return await asyncio.wrap_future(self.submit(request, **options))  # type: ignore[arg-type]
+        return await asyncio.wrap_future(self.submit(request, **options))
 
-    async def stream(
-        self, request: Request, *, preview_every: int | None = None, **options: object
-    ) -> AsyncIterator[Event]:
+    async def stream(self, request: Request, **options: Unpack[JobOptions]) -> AsyncIterator[Event]:
         """The events of a request as they come, a `DoneEvent` last; leaving early cancels it.
+
+        Args:
+            request: What to draw.
+            **options: As of `submit`; an `on_event` hears of each event first.
 
         Raises:
             BootPIGError: As `submit`, or what the request failed with.
         """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
 
+        on_event = options.get("on_event")
+
         def tell(event: Event | None) -> None:
+            if on_event is not None and event is not None:
+                on_event(event)
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = self.submit(
-            request,
-            on_event=tell,
-            preview_every=preview_every,
-            **options,  # type: ignore[arg-type]
-        )
+        options["on_event"] = tell
+        job = self.submit(request, **options)
         job.add_done_callback(lambda _: tell(None))
         try:
             while (event := await events.get()) is not None:
@@ -159,6 +171,11 @@ class Engine:
             yield DoneEvent(job.result())
         finally:
             job.cancel()
+
+    @property
+    def is_served(self) -> bool:
+        """It runs on a thread of its own."""
+        return self._thread is not None
 
     @property
     def num_waiting(self) -> int:

@@ -94,8 +94,7 @@ class Claim:
         Raises:
             SubjectMismatch: It is another table than the one that was claimed.
         """
-        if table.key != self._address[2]:
-            table.key.check(self._address[2])
+        table.key.check(self._address[2])
         self._store._keep(self._address, table, backend)
         self._store._count(misses=1, make_ms=make_ms)
         if self._folder is None:

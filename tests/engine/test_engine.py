@@ -678,6 +678,7 @@ def test_one_picture_that_breaks_its_launch_is_the_only_one_to_lose(
     with pytest.raises(MemoryError):
         bad.result(timeout=0)
     assert [len(job.result(timeout=0).images) for job in good] == [1, 1]
+    assert [job.done_steps for job in good] == [8, 9]  # steps made again count once
 
 
 def test_a_launch_that_fails_for_everybody_fails_everybody_and_the_engine_works_on(
@@ -1080,6 +1081,16 @@ def test_a_stream_waits_for_its_place_in_a_full_queue(tiny_pair_folder: Path) ->
         with crowded.serve():
             results = list(crowded.map(requests))
     assert [result.parameters[0].seed for result in results] == [0, 1, 2]
+
+
+def test_a_stream_that_nobody_makes_room_for_is_refused_and_does_not_hang(
+    tiny_pair_folder: Path,
+) -> None:
+    with Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=1) as crowded:
+        crowded.engine.options = EngineOptions(max_waiting=1)
+        crowded.engine.submit(Request(prompt="other", seed=9, num_inference_steps=2))
+        with pytest.raises(EngineFull):
+            next(crowded.map([Request(prompt="a", seed=1)]))
 
 
 def test_what_a_source_raises_comes_after_the_results_before_it(pipeline: Pipeline) -> None:

@@ -44,6 +44,14 @@ def test_a_warm_up_leaves_the_store_as_it_was(recorded: Pipeline) -> None:
     assert recorded.store.stats() == before
 
 
+def test_a_warm_up_writes_nothing_into_the_folder_that_the_environment_names(
+    recorded: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOTPIG_RT_STORE", str(tmp_path / "store"))
+    recorded.warmup()
+    assert list(tmp_path.rglob("*.table")) == []
+
+
 def test_steps_and_size_come_from_the_settings(recorded: Pipeline, dog: Any) -> None:
     backend: Any = recorded._backend
     recorded.warmup(num_inference_steps=3, width=40, height=32)
