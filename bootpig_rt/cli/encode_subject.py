@@ -10,6 +10,7 @@ from typing import Any
 from bootpig_rt.cli.options import (
     add_manner_arguments,
     add_model_arguments,
+    add_reference_arguments,
     add_table_arguments,
     be_quiet_if_asked,
     call_progress,
@@ -24,13 +25,7 @@ HELP = "encode reference images once, into a file or a store of subjects"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument(
-        "--reference",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="picture of the subject, best cut out or on white; give it again for more",
-    )
+    add_reference_arguments(parser)
     parser.add_argument(
         "--reference-prompt",
         metavar="TEXT",
@@ -52,11 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="of the table, for exact schedules")
     parser.add_argument("--solver", metavar="NAME", help="of the table, for exact schedules")
     parser.add_argument("--reference-schedule", metavar="NAME", help="of the table")
-    parser.add_argument(
-        "--remove-background",
-        metavar="HOW",
-        help="cut the subject out of references without transparency: grabcut, or an ONNX file",
-    )
     add_table_arguments(parser)
     add_model_arguments(parser)
     add_manner_arguments(parser)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bootpig_rt.cli.options import (
     add_manner_arguments,
     add_model_arguments,
+    add_reference_arguments,
     add_table_arguments,
     be_quiet_if_asked,
     call_progress,
@@ -31,13 +32,7 @@ HELP = "draw the subject of one or more reference images in a new scene"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument(
-        "--reference",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="picture of the subject, best cut out or on white; give it again for more",
-    )
+    add_reference_arguments(parser)
     parser.add_argument(
         "--subject",
         metavar="FILE",
@@ -79,11 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--width", type=int, metavar="PX", help="of a picture")
     group.add_argument("--height", type=int, metavar="PX", help="of a picture")
-    parser.add_argument(
-        "--remove-background",
-        metavar="HOW",
-        help="cut the subject out of references without transparency: grabcut, or an ONNX file",
-    )
     add_table_arguments(parser)
     add_model_arguments(parser)
     add_manner_arguments(parser)

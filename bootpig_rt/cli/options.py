@@ -42,6 +42,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
+    """Pictures of the subject, and how they are cut out."""
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="picture of the subject, best cut out or on white; give it again for more",
+    )
+    parser.add_argument(
+        "--remove-background",
+        metavar="HOW",
+        help="cut the subject out of references without transparency: grabcut, or an ONNX file",
+    )
+
+
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     """How reference tables are kept, and where."""
     group = parser.add_argument_group("reference tables")
