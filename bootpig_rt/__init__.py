@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bootpig_rt.backends.base import PairSpec
     from bootpig_rt.backends.options import OnnxRuntimeOptions, TensorRTOptions, TorchOptions
     from bootpig_rt.engine.engine import Engine
-    from bootpig_rt.engine.events import DoneEvent, Event, ReferenceEvent, StepEvent
+    from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
     from bootpig_rt.engine.job import Job
     from bootpig_rt.engine.options import EngineOptions, Limits
     from bootpig_rt.engine.plan import Plan
@@ -66,6 +66,7 @@ _MODULE_OF_NAME = {
     "ImageError": "bootpig_rt.errors",
     "InputError": "bootpig_rt.errors",
     "Job": "bootpig_rt.engine.job",
+    "Launch": "bootpig_rt.engine.events",
     "Limits": "bootpig_rt.engine.options",
     "NumericalError": "bootpig_rt.errors",
     "OnnxRuntimeOptions": "bootpig_rt.backends.options",
@@ -112,6 +113,7 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "ReferenceEvent",
     "StepEvent",
     "DoneEvent",
+    "Launch",
     "TorchOptions",
     "OnnxRuntimeOptions",
     "TensorRTOptions",

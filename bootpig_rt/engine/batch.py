@@ -85,6 +85,7 @@ class Batch:
         pictures: Of one group.
         launches: Steps so far, over all runs.
         run: What is on the device; None between two runs.
+        num_rows: Rows of a launch of the run.
         done: Steps of the run so far.
         is_over: No step of the run is left.
     """
@@ -93,6 +94,7 @@ class Batch:
         self.pictures: list[Picture] = []
         self.launches = 0
         self.run: DenoiseRun | None = None
+        self.num_rows = 0
         self._timesteps: IntArray | None = None
         self._num_steps = self.done = 0
         self.is_over = False
@@ -103,7 +105,7 @@ class Batch:
         self.done, self.is_over = 0, False
         state = joint_state(self.pictures)
         batch = build_batch(self.pictures, self._num_steps, texts, latents=state[0])
-        self._timesteps = batch.solver.timesteps
+        self._timesteps, self.num_rows = batch.solver.timesteps, len(batch.picture_of_row)
         self.run = backend.start(batch, state)
 
     def step(self) -> int:

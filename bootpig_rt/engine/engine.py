@@ -16,7 +16,7 @@ from typing import Self, TypedDict, Unpack
 
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.engine.batch import Picture
-from bootpig_rt.engine.events import DoneEvent, Event, OnEvent, StepEvent
+from bootpig_rt.engine.events import DoneEvent, Event, Launch, OnEvent, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.loop import LOOK_AGAIN_S, Loop
 from bootpig_rt.engine.options import EngineOptions
@@ -75,6 +75,7 @@ class Engine:
             self.planner,
             max_batch=self.max_batch,
             changed=self._changed,
+            launched=self._launched,
         )
         self._driver: threading.Thread | None = None
         self._thread: threading.Thread | None = None
@@ -298,6 +299,14 @@ class Engine:
             self._changed.wait_for(
                 lambda: self._loop.num_changes != seen, LOOK_AGAIN_S if is_waited_for else None
             )
+
+    def _launched(self, launch: Launch) -> None:
+        if self.options.on_launch is None:
+            return
+        try:
+            self.options.on_launch(launch)
+        except Exception:  # who watches has no part in what is drawn
+            logger.exception("on_launch failed; the engine goes on")
 
     def _plans(self, request: Request) -> list[Plan]:
         plan = self.planner.plan(request, self.options.limits)

@@ -1,4 +1,4 @@
-"""What a caller hears while a request is on its way."""
+"""What a caller hears while a request is on its way, and who watches the engine of its launches."""
 
 from __future__ import annotations
 
@@ -67,7 +67,25 @@ class DoneEvent:
     result: GenerationResult
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One step of one batch has ended: for who watches the engine, not for a caller.
+
+    Attributes:
+        num_pictures: Pictures that it took a step further.
+        num_rows: Rows of the Base U-Net that it ran for them: up to three a picture.
+        took_s: Time in seconds.
+    """
+
+    num_pictures: int
+    num_rows: int
+    took_s: float
+
+
 Event: TypeAlias = ReferenceEvent | StepEvent | DoneEvent
 
 OnEvent: TypeAlias = Callable[[Event], object]
 """Called on the thread that runs the engine; what it raises ends the request, and no other."""
+
+OnLaunch: TypeAlias = Callable[[Launch], object]
+"""Called on the thread that runs the engine; what it raises is logged and changes nothing."""

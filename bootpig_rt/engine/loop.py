@@ -27,7 +27,7 @@ from PIL.Image import Image
 from bootpig_rt.backends.base import Backend, FloatArray
 from bootpig_rt.backends.finite import check_finite
 from bootpig_rt.engine.batch import Batch, Group, Picture, texts_of
-from bootpig_rt.engine.events import ReferenceEvent, StepEvent
+from bootpig_rt.engine.events import Launch, OnLaunch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.memory import TableUse, bytes_held
 from bootpig_rt.engine.plan import Planner
@@ -61,6 +61,7 @@ class Loop:
         planner: Says what pictures are made from.
         max_batch: Pictures that are drawn at once.
         changed: Guards who waits and who runs; told whenever one of them may go on.
+        launched: Told of every launch.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Loop:
         *,
         max_batch: int,
         changed: threading.Condition,
+        launched: OnLaunch,
     ) -> None:
         """Nothing runs yet."""
         self.max_batch = max_batch
@@ -87,7 +89,7 @@ class Loop:
         self._look_again: dict[_Whose, float] = {}
         self._making: set[_Whose] = set()
         self._preview_map: FloatArray | None = None
-        self._changed = changed
+        self._changed, self._launched = changed, launched
 
     def tell(self) -> None:
         """Something changed: whoever waits looks again."""
@@ -291,6 +293,7 @@ class Loop:
         for timings in _timings_of(batch.pictures):  # each call has waited for all of it
             timings.denoise_ms += 1e3 * took_s
         self.launch_s = took_s if not self.launch_s else 0.9 * self.launch_s + 0.1 * took_s
+        self._launched(Launch(len(batch.pictures), batch.num_rows, took_s))
         told = []
         for job in {id(picture.job): picture.job for picture in batch.pictures}.values():
             mine = [i for i, picture in enumerate(batch.pictures) if picture.job is job]

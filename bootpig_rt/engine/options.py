@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bootpig_rt.checks import check_int
+from bootpig_rt.engine.events import OnLaunch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class EngineOptions:
     Attributes:
         max_waiting: Pictures that may wait to begin; `EngineFull` refuses more.
         limits: What one request may ask for.
+        on_launch: Hears of every step of every batch: for metrics.
 
     Raises:
         ParameterError: A value is out of range.
@@ -43,6 +45,7 @@ class EngineOptions:
 
     max_waiting: int = 4096
     limits: Limits = field(default_factory=Limits)
+    on_launch: OnLaunch | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.engine.engine import Engine
-from bootpig_rt.engine.events import DoneEvent, Event, ReferenceEvent, StepEvent
+from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import (
@@ -957,6 +957,31 @@ def test_a_served_engine_draws_and_drains(paper: Any) -> None:
     late = paper.submit()  # after it is closed, whoever waits drives again
     paper.engine.drive([late])
     assert len(late.result(timeout=0).images) == 1
+
+
+def test_who_watches_the_engine_hears_of_every_launch(make_paper: MakePaper) -> None:
+    heard: list[Launch] = []
+    paper = make_paper(options=EngineOptions(on_launch=heard.append))
+    subject = paper.subject()
+    paper.submit(subject, steps=2)
+    paper.submit(steps=3, seed=2)
+    paper.run()
+    assert [launch.num_pictures for launch in heard] == [2, 2, 1]
+    assert [launch.num_rows for launch in heard] == [5, 5, 2]  # no image branch without a subject
+    assert all(launch.took_s > 0 for launch in heard)
+
+
+def test_who_watches_the_engine_cannot_break_it(
+    make_paper: MakePaper, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(launch: Launch) -> None:
+        raise ValueError("no disk for metrics")
+
+    paper = make_paper(options=EngineOptions(on_launch=fail))
+    job = paper.submit(steps=2)
+    paper.run()
+    assert len(job.result().images) == 1
+    assert "no disk for metrics" in caplog.text
 
 
 def test_an_engine_that_is_closed_at_once_cancels_what_it_has(paper: Any) -> None:
