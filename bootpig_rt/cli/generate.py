@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='what the references show, "a photo of a dog"; default: the prompt up to its comma',
     )
     parser.add_argument("--negative-prompt", metavar="TEXT", default="", help="what to avoid")
+    parser.add_argument(
+        "--omit-prompts", action="store_true", help="write no prompts into the files"
+    )
     parser.add_argument("--num-images", type=int, default=1, help="of each prompt (default: 1)")
     parser.add_argument("--seed", type=int, help="picture i has seed + i; random by default")
     group = parser.add_argument_group("sampling (defaults: those of the pair)")
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             **settings,
         )
     pipeline.store.flush()
-    files = write_pictures(result, output)
+    files = write_pictures(result, output, omits_prompts=args.omit_prompts)
     if args.json:
         print(
             json.dumps(_summary(result, files, output, load_ms, pipeline.store.stats()), indent=2)
@@ -172,10 +175,17 @@ def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def write_pictures(result: GenerationResult, output: Path) -> list[Path]:
+def write_pictures(
+    result: GenerationResult, output: Path, *, omits_prompts: bool = False
+) -> list[Path]:
     """Write one picture to `output`; of several a grid, and `NAME-0.png`, `NAME-1.png`... beside.
 
-    Each file holds the parameters of its pictures in a text chunk.
+    Each file says that its pictures are generated, and holds their parameters.
+
+    Args:
+        result: What to write.
+        output: The file to make or replace.
+        omits_prompts: Leave out of the parameters what people wrote.
 
     Returns:
         Files of the single pictures, in order.
@@ -183,18 +193,21 @@ def write_pictures(result: GenerationResult, output: Path) -> list[Path]:
     Raises:
         StorageError: A file cannot be written.
     """
+    from bootpig_rt.images.marks import without_prompts
     from bootpig_rt.images.picture import grid, save_png
 
+    made_from = [parameters.to_dict() for parameters in result.parameters]
+    if omits_prompts:
+        made_from = [without_prompts(parameters) for parameters in made_from]
     if len(result.images) == 1:
-        save_png(result.images[0], output, result.parameters[0].to_dict())
+        save_png(result.images[0], output, made_from[0])
         return [output]
     files = []
-    for index, (image, parameters) in enumerate(zip(result.images, result.parameters, strict=True)):
+    for index, (image, parameters) in enumerate(zip(result.images, made_from, strict=True)):
         file = output.with_name(f"{output.stem}-{index}{output.suffix}")
-        save_png(image, file, parameters.to_dict())
+        save_png(image, file, parameters)
         files.append(file)
-    pictures = [parameters.to_dict() for parameters in result.parameters]
-    save_png(grid(result.images, _columns(len(files))), output, {"pictures": pictures})
+    save_png(grid(result.images, _columns(len(files))), output, {"pictures": made_from})
     return files
 
 

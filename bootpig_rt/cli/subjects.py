@@ -86,7 +86,8 @@ def _show(args: argparse.Namespace) -> int:
         images = subject.reference_images()
         if not images:
             raise ParameterError("the subject has no preview")
-        save_png(images[0], Path(args.preview), {"subject": subject.fingerprint})
+        made_from = {"subject": subject.fingerprint}
+        save_png(images[0], Path(args.preview), made_from, is_generated=False)
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0

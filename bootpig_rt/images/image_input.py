@@ -146,6 +146,20 @@ def _load_file(path: str, what: str, max_pixels: int) -> Image.Image:
 
 def _decode(stream: IO[bytes], what: str, max_pixels: int) -> Image.Image:
     """Decode a file's contents; what comes back no longer needs the stream."""
+    return _normalise(open_header(stream, what, max_pixels), what, max_pixels, is_ours=True)
+
+
+def open_header(stream: IO[bytes], what: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture file as far as its header: no pixel of it is decoded, nor its size checked.
+
+    Args:
+        stream: The file, from its beginning.
+        what: How messages call the picture.
+        max_pixels: For the message about a picture that Pillow itself refuses.
+
+    Raises:
+        ImageError: Empty, not PNG, JPEG, WebP or BMP, or damaged.
+    """
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     if not head:
@@ -156,14 +170,13 @@ def _decode(stream: IO[bytes], what: str, max_pixels: int) -> Image.Image:
         got = f"is {name}" if name else "is not a picture"
         raise ImageError(f"{what} {got}, expected {FORMATS}; convert it to PNG")
     try:
-        image = opener(stream)
+        return opener(stream)
     except Image.DecompressionBombError as error:  # WebP's own check, before ours
         raise ImageError(
             f"{what} is too large, expected {_limits(max_pixels)}; make it smaller"
         ) from error
     except _DECODER_ERRORS as error:
         raise _damaged(what, name) from error
-    return _normalise(image, what, max_pixels, is_ours=True)
 
 
 def _format_name(head: bytes) -> str:

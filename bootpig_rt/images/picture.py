@@ -18,7 +18,8 @@ from PIL import Image, ImageChops
 from bootpig_rt.errors import ImageError, NumericalError, ParameterError
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.image_input import MAX_PIXELS, MIN_SIDE_PX, ImageSource, load_image
-from bootpig_rt.images.png import read_parameters, save_png
+from bootpig_rt.images.png import save_png
+from bootpig_rt.images.read_marks import is_marked_generated, read_parameters
 from bootpig_rt.images.sheet import SheetRow, grid, label_sheet
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ImageSource",
     "SheetRow",
     "grid",
+    "is_marked_generated",
     "label_sheet",
     "load_image",
     "prepare_reference",

@@ -12,7 +12,7 @@ from PIL import Image
 from bootpig_rt.cli.main import main
 from bootpig_rt.cli.options import call_progress
 from bootpig_rt.engine.events import ReferenceEvent, StepEvent
-from bootpig_rt.images.picture import read_parameters
+from bootpig_rt.images.picture import is_marked_generated, read_parameters
 from bootpig_rt.pipeline import Pipeline
 
 PROMPT = "a photo of a dog, on a beach"
@@ -41,6 +41,20 @@ def test_one_picture_is_one_file(generate: Any, capsys: pytest.CaptureFixture[st
         assert image.size == (32, 32)
     out = capsys.readouterr().out
     assert out.startswith("out.png: 1 picture, seed 3, 2 steps of dpmpp_2m, ")
+
+
+def test_every_file_says_that_it_is_generated_and_prompts_can_stay_out(
+    generate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--negative-prompt", "a cat", "--num-images", "2", "--omit-prompts", "--json"]
+    generate("--prompt", PROMPT, *words, "-o", "dogs.png")
+    assert json.loads(capsys.readouterr().out)["pictures"][0]["parameters"]["prompt"] == PROMPT
+    for file in ("dogs.png", "dogs-0.png", "dogs-1.png"):
+        assert is_marked_generated(file)
+        assert b"a photo of a dog" not in Path(file).read_bytes()
+        assert b"a cat" not in Path(file).read_bytes()
+    assert read_parameters("dogs-0.png")["num_inference_steps"] == 2
+    assert len(read_parameters("dogs.png")["pictures"]) == 2
 
 
 def test_the_png_holds_what_makes_it_again(

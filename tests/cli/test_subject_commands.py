@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.cli.main import main
+from bootpig_rt.images.picture import is_marked_generated
 from bootpig_rt.models.unet import ReferenceUNet
 
 PROMPT = "a photo of a dog, on a beach"
@@ -117,6 +118,7 @@ def test_subjects_are_listed_shown_and_removed(
     assert listed["table_bytes"] > 0
     monkeypatch.setenv("BOOTPIG_RT_STORE", "kept")
     code, shown, _ = cli("subjects", "show", "old.dog", "--json", "--preview", "dog.png")
+    assert not is_marked_generated("dog.png")  # it is the reference, which no model made
     assert (shown["form"], shown["noise_seed"], shown["num_references"]) == ("full", 3, 1)
     with Image.open("dog.png") as image:
         assert image.size == (32, 32)

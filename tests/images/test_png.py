@@ -75,8 +75,10 @@ def test_parameters_are_read_without_decoding_the_picture(
         ("plain.png", "holds no parameters"),
         ("other.png", "holds no parameters"),
         ("list.png", "holds no parameters"),
-        ("a.jpg", "is no PNG"),
-        ("empty.png", "is no PNG"),
+        ("a.jpg", "holds no parameters"),
+        ("a.gif", "is GIF, expected PNG, JPEG, WebP"),
+        ("empty.png", "is empty"),
+        ("cut.png", "is damaged or cut short"),
         ("missing.png", "no such file or directory.*check the path"),
         (".", "is a directory"),
     ],
@@ -87,6 +89,8 @@ def test_file_without_parameters_is_refused(tmp_path: Path, name: str, expected:
     image = Image.new("RGB", (8, 8))
     image.save(tmp_path / "plain.png")
     image.save(tmp_path / "a.jpg")
+    image.save(tmp_path / "a.gif")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:20])
     (tmp_path / "empty.png").touch()
     for file, text in (("other.png", "steps: 20, sampler: x"), ("list.png", "[1]")):
         info = PngImagePlugin.PngInfo()
