@@ -18,7 +18,7 @@ from bootpig_rt.errors import BootPIGError, StorageError, describe_os_error
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, new_mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open `path` for writing bytes so that it changes all at once, when the block ends well.
 
     The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and take
@@ -27,6 +27,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         path: The file to make or replace. Its folder must exist.
+        new_mode: Permissions of a file that was not there before, less the process's umask;
+            0o600 for a secret.
 
     Yields:
         A binary file, open for writing.
@@ -41,7 +43,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         mode = _mode_of_existing(target)
         # O_EXCL: a file of that name, even a link someone planted, is never written through.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o666)
+        descriptor = os.open(temporary, flags, new_mode)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 yield stream
@@ -65,13 +67,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` all at once.
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, new_mode: int = 0o666) -> None:
+    """Write `data` to `path` all at once; `new_mode` as for `atomic_write`.
 
     Raises:
         StorageError: As for `atomic_write`.
     """
-    with atomic_write(path) as stream:
+    with atomic_write(path, new_mode=new_mode) as stream:
         stream.write(data)
 
 

@@ -42,6 +42,15 @@ def test_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_a_new_secret_is_for_its_owner_alone_from_the_first_byte(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    with atomic_write(path, new_mode=0o600) as stream:
+        (temporary,) = tmp_path.iterdir()
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        stream.write(b"token")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_nothing_is_seen_before_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
