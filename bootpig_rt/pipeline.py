@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -33,8 +33,8 @@ from bootpig_rt.errors import (
 )
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.image_input import MAX_PIXELS
-from bootpig_rt.images.picture import ImageSource
-from bootpig_rt.reference.encode import encode
+from bootpig_rt.images.picture import ImageSource, from_prepared, to_pil
+from bootpig_rt.reference.encode import encode, encode_pixels, prepare
 from bootpig_rt.reference.reference_pass import make_table
 from bootpig_rt.reference.reference_table import ReferenceTable
 from bootpig_rt.reference.schedule import WHOLE, ReferenceSchedule
@@ -106,6 +106,16 @@ class Pipeline:
     def spec(self) -> PairSpec:
         """What is known about the pair: its size, defaults, limits and fingerprint."""
         return self._backend.spec
+
+    @property
+    def backend_name(self) -> str:
+        """Name of what computes: `onnxruntime`, `torch` or `tensorrt`."""
+        return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu` or `cuda:N`."""
+        return self._backend.device
 
     @property
     def max_batch(self) -> int:
@@ -378,6 +388,54 @@ class Pipeline:
             return subject
         host = self._backend.download_table(table.data)
         return replace(subject, tables=(ReferenceTable.on_host(table.key, host),))
+
+    def prepare_references(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        max_image_pixels: int = MAX_PIXELS,
+        warn: Callable[[str], object] = logger.warning,
+    ) -> list[Image.Image]:
+        """What the pair will see of reference images: cut out, cropped, on white squares.
+
+        Args:
+            images: One or more pictures of the subject.
+            max_image_pixels: A larger image is refused.
+            warn: Hears of an image whose subject was not found, so that it is taken whole.
+
+        Raises:
+            ImageError: No image, or one that cannot be used.
+            ParameterError: Too many images.
+        """
+        pixels = prepare(
+            images, self.spec, self._background_remover, max_pixels=max_image_pixels, warn=warn
+        )
+        return to_pil(pixels)
+
+    def encode_prepared(
+        self, prepared: Sequence[Image.Image], reference_prompt: str, *, noise_seed: int = 0
+    ) -> Subject:
+        """The subject of what `prepare_references` returned; no table is made yet.
+
+        Raises:
+            ImageError: A picture of another size or mode.
+            PromptError: The reference prompt is empty.
+        """
+        return encode_pixels(
+            from_prepared(prepared, self.spec.config.sample_size_px),
+            reference_prompt,
+            check_seed(noise_seed, "noise_seed"),
+            backend=self._backend,
+            tokenizer=self._tokenizer,
+        )
+
+    def num_tokens(self, prompt: str) -> tuple[int, int]:
+        """Tokens of a prompt, begin and end included, and how many of them the pair reads.
+
+        Raises:
+            PromptError: Not text, or too long.
+        """
+        return self._tokenizer.num_tokens(prompt), self._tokenizer.max_length
 
     def table_bytes(
         self,

@@ -107,6 +107,10 @@ class Request:
             if size is not None:
                 put(self, name, check_int(name, size, 8, 4096, "leave it out for the pair's own"))
 
+    def of_subject(self, subject: Subject) -> Request:
+        """The same request, of a subject."""
+        return replace(self, subject=subject)
+
     def of_pictures(self) -> tuple[Request, ...]:
         """One request for each picture, each with its own seed."""
         if self.num_images_per_prompt == 1:

@@ -37,6 +37,7 @@ MODULE_OF_COMMAND = {
     "encode-subject": "bootpig_rt.cli.encode_subject",
     "subjects": "bootpig_rt.cli.subjects",
     "provenance": "bootpig_rt.cli.provenance",
+    "serve": "bootpig_rt.cli.serve",
     "demo": "bootpig_rt.cli.demo",
     "verify-golden": "bootpig_rt.cli.verify_golden",
     "init-pair": "bootpig_rt.cli.init_pair",

@@ -21,7 +21,7 @@ from bootpig_rt.request import PictureParameters, Request
 
 # The largest picture, in multiples of the side that the pair was trained on: attention grows with
 # the fourth power of the side, and pictures far from the trained size repeat themselves.
-_MAX_SIZE_FACTOR = 4
+MAX_SIZE_FACTOR = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +165,10 @@ class Planner:
         side, multiple = spec.config.sample_size_px, spec.size_multiple_px
         width, height = request.width or side, request.height or side
         for name, size in (("width", width), ("height", height)):
-            if size % multiple or not multiple <= size <= _MAX_SIZE_FACTOR * side:
+            if size % multiple or not multiple <= size <= MAX_SIZE_FACTOR * side:
                 raise ParameterError(
                     f"{name} is {size}, expected a multiple of {multiple} up to "
-                    f"{_MAX_SIZE_FACTOR * side}; this pair was trained at {side}"
+                    f"{MAX_SIZE_FACTOR * side}; this pair was trained at {side}"
                 )
         return width, height
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "FloatArray",
     "ImageSource",
     "SheetRow",
+    "from_prepared",
     "grid",
     "is_marked_generated",
     "label_sheet",
@@ -59,12 +61,13 @@ def prepare_reference(
     what: str = "reference image",
     subject_share: float = SUBJECT_SHARE,
     max_pixels: int = MAX_PIXELS,
+    warn: Callable[[str], object] = logger.warning,
 ) -> FloatArray:
     """Crop a picture to its subject and put that on a white square.
 
     The subject is found, in this order, by the picture's alpha channel if anything in it is
     transparent, by `remover`, or by what is not white if the border of the picture is white.
-    A picture with none of these is taken whole, fills the square, and a warning is logged.
+    A picture with none of these is taken whole, fills the square, and a warning is given.
     Takes about six bytes of memory a pixel of the picture, decoding included.
 
     Args:
@@ -75,6 +78,7 @@ def prepare_reference(
         subject_share: Longest side of the subject over the side of the square, in (0, 1], as the
             pair was trained (`PairConfig.subject_share`).
         max_pixels: A larger picture is refused.
+        warn: Takes the warning; it is logged by default.
 
     Returns:
         float32 [3, size_px, size_px] in [-1, 1]; white is 1.
@@ -97,10 +101,9 @@ def prepare_reference(
         box = _box_by_white(picture, what)
         if box is None:
             box, share = (0, 0, *picture.size), 1.0
-            logger.warning(
-                "%s has no transparency and no white border, so the whole picture is taken as the "
-                "subject; pass a cut-out or use a background remover",
-                what,
+            warn(
+                f"{what} has no transparency and no white border, so the whole picture is taken "
+                "as the subject; pass a cut-out or use a background remover"
             )
     return _on_square(picture, alpha, box, size_px, share, what)
 
@@ -125,6 +128,27 @@ def to_pil(pixels: FloatArray) -> list[Image.Image]:
     scaled = np.rint((pixels.astype(np.float32) + 1.0) * 127.5)
     bytes_hwc = np.clip(scaled, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     return [Image.fromarray(np.ascontiguousarray(one)) for one in bytes_hwc]
+
+
+def from_prepared(images: Sequence[Image.Image], size_px: int) -> FloatArray:
+    """Pictures that `to_pil` made of prepared references, as pixels again: the very same.
+
+    Returns:
+        float32 [R, 3, size_px, size_px] in [-1, 1].
+
+    Raises:
+        ImageError: None, or one of another mode or size.
+    """
+    if not images:
+        raise ImageError("no reference image, expected at least one picture of the subject")
+    for image in images:
+        if image.mode != "RGB" or image.size != (size_px, size_px):
+            raise ImageError(
+                f"a prepared reference is {image.mode} of {image.width}x{image.height} px, "
+                f"expected RGB of {size_px}x{size_px} px; prepare the references again"
+            )
+    pixels = np.stack([np.asarray(image, np.float32) for image in images])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) / 127.5 - 1.0, np.float32)
 
 
 def _own_alpha(picture: Image.Image) -> Image.Image | None:

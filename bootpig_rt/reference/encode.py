@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from bootpig_rt.backends.base import Backend
+from bootpig_rt.backends.base import Backend, FloatArray, PairSpec
 from bootpig_rt.backends.finite import check_finite
 from bootpig_rt.checks import check_prompt
 from bootpig_rt.errors import ImageError, ParameterError
@@ -16,6 +17,8 @@ from bootpig_rt.images.image_input import MAX_PIXELS
 from bootpig_rt.images.picture import ImageSource, prepare_reference
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def encode(
@@ -36,15 +39,33 @@ def encode(
         ParameterError: Too many images.
         NumericalError: NaN or Inf from the encoder.
     """
-    config = backend.spec.config
     reference_prompt = check_prompt(reference_prompt, "reference_prompt")
+    pixels = prepare(images, backend.spec, background_remover, max_pixels=max_pixels)
+    return encode_pixels(pixels, reference_prompt, noise_seed, backend=backend, tokenizer=tokenizer)
+
+
+def prepare(
+    images: ImageSource | Sequence[ImageSource] | None,
+    spec: PairSpec,
+    background_remover: BackgroundRemover | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    warn: Callable[[str], object] = logger.warning,
+) -> FloatArray:
+    """What a pair is shown of reference images: float32 [R, 3, H, W] in [-1, 1].
+
+    Raises:
+        ImageError: No image, or one that cannot be used.
+        ParameterError: Too many images.
+    """
+    config = spec.config
     sources = sources_of(images)
     limit = config.max_references
     if len(sources) > limit:
         raise ParameterError(
             f"{len(sources)} reference images, expected 1..{limit} for this pair; leave some out"
         )
-    pixels = np.stack(
+    return np.stack(
         [
             prepare_reference(
                 source,
@@ -53,10 +74,28 @@ def encode(
                 what="reference image" if len(sources) == 1 else f"reference image {index}",
                 subject_share=config.subject_share,
                 max_pixels=max_pixels,
+                warn=warn,
             )
             for index, source in enumerate(sources)
         ]
     )
+
+
+def encode_pixels(
+    pixels: FloatArray,
+    reference_prompt: str,
+    noise_seed: int,
+    *,
+    backend: Backend,
+    tokenizer: Tokenizer,
+) -> Subject:
+    """Encode what `prepare` returned.
+
+    Raises:
+        PromptError: The reference prompt is empty.
+        NumericalError: NaN or Inf from the encoder.
+    """
+    reference_prompt = check_prompt(reference_prompt, "reference_prompt")
     latents = check_finite(backend.encode_image(pixels), "the image encoder")
     states = backend.download_states(backend.encode_text(tokenizer([reference_prompt])))
     return Subject(

@@ -1,1 +1,1 @@
-"""The HTTP service: OpenAI's images API, subjects, jobs, and what operating it takes."""
+"""The HTTP service: OpenAI's images API, subjects, jobs, probes and a page, over an engine."""

@@ -164,10 +164,17 @@ class StoreFolder:
             path.unlink()
         except OSError as error:
             raise StorageError(f"cannot remove {path}: {describe_os_error(error)}") from error
+        return freed + self.remove_tables(fingerprint)
+
+    def remove_tables(self, fingerprint: str, tenant: str | None = None) -> int:
+        """Remove the tables of a subject, of one tenant or of all. Returns the bytes freed."""
+        freed = 0
         for table in _tables_in(self.tables, "*.table"):
             with contextlib.suppress(CheckpointError, OSError):
                 # Headers alone: at worst a table is made again.
-                if read_table_key(table.file, max_bytes=table.size).subject == fingerprint:
+                key = read_table_key(table.file, max_bytes=table.size)
+                is_of_tenant = tenant is None or key.digest(tenant) == table.file.stem
+                if key.subject == fingerprint and is_of_tenant:
                     table.file.unlink()
                     freed += table.size
         return freed

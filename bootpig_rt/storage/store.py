@@ -179,6 +179,17 @@ class SubjectStore:
                 for address in [a for a, (_, owner) in tier.items() if owner() is backend]:
                     del tier[address]
 
+    def forget_subject(self, fingerprint: str, tenant: str = "") -> None:
+        """Forget the tables of a subject of one tenant, on every tier. Pictures keep theirs."""
+        self.flush()
+        with self._changed:
+            for tier in (self._device, self._host):
+                addresses = [a for a in tier if a[0] == tenant and a[2].subject == fingerprint]
+                for address in addresses:
+                    del tier[address]
+        if self.folder is not None:
+            self.folder.remove_tables(fingerprint, tenant)
+
     def held(
         self, key: ReferenceKey, *, backend: Backend, tenant: str = ""
     ) -> ReferenceTable | None:

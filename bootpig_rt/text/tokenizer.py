@@ -139,15 +139,22 @@ class Tokenizer:
         for prompt in prompts:
             self._tell_cut(prompt)
 
+    def num_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end token included; over `max_length` its end is ignored.
+
+        Raises:
+            PromptError: As for `__call__`.
+        """
+        return len(self._tokens(prompt))
+
     def _tell_cut(self, prompt: str) -> list[int]:
         tokens = self._tokens(prompt)
         if len(tokens) > self.max_length:
             logger.warning(
                 "the prompt has %d tokens, the text encoder reads %d; the end is ignored, "
-                "shorten it: %.60r",
+                "shorten it",
                 len(tokens),
                 self.max_length,
-                prompt,
             )
         return tokens
 

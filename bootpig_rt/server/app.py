@@ -1,0 +1,69 @@
+"""The application: the routes over a service, and the guards before them.
+
+From the network inwards: request id and headers, host and origin, key and role, size and time of
+the body, then the routes. What a route raises becomes OpenAI's error body here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from bootpig_rt import __version__
+from bootpig_rt.server.errors import ApiError, api_error
+from bootpig_rt.server.images import image_routes
+from bootpig_rt.server.other_routes import job_routes, model_routes, operation_routes
+from bootpig_rt.server.service import Service
+from bootpig_rt.server.subject_routes import subject_routes
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The routes over a service, without guards; see `guarded`."""
+    app = FastAPI(
+        title="bootpig-rt",
+        version=__version__,
+        summary="Pictures of your subject in new scenes.",
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    for routes in (
+        image_routes(service),
+        subject_routes(service),
+        job_routes(service),
+        model_routes(service),
+        operation_routes(service),
+    ):
+        app.include_router(routes)
+
+    async def refuse(_: HttpRequest, error: Exception) -> Response:
+        told = api_error(error)
+        service.metrics.refused(told.code)
+        return JSONResponse(told.body(), status_code=told.status, headers=told.headers())
+
+    async def refuse_parameter(http: HttpRequest, error: Exception) -> Response:
+        first: dict[str, Any] = {}
+        if isinstance(error, RequestValidationError):
+            first = dict(error.errors()[0])
+        name = str(first.get("loc", ("?",))[-1])[:60]
+        text = f"{name}: {first.get('msg', 'invalid')}"
+        return await refuse(http, ApiError(400, "invalid_value", text, param=name))
+
+    async def refuse_route(http: HttpRequest, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        texts = {404: "there is no such route", 405: "the route does not take this method"}
+        code, text = codes.get(status, "invalid_request"), texts.get(status, "not a valid request")
+        return await refuse(http, ApiError(status, code, text))
+
+    app.add_exception_handler(RequestValidationError, refuse_parameter)
+    app.add_exception_handler(HTTPException, refuse_route)
+    app.add_exception_handler(Exception, refuse)
+    return app

@@ -1,0 +1,155 @@
+"""What every route does with a request: whose it is, its body, its time, and whether it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request as HttpRequest
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Receive
+
+from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.guard.keys import Principal
+from bootpig_rt.server.schema import Fields, from_form
+
+MAX_FILES = 64
+MAX_FIELDS = 64
+_MAX_FIELD_BYTES = 1 << 20
+
+ResultT = TypeVar("ResultT")
+FieldsT = TypeVar("FieldsT", bound=Fields)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request.
+
+    Attributes:
+        id: The client's name for it, or ours.
+        principal: Who asks.
+    """
+
+    id: str
+    principal: Principal
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.principal.name
+
+
+def call_of(http: HttpRequest) -> Call:
+    """What the guards found out about a request."""
+    state = http.scope["state"]
+    return Call(state["request_id"], state["principal"])
+
+
+def media_type(http: HttpRequest) -> str:
+    """Of the body, without parameters."""
+    return http.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json(http: HttpRequest) -> bytes:
+    """The body of a JSON request.
+
+    Raises:
+        ApiError: 415: it says that it is something else.
+    """
+    if media_type(http) != "application/json":
+        raise ApiError(415, "unsupported_media_type", "expected Content-Type: application/json")
+    return await http.body()
+
+
+@asynccontextmanager
+async def read_form(http: HttpRequest) -> AsyncIterator[FormData]:
+    """The form of a multipart request; its files are gone at the end of the block.
+
+    Raises:
+        ApiError: 415: it is no form; 400: it is damaged, or has too many parts.
+    """
+    if media_type(http) != "multipart/form-data":
+        raise ApiError(415, "unsupported_media_type", "expected Content-Type: multipart/form-data")
+    try:
+        form = await http.form(
+            max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
+    except HTTPException as error:
+        text = f"the form is damaged or has too many parts ({MAX_FILES} files, {MAX_FIELDS} fields)"
+        raise ApiError(400, "invalid_form", text) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def fields_of(kind: type[FieldsT], form: FormData) -> FieldsT:
+    """The text fields of a form.
+
+    Raises:
+        ApiError: As `schema.validated`.
+    """
+    return from_form(kind, [(k, v) for k, v in form.multi_items() if isinstance(v, str)])
+
+
+async def files_of(form: FormData, names: Sequence[str], *, most: int) -> list[bytes]:
+    """Contents of the files of a form, in their order.
+
+    Args:
+        form: As `read_form` gives it.
+        names: That files may have.
+        most: How many there may be.
+
+    Raises:
+        ApiError: 422: there is none; 400: too many, or one of another name.
+    """
+    uploads: list[UploadFile] = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name not in names:
+                text = f"a file is named otherwise than {' or '.join(names)}"
+                raise ApiError(400, "unknown_field", text, param=name[:60])
+            uploads.append(value)
+    if not uploads:
+        text = f"{names[0]} is missing: expected at least one file"
+        raise ApiError(422, "missing_field", text, param=names[0])
+    if len(uploads) > most:
+        text = f"{len(uploads)} files, expected at most {most} for this model"
+        raise ApiError(400, "too_many_images", text, param=names[0])
+    return [await one.read() for one in uploads]
+
+
+async def unless_gone(
+    receive: Receive, work: Awaitable[ResultT], on_gone: Callable[[], Any]
+) -> ResultT | None:
+    """The result of some work; None where the client went away first, and the work was stopped.
+
+    Args:
+        receive: Of a request whose body was read.
+        work: What the client waits for.
+        on_gone: Called once the client is gone; the work should then end by itself.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        on_gone()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # nobody is left to be told
+            await working
+        return None
+    finally:
+        watching.cancel()
+        working.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

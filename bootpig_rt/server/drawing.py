@@ -1,0 +1,204 @@
+"""From the fields of a request to a drawing on its way: the middle of both image routes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from bootpig_rt.errors import Cancelled
+from bootpig_rt.reference.schedule import WHOLE
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.request import Request
+from bootpig_rt.server.calls import Call
+from bootpig_rt.server.engine_client import Drawing, EngineClient
+from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.jobs import JobRecord
+from bootpig_rt.server.schema import ImageFields
+from bootpig_rt.server.service import Service
+from bootpig_rt.server.subjects import KeptSubject
+
+
+@dataclass
+class Begun:
+    """A drawing on its way.
+
+    Attributes:
+        fields: That were asked for.
+        client: That draws it.
+        job: Its record.
+        drawing: Its events.
+        request: What the engine was given.
+        kept: Its subject, where the library has it.
+        encode_ms: Time in its references.
+        warnings: What the caller should know.
+    """
+
+    fields: ImageFields
+    client: EngineClient
+    job: JobRecord
+    drawing: Drawing
+    request: Request
+    kept: KeptSubject | None
+    encode_ms: float
+    warnings: list[str] = field(default_factory=list)
+
+
+async def begin(
+    service: Service,
+    call: Call,
+    client: EngineClient,
+    fields: ImageFields,
+    references: Sequence[bytes],
+    ends: AsyncExitStack,
+) -> Begun:
+    """Check a request, encode its references, hand it to the engine.
+
+    Args:
+        service: Behind the route.
+        call: Whose it is.
+        client: That will draw.
+        fields: Of the request.
+        references: Contents of image files; none for a kept subject, or none at all.
+        ends: Closes the job's record if it is not closed otherwise.
+
+    Raises:
+        ApiError: Refused.
+        BootPIGError: Not usable, or the engine is full.
+    """
+    options = service.options
+    if fields.n > options.max_images:
+        text = f"n is {fields.n}, expected 1..{options.max_images} on this server"
+        raise ApiError(400, "invalid_value", text, param="n")
+    if references and fields.subject_id is not None:
+        text = "got images and a subject_id, expected one or the other"
+        raise ApiError(400, "invalid_value", text, param="subject_id")
+    if fields.reference_prompt is not None and not references:
+        text = "reference_prompt says what images show; a kept subject has its own"
+        raise ApiError(400, "invalid_value", text, param="reference_prompt")
+    deadline_s = options.default_deadline_s if fields.deadline_s is None else fields.deadline_s
+    if deadline_s is not None and deadline_s > options.max_deadline_s:
+        if fields.deadline_s is not None:
+            text = f"deadline_s is {deadline_s:g}, expected at most {options.max_deadline_s:g}"
+            raise ApiError(400, "invalid_value", text, param="deadline_s")
+        deadline_s = options.max_deadline_s
+    start = time.monotonic()
+    width, height = fields.size_px()
+    warnings: list[str] = []
+    request = Request(  # all that needs no subject is refused before references cost anything
+        prompt=fields.prompt,
+        negative_prompt=fields.negative_prompt,
+        num_inference_steps=fields.num_inference_steps,
+        image_guidance_scale=fields.image_guidance_scale,
+        text_guidance_scale=fields.text_guidance_scale,
+        num_images_per_prompt=fields.n,
+        seed=fields.seed,
+        solver=fields.solver,
+        merge=fields.merge,
+        reference_schedule=fields.reference_schedule,
+        width=width,
+        height=height,
+        guidance_interval=_interval(fields),
+        tenant=call.tenant,
+    )
+    service.output.check_prompts([fields.prompt, fields.negative_prompt])
+    service.check_room(client)
+    quota = call.principal.quota.max_waiting
+    most = min((one for one in (quota, options.tenant_max_waiting) if one), default=None)
+    job = service.open_job(call.id, call.tenant, client, fields.n, most)
+    ends.callback(_close_as_failed, service, job)
+    kept: KeptSubject | None = None
+    if references:
+        prompt = fields.reference_prompt or _class_phrase(fields.prompt, warnings)
+        subject, kept = await _from_references(
+            service, call, client, fields, references, prompt, warnings
+        )
+        request = request.of_subject(subject)
+    elif fields.subject_id is not None:
+        kept = service.library.get(call.tenant, fields.subject_id)
+        request = request.of_subject(await service.library.subject_for(kept, client))
+    encode_ms = 1e3 * (time.monotonic() - start)
+    for prompt in (fields.prompt, fields.negative_prompt):
+        tokens, most_tokens = client.num_tokens(prompt)
+        if tokens > most_tokens:
+            warnings.append(
+                f"a prompt has {tokens} tokens, the model reads {most_tokens}; its end is ignored"
+            )
+    if job.is_cancelled:
+        raise Cancelled("cancelled while its references were encoded")
+    job.drawing = await client.submit(
+        request,
+        request_id=call.id,
+        deadline_s=None if deadline_s is None else max(1e-3, deadline_s - encode_ms / 1e3),
+        preview_every=_preview_every(fields, client),
+    )
+    return Begun(fields, client, job, job.drawing, request, kept, encode_ms, warnings)
+
+
+def close_job(service: Service, job: JobRecord, error: BaseException | None) -> None:
+    """Its record ends; how, the error says."""
+    if job.ended_at is not None:
+        return
+    if error is None:
+        service.jobs.close(job, "succeeded")
+        return
+    is_cancelled = job.is_cancelled or isinstance(error, Cancelled)
+    service.jobs.close(job, "cancelled" if is_cancelled else "failed")
+
+
+def _close_as_failed(service: Service, job: JobRecord) -> None:
+    if job.ended_at is None:
+        job.cancel()
+        service.jobs.close(job, "failed")
+
+
+async def _from_references(
+    service: Service,
+    call: Call,
+    client: EngineClient,
+    fields: ImageFields,
+    references: Sequence[bytes],
+    reference_prompt: str,
+    warnings: list[str],
+) -> tuple[Subject, KeptSubject | None]:
+    prepared = await client.prepare(references, warnings=warnings)
+    subject = await client.encode(prepared, reference_prompt, noise_seed=fields.noise_seed)
+    if not fields.store_subject:
+        return subject, None
+    try:
+        kept = service.library.add(
+            call.tenant, client, prepared, subject, ttl_s=None, is_explicit=False
+        )
+    except ApiError as error:
+        warnings.append(f"the subject was not kept: {error.message}")
+        return subject, None
+    return subject, kept
+
+
+def _interval(fields: ImageFields) -> tuple[float, float]:
+    first, last = fields.guidance_interval or WHOLE
+    return first, last
+
+
+def _class_phrase(prompt: str, warnings: list[str]) -> str:
+    """What references show, where the caller does not say: the prompt up to its first comma."""
+    phrase = prompt.partition(",")[0].strip() or prompt
+    if phrase == prompt.strip():
+        warnings.append(
+            "no reference_prompt and no comma in the prompt: the references are read as the whole "
+            "prompt; better say what they show"
+        )
+    return phrase
+
+
+def _preview_every(fields: ImageFields, client: EngineClient) -> int | None:
+    """Steps between previews: as the request says, or so that its partial images come evenly."""
+    if not fields.stream:
+        return None
+    if fields.preview_every is not None:
+        return fields.preview_every
+    if not fields.partial_images:
+        return None
+    steps = fields.num_inference_steps or client.facts.num_inference_steps
+    return max(1, steps // (fields.partial_images + 1))

@@ -1,0 +1,376 @@
+"""EngineClient: what the service needs of whatever draws, here or on another machine.
+
+The service speaks to a model through this seam alone. `LocalEngine` runs a pipeline in this
+process; `bootpig_rt.serving` has one whose pipelines run elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+from bootpig_rt.engine.events import DoneEvent, Event
+from bootpig_rt.engine.job import Job
+from bootpig_rt.engine.options import EngineOptions
+from bootpig_rt.engine.plan import MAX_SIZE_FACTOR
+from bootpig_rt.images.picture import ImageSource
+from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.request import Request
+from bootpig_rt.storage.store import StoreStats
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+_ENCODERS = 2
+"""Threads that encode references: the backend is shared with the steps."""
+
+_FEW_STEPS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What callers may know about a model.
+
+    Attributes:
+        name: By which requests ask for it.
+        fingerprint: sha256 over weights and configurations.
+        size_px: Side of its pictures where a request says nothing.
+        size_multiple_px: Width and height must be multiples of this.
+        max_references: Reference images of a subject.
+        num_inference_steps: Default, and so are the others.
+        image_guidance_scale: Likewise.
+        text_guidance_scale: Likewise.
+        solver: Likewise.
+        is_few_step: It draws in a few steps without guidance, quick enough to follow typing.
+        backend: Name of what computes.
+        runtime: Its version.
+        precision: What it computes in.
+        device: Where.
+        max_batch: Pictures drawn at once.
+        max_side_px: Largest width and height.
+    """
+
+    name: str
+    fingerprint: str
+    size_px: int
+    size_multiple_px: int
+    max_references: int
+    num_inference_steps: int
+    image_guidance_scale: float
+    text_guidance_scale: float
+    solver: str
+    is_few_step: bool
+    backend: str
+    runtime: str
+    precision: str
+    device: str
+    max_batch: int
+    max_side_px: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy an engine is.
+
+    Attributes:
+        waiting: Pictures that have not begun.
+        running: Pictures between their first step and their last.
+        expected_wait_s: Until a picture that is asked for now begins.
+    """
+
+    waiting: int
+    running: int
+    expected_wait_s: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a submitted request is.
+
+    Attributes:
+        done_steps: Of all its pictures.
+        total_steps: Likewise.
+        position: Pictures that wait ahead of it; None where it has begun.
+        has_begun: Work on it has.
+        is_done: It has ended, well or not.
+    """
+
+    done_steps: int
+    total_steps: int
+    position: int | None
+    has_begun: bool
+    is_done: bool
+
+
+class Drawing(Protocol):
+    """A request that was taken."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """Its events as they come, a `DoneEvent` last. Asked for once.
+
+        Raises:
+            BootPIGError: What it failed with.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop within a step. May be called twice, also when it is done."""
+        ...
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        ...
+
+
+class EngineClient(Protocol):
+    """One model that draws."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What callers may know about it."""
+        ...
+
+    async def prepare(
+        self, images: Sequence[ImageSource], *, warnings: list[str] | None = None
+    ) -> list[Image.Image]:
+        """What the model will see of reference images: cut out, on white squares.
+
+        Args:
+            images: One or more.
+            warnings: Is given what callers should know of them.
+
+        Raises:
+            InputError: An image that cannot be used, or too many.
+        """
+        ...
+
+    async def encode(
+        self, prepared: Sequence[Image.Image], reference_prompt: str, *, noise_seed: int
+    ) -> Subject:
+        """Encode what `prepare` returned.
+
+        Raises:
+            InputError: Not usable.
+        """
+        ...
+
+    def check_subject(self, subject: Subject) -> None:
+        """Refuse a subject of another pair.
+
+        Raises:
+            SubjectMismatch: It is one.
+        """
+        ...
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        request_id: str,
+        deadline_s: float | None = None,
+        preview_every: int | None = None,
+        priority: int = 0,
+    ) -> Drawing:
+        """Take a request.
+
+        Raises:
+            InputError: Not for this model, or more than its limits.
+            SubjectMismatch: A subject of another pair.
+            EngineFull: Too many wait already.
+        """
+        ...
+
+    def num_tokens(self, prompt: str) -> tuple[int, int]:
+        """Tokens of a prompt, and how many of them the model reads."""
+        ...
+
+    async def forget(self, subject: Subject, tenant: str) -> None:
+        """Drop the reference tables of a subject."""
+        ...
+
+    def load(self) -> Load:
+        """How busy it is."""
+        ...
+
+    def store_stats(self) -> StoreStats:
+        """Counters of its reference tables."""
+        ...
+
+    async def close(self, *, drain_s: float) -> None:
+        """End it. What runs may finish within `drain_s`; the rest is cancelled."""
+        ...
+
+
+class LocalDrawing:
+    """A job of an engine in this process."""
+
+    def __init__(self, client: LocalEngine, job: Job, events: asyncio.Queue[Event | None]) -> None:
+        """`events` ends with None."""
+        self._client, self._job, self._events = client, job, events
+
+    async def events(self) -> AsyncIterator[Event]:
+        """See `Drawing`."""
+        while (event := await self._events.get()) is not None:
+            yield event
+        yield DoneEvent(self._job.result())
+
+    def cancel(self) -> None:
+        """See `Drawing`."""
+        self._job.cancel()
+
+    def progress(self) -> Progress:
+        """See `Drawing`."""
+        job = self._job
+        return Progress(
+            job.done_steps,
+            job.total_steps,
+            None if job.has_begun or job.done() else self._client.engine.position(job),
+            job.has_begun,
+            job.done(),
+        )
+
+
+class LocalEngine:
+    """A pipeline in this process, its engine on a thread of its own.
+
+    Args:
+        name: By which requests ask for it.
+        pipeline: Not served yet; closed with the client.
+        options: How many may wait, and what one request may ask for.
+        max_image_pixels: Of a reference image.
+    """
+
+    def __init__(
+        self, name: str, pipeline: Pipeline, options: EngineOptions, *, max_image_pixels: int
+    ) -> None:
+        """Start the engine."""
+        self._pipeline, self._max_image_pixels = pipeline, max_image_pixels
+        self.engine = pipeline.serve(options)
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="bootpig-encode")
+        spec = pipeline.spec
+        config = spec.config
+        self.facts = ModelFacts(
+            name=name,
+            fingerprint=spec.fingerprint,
+            size_px=config.sample_size_px,
+            size_multiple_px=spec.size_multiple_px,
+            max_references=min(
+                config.max_references,
+                spec.max_references or config.max_references,
+                options.limits.num_references or config.max_references,
+            ),
+            num_inference_steps=min(config.default_steps, spec.max_steps or config.default_steps),
+            image_guidance_scale=config.image_guidance_scale,
+            text_guidance_scale=config.text_guidance_scale,
+            solver=config.default_solver,
+            is_few_step=config.default_steps <= _FEW_STEPS
+            and config.image_guidance_scale == config.text_guidance_scale == 1.0,
+            backend=pipeline.backend_name,
+            runtime=spec.runtime,
+            precision=spec.precision,
+            device=pipeline.device,
+            max_batch=pipeline.max_batch,
+            max_side_px=min(
+                MAX_SIZE_FACTOR * config.sample_size_px,
+                (spec.sides_px or (0, 1 << 20))[1],
+                options.limits.side_px or 1 << 20,
+            ),
+        )
+
+    async def prepare(
+        self, images: Sequence[ImageSource], *, warnings: list[str] | None = None
+    ) -> list[Image.Image]:
+        """See `EngineClient`."""
+        return await self._encoding(
+            lambda: self._pipeline.prepare_references(
+                images,
+                max_image_pixels=self._max_image_pixels,
+                warn=([] if warnings is None else warnings).append,
+            )
+        )
+
+    async def encode(
+        self, prepared: Sequence[Image.Image], reference_prompt: str, *, noise_seed: int
+    ) -> Subject:
+        """See `EngineClient`."""
+        return await self._encoding(
+            lambda: self._pipeline.encode_prepared(
+                prepared, reference_prompt, noise_seed=noise_seed
+            )
+        )
+
+    def check_subject(self, subject: Subject) -> None:
+        """See `EngineClient`."""
+        subject.check_for(self._pipeline.spec)
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        request_id: str,
+        deadline_s: float | None = None,
+        preview_every: int | None = None,
+        priority: int = 0,
+    ) -> LocalDrawing:
+        """See `EngineClient`."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
+
+        def tell(event: Event | None) -> None:
+            # A loop that is closed has nobody left to tell.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        # Planning takes about a millisecond, and may wait for the engine's lock as long.
+        job = self.engine.submit(
+            request,
+            on_event=tell,
+            preview_every=preview_every,
+            deadline_s=deadline_s,
+            priority=priority,
+            request_id=request_id,
+        )
+        job.add_done_callback(lambda _: tell(None))
+        return LocalDrawing(self, job, events)
+
+    def num_tokens(self, prompt: str) -> tuple[int, int]:
+        """See `EngineClient`."""
+        return self._pipeline.num_tokens(prompt)
+
+    async def forget(self, subject: Subject, tenant: str) -> None:
+        """See `EngineClient`."""
+        await asyncio.to_thread(self._pipeline.store.forget_subject, subject.fingerprint, tenant)
+
+    def load(self) -> Load:
+        """See `EngineClient`."""
+        engine = self.engine
+        return Load(engine.num_waiting, engine.num_running, engine.expected_wait_s())
+
+    def store_stats(self) -> StoreStats:
+        """See `EngineClient`."""
+        return self._pipeline.store.stats()
+
+    async def close(self, *, drain_s: float) -> None:
+        """See `EngineClient`."""
+        ends = asyncio.get_running_loop().time() + drain_s
+        while asyncio.get_running_loop().time() < ends:
+            load = self.load()
+            if not load.waiting and not load.running:
+                break
+            await asyncio.sleep(0.02)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._pipeline.close)
+
+    async def _encoding(self, work: Callable[[], ResultT]) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

@@ -1,0 +1,295 @@
+"""`POST /v1/images/generations` and `/v1/images/edits`: OpenAI's two routes that draw."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Literal, TypeAlias
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from bootpig_rt.engine.events import DoneEvent, ReferenceEvent, StepEvent
+from bootpig_rt.images.encode_image import MEDIA_TYPES
+from bootpig_rt.request import GenerationResult
+from bootpig_rt.server.calls import (
+    MAX_FILES,
+    Call,
+    call_of,
+    fields_of,
+    files_of,
+    media_type,
+    read_form,
+    read_json,
+    unless_gone,
+)
+from bootpig_rt.server.drawing import Begun, begin, close_job
+from bootpig_rt.server.errors import ApiError, api_error
+from bootpig_rt.server.event_stream import EventStream, SendEvent
+from bootpig_rt.server.schema import EditFields, ImageFields, image_bytes, parse_json, validated
+from bootpig_rt.server.service import Service
+
+Kind: TypeAlias = Literal["image_generation", "image_edit"]
+
+POSITION_EVERY_S = 0.25
+"""How soon a caller who waits hears of another place in the queue."""
+
+
+def image_routes(service: Service) -> APIRouter:
+    """Both routes over a service."""
+    routes = APIRouter()
+
+    @routes.post("/v1/images/generations", openapi_extra=_body(ImageFields))
+    async def generations(http: HttpRequest) -> Response:
+        """Draw a prompt, with a kept subject or with none."""
+        service.check_ready()
+        fields = validated(ImageFields, parse_json(await read_json(http)))
+        return await _answer(service, http, call_of(http), fields, [], "image_generation")
+
+    @routes.post("/v1/images/edits", openapi_extra=_body(EditFields, ImageFields))
+    async def edits(http: HttpRequest) -> Response:
+        """Draw the subject of reference images in the scene that the prompt says."""
+        service.check_ready()
+        service.check_room(service.client(None))  # before the images are read
+        if media_type(http) == "application/json":
+            edit = validated(EditFields, parse_json(await read_json(http)))
+            fields: ImageFields = edit
+            references = image_bytes(edit.images)
+            most = service.client(fields.model).facts.max_references
+            if len(references) > most:
+                text = f"{len(references)} images, expected at most {most} for this model"
+                raise ApiError(400, "too_many_images", text, param="images")
+        else:
+            async with read_form(http) as form:
+                fields = fields_of(ImageFields, form)
+                most = service.client(fields.model).facts.max_references
+                names = ("image", "image[]")
+                references = await files_of(form, names, most=min(most, MAX_FILES))
+        return await _answer(service, http, call_of(http), fields, references, "image_edit")
+
+    return routes
+
+
+async def _answer(
+    service: Service,
+    http: HttpRequest,
+    call: Call,
+    fields: ImageFields,
+    references: Sequence[bytes],
+    kind: Kind,
+) -> Response:
+    client = service.client(fields.model)
+    if fields.stream:
+        ends = AsyncExitStack()
+        try:
+            begun = await begin(service, call, client, fields, references, ends)
+        except BaseException:
+            await ends.aclose()
+            raise
+        most_s = service.options.max_deadline_s + 60.0
+        return EventStream(
+            lambda send: _tell(service, begun, kind, send), begun.job.cancel, ends, most_s
+        )
+    async with AsyncExitStack() as ends:
+        answer = await unless_gone(
+            http.receive,
+            _draw(service, call, fields, references, ends),
+            lambda: service.cancel_call(call.tenant, call.id),
+        )
+    if answer is None:  # nobody is left to read it
+        return Response(status_code=499)
+    if "image/" in http.headers.get("accept", "") and fields.n == 1:
+        data = base64.b64decode(answer["data"][0]["b64_json"])
+        return Response(data, media_type=MEDIA_TYPES[fields.output_format])
+    return JSONResponse(answer)
+
+
+async def _draw(
+    service: Service,
+    call: Call,
+    fields: ImageFields,
+    references: Sequence[bytes],
+    ends: AsyncExitStack,
+) -> dict[str, Any]:
+    client = service.client(fields.model)
+    begun = await begin(service, call, client, fields, references, ends)
+    try:
+        async for event in begun.drawing.events():
+            if isinstance(event, DoneEvent):
+                files = await _files(service, begun, event.result)
+                close_job(service, begun.job, None)
+                return _finished(service, begun, event.result, files)
+        raise AssertionError("a drawing ended without a result")
+    except BaseException as error:
+        begun.drawing.cancel()
+        close_job(service, begun.job, error)
+        raise
+
+
+async def _tell(service: Service, begun: Begun, kind: Kind, send: SendEvent) -> None:
+    """The events of one drawing, as OpenAI names them; ours between them where asked for."""
+    fields, index = begun.fields, 0
+    telling = asyncio.create_task(_tell_position(begun, send)) if fields.progress else None
+    try:
+        async for event in begun.drawing.events():
+            if telling is not None:
+                telling.cancel()
+                telling = None
+            if isinstance(event, ReferenceEvent):
+                if fields.progress:
+                    await send("bootpig.progress", _progress(begun, "reference", event))
+            elif isinstance(event, StepEvent):
+                if fields.progress:
+                    await send("bootpig.progress", _progress(begun, "steps", event))
+                is_last = event.done >= event.total
+                if event.previews is None or is_last:
+                    continue
+                if fields.preview_every is None and index >= fields.partial_images * fields.n:
+                    continue
+                files = await asyncio.to_thread(
+                    service.output.encode,
+                    event.previews,
+                    format=fields.output_format,
+                    compression=fields.output_compression,
+                )
+                for number, file in zip(event.pictures, files, strict=True):
+                    data = _described(begun) | {
+                        "b64_json": file,
+                        "partial_image_index": index,
+                        "index": number,
+                        "step": event.done,
+                        "total_steps": event.total,
+                    }
+                    await send(f"{kind}.partial_image", data)
+                    index += 1
+            else:
+                files = await _files(service, begun, event.result)
+                close_job(service, begun.job, None)
+                answer = _finished(service, begun, event.result, files)
+                for number, one in enumerate(answer.pop("data")):
+                    data = _described(begun) | answer | one | {"index": number}
+                    await send(f"{kind}.completed", data)
+    except Exception as error:  # the answer has begun: it is told inside of the stream
+        close_job(service, begun.job, error)
+        told = api_error(error)
+        service.metrics.refused(told.code)
+        await send("error", {"type": "error", **told.body()})
+    finally:
+        if telling is not None:
+            telling.cancel()
+
+
+async def _tell_position(begun: Begun, send: SendEvent) -> None:
+    """Where in the queue a drawing is, whenever that changes, until it begins."""
+    last: int | None = None
+    while True:
+        progress = begun.drawing.progress()
+        if progress.position is not None and progress.position != last:
+            last = progress.position
+            data = {
+                "stage": "queued",
+                "done": 0,
+                "total": progress.total_steps,
+                "position": last,
+                "expected_wait_s": round(begun.client.load().expected_wait_s, 2),
+            }
+            await send("bootpig.progress", data)
+        await asyncio.sleep(POSITION_EVERY_S)
+
+
+def _progress(begun: Begun, stage: str, event: ReferenceEvent | StepEvent) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "done": event.done,
+        "total": event.total,
+        "position": None,
+        "expected_wait_s": None,
+        "id": begun.job.id,
+    }
+
+
+async def _files(service: Service, begun: Begun, result: GenerationResult) -> list[str]:
+    fields = begun.fields
+    return await asyncio.to_thread(
+        service.output.finish,
+        result.images,
+        [one.to_dict() for one in result.parameters],
+        format=fields.output_format,
+        compression=fields.output_compression,
+        subject=begun.request.subject,
+    )
+
+
+def _finished(
+    service: Service, begun: Begun, result: GenerationResult, files: Sequence[str]
+) -> dict[str, Any]:
+    """The answer of a drawing that is done."""
+    timings = result.timings
+    timings.encode_ms += begun.encode_ms
+    facts = begun.client.facts
+    service.metrics.picture_done(facts.name, "succeeded", count=len(files))
+    service.metrics.request_drawn(facts.name, timings, result.reference_passes)
+    if begun.kept is not None:
+        begun.kept.has_table = True
+    first = result.parameters[0]
+    text_tokens = sum(begun.client.num_tokens(one)[0] for one in (first.prompt,))
+    return {
+        "created": int(time.time()),
+        "id": begun.job.id,
+        "model": facts.name,
+        "output_format": begun.fields.output_format,
+        "size": f"{first.width}x{first.height}",
+        "quality": "auto",
+        "background": "opaque",
+        "data": [
+            {"b64_json": file, "seed": one.seed, "parameters": one.to_dict()}
+            for file, one in zip(files, result.parameters, strict=True)
+        ],
+        "usage": {
+            "input_tokens": text_tokens,
+            "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": 0},
+            "output_tokens": 0,
+            "total_tokens": text_tokens,
+        },
+        "subject_id": None if begun.kept is None else begun.kept.id,
+        "reference_passes": result.reference_passes,
+        "timings": timings.to_dict(),
+        "warnings": begun.warnings,
+    }
+
+
+def _described(begun: Begun) -> dict[str, Any]:
+    """What OpenAI's events say of every picture."""
+    width, height = begun.fields.size_px()
+    side = begun.client.facts.size_px
+    return {
+        "created_at": int(time.time()),
+        "size": f"{width or side}x{height or side}",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": begun.fields.output_format,
+    }
+
+
+def _body(json_kind: type[ImageFields], form_kind: type[ImageFields] | None = None) -> Any:
+    """The body of a route for its OpenAPI description."""
+    content = {"application/json": {"schema": _schema(json_kind)}}
+    if form_kind is not None:
+        schema = _schema(form_kind)
+        file = {"type": "string", "format": "binary"}
+        schema["properties"] |= {"image": file, "image[]": {"type": "array", "items": file}}
+        content["multipart/form-data"] = {"schema": schema}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(kind: type[ImageFields]) -> dict[str, Any]:
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    with contextlib.suppress(KeyError):
+        schema["properties"]["images"]["items"] = definitions["ImageUrl"]
+    return schema

@@ -1,0 +1,108 @@
+"""Models in this process: each a pipeline, checked and warm before anybody asks for a picture."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.engine.options import EngineOptions, Limits
+from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.images.background import load_remover
+from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.reference.table_options import TableOptions
+from bootpig_rt.server.engine_client import EngineClient, LocalEngine
+from bootpig_rt.server.metrics import Metrics
+from bootpig_rt.server.options import DEFAULT_MODEL, FEW_STEP_MODEL, ServerOptions
+from bootpig_rt.server.service import ClientLoader
+
+logger = logging.getLogger(__name__)
+
+
+def model_folders(options: ServerOptions) -> dict[str, Path]:
+    """Folders of the models by the names that requests use, the default one first.
+
+    Raises:
+        CheckpointError: A folder is not there.
+        ParameterError: A name is there twice.
+    """
+    if options.model is None:
+        folders = {DEFAULT_MODEL: default_model()}
+        student = default_model().with_name("student")
+        if student.is_dir():
+            folders[FEW_STEP_MODEL] = student
+    else:
+        folders = {Path(options.model).resolve().name or DEFAULT_MODEL: Path(options.model)}
+    for name, path in options.models.items():
+        if name in folders:
+            raise ParameterError(f"the model {name!r} is there twice; give it another name")
+        folders[name] = Path(path)
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"no folder {str(folder)!r} for the model {name!r}; check the path", folder
+            )
+    return folders
+
+
+def local_loaders(options: ServerOptions, metrics: Metrics) -> Mapping[str, ClientLoader]:
+    """What loads each model of a service into this process.
+
+    Raises:
+        CheckpointError: A folder is not there.
+        ParameterError: A name is there twice, or a setting of another backend.
+    """
+    if options.threads is not None and options.backend not in ("auto", OnnxRuntimeOptions.name):
+        raise ParameterError(f"threads is for ONNX Runtime, got the backend {options.backend!r}")
+    return {
+        name: partial(load_local, name, folder, options, metrics)
+        for name, folder in model_folders(options).items()
+    }
+
+
+def load_local(name: str, folder: Path, options: ServerOptions, metrics: Metrics) -> EngineClient:
+    """Load a model, draw with it once for each batch size, and start its engine.
+
+    Raises:
+        BootPIGError: It cannot be used.
+    """
+    start = time.perf_counter()
+    remover = None if options.remove_background is None else load_remover(options.remove_background)
+    backend: str | OnnxRuntimeOptions = options.backend
+    if options.threads is not None:
+        backend = OnnxRuntimeOptions(intra_op_threads=options.threads)
+    pipeline = Pipeline(
+        folder,
+        backend=backend,
+        device=options.device,
+        base_model=options.base_model,
+        background_remover=remover,
+        max_batch=options.max_batch,
+        tables=TableOptions(folder=options.store, device_bytes=options.device_table_bytes),
+        trust=options.trust,
+    )
+    try:
+        sizes = sorted({min(size, pipeline.max_batch) for size in options.warmup_batches})
+        pipeline.warmup(sizes)
+        engine_options = EngineOptions(
+            max_waiting=options.max_waiting,
+            limits=Limits(
+                num_inference_steps=options.max_steps,
+                side_px=options.max_side_px,
+                num_references=options.max_references,
+                num_images=options.max_images,
+                table_bytes=options.max_table_bytes,
+            ),
+            on_launch=metrics.launches_of(name),
+        )
+        client = LocalEngine(
+            name, pipeline, engine_options, max_image_pixels=options.max_image_pixels
+        )
+    except BaseException:
+        pipeline.close()
+        raise
+    logger.info("%s is loaded and warm after %.1f s", name, time.perf_counter() - start)
+    return client

@@ -1,0 +1,153 @@
+"""From options to a service that listens, and its end: sockets, signals, draining.
+
+The first SIGTERM or SIGINT lets running pictures end; the second one ends the process at once.
+SIGHUP loads every model again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from bootpig_rt.errors import EXIT_INTERRUPTED, EXIT_OK, ParameterError, describe_os_error
+from bootpig_rt.server.connection import GuardedConnection
+from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.options import ServerOptions
+from bootpig_rt.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+_MAX_HEADER_BYTES = 32 << 10
+_BACKLOG = 2048
+
+
+def listen(options: ServerOptions) -> socket.socket:
+    """A socket on the address of the options; no one can connect to it yet.
+
+    Raises:
+        ParameterError: The port is in use, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((options.host, options.port))
+    except OSError as error:
+        listening.close()
+        where = f"{options.host}:{options.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise ParameterError(
+                f"port {options.port} is in use; choose another with --port, or 0 for a free one"
+            ) from error
+        raise ParameterError(f"cannot listen on {where}: {describe_os_error(error)}") from error
+    return listening
+
+
+def serve(
+    service: Service,
+    app: ASGIApp,
+    listening: socket.socket,
+    *,
+    on_ready: Callable[[], object] = lambda: None,
+) -> int:
+    """Run until told to stop.
+
+    Args:
+        service: Behind the application; not started yet.
+        app: The application with its guards.
+        listening: As `listen` gives it.
+        on_ready: Called once the service takes requests.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BootPIGError: A model cannot be used.
+    """
+    config = uvicorn.Config(
+        app,
+        http=GuardedConnection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=15,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        backlog=_BACKLOG,
+    )
+    with asyncio.Runner() as runner:
+        return runner.run(_run(service, _Server(config), listening, on_ready))
+
+
+class _Server(uvicorn.Server):
+    """Whose signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(
+    service: Service,
+    server: _Server,
+    listening: socket.socket,
+    on_ready: Callable[[], object],
+) -> int:
+    told_to_stop = asyncio.Event()
+    _on_signals(service, told_to_stop)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    starting = asyncio.create_task(service.start())
+    stopping = asyncio.create_task(told_to_stop.wait())
+    try:
+        await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            on_ready()
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await service.drain()
+        if not starting.done():
+            await asyncio.wait({starting})  # a thread that loads cannot be interrupted
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+        await service.close()
+    return EXIT_OK
+
+
+def _on_signals(service: Service, told_to_stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if told_to_stop.is_set():
+            logger.warning("told to stop again: ending at once")
+            os._exit(EXIT_INTERRUPTED)
+        logger.info("told to stop: running pictures may end, %g s at most", service.options.drain_s)
+        told_to_stop.set()
+
+    def reload() -> None:
+        task = loop.create_task(_reload_all(service))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    tasks: set[asyncio.Task[None]] = set()  # the loop alone would forget them
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+async def _reload_all(service: Service) -> None:
+    for name in list(service.clients):
+        with contextlib.suppress(ApiError):  # logged, and the old one goes on
+            await service.reload(name)

@@ -1,0 +1,247 @@
+"""Bodies of the API: every field by name, type and range. Nothing unknown passes, nothing is bent.
+
+A form's values are text; they become what the field is, by the same rules as in JSON. What only a
+loaded model can check is left to its engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bootpig_rt.bundle.pair_config import Merge
+from bootpig_rt.diffusion.noise_schedule import SolverName
+from bootpig_rt.images.encode_image import ImageFormat
+from bootpig_rt.server.errors import ApiError
+
+MAX_PROMPT = 10_000
+MAX_SEED = 2**63 - 1
+REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
+SUBJECT_ID = r"^sub_[0-9a-f]{24}$"
+
+_SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
+_INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.ASCII)
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+FieldsT = TypeVar("FieldsT", bound="Fields")
+
+
+class Fields(BaseModel):
+    """Of one body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ImageFields(Fields):
+    """Of a picture, with or without reference images."""
+
+    prompt: Prompt
+    model: Annotated[str, Field(max_length=200)] | None = None
+    n: Annotated[int, Field(ge=1, le=64)] = 1
+    size: Annotated[str, Field(pattern=_SIZE)] = "auto"
+    quality: Literal["auto"] = "auto"
+    background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto"] = "auto"
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: ImageFormat = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    user: Annotated[str, Field(max_length=256)] | None = None
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+
+    subject_id: Annotated[str, Field(pattern=SUBJECT_ID)] | None = None
+    reference_prompt: Prompt | None = None
+    store_subject: bool = True
+    noise_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    image_guidance_scale: Guidance | None = None
+    text_guidance_scale: Guidance | None = None
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    solver: SolverName | None = None
+    merge: Merge | None = None
+    reference_schedule: Annotated[str, Field(max_length=100)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    preview_every: Annotated[int, Field(ge=1, le=1000)] | None = None
+    progress: bool = False
+
+    def size_px(self) -> tuple[int, int] | tuple[None, None]:
+        """Width and height; None for the model's own."""
+        if self.size == "auto":
+            return None, None
+        width, height = self.size.split("x")
+        return int(width), int(height)
+
+
+class ImageUrl(Fields):
+    """A reference image in a JSON body."""
+
+    image_url: Annotated[str, Field(max_length=1 << 28)]
+
+
+class EditFields(ImageFields):
+    """Of a picture from reference images, in JSON."""
+
+    images: Annotated[list[ImageUrl], Field(min_length=1, max_length=64)]
+
+
+class SubjectFields(Fields):
+    """Of a subject, beside its images."""
+
+    reference_prompt: Prompt
+    model: Annotated[str, Field(max_length=200)] | None = None
+    noise_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    ttl_s: Annotated[float, Field(gt=0, le=10**8, allow_inf_nan=False)] | None = None
+
+
+class SubjectFileFields(Fields):
+    """Of a subject's file, beside it."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+    ttl_s: Annotated[float, Field(gt=0, le=10**8, allow_inf_nan=False)] | None = None
+
+
+class ReferenceFields(Fields):
+    """Of reference images that are only looked at."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+
+
+class ReloadFields(Fields):
+    """Which model is loaded again; the default one if left out."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A JSON object, of any caller.
+
+    Raises:
+        ApiError: Not UTF-8, not JSON, nested too deeply, a key twice, NaN, or no object.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError):
+        text = "the body is not JSON in UTF-8 without a byte order mark"
+        raise ApiError(400, "invalid_json", text) from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "invalid_json", "the body is JSON but no object")
+    return value
+
+
+def validated(kind: type[FieldsT], values: Mapping[str, Any]) -> FieldsT:
+    """Values as the fields of a body.
+
+    Raises:
+        ApiError: 422 for a field that is missing, 400 for one that is unknown or out of range;
+            `param` names it.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    except RecursionError:
+        raise ApiError(400, "invalid_value", "a value is nested too deeply") from None
+    param = ".".join(str(part) for part in first["loc"][:3]) or None
+    name = _short(param or "the body")
+    if first["type"] == "missing":
+        raise ApiError(422, "missing_field", f"{name} is missing", param=param)
+    if first["type"] == "extra_forbidden":
+        raise ApiError(400, "unknown_field", f"{name} is no field of this request", param=name)
+    raise ApiError(400, "invalid_value", f"{name}: {first['msg']}", param=param)
+
+
+def from_form(kind: type[FieldsT], items: Iterable[tuple[str, str]]) -> FieldsT:
+    """Text fields of a form, as the fields of a body.
+
+    Raises:
+        ApiError: As `validated`, or a field that is there twice.
+    """
+    values: dict[str, Any] = {}
+    for name, text in items:
+        if name in values:
+            shown = _short(name)
+            raise ApiError(400, "invalid_value", f"{shown} is there twice", param=shown)
+        field = kind.model_fields.get(name)
+        values[name] = text if field is None else _from_text(field.annotation, text)
+    return validated(kind, values)
+
+
+def image_bytes(images: Iterable[ImageUrl]) -> list[bytes]:
+    """Contents of `data:` URLs. No other address is ever opened.
+
+    Raises:
+        ApiError: Another scheme or type, or bad base64.
+    """
+    return [_data_url(one.image_url, f"images.{at}.image_url") for at, one in enumerate(images)]
+
+
+def _data_url(url: str, param: str) -> bytes:
+    head = _DATA_URL.match(url)
+    if head is None:
+        text = "expected data:image/png;base64, (or jpeg, webp); addresses are not fetched"
+        raise ApiError(400, "invalid_image", f"{param}: {text}", param=param)
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, "invalid_image", f"{param} is no base64", param=param) from None
+
+
+def _from_text(annotation: Any, text: str) -> Any:
+    """A value of a form as its field's type; left as text where it is none, to be refused."""
+    kinds = _plain_types(annotation)
+    if bool in kinds:
+        return {"true": True, "false": False}.get(text, text)
+    if int in kinds and _INTEGER.fullmatch(text):
+        return int(text)
+    if float in kinds:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    if list in kinds:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text
+
+
+def _plain_types(annotation: Any) -> set[type]:
+    origin = get_origin(annotation)
+    if origin is list:
+        return {list}
+    if origin is Literal:
+        return {str}
+    if origin is None:
+        return {annotation} if isinstance(annotation, type) else set()
+    return set().union(*(_plain_types(one) for one in get_args(annotation)))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _short(name: str) -> str:
+    """A caller's name for a field, fit to be repeated."""
+    shown = "".join(one if one.isprintable() else "?" for one in name[:60])
+    return shown + ("..." if len(name) > 60 else "")

@@ -1,0 +1,163 @@
+"""SubjectFolder: subjects of the service on disk, one file each, so that a restart loses none.
+
+    FOLDER/<id>.json      JSON: whose it is, what it shows, its references as PNGs or its file
+
+A file appears whole or not at all. One that cannot be read is left where it is, and told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+
+from bootpig_rt.errors import BootPIGError, StorageError, describe_os_error
+from bootpig_rt.files.atomic import atomic_write_bytes
+from bootpig_rt.images.image_input import load_image
+from bootpig_rt.reference.subject import Subject
+
+logger = logging.getLogger(__name__)
+
+_ID = re.compile(r"sub_[0-9a-f]{24}")
+_MAX_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class SubjectRecord:
+    """What is kept of a subject; see `KeptSubject`."""
+
+    id: str
+    tenant: str
+    model: str
+    reference_prompt: str
+    noise_seed: int
+    prepared: tuple[Image.Image, ...]
+    file: Subject | None
+    num_references: int
+    created_at: float
+    ttl_s: float
+    used_at: float
+    is_explicit: bool
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Contents of a file. `images` are PNGs, `subject` a safetensors file."""
+
+    id: str
+    tenant: str
+    model: str
+    reference_prompt: str
+    noise_seed: int
+    num_references: int
+    created_at: float
+    ttl_s: float
+    used_at: float
+    is_explicit: bool
+    images: list[bytes]
+    subject: bytes | None
+
+
+@dataclass(frozen=True)
+class SubjectFolder:
+    """Files of subjects.
+
+    Attributes:
+        path: The folder; made when something is written.
+    """
+
+    path: Path
+
+    def write(self, record: SubjectRecord) -> None:
+        """Keep a subject.
+
+        Raises:
+            StorageError: The file cannot be written; the old one stays.
+        """
+        names = set(_File.__struct_fields__) - {"images", "subject"}
+        contents = _File(
+            images=[png_bytes(one) for one in record.prepared],
+            subject=None if record.file is None else subject_bytes(record.file),
+            **{name: getattr(record, name) for name in names},
+        )
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {self.path}: {describe_os_error(error)}") from error
+        atomic_write_bytes(self._file(record.id), msgspec.json.encode(contents))
+
+    def records(self) -> Iterator[SubjectRecord]:
+        """All subjects that can be read."""
+        for file in sorted(self.path.glob("sub_*.json")):
+            try:
+                if file.stat().st_size > _MAX_FILE_BYTES:
+                    raise StorageError("it is too large")
+                contents = msgspec.json.decode(file.read_bytes(), type=_File)
+                if not _ID.fullmatch(contents.id) or file.stem != contents.id:
+                    raise StorageError("its name is not that of its subject")
+                yield SubjectRecord(
+                    prepared=tuple(load_image(one).convert("RGB") for one in contents.images),
+                    file=None if contents.subject is None else read_subject(contents.subject),
+                    **{
+                        name: getattr(contents, name)
+                        for name in _File.__struct_fields__
+                        if name not in ("images", "subject")
+                    },
+                )
+            except (OSError, ValueError, msgspec.MsgspecError, BootPIGError) as error:
+                logger.warning("the subject %s cannot be read: %s", file.name, error)
+
+    def remove(self, id: str) -> None:
+        """Remove a subject; one that is not there is fine."""
+        with contextlib.suppress(OSError):
+            self._file(id).unlink()
+
+    def _file(self, id: str) -> Path:
+        return self.path / f"{id}.json"
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as a PNG, without loss."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def subject_bytes(subject: Subject) -> bytes:
+    """The light file of a subject, safetensors.
+
+    Raises:
+        StorageError: No room for a temporary file.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="bootpig-subject-") as folder:
+            path = Path(folder) / "one.subject"
+            subject.save(path)
+            return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot write a subject: {describe_os_error(error)}") from error
+
+
+def read_subject(data: bytes) -> Subject:
+    """The subject of a light file, checked in full. Nothing in it is ever run.
+
+    Raises:
+        CheckpointError: Damaged, of another version, or with NaN.
+        StorageError: No room for a temporary file.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="bootpig-subject-") as folder:
+            path = Path(folder) / "one.subject"
+            path.write_bytes(data)
+            return Subject.load(path, max_bytes=max(1, len(data)))
+    except BootPIGError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot read a subject: {describe_os_error(error)}") from error

@@ -1,0 +1,155 @@
+"""`/v1/subjects`: encode once, list, look at, download, upload, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from bootpig_rt.errors import CheckpointError
+from bootpig_rt.images.encode_image import encode_image
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.server.calls import MAX_FILES, call_of, fields_of, files_of, read_form
+from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.schema import ReferenceFields, SubjectFields, SubjectFileFields
+from bootpig_rt.server.service import Service
+from bootpig_rt.server.subject_folder import read_subject, subject_bytes
+from bootpig_rt.server.subjects import KeptSubject, data_url
+
+_IMAGES = ("image", "image[]")
+_MOST_LISTED = 100
+
+
+def subject_routes(service: Service) -> APIRouter:
+    """The routes over a service."""
+    routes = APIRouter(prefix="/v1/subjects")
+    library = service.library
+
+    @routes.post("", status_code=201, openapi_extra=_form(SubjectFields))
+    async def make(http: HttpRequest) -> Response:
+        """Encode reference images, or take a subject's file, and keep it."""
+        service.check_ready()
+        call = call_of(http)
+        async with read_form(http) as form:
+            warnings: list[str] = []
+            if "file" in form:
+                file_fields = fields_of(SubjectFileFields, form)
+                client = service.client(file_fields.model)
+                data = (await files_of(form, ("file",), most=1))[0]
+                subject = await asyncio.to_thread(_from_file, data)
+                client.check_subject(subject)
+                kept = library.add(
+                    call.tenant, client, [], subject, ttl_s=file_fields.ttl_s, is_explicit=True
+                )
+            else:
+                fields = fields_of(SubjectFields, form)
+                client = service.client(fields.model)
+                most = min(client.facts.max_references, MAX_FILES)
+                images = await files_of(form, _IMAGES, most=most)
+                prepared = await client.prepare(images, warnings=warnings)
+                subject = await client.encode(
+                    prepared, fields.reference_prompt, noise_seed=fields.noise_seed
+                )
+                kept = library.add(
+                    call.tenant, client, prepared, subject, ttl_s=fields.ttl_s, is_explicit=True
+                )
+        await asyncio.to_thread(library.save, kept)
+        return JSONResponse(kept.to_dict() | {"warnings": warnings}, status_code=201)
+
+    @routes.post("/preview", openapi_extra=_form(ReferenceFields))
+    async def look(http: HttpRequest) -> Response:
+        """What the model would see of reference images. Keeps nothing."""
+        service.check_ready()
+        async with read_form(http) as form:
+            client = service.client(fields_of(ReferenceFields, form).model)
+            most = min(client.facts.max_references, MAX_FILES)
+            images = await files_of(form, _IMAGES, most=most)
+            seen = []
+            for image in images:
+                warnings: list[str] = []
+                (prepared,) = await client.prepare([image], warnings=warnings)
+                seen.append({"preview": data_url(prepared), "warning": next(iter(warnings), None)})
+        return JSONResponse({"object": "list", "data": seen})
+
+    @routes.get("")
+    async def list_all(http: HttpRequest, limit: int = 20, after: str | None = None) -> Response:
+        """Subjects of the caller, newest first; `after` is the last id of the page before."""
+        if not 1 <= limit <= _MOST_LISTED:
+            text = f"limit is {limit}, expected 1..{_MOST_LISTED}"
+            raise ApiError(400, "invalid_value", text, param="limit")
+        mine = library.of_tenant(call_of(http).tenant)
+        ids = [one.id for one in mine]
+        first = ids.index(after) + 1 if after in ids else 0
+        if after is not None and after not in ids:
+            raise ApiError(400, "invalid_value", "after is no id of a subject", param="after")
+        page = mine[first : first + limit]
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [one.to_dict() for one in page],
+                "has_more": first + limit < len(mine),
+                "first_id": page[0].id if page else None,
+                "last_id": page[-1].id if page else None,
+            }
+        )
+
+    def kept_of(http: HttpRequest, subject_id: str) -> KeptSubject:
+        return library.get(call_of(http).tenant, subject_id)
+
+    @routes.get("/{subject_id}")
+    async def show(http: HttpRequest, subject_id: str) -> Response:
+        """One subject."""
+        return JSONResponse(kept_of(http, subject_id).to_dict())
+
+    @routes.get("/{subject_id}/preview")
+    async def preview(http: HttpRequest, subject_id: str) -> Response:
+        """Its references as the model sees them, side by side, a PNG."""
+        picture = kept_of(http, subject_id).preview()
+        return Response(encode_image(picture, is_generated=False), media_type="image/png")
+
+    @routes.get("/{subject_id}/file")
+    async def download(http: HttpRequest, subject_id: str, model: str | None = None) -> Response:
+        """Its file, safetensors, for `Pipeline.load_subject` and for another server."""
+        service.check_ready()
+        kept = kept_of(http, subject_id)
+        subject = await library.subject_for(kept, service.client(model or _known(service, kept)))
+        data = await asyncio.to_thread(subject_bytes, subject)
+        name = f'attachment; filename="{kept.id}.subject"'
+        headers = {"content-disposition": name}
+        return Response(data, media_type="application/octet-stream", headers=headers)
+
+    @routes.delete("/{subject_id}")
+    async def delete(http: HttpRequest, subject_id: str) -> Response:
+        """Forget it, its tables too."""
+        kept = kept_of(http, subject_id)
+        library.remove(kept)
+        for client in service.clients.values():
+            for subject in kept.encoded.values():
+                await client.forget(subject, kept.tenant)
+        return JSONResponse({"id": kept.id, "object": "subject.deleted", "deleted": True})
+
+    return routes
+
+
+def _from_file(data: bytes) -> Subject:
+    try:
+        return read_subject(data)
+    except CheckpointError:
+        text = "the file is no subject of this version: damaged, changed, or something else"
+        raise ApiError(400, "invalid_subject_file", text, param="file") from None
+
+
+def _known(service: Service, kept: KeptSubject) -> str | None:
+    """The model that a subject was made with, where it is still there."""
+    return kept.model if kept.model in service.clients else None
+
+
+def _form(kind: type[SubjectFields] | type[ReferenceFields]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    file = {"type": "string", "format": "binary"}
+    schema["properties"] |= {"image": file, "image[]": {"type": "array", "items": file}}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}

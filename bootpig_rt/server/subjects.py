@@ -1,0 +1,309 @@
+"""SubjectLibrary: subjects that callers keep on the server, each its tenant's alone.
+
+What is kept are the reference images as the model sees them. From these a subject is encoded for
+whichever model is asked for, so that one subject serves several models, and a model that was loaded
+again. A subject that came as a file has no images, and serves the pair that encoded it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from bootpig_rt.errors import SubjectMismatch
+from bootpig_rt.reference.subject import Subject
+from bootpig_rt.server.engine_client import EngineClient
+from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.subject_folder import SubjectFolder, SubjectRecord, png_bytes
+
+_MAX_EXPLICIT = 4096
+"""Subjects of one tenant: listing them must stay cheap."""
+
+
+@dataclass(eq=False)
+class KeptSubject:
+    """A subject in the library.
+
+    Attributes:
+        id: `sub_` and 24 hex digits: of its content and its tenant.
+        tenant: Whose it is.
+        model: That it was made with.
+        reference_prompt: What the references show.
+        noise_seed: Of the reference noise.
+        prepared: The references as the model sees them; none for one that came as a file.
+        file: The subject that came as a file.
+        num_references: R.
+        created_at: Unix seconds.
+        ttl_s: How long it is kept after its last use.
+        used_at: Unix seconds, when it was used last.
+        is_explicit: Its maker asked for it to be kept; the others give way first.
+        has_table: A picture of it was drawn here, so its reference table is likely there.
+        encoded: By fingerprint of the pair.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    reference_prompt: str
+    noise_seed: int
+    prepared: tuple[Image.Image, ...]
+    file: Subject | None
+    num_references: int
+    created_at: float
+    ttl_s: float
+    used_at: float
+    is_explicit: bool
+    has_table: bool = False
+    encoded: dict[str, Subject] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def size_bytes(self) -> int:
+        """Host memory, as far as it counts."""
+        pictures = sum(3 * one.width * one.height for one in self.prepared)
+        return pictures + sum(_subject_bytes(one) for one in {*self.encoded.values(), self.file})
+
+    @property
+    def expires_at(self) -> float:
+        """Unix seconds."""
+        return self.used_at + self.ttl_s
+
+    def preview(self) -> Image.Image:
+        """The references as the model sees them, side by side."""
+        images = list(self.prepared) or (self.file.reference_images() if self.file else [])
+        side = max((one.height for one in images), default=1)
+        strip = Image.new("RGB", (max(1, sum(one.width for one in images)), side), "white")
+        left = 0
+        for one in images:
+            strip.paste(one, (left, 0))
+            left += one.width
+        return strip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the API shows it."""
+        first = self.prepared[0] if self.prepared else self.preview()
+        return {
+            "id": self.id,
+            "object": "subject",
+            "model": self.model,
+            "reference_prompt": self.reference_prompt,
+            "noise_seed": self.noise_seed,
+            "num_references": self.num_references,
+            "fingerprint": next((one.fingerprint for one in self.encoded.values()), None),
+            "created_at": int(self.created_at),
+            "expires_at": int(self.expires_at),
+            "bytes": self.size_bytes,
+            "has_table": self.has_table,
+            "preview": data_url(first),
+        }
+
+
+class SubjectLibrary:
+    """Subjects by id. Used from the thread of the event loop alone.
+
+    Args:
+        tenant_bytes: Host memory for the subjects of one tenant.
+        ttl_s: How long one is kept after its last use, where its maker says nothing.
+        folder: Keeps them over restarts.
+    """
+
+    def __init__(self, *, tenant_bytes: int, ttl_s: float, folder: SubjectFolder | None) -> None:
+        """Start empty, but for what lies in the folder."""
+        self._tenant_bytes, self._ttl_s, self._folder = tenant_bytes, ttl_s, folder
+        self._kept: dict[tuple[str, str], KeptSubject] = {}
+
+    def read_folder(self) -> None:
+        """Take up what an earlier run kept."""
+        for record in self._folder.records() if self._folder is not None else ():
+            kept = KeptSubject(
+                **{name: getattr(record, name) for name in SubjectRecord.__dataclass_fields__}
+            )
+            self._kept[kept.tenant, kept.id] = kept
+        self.drop_expired()
+
+    def add(
+        self,
+        tenant: str,
+        client: EngineClient,
+        prepared: Sequence[Image.Image],
+        subject: Subject,
+        *,
+        ttl_s: float | None,
+        is_explicit: bool,
+    ) -> KeptSubject:
+        """Keep a subject; one with the same content is the same, and lives longer.
+
+        Args:
+            tenant: Whose it is.
+            client: That encoded it.
+            prepared: References as the model sees them; none for a file.
+            subject: Encoded from them, or read from the file.
+            ttl_s: How long it is kept after its last use; None for the usual time.
+            is_explicit: It was asked to be kept.
+
+        Raises:
+            ApiError: 429: the tenant has no room left for it.
+        """
+        id = subject_id(tenant, subject, prepared)
+        now = time.time()
+        kept = self._kept.get((tenant, id))
+        if kept is None:
+            kept = KeptSubject(
+                id=id,
+                tenant=tenant,
+                model=client.facts.name,
+                reference_prompt=subject.reference_prompt,
+                noise_seed=subject.noise_seed,
+                prepared=tuple(prepared),
+                file=None if prepared else subject,
+                num_references=subject.num_references,
+                created_at=now,
+                ttl_s=self._ttl_s if ttl_s is None else ttl_s,
+                used_at=now,
+                is_explicit=is_explicit,
+            )
+            kept.encoded[subject.pair_fingerprint] = subject
+            self._make_room(tenant, kept.size_bytes)
+            self._kept[tenant, id] = kept
+        kept.used_at = now
+        kept.is_explicit |= is_explicit
+        if ttl_s is not None:
+            kept.ttl_s = ttl_s
+        return kept
+
+    def save(self, kept: KeptSubject) -> None:
+        """Write one to the folder, if there is one. May take milliseconds.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if self._folder is not None:
+            names = SubjectRecord.__dataclass_fields__
+            self._folder.write(SubjectRecord(**{name: getattr(kept, name) for name in names}))
+
+    def get(self, tenant: str, id: str) -> KeptSubject:
+        """A subject of a tenant.
+
+        Raises:
+            ApiError: 404: none of that id, or another tenant's.
+        """
+        self.drop_expired()
+        kept = self._kept.get((tenant, id))
+        if kept is None:
+            text = "no such subject; it was deleted, it expired, or it never was"
+            raise ApiError(404, "subject_not_found", text, param="subject_id")
+        return kept
+
+    async def subject_for(self, kept: KeptSubject, client: EngineClient) -> Subject:
+        """A kept subject as a model reads it; encoded now where it was not yet.
+
+        Raises:
+            ApiError: 409: it came as a file, and is another pair's.
+            InputError: Its references are none to this model.
+        """
+        kept.used_at = time.time()
+        async with kept.lock:
+            found = kept.encoded.get(client.facts.fingerprint)
+            if found is not None:
+                return found
+            if kept.file is not None:
+                try:
+                    client.check_subject(kept.file)
+                except SubjectMismatch:
+                    text = "the subject's file was made with another model than the one asked for"
+                    raise ApiError(409, "subject_mismatch", text, param="subject_id") from None
+                return kept.file
+            prepared: Sequence[Image.Image] = kept.prepared
+            side = client.facts.size_px
+            if any(one.size != (side, side) for one in prepared):
+                prepared = await client.prepare(list(prepared))
+            subject = await client.encode(
+                prepared, kept.reference_prompt, noise_seed=kept.noise_seed
+            )
+            kept.encoded[client.facts.fingerprint] = subject
+            return subject
+
+    def of_tenant(self, tenant: str) -> list[KeptSubject]:
+        """All of a tenant, newest first."""
+        self.drop_expired()
+        mine = [one for (owner, _), one in self._kept.items() if owner == tenant]
+        return sorted(mine, key=lambda one: (-one.created_at, one.id))
+
+    def remove(self, kept: KeptSubject) -> None:
+        """Forget a subject, here and in the folder. May be called twice."""
+        self._kept.pop((kept.tenant, kept.id), None)
+        if self._folder is not None:
+            self._folder.remove(kept.id)
+
+    def keep_only(self, fingerprints: Iterable[str]) -> None:
+        """Drop what was encoded for pairs that are gone."""
+        wanted = set(fingerprints)
+        for kept in self._kept.values():
+            kept.encoded = {one: s for one, s in kept.encoded.items() if one in wanted}
+
+    def drop_expired(self) -> None:
+        """Forget those whose time is over."""
+        now = time.time()
+        for kept in [one for one in self._kept.values() if one.expires_at <= now]:
+            self.remove(kept)
+
+    @property
+    def count(self) -> int:
+        """Subjects of all tenants."""
+        return len(self._kept)
+
+    @property
+    def size_bytes(self) -> int:
+        """Host memory that they take."""
+        return sum(one.size_bytes for one in self._kept.values())
+
+    def _make_room(self, tenant: str, size_bytes: int) -> None:
+        """Drop what nobody asked to keep, least recently used first."""
+        mine = self.of_tenant(tenant)
+        used = sum(one.size_bytes for one in mine)
+        giving_way = sorted(
+            (one for one in mine if not one.is_explicit), key=lambda one: -one.used_at
+        )
+        while used + size_bytes > self._tenant_bytes or len(mine) >= _MAX_EXPLICIT:
+            if not giving_way:
+                text = f"no room for another subject ({used} bytes are kept); delete some"
+                raise ApiError(429, "subject_quota", text)
+            oldest = giving_way.pop()
+            used -= oldest.size_bytes
+            mine.remove(oldest)
+            self.remove(oldest)
+
+
+def subject_id(tenant: str, subject: Subject, prepared: Sequence[Image.Image]) -> str:
+    """Of what a subject shows and whose it is, whichever pair encoded it."""
+    digest = hashlib.sha256()
+    for part in (tenant, subject.reference_prompt, str(subject.noise_seed)):
+        digest.update(hashlib.sha256(part.encode()).digest())
+    digest.update((subject.pixels_sha256 if prepared else subject.fingerprint).encode())
+    return f"sub_{digest.hexdigest()[:24]}"
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as a `data:` URL of a PNG."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+
+
+def read_png(data: bytes) -> Image.Image:
+    """A picture that `png_bytes` wrote."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return image.convert("RGB")
+
+
+def _subject_bytes(subject: Subject | None) -> int:
+    if subject is None:
+        return 0
+    arrays = (subject.pixels, subject.latents, subject.prompt_states, subject.preview)
+    return sum(one.nbytes for one in arrays if one is not None)

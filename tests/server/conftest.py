@@ -1,0 +1,156 @@
+"""Real servers: processes of their own, on sockets of their own, with the small committed bundle."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+import pytest
+from PIL import Image, ImageDraw
+
+START_TIMEOUT_S = 60.0
+
+
+@dataclass
+class ServerProcess:
+    """A server that runs.
+
+    Attributes:
+        url: Where it listens.
+        process: Itself.
+        lines: What it wrote so far, on both streams.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    reader: threading.Thread = field(default_factory=threading.Thread)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def client(self, **options: object) -> httpx.Client:
+        """A client whose requests go to this server."""
+        return httpx.Client(base_url=self.url, timeout=60.0, **options)  # type: ignore[arg-type]
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Tell it to stop; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.ended(timeout_s)
+
+    def ended(self, timeout_s: float = 30.0) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(timeout_s)
+        self.reader.join(timeout_s)
+        return code
+
+
+class StartServer(Protocol):
+    """`start_server(*flags)`, see the fixture."""
+
+    def __call__(
+        self, *flags: str, model: Path | None = ..., waits: bool = ...
+    ) -> ServerProcess: ...
+
+
+def _start(root: Path, flags: tuple[str, ...], model: Path, *, waits: bool) -> ServerProcess:
+    command = [sys.executable, "-m", "bootpig_rt", "serve", str(model), "--port", "0", *flags]
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    server = ServerProcess("", process)
+    is_told = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                server.lines.append(line)
+                if "is ready at http" in line:
+                    server.url = line.rsplit(" ", 1)[1].strip()
+                    is_told.set()
+        is_told.set()
+
+    server.reader = threading.Thread(target=read, daemon=True)
+    server.reader.start()
+    if waits:
+        assert is_told.wait(START_TIMEOUT_S), "".join(server.lines)
+        assert server.url, "".join(server.lines)
+    return server
+
+
+@pytest.fixture
+def start_server(root: Path, tiny_bundle_folder: Path) -> Iterator[StartServer]:
+    """A function that starts a server with some flags, and waits until it is ready."""
+    started: list[ServerProcess] = []
+
+    def start(*flags: str, model: Path | None = None, waits: bool = True) -> ServerProcess:
+        started.append(_start(root, flags, model or tiny_bundle_folder, waits=waits))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.ended()
+
+
+@pytest.fixture(scope="session")
+def server(root: Path, tiny_bundle_folder: Path) -> Iterator[ServerProcess]:
+    """One server for all tests of a worker that only ask it things."""
+    running = _start(root, (), tiny_bundle_folder, waits=True)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
+    """A client of the shared server."""
+    with server.client() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def reference_png() -> bytes:
+    """A red disc on a transparent ground."""
+    image = Image.new("RGBA", (48, 48))
+    ImageDraw.Draw(image).ellipse((6, 6, 42, 42), fill=(200, 40, 30, 255))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], bool]:
+    """Whether something comes true within some seconds."""
+
+    def wait(is_true: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+        ends = time.monotonic() + timeout_s
+        while time.monotonic() < ends:
+            if is_true():
+                return True
+            time.sleep(0.02)
+        return is_true()
+
+    return wait
