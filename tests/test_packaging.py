@@ -83,6 +83,13 @@ def test_the_wheel_holds_the_type_marker_and_the_licence(wheel: zipfile.ZipFile)
     assert f"bootpig_rt-{__version__}.dist-info/licenses/LICENSE" in names
 
 
+def test_the_wheel_holds_the_page(wheel: zipfile.ZipFile, root: Path) -> None:
+    page = root / "bootpig_rt" / "server" / "page"
+    files = {path.relative_to(root).as_posix() for path in page.rglob("*") if path.is_file()}
+    assert "bootpig_rt/server/page/index.html" in files
+    assert files <= set(wheel.namelist())
+
+
 def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     entry_points = wheel.read(f"bootpig_rt-{__version__}.dist-info/entry_points.txt").decode()
     assert "bootpig-rt = bootpig_rt.cli.main:main" in entry_points
