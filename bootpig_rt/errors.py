@@ -12,6 +12,7 @@
      ├ SubjectMismatch                     a Subject made for something else
      ├ EngineError                         a graph or an engine that cannot be built
      ├ OutOfDeviceMemory                   a call that is too large for the device
+     ├ CredentialsError                    a picture that must be signed and cannot be
      ├ StorageError (OSError)              a file that cannot be written or read
      ├ NumericalError                      NaN or Inf where numbers are expected
      ├ ParityError                         engines that do not compute what torch computes
@@ -146,6 +147,15 @@ class OutOfDeviceMemory(BootPIGError):
 
 class StorageError(BootPIGError, OSError):
     """A file could not be written or read: disk full, read-only folder, no permission."""
+
+
+class CredentialsError(BootPIGError):
+    """Content credentials cannot be made: certificate or key are missing, expired or unfit.
+
+    Where they are required, no picture is given out.
+    """
+
+    exit_code: ClassVar[int] = EXIT_BAD_INPUT
 
 
 class NumericalError(BootPIGError):

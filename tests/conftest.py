@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -506,3 +507,84 @@ def dog_file(tmp_path: Path, red: Image.Image) -> Path:
     path = tmp_path / "dog.png"
     red.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def make_certificates(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Path, Path, Path]]:
+    """A function that makes a root and a certificate from it, for signing pictures.
+
+    It returns the files of chain, private key and root. `kind` is that of the key, `days` when the
+    certificate begins and ends, `usage` its extended key usage.
+    """
+    pytest.importorskip("cryptography", reason="the extra `provenance` is not installed")
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "p521": lambda: ec.generate_private_key(ec.SECP521R1()),
+        "k256": lambda: ec.generate_private_key(ec.SECP256K1()),
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }
+    usages = {"email": ExtendedKeyUsageOID.EMAIL_PROTECTION, "web": ExtendedKeyUsageOID.SERVER_AUTH}
+    now = datetime.now(UTC)
+    root_key = kinds["p256"]()
+
+    def certificate(key: Any, name: str, days: tuple[float, float], *, is_root: bool) -> Any:
+        subject, issuer = (
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)])
+            for each in (name, "Test Root")
+        )
+        signs = dict.fromkeys(
+            "content_commitment key_encipherment data_encipherment key_agreement encipher_only "
+            "decipher_only".split(),
+            False,
+        )
+        use = x509.KeyUsage(
+            digital_signature=not is_root, key_cert_sign=is_root, crl_sign=is_root, **signs
+        )
+        return (
+            x509.CertificateBuilder(issuer, subject, key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + timedelta(days=days[0]))
+            .not_valid_after(now + timedelta(days=days[1]))
+            .add_extension(x509.BasicConstraints(is_root, None), critical=True)
+            .add_extension(use, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), False
+            )
+        )
+
+    root = certificate(root_key, "Test Root", (-999, 999), is_root=True)
+    root = root.sign(root_key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+
+    def make(
+        name: str = "Test Signer",
+        *,
+        kind: str = "p256",
+        days: tuple[float, float] = (-1, 90),
+        usage: str = "email",
+    ) -> tuple[Path, Path, Path]:
+        key = kinds[kind]()
+        leaf = certificate(key, name, days, is_root=False)
+        leaf = leaf.add_extension(x509.ExtendedKeyUsage([usages[usage]]), critical=False)
+        folder = tmp_path_factory.mktemp("certificates")
+        chain, key_file, root_file = folder / "chain.pem", folder / "key.pem", folder / "root.pem"
+        root_file.write_bytes(root.public_bytes(pem))
+        signed = leaf.sign(root_key, hashes.SHA256())
+        chain.write_bytes(signed.public_bytes(pem) + root.public_bytes(pem))
+        form = serialization.PrivateFormat.TraditionalOpenSSL
+        if kind == "ed25519":
+            form = serialization.PrivateFormat.PKCS8
+        key_file.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+        return chain, key_file, root_file
+
+    return make

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ["accelerate", "diffusers", "onnx", "onnxruntime", "tensorrt", "torch", "transformers"]
-HEAVY += ["triton", "resvg_py", "tensorboard"]
+HEAVY += ["triton", "resvg_py", "tensorboard", "c2pa"]
 HEAVY += ["fastapi", "opentelemetry", "prometheus_client", "pydantic", "ray", "uvicorn"]
 
 PARSER = "from bootpig_rt.cli.main import build_parser; build_parser()"

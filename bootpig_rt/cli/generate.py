@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootpig_rt.cli.options import (
+    add_credentials_arguments,
     add_manner_arguments,
     add_model_arguments,
     add_reference_arguments,
@@ -16,12 +19,15 @@ from bootpig_rt.cli.options import (
     be_quiet_if_asked,
     call_progress,
     check_output,
+    load_credentials,
     load_pipeline,
     table_options,
 )
 from bootpig_rt.errors import ParameterError
 
 if TYPE_CHECKING:
+    from bootpig_rt.images.content_credentials import ContentCredentials
+    from bootpig_rt.images.credentials_manifest import ReferenceOrigin
     from bootpig_rt.reference.subject import Subject
     from bootpig_rt.request import GenerationResult
     from bootpig_rt.storage.store import StoreStats
@@ -77,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--width", type=int, metavar="PX", help="of a picture")
     group.add_argument("--height", type=int, metavar="PX", help="of a picture")
+    add_credentials_arguments(parser)
     add_table_arguments(parser)
     add_model_arguments(parser)
     add_manner_arguments(parser)
@@ -93,6 +100,10 @@ def run(args: argparse.Namespace) -> int:
     tables = table_options(args)
     subject = None if args.subject is None else _subject(args.subject, args.store)
     references = [load_image(file) for file in args.reference]
+    credentials = load_credentials(args)
+    origins = []
+    if credentials is not None:
+        origins = [credentials.origin(Path(file).read_bytes()) for file in args.reference]
     remover = None if args.remove_background is None else load_remover(args.remove_background)
     start = time.perf_counter()
     pipeline = load_pipeline(args, background_remover=remover, tables=tables)
@@ -108,7 +119,13 @@ def run(args: argparse.Namespace) -> int:
             **settings,
         )
     pipeline.store.flush()
-    files = write_pictures(result, output, omits_prompts=args.omit_prompts)
+    files = write_pictures(
+        result,
+        output,
+        credentials=credentials,
+        references=origins,
+        omits_prompts=args.omit_prompts,
+    )
     if args.json:
         print(
             json.dumps(_summary(result, files, output, load_ms, pipeline.store.stats()), indent=2)
@@ -176,7 +193,12 @@ def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_pictures(
-    result: GenerationResult, output: Path, *, omits_prompts: bool = False
+    result: GenerationResult,
+    output: Path,
+    *,
+    credentials: ContentCredentials | None = None,
+    references: Sequence[ReferenceOrigin] = (),
+    omits_prompts: bool = False,
 ) -> list[Path]:
     """Write one picture to `output`; of several a grid, and `NAME-0.png`, `NAME-1.png`... beside.
 
@@ -185,6 +207,8 @@ def write_pictures(
     Args:
         result: What to write.
         output: The file to make or replace.
+        credentials: Signs each file.
+        references: Origins of the reference images.
         omits_prompts: Leave out of the parameters what people wrote.
 
     Returns:
@@ -192,6 +216,7 @@ def write_pictures(
 
     Raises:
         StorageError: A file cannot be written.
+        CredentialsError: A file cannot be signed.
     """
     from bootpig_rt.images.marks import without_prompts
     from bootpig_rt.images.picture import grid, save_png
@@ -199,15 +224,17 @@ def write_pictures(
     made_from = [parameters.to_dict() for parameters in result.parameters]
     if omits_prompts:
         made_from = [without_prompts(parameters) for parameters in made_from]
+    save = partial(save_png, credentials=credentials, references=references)
     if len(result.images) == 1:
-        save_png(result.images[0], output, made_from[0])
+        save(result.images[0], output, made_from[0])
         return [output]
     files = []
     for index, (image, parameters) in enumerate(zip(result.images, made_from, strict=True)):
         file = output.with_name(f"{output.stem}-{index}{output.suffix}")
-        save_png(image, file, parameters)
+        save(image, file, parameters)
         files.append(file)
-    save_png(grid(result.images, _columns(len(files))), output, {"pictures": made_from})
+    sheet = grid(result.images, _columns(len(files)))
+    save(sheet, output, {"pictures": made_from})
     return files
 
 

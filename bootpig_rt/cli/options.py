@@ -15,6 +15,7 @@ from bootpig_rt.errors import ParameterError, StorageError
 
 if TYPE_CHECKING:
     from bootpig_rt.engine.events import Event, OnEvent
+    from bootpig_rt.images.content_credentials import ContentCredentials
     from bootpig_rt.pipeline import Pipeline
     from bootpig_rt.reference.table_options import TableOptions
 
@@ -115,6 +116,38 @@ def add_manner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="no progress bar, no log lines, no summary"
     )
+
+
+def add_credentials_arguments(parser: argparse.ArgumentParser) -> None:
+    """What pictures are signed with."""
+    group = parser.add_argument_group("content credentials (C2PA)")
+    group.add_argument(
+        "--credentials-certificate",
+        metavar="FILE",
+        help="sign pictures: PEM with the signer's certificate, then those that lead to its root",
+    )
+    group.add_argument(
+        "--credentials-key", metavar="FILE", help="PEM with the private key of that certificate"
+    )
+
+
+def load_credentials(args: argparse.Namespace) -> ContentCredentials | None:
+    """What `add_credentials_arguments` read; who asks for signed pictures gets no others.
+
+    Raises:
+        ParameterError: One file without the other.
+        CredentialsError, BackendUnavailable: They cannot be used.
+    """
+    files = (args.credentials_certificate, args.credentials_key)
+    if files == (None, None):
+        return None
+    if None in files:
+        raise ParameterError(
+            "got one of --credentials-certificate and --credentials-key, expected both or none"
+        )
+    from bootpig_rt.images.content_credentials import ContentCredentials
+
+    return ContentCredentials.load(*files, is_required=True)
 
 
 def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:

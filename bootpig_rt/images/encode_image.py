@@ -6,13 +6,15 @@ All pictures that leave the package go through here, so that none leaves without
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from PIL import Image, PngImagePlugin
 
 from bootpig_rt.checks import check_int, check_name
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.images.content_credentials import ContentCredentials
+from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.images.jpeg_xmp import jpeg_segments
 from bootpig_rt.images.marks import to_json, xmp_packet
 
@@ -41,6 +43,8 @@ def encode_image(
     compression: int | None = None,
     parameters: Mapping[str, Any] | None = None,
     is_generated: bool = True,
+    credentials: ContentCredentials | None = None,
+    references: Sequence[ReferenceOrigin] = (),
 ) -> bytes:
     """Encode a picture, with its marks and nothing else that it may have brought along.
 
@@ -55,9 +59,13 @@ def encode_image(
             that it takes 100 or None.
         parameters: What made the picture: anything that JSON can hold. None leaves them out, and
             `without_prompts` of them those that people wrote.
-        is_generated: False for the rare picture that no model made, such as a reference image.
+        is_generated: False for the rare picture that no model made, such as a reference image. It
+            is not signed either.
+        credentials: Signs the picture; None leaves it unsigned.
+        references: Origins of the reference images, from `credentials.origin`, for the manifest.
 
     Raises:
+        CredentialsError: The picture must be signed, and cannot be.
         ParameterError: A format, compression or mode of the picture that there is not, or
             parameters that JSON cannot hold.
     """
@@ -81,7 +89,11 @@ def encode_image(
     else:
         packet = xmp_packet(is_generated=is_generated, parameters=text)
         clean.save(encoded, "WEBP", quality=quality, xmp=packet)
-    return encoded.getvalue()
+    if credentials is None or not is_generated:
+        return encoded.getvalue()
+    return credentials.sign(
+        encoded.getvalue(), MEDIA_TYPES[format], parameters=parameters, references=references
+    )
 
 
 def _quality(format: ImageFormat, compression: int | None) -> int:

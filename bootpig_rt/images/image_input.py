@@ -164,7 +164,7 @@ def open_header(stream: IO[bytes], what: str, max_pixels: int = MAX_PIXELS) -> I
     stream.seek(0)
     if not head:
         raise ImageError(f"{what} is empty (0 bytes), expected {FORMATS}; save the picture again")
-    name = _format_name(head)
+    name = format_name(head)
     opener = _OPENERS.get(name)
     if opener is None:
         got = f"is {name}" if name else "is not a picture"
@@ -179,7 +179,7 @@ def open_header(stream: IO[bytes], what: str, max_pixels: int = MAX_PIXELS) -> I
         raise _damaged(what, name) from error
 
 
-def _format_name(head: bytes) -> str:
+def format_name(head: bytes) -> str:
     """Name of the format that the first bytes of a file show, "" if none is known."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for offset, magic, name in _MAGIC:

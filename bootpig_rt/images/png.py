@@ -6,12 +6,14 @@ Which parameters there are is the caller's business; `read_marks.py` reads them 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from bootpig_rt.files.atomic import atomic_write_bytes
+from bootpig_rt.images.content_credentials import ContentCredentials
+from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.images.encode_image import encode_image
 
 
@@ -21,6 +23,8 @@ def save_png(
     parameters: Mapping[str, Any] | None = None,
     *,
     is_generated: bool = True,
+    credentials: ContentCredentials | None = None,
+    references: Sequence[ReferenceOrigin] = (),
 ) -> None:
     """Write a picture as PNG, with its marks as `encode_image` makes them.
 
@@ -29,11 +33,20 @@ def save_png(
         path: The file to make or replace, all at once. Its folder must exist.
         parameters: What made the picture: anything JSON can hold. None leaves them out.
         is_generated: False for a picture that no model made.
+        credentials: Signs the picture; None leaves it unsigned.
+        references: Origins of the reference images.
 
     Raises:
         StorageError: The file cannot be written; whatever was there before is still there.
         ParameterError: JSON cannot hold the parameters.
+        CredentialsError: The picture must be signed, and cannot be; nothing was written.
     """
     # Encoded in memory first, so that the disk is touched once and only a full disk can fail.
-    encoded = encode_image(image, parameters=parameters, is_generated=is_generated)
+    encoded = encode_image(
+        image,
+        parameters=parameters,
+        is_generated=is_generated,
+        credentials=credentials,
+        references=references,
+    )
     atomic_write_bytes(path, encoded)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from bootpig_rt.cli.main import main
 from bootpig_rt.cli.options import call_progress
 from bootpig_rt.engine.events import ReferenceEvent, StepEvent
+from bootpig_rt.images.content_credentials import read_credentials
 from bootpig_rt.images.picture import is_marked_generated, read_parameters
 from bootpig_rt.pipeline import Pipeline
 
@@ -55,6 +57,37 @@ def test_every_file_says_that_it_is_generated_and_prompts_can_stay_out(
         assert b"a cat" not in Path(file).read_bytes()
     assert read_parameters("dogs-0.png")["num_inference_steps"] == 2
     assert len(read_parameters("dogs.png")["pictures"]) == 2
+
+
+def test_pictures_are_signed_with_the_digests_of_their_references(
+    generate: Any, make_certificates: Any, dog_file: Path
+) -> None:
+    pytest.importorskip("c2pa", reason="the extra `provenance` is not installed")
+    chain, key, _ = make_certificates()
+    words = ["--credentials-certificate", str(chain), "--credentials-key", str(key)]
+    assert generate("--prompt", PROMPT, "--num-images", "2", *words) == 0
+    digest = hashlib.sha256(dog_file.read_bytes()).hexdigest()
+    for file in ("out.png", "out-0.png", "out-1.png"):
+        report = read_credentials(Path(file).read_bytes())
+        assert report is not None
+        assert report.state == "Valid"
+        assert report.generation["references"] == [{"alg": "sha256", "hash": digest}]
+        made_from = read_parameters("out-0.png")
+        assert report.generation["subjects"] == [made_from["subject_fingerprint"]]
+        assert report.generation["models"][0]["fingerprint"] == made_from["model_fingerprint"]
+
+
+def test_nothing_is_drawn_that_could_not_be_signed(
+    generate: Any, make_certificates: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("c2pa", reason="the extra `provenance` is not installed")
+    chain, key, _ = make_certificates(days=(-9, -1))
+    words = ["--credentials-certificate", str(chain), "--credentials-key", str(key)]
+    assert generate("--prompt", PROMPT, *words) == 2
+    assert "expired on" in capsys.readouterr().err
+    assert generate("--prompt", PROMPT, *words[:2]) == 2
+    assert "expected both or none" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_the_png_holds_what_makes_it_again(
