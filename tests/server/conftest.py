@@ -1,4 +1,4 @@
-"""Real servers: processes of their own, on sockets of their own, with the small committed bundle."""
+"""Real servers: processes of their own, on sockets of their own, with the small bundle."""
 
 from __future__ import annotations
 
