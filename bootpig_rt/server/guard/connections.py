@@ -1,0 +1,116 @@
+"""Connections of uvicorn whose client is too slow: cut off, as slow bodies are.
+
+A client that sends its headers a byte at a time would hold a connection for ever, before any
+middleware sees a request; so would one that asks and does not read the answer. The size of headers
+is bounded by h11 (`h11_max_incomplete_event_size`) and not by httptools, so it is h11's protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bootpig_rt.server.guard.headers import FIXED, new_request_id
+from bootpig_rt.server.guard.refuse import error_body
+
+MIN_PROGRESS_BYTES = 16 << 10
+
+
+def http_protocol(*, header_deadline_s: float, stall_s: float) -> type[H11Protocol]:
+    """A class for uvicorn's `Config(http=...)`.
+
+    Args:
+        header_deadline_s: From the first byte of a request, or the opening of a connection, to the
+            last of its headers. However it drips, the connection is closed then.
+        stall_s: While bytes wait to be taken, at least `MIN_PROGRESS_BYTES` of them must be in this
+            time. Checked so often, so a client is cut off after once to twice as long.
+    """
+    settings = {"header_deadline_s": header_deadline_s, "stall_s": stall_s}
+    return type("Protocol", (_Protocol,), settings)
+
+
+class _Protocol(H11Protocol):
+    header_deadline_s: float
+    stall_s: float
+    _header_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _num_waiting_bytes: int | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+        self._stall_timer = self.loop.call_later(self.stall_s, self._check_stall)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_watching()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; with our error body, which uvicorn's is not."""
+        self._answer_and_close(400, "invalid_request", "this is no valid HTTP request")
+
+    def _watch(self) -> None:
+        """Set the timer while a request is wanted, and only then."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering or self.transport.is_closing():
+            self._stop_watching()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.header_deadline_s, self._expire)
+
+    def _stop_watching(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _check_stall(self) -> None:
+        """Cut the client off if it took too little since the last time."""
+        num_bytes = self.transport.get_write_buffer_size()
+        # Only while nothing is added can the numbers be compared.
+        is_compared = self.flow.write_paused or self.transport.is_closing()
+        before = self._num_waiting_bytes
+        if is_compared and before and num_bytes > max(0, before - MIN_PROGRESS_BYTES):
+            self.transport.abort()
+            return
+        self._num_waiting_bytes = num_bytes if is_compared else None
+        self._stall_timer = self.loop.call_later(self.stall_s, self._check_stall)
+
+    def _expire(self) -> None:
+        self._header_timer = None
+        has_begun = bool(self.conn.trailing_data[0])
+        if has_begun:
+            message = f"the headers were not complete after {self.header_deadline_s:g} s"
+            self._answer_and_close(408, "header_timeout", message)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _answer_and_close(self, status: int, code: str, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        is_free = self.cycle is None or not self.cycle.response_started
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and is_free:
+            body = json.dumps(error_body(status, code, message)).encode()
+            headers = {
+                **FIXED,
+                b"cache-control": b"no-store",
+                b"connection": b"close",
+                b"content-length": str(len(body)).encode(),
+                b"content-type": b"application/json",
+                b"x-request-id": new_request_id().encode(),
+            }
+            events = (
+                h11.Response(status_code=status, headers=list(headers.items())),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            )
+            for event in events:
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
