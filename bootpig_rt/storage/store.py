@@ -350,7 +350,8 @@ class SubjectStore:
             if saved.key == key:
                 return saved
         for saved in subject.tables:
-            logger.info("a table of %r is not used: it %s", subject, saved.key.difference(key))
+            difference = saved.key.difference(key)
+            logger.info("a table of %.12s is not used: it %s", subject.fingerprint, difference)
         return None
 
     def _read(self, key: ReferenceKey, tenant: str) -> ReferenceTable | None:
