@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bootpig_rt.server.guard.asgi import Receive, Scope, Send
+from bootpig_rt.server.guard.asgi import Receive, Scope, Send, request_state
 
 _POLICY_VIOLATION = 1008
 
@@ -38,7 +38,8 @@ async def refuse(
 ) -> None:
     """Answer a request with an error, and a websocket by closing it.
 
-    The body of the request may be unread: `EarlyAnswers` sees to that.
+    The body of the request may be unread: `EarlyAnswers` sees to that. Who counts and logs finds
+    the code in `scope["state"]["refusal"]`.
 
     Args:
         scope: Of the request.
@@ -49,6 +50,7 @@ async def refuse(
         message: As for `error_body`.
         headers: More of them, such as `Retry-After`.
     """
+    request_state(scope)["refusal"] = code
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": code})
         return
