@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = ServerOptions(model=args.model, host=args.host, port=args.port)
     metrics = Metrics(model_folders(options))
-    service = Service(options, local_loaders(options, metrics), Output(), metrics)
+    service = Service(options, local_loaders(options, metrics), Output.of(options), metrics)
     listening = listen(options)
     address = f"http://{options.host}:{listening.getsockname()[1]}"
     return serve(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bootpig_rt.errors import BackendUnavailable, CheckpointError, ParameterError
+from bootpig_rt.images.onnx_file import open_onnx
 
 GRABCUT = "grabcut"
 
@@ -157,26 +158,8 @@ class OnnxBackgroundRemover:
         normalization: Normalization | None = None,
         size_px: int | None = None,
     ) -> None:
-        try:
-            ort: Any = importlib.import_module("onnxruntime")
-        except ImportError as error:
-            raise BackendUnavailable(
-                "OnnxBackgroundRemover needs ONNX Runtime, which is not installed; "
-                "pip install 'bootpig-rt[cpu]'"
-            ) from error
         shown = repr(os.fspath(path))
-        if not os.path.isfile(path):
-            raise CheckpointError(f"there is no file {shown}; check the path", path)
-        state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        try:
-            self._session = ort.InferenceSession(
-                os.fspath(path), providers=["CPUExecutionProvider"]
-            )
-        except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
-                state.NoSuchFile, state.NotImplemented) as error:  # fmt: skip
-            raise CheckpointError(
-                f"{shown} is no ONNX file that can be loaded; copy it again", path
-            ) from error
+        self._session = open_onnx(path, needed_by="OnnxBackgroundRemover")
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shape = inputs[0].shape
         if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3:

@@ -31,6 +31,7 @@ from bootpig_rt.server.calls import (
 from bootpig_rt.server.drawing import Begun, begin, close_job
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.event_stream import EventStream, SendEvent
+from bootpig_rt.server.output import Finished
 from bootpig_rt.server.schema import EditFields, ImageFields, image_bytes, parse_json, validated
 from bootpig_rt.server.service import Service
 
@@ -151,13 +152,13 @@ async def _tell(service: Service, begun: Begun, kind: Kind, send: SendEvent) -> 
                     continue
                 if fields.preview_every is None and index >= fields.partial_images * fields.n:
                     continue
-                files = await asyncio.to_thread(
+                previews = await asyncio.to_thread(
                     service.output.encode,
                     event.previews,
                     format=fields.output_format,
                     compression=fields.output_compression,
                 )
-                for number, file in zip(event.pictures, files, strict=True):
+                for number, file in zip(event.pictures, previews, strict=True):
                     data = _described(begun) | {
                         "b64_json": file,
                         "partial_image_index": index,
@@ -213,7 +214,7 @@ def _progress(begun: Begun, stage: str, event: ReferenceEvent | StepEvent) -> di
     }
 
 
-async def _files(service: Service, begun: Begun, result: GenerationResult) -> list[str]:
+async def _files(service: Service, begun: Begun, result: GenerationResult) -> list[Finished]:
     fields = begun.fields
     return await asyncio.to_thread(
         service.output.finish,
@@ -226,13 +227,15 @@ async def _files(service: Service, begun: Begun, result: GenerationResult) -> li
 
 
 def _finished(
-    service: Service, begun: Begun, result: GenerationResult, files: Sequence[str]
+    service: Service, begun: Begun, result: GenerationResult, files: Sequence[Finished]
 ) -> dict[str, Any]:
     """The answer of a drawing that is done."""
     timings = result.timings
     timings.encode_ms += begun.encode_ms
     facts = begun.client.facts
-    service.metrics.picture_done(facts.name, "succeeded", count=len(files))
+    flagged = sum(bool(file.is_flagged) for file in files)
+    service.metrics.picture_done(facts.name, "succeeded", count=len(files) - flagged)
+    service.metrics.picture_done(facts.name, "flagged", count=flagged)
     service.metrics.request_drawn(facts.name, timings, result.reference_passes)
     if begun.kept is not None:
         begun.kept.has_table = True
@@ -247,7 +250,12 @@ def _finished(
         "quality": "auto",
         "background": "opaque",
         "data": [
-            {"b64_json": file, "seed": one.seed, "parameters": one.to_dict()}
+            {
+                "b64_json": file.b64_json,
+                "seed": one.seed,
+                "flagged": file.is_flagged,
+                "parameters": one.to_dict(),
+            }
             for file, one in zip(files, result.parameters, strict=True)
         ],
         "usage": {

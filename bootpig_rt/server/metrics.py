@@ -43,9 +43,9 @@ OUTCOMES = (
 REASONS = (
     "bad_host",
     "bad_origin",
-    "blocked_prompt",
     "body_timeout",
     "body_too_large",
+    "content_policy",
     "deadline_exceeded",
     "draining",
     "duplicate_request",
@@ -62,6 +62,7 @@ REASONS = (
     "out_of_memory",
     "queue_full",
     "quota_exceeded",
+    "safety_unavailable",
     "storage_error",
     "subject_mismatch",
     "subject_not_found",

@@ -1,4 +1,8 @@
-"""Output: what a picture goes through between its decoder and the network."""
+"""Output: between callers and the model. Prompts on the way in, pictures on the way out.
+
+Every picture that leaves was judged, if there is a checker, is marked as generated, and is signed
+if there are credentials. What of this fails keeps the picture back.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,48 @@ from PIL import Image
 
 from bootpig_rt.images.encode_image import ImageFormat, encode_image
 from bootpig_rt.reference.subject import Subject
+from bootpig_rt.server.nsfw import OpenNsfw
+from bootpig_rt.server.options import ServerOptions
+from bootpig_rt.server.safety import Checked, SafetyChecker, apply_safety
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A picture as it leaves.
+
+    Attributes:
+        b64_json: Its file, in base64.
+        is_flagged: It is a plain grey one in place of what the checker flagged; None if there is
+            no checker.
+    """
+
+    b64_json: str
+    is_flagged: bool | None
 
 
 @dataclass(frozen=True)
 class Output:
-    """Encodes pictures, each marked as generated."""
+    """Judges and encodes pictures. Takes milliseconds a picture: call it on a thread.
+
+    Attributes:
+        checker: None judges nothing.
+    """
+
+    checker: SafetyChecker | None = None
+
+    @classmethod
+    def of(cls, options: ServerOptions) -> Output:
+        """What the options of a service ask for.
+
+        Raises:
+            BackendUnavailable: A package is missing.
+            CheckpointError: The file of the checker cannot be used.
+            ParameterError: Its threshold is out of range.
+        """
+        checker = None
+        if options.safety_model is not None:
+            checker = OpenNsfw(options.safety_model, threshold=options.safety_threshold)
+        return cls(checker)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse what must not be asked for."""
@@ -28,8 +69,8 @@ class Output:
         format: ImageFormat,
         compression: int | None,
         subject: Subject | None,
-    ) -> list[str]:
-        """Finished pictures as base64 of their files. Takes milliseconds a picture.
+    ) -> list[Finished]:
+        """Finished pictures as files.
 
         Args:
             images: RGB.
@@ -37,25 +78,40 @@ class Output:
             format: Of the files.
             compression: Quality of JPEG and WebP, 0 to 100.
             subject: Who is drawn.
+
+        Raises:
+            ApiError: 500: they could not be judged.
         """
         return [
-            _base64(image, format, compression, one)
-            for image, one in zip(images, parameters, strict=True)
+            Finished(_base64(one, format, compression, made_from), one.is_flagged)
+            for one, made_from in zip(apply_safety(self.checker, images), parameters, strict=True)
         ]
 
     def encode(
         self, images: Sequence[Image.Image], *, format: ImageFormat, compression: int | None
     ) -> list[str]:
-        """Pictures that are not finished, as base64 of their files."""
-        return [_base64(image, format, compression, None) for image in images]
+        """Pictures that are not finished, as base64 of their files. They are judged as well.
+
+        Raises:
+            ApiError: 500: they could not be.
+        """
+        checked = apply_safety(self.checker, images)
+        return [_base64(one, format, compression, None) for one in checked]
 
 
 def _base64(
-    image: Image.Image,
+    checked: Checked,
     format: ImageFormat,
     compression: int | None,
     parameters: Mapping[str, Any] | None,
 ) -> str:
-    quality = None if format == "png" else compression
-    data = encode_image(image, format=format, compression=quality, parameters=parameters)
+    # What stands in for a flagged picture was made by no model, and from nothing.
+    is_generated = not checked.is_flagged
+    data = encode_image(
+        checked.image,
+        format=format,
+        compression=None if format == "png" else compression,
+        parameters=parameters if is_generated else None,
+        is_generated=is_generated,
+    )
     return base64.b64encode(data).decode()
