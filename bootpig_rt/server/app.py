@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from bootpig_rt import __version__
+from bootpig_rt.errors import BootPIGError
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.images import image_routes
 from bootpig_rt.server.other_routes import job_routes, model_routes, operation_routes
@@ -65,5 +66,6 @@ def create_app(service: Service) -> FastAPI:
 
     app.add_exception_handler(RequestValidationError, refuse_parameter)
     app.add_exception_handler(HTTPException, refuse_route)
-    app.add_exception_handler(Exception, refuse)
+    for kind in (ApiError, BootPIGError, Exception):
+        app.add_exception_handler(kind, refuse)
     return app
