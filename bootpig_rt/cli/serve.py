@@ -13,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="FOLDER", help="pair or bundle to serve")
     parser.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    parser.add_argument("--max-batch", type=int, default=8, help="pictures drawn at once")
+    parser.add_argument("--max-waiting", type=int, default=64, help="pictures that may wait")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +28,13 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.server.service import Service
     from bootpig_rt.server.stack import guarded
 
-    options = ServerOptions(model=args.model, host=args.host, port=args.port)
+    options = ServerOptions(
+        model=args.model,
+        host=args.host,
+        port=args.port,
+        max_batch=args.max_batch,
+        max_waiting=args.max_waiting,
+    )
     metrics = Metrics(model_folders(options))
     service = Service(options, local_loaders(options, metrics), Output.of(options), metrics)
     listening = listen(options)

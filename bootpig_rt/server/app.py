@@ -20,6 +20,7 @@ from bootpig_rt.errors import BootPIGError
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.images import image_routes
 from bootpig_rt.server.other_routes import job_routes, model_routes, operation_routes
+from bootpig_rt.server.page import add_page
 from bootpig_rt.server.service import Service
 from bootpig_rt.server.subject_routes import subject_routes
 
@@ -43,6 +44,8 @@ def create_app(service: Service) -> FastAPI:
         operation_routes(service),
     ):
         app.include_router(routes)
+    if service.options.page:
+        add_page(app)
 
     async def refuse(_: HttpRequest, error: Exception) -> Response:
         told = api_error(error)
