@@ -19,14 +19,17 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from bootpig_rt.errors import EXIT_INTERRUPTED, EXIT_OK, ParameterError, describe_os_error
-from bootpig_rt.server.connection import GuardedConnection
 from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.guard.connections import http_protocol
+from bootpig_rt.server.guard.hosts import bind_check
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.service import Service
 
 logger = logging.getLogger(__name__)
 
 _MAX_HEADER_BYTES = 32 << 10
+_HEADER_DEADLINE_S = 10.0
+_STALL_S = 30.0
 _BACKLOG = 2048
 
 
@@ -34,8 +37,10 @@ def listen(options: ServerOptions) -> socket.socket:
     """A socket on the address of the options; no one can connect to it yet.
 
     Raises:
-        ParameterError: The port is in use, or the address is not this machine's.
+        ParameterError: The port is in use, the address is not this machine's, or others could
+            reach it and there are no keys.
     """
+    bind_check(options.host, has_keys=options.keys is not None, insecure=options.insecure)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,7 +80,7 @@ def serve(
     """
     config = uvicorn.Config(
         app,
-        http=GuardedConnection,
+        http=http_protocol(header_deadline_s=_HEADER_DEADLINE_S, stall_s=_STALL_S),
         ws="none",
         lifespan="off",
         log_config=None,
