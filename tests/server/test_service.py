@@ -85,7 +85,7 @@ def test_a_job_is_asked_after_by_its_request_id_and_cancelled_twice(
 def test_a_client_that_leaves_stops_its_work(
     server: Any, client: httpx.Client, eventually: Eventually
 ) -> None:
-    for body in (LONG, LONG | {"n": 1, "stream": True}):
+    for body in (LONG | {"n": 10}, LONG | {"n": 10, "stream": True}):
         before = gauges(client)['bootpig_step_pictures_count{model="tiny_bundle"}']
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             text = json.dumps(body)
@@ -95,7 +95,7 @@ def test_a_client_that_leaves_stops_its_work(
             name = 'bootpig_step_pictures_count{model="tiny_bundle"}'
             assert eventually(lambda: gauges(client)[name] > before)  # noqa: B023
         assert eventually(lambda: busy(client) == 0)
-        assert gauges(client)[name] < before + 50
+        assert gauges(client)[name] < before + 100  # of 150
 
 
 def test_a_deadline_that_is_too_short_is_504(client: httpx.Client, eventually: Eventually) -> None:
