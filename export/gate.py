@@ -8,6 +8,7 @@ from pathlib import Path
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.backends.cuda.devices import cuda_devices
+from bootpig_rt.backends.options import BackendOptions, OnnxRuntimeOptions
 from bootpig_rt.bundle.manifest import ParityReport, ParityResult, Precision, Profile, Target
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.export.parity import Plan, Progress, Recording, compare, make_plan, record
@@ -103,9 +104,7 @@ def compare_backend(
         BundleError: The bundle may not be loaded.
         BackendUnavailable: The backend or the device is not there.
     """
-    backend = create_backend(
-        place.backend, folder, device=place.device, options=_options(folder, place)
-    )
+    backend = create_backend(_settings(folder, place), folder, device=place.device)
     new = record(backend, reference.plan, progress)
     results = compare(reference.recording, new, LIMITS[precision])
     passed = all(result.passed for result in results)
@@ -119,7 +118,7 @@ def compare_backend(
     return GateRun(report, new)
 
 
-def _options(folder: Path, place: Place) -> dict[str, int]:
+def _settings(folder: Path, place: Place) -> str | BackendOptions:
     """One graph at a time in ONNX Runtime, where all of them would not fit into a small machine.
 
     A graph's float32 weights take twice their bytes on disk, and as much again while it loads. An
@@ -127,7 +126,7 @@ def _options(folder: Path, place: Place) -> dict[str, int]:
     """
     stored = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
     is_large = place.backend == "onnxruntime" and stored > _LARGE_BYTES
-    return {"sessions_kept": 1, "arena": False} if is_large else {}
+    return OnnxRuntimeOptions(sessions_kept=1, arena=False) if is_large else place.backend
 
 
 def place_of(target: Target) -> Place:

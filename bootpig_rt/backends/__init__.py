@@ -6,10 +6,8 @@ import importlib
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
 from bootpig_rt.backends.options import (
@@ -92,7 +90,6 @@ def create_backend(
     *,
     device: str = "auto",
     base_model: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
     trust: str | Path | None = None,
 ) -> Backend:
     """Load a pair with the named backend.
@@ -105,7 +102,6 @@ def create_backend(
         folder: The pair, or a bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
-        options: Fields of the backend's options by name, where `backend` is a name.
         trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
             key that belongs to it, and nothing beside it is loaded: no base model. Graphs and
             engines are the bytes that were checked; weights, which torch and ONNX Runtime read from
@@ -115,7 +111,7 @@ def create_backend(
     Raises:
         BundleError: The bundle is damaged, not signed with the key to trust, or holds other weights
             than those that were signed.
-        ParameterError: Unknown backend, device or option; a base model together with a key.
+        ParameterError: Unknown backend or device; a base model together with a key.
         BackendUnavailable: A package or the device is missing.
         CheckpointError: The folder is not a usable pair.
     """
@@ -143,7 +139,7 @@ def create_backend(
     missing = _missing(entry)
     if missing:
         raise BackendUnavailable(_how_to_run(chosen, missing, folder))
-    settings = _options(chosen, options) if isinstance(backend, str) else backend
+    settings = entry.options() if isinstance(backend, str) else backend
     if chosen == "onnxruntime" and not is_bundle(folder):
         raise ParameterError(
             f"{folder} holds no graphs for onnxruntime; build them with bootpig-rt build-engine "
@@ -175,17 +171,6 @@ def create_backend(
 def available_backends() -> tuple[str, ...]:
     """Names of the backends whose packages are installed."""
     return tuple(name for name, entry in BACKENDS.items() if not _missing(entry))
-
-
-def _options(name: str, values: Mapping[str, Any] | None) -> BackendOptions:
-    """Options of a backend from their names."""
-    kind, values = BACKENDS[name].options, dict(values or {})
-    known = [field.name for field in fields(kind)]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        expected = ", ".join(known) or "no option"
-        raise ParameterError(f"backend {name} has no option {unknown[0]!r}, expected {expected}")
-    return kind(**values)
 
 
 def _backend_for(folder: Path, has_base_model: bool) -> str:

@@ -7,11 +7,19 @@ Objects are told apart by identity, whatever their order.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """Arrays of a device that several runs read: `k_0`, `v_0`, ... of tables or of texts."""
+
+    arrays: Mapping[str, Any]
 
 
 class Derived(Generic[T]):

@@ -80,10 +80,6 @@ class OnnxRuntimeOptions:
         spinning: Threads that wait within a launch stay awake for a while: quicker on an idle
             machine, slower and hotter on a busy one.
         arena: Keep memory between launches instead of returning it.
-        cuda_graph: On a CUDA device record a step and replay it for all steps of a batch. Threads
-            that share the bundle then take turns, each batch records its step anew, and a session
-            is refused where ONNX Runtime puts a part of the step on the CPU. Off by default;
-            whether it is quicker has not been measured.
         portable: Leave out optimisations that depend on the CPU's vector width: numbers then differ
             less from machine to machine, and steps take about a tenth longer.
         cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
@@ -101,7 +97,6 @@ class OnnxRuntimeOptions:
     intra_op_threads: int = 0
     spinning: bool = True
     arena: bool = True
-    cuda_graph: bool = False
     portable: bool = False
     cuda_memory_bytes: int = 0
     sessions_kept: int = 0
@@ -125,7 +120,7 @@ class OnnxRuntimeOptions:
             raise ParameterError(
                 f"backend option profile_prefix is {self.profile_prefix!r}, expected a path"
             )
-        for name in ("spinning", "arena", "cuda_graph", "portable"):
+        for name in ("spinning", "arena", "portable"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(
                     f"backend option {name} is {getattr(self, name)!r}, expected True or False"

@@ -41,15 +41,14 @@ class StepInputs:
 
 
 def distinct(tables: Sequence[T]) -> tuple[list[T], list[int]]:
-    """Each table once, in order, and for each of those given its place among them.
+    """Each table once, and for each of those given its place among them.
 
     Tables are told apart by identity: equal ones are the same object, because the pipeline asks a
-    store for them.
+    store for them. Their order is the same for all batches that read the same set.
     """
-    places: dict[int, int] = {}
-    for table in tables:
-        places.setdefault(id(table), len(places))
-    return list({id(table): table for table in tables}.values()), [places[id(t)] for t in tables]
+    once = sorted({id(table): table for table in tables}.values(), key=id)
+    places = {id(table): place for place, table in enumerate(once)}
+    return once, [places[id(table)] for table in tables]
 
 
 def step_inputs(

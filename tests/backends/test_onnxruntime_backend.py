@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,9 @@ from PIL import Image
 
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
+from bootpig_rt.backends.onnxruntime import steps as onnxruntime_steps
 from bootpig_rt.backends.onnxruntime import tables as onnxruntime_tables
-from bootpig_rt.backends.onnxruntime.recordings import Recordings
-from bootpig_rt.backends.onnxruntime.sessions import Sessions
-from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun, Shared
-from bootpig_rt.backends.onnxruntime.values import (
-    concatenate,
-    copied_in_a_row,
-    empty,
-    to_device,
-)
+from bootpig_rt.backends.onnxruntime.sessions import Sessions, empty, to_device
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
 from bootpig_rt.diffusion.solver import BatchSolver, solver_table
@@ -386,14 +378,13 @@ def test_a_subject_at_several_steps_is_read_where_it_lies(
     expected = backend.start(apart)
     joined: list[int] = []
 
-    def count(values: Any, device: str) -> Any:
-        joined.append(len(values))
-        return concatenate(values, device)
+    def count(tables: Any, device: str) -> Any:
+        joined.append(len(tables))
+        return onnxruntime_tables.join(tables, device)
 
-    monkeypatch.setattr(onnxruntime_tables, "concatenate", count)
+    monkeypatch.setattr(onnxruntime_steps, "join", count)
     run = backend.start(shared)
-    layers = len(dog.layers)
-    assert joined == ([2] * layers if others else [])
+    assert joined == ([2] if others else [])
     if not others:
         assert all(run._inputs[name] is value for name, value in dog.layers.items())
     for one in (expected, run):
@@ -419,7 +410,9 @@ def test_arrays_are_joined_on_the_device_by_plain_copies(backend: Any) -> None:
 
     arrays = [np.random.default_rng(n).random((n, 2, 3)).astype(np.float16) for n in (1, 4, 2)]
     copies = Copies()
-    whole = copied_in_a_row([to_device(array, "cpu") for array in arrays], "cpu", copies)
+    whole = onnxruntime_tables.copied_in_a_row(
+        [to_device(array, "cpu") for array in arrays], "cpu", copies
+    )
     assert copies.waited
     np.testing.assert_array_equal(whole.numpy(), np.concatenate(arrays))
 
@@ -501,8 +494,7 @@ def test_auto_runs_a_bundle_without_torch_and_says_so(
     tiny_bundle_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "bootpig_rt"):
-        options = {"intra_op_threads": 1, "spinning": False}
-        create_backend("auto", tiny_bundle_folder, options=options)
+        create_backend("auto", tiny_bundle_folder)
     assert [record.getMessage() for record in caplog.records] == [
         f"backend onnxruntime on cpu, pair {tiny_bundle_folder}"
     ]
@@ -563,17 +555,14 @@ def test_sizes_beyond_the_profile_are_refused_with_the_option_to_build_with(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 2}, "onnxruntime has no option 'threads', expected intra_op_threads"),
         ({"intra_op_threads": -1}, "intra_op_threads is -1, expected a whole number"),
         ({"intra_op_threads": True}, "intra_op_threads is True, expected a whole number"),
         ({"arena": 1}, "arena is 1, expected True or False"),
     ],
 )
-def test_wrong_options_are_refused(
-    tiny_bundle_folder: Path, options: dict[str, Any], message: str
-) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        create_backend("onnxruntime", tiny_bundle_folder, options=options)
+        OnnxRuntimeOptions(**options)
 
 
 def test_options_reach_the_sessions(tiny_bundle_folder: Path) -> None:
@@ -599,95 +588,6 @@ def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) ->
         loaded = pipeline._backend.sessions._futures  # type: ignore[attr-defined]
         assert len(loaded) == (1 if kept else 6)
     assert (drawn[0] == drawn[1]).all()
-
-
-class Watched:
-    """A session of which the run options are written down."""
-
-    def __init__(self, session: Any) -> None:
-        self.session = session
-        self.numbers: list[str | None] = []
-        self.released: list[int] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
-        number = None if options is None else options.get_run_config_entry("gpu_graph_id")
-        self.numbers.append(number)
-        self.session.run_with_iobinding(binding, options)
-
-    def release_captured_graph(self, number: int) -> None:
-        self.released.append(number)
-
-
-def test_each_binding_of_each_run_has_a_recording_of_its_own(
-    backend: Any, tiny_bundle_folder: Path
-) -> None:
-    bundle = open_bundle(tiny_bundle_folder)
-    options = replace(OPTIONS, cuda_graph=True)
-    sessions = Sessions(bundle.folder, bundle.read_graph, device="cpu", options=options)
-    assert not sessions.recordings.is_on  # there is nothing to record on a CPU
-    sessions.recordings = Recordings(True)
-    watched = Watched(sessions.get("denoise_step"))
-    done: Future[Any] = Future()
-    done.set_result(watched)
-    sessions._futures["denoise_step"] = done
-    given = batch(backend, ONE, [(3, 1)])
-    first, second = (
-        OnnxRuntimeRun(sessions, given, None, device="cpu", shared=Shared()) for _ in range(2)
-    )
-    for index in range(3):
-        first.step(index)
-        second.step(index)
-    assert watched.numbers == ["1", "3", "2", "4", "1", "3"]
-    expected = backend.start(given)
-    for index in range(3):
-        expected.step(index)
-    np.testing.assert_array_equal(first.state(), expected.state())
-    np.testing.assert_array_equal(second.state(), expected.state())
-    # A number is given up with the buffers that were bound to it, and never given out again.
-    del first
-    assert watched.released == []
-    third = OnnxRuntimeRun(sessions, given, None, device="cpu", shared=Shared())
-    third.step(0)
-    assert sorted(watched.released) == [1, 2]
-    assert watched.numbers[-1] == "5"
-
-
-def test_without_recordings_a_step_names_none_and_nobody_waits(backend: Any) -> None:
-    assert not OnnxRuntimeOptions().cuda_graph
-    recordings = backend.sessions.recordings
-    assert not recordings.is_on
-    assert isinstance(recordings.turn, nullcontext)
-
-
-def test_only_steps_are_recorded_and_only_where_it_was_asked_for(tiny_bundle_folder: Path) -> None:
-    bundle = open_bundle(tiny_bundle_folder)
-
-    def providers(graph: str, **options: Any) -> str:
-        settings = OnnxRuntimeOptions(**options)
-        sessions = Sessions(bundle.folder, bundle.read_graph, device="cuda:0", options=settings)
-        return str(sessions._providers(graph))
-
-    assert "enable_cuda_graph" not in providers("denoise_step")
-    assert "'enable_cuda_graph': '1'" in providers("denoise_step_argmax", cuda_graph=True)
-    assert "enable_cuda_graph" not in providers("vae_decoder", cuda_graph=True)
-
-
-def test_a_step_that_cannot_be_recorded_is_refused_with_the_way_out(
-    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise ort_state.Fail(
-            "[ONNXRuntimeError] : 1 : FAIL : This session cannot use the graph capture feature as "
-            "requested by the user as all compute graph nodes have not been partitioned to the "
-            "CUDAExecutionProvider"
-        )
-
-    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
-    with pytest.raises(ParameterError, match="cuda_graph is True, but .* leave the option out"):
-        sessions_of(tiny_bundle_folder).get("denoise_step")
 
 
 @pytest.mark.parametrize(("device", "looked_at"), [("cpu", 4), ("cuda:0", 2)])

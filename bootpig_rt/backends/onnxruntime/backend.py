@@ -25,7 +25,7 @@ from bootpig_rt.backends.base import (
 )
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.host_table import HostTable, TableDtype
-from bootpig_rt.backends.onnxruntime.sessions import Sessions, translated
+from bootpig_rt.backends.onnxruntime.sessions import LAUNCH_ERRORS, Sessions, failed
 from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun, Shared
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, TableWriter, download, upload
 from bootpig_rt.backends.options import OnnxRuntimeOptions
@@ -104,6 +104,7 @@ class OnnxRuntimeBackend:
         self._graph_type = np.dtype(about["precision"])
         self._layers: list[tuple[int, int, int]] = about["layers"]
         self.shared = Shared()
+        self._expected: set[int] = set()  # numbers of references whose step was begun to load
         spec = bundle_spec(bundle)
         side = spec.config.sample_size_px // spec.vae_scale_factor
         self.spec: PairSpec = replace(
@@ -119,7 +120,9 @@ class OnnxRuntimeBackend:
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
         self.spec.check_sizes(width_px=pixels.shape[3], height_px=pixels.shape[2])
-        self.sessions.begin(graph_name(self.spec.config.merge, len(pixels)))
+        if len(pixels) not in self._expected:
+            self._expected.add(len(pixels))
+            self.sessions.begin(graph_name(self.spec.config.merge, len(pixels)))
         return self._by_rows("vae_encoder", "pixels", pixels, "latents")
 
     def decode(self, latents: FloatArray) -> FloatArray:
@@ -150,8 +153,7 @@ class OnnxRuntimeBackend:
         if not isinstance(states, np.ndarray):
             states = self.download_states(states)
         states = states.astype(self._graph_type, copy=False)
-        turn = self.sessions.recordings.turn
-        with turn, translated("reading references"):
+        try:
             writer = TableWriter(
                 self._layer_shapes(height, width),
                 entries=entries,
@@ -160,6 +162,8 @@ class OnnxRuntimeBackend:
                 graph_type=self._graph_type,
                 device=self.device,
             )
+        except LAUNCH_ERRORS as error:
+            raise failed("reading references", error) from error
         for start in range(0, total, rows_per_launch):
             rows = slice(start, min(start + rows_per_launch, total))
             count = rows.stop - rows.start
@@ -172,9 +176,8 @@ class OnnxRuntimeBackend:
                 "timesteps": t[rows],
                 "prompt_embeds": states[texts],
             }
-            with turn:
-                made = self.sessions.launch("reference_kv", inputs, into=writer.places(rows))
-                writer.take(rows, made)
+            made = self.sessions.launch("reference_kv", inputs, into=writer.into, rows=rows)
+            writer.take(rows, made)
             if progress is not None:
                 progress(rows.stop, total)
         table = writer.finish()
@@ -182,18 +185,18 @@ class OnnxRuntimeBackend:
 
     def download_table(self, data: DeviceTable | HostTable) -> HostTable:
         """A table as arrays of the host, in the same type."""
-        with self.sessions.recordings.turn:
-            return download(data)
+        return download(data)
 
     def upload_table(self, table: HostTable, *, is_resident: bool) -> DeviceTable | HostTable:
         """A table of the host as `data` of a batch."""
-        with self.sessions.recordings.turn, translated("uploading a reference table"):
+        try:
             return upload(table, self._graph_type, self.device, is_resident=is_resident)
+        except LAUNCH_ERRORS as error:
+            raise failed("uploading a reference table", error) from error
 
     def download_states(self, prompt_embeds: ort.OrtValue) -> FloatArray:
         """Text states of `encode_text` as float32 of numpy."""
-        with self.sessions.recordings.turn:
-            states: FloatArray = prompt_embeds.numpy().astype(np.float32)
+        states: FloatArray = prompt_embeds.numpy().astype(np.float32)
         return states
 
     def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> OnnxRuntimeRun:
@@ -203,15 +206,21 @@ class OnnxRuntimeBackend:
             ParameterError: The batch is larger than the bundle was built for.
         """
         self.spec.check_batch(batch)
-        return OnnxRuntimeRun(self.sessions, batch, state, device=self.device, shared=self.shared)
+        return OnnxRuntimeRun(
+            self.sessions,
+            batch,
+            state,
+            graph_type=self._graph_type,
+            device=self.device,
+            shared=self.shared,
+        )
 
     def _by_rows(self, graph: str, name: str, values: FloatArray, output: str) -> FloatArray:
         """Run a graph over rows that do not depend on each other."""
         pieces = []
         for start in range(0, len(values), _ROWS_PER_LAUNCH):
             rows = {name: values[start : start + _ROWS_PER_LAUNCH]}
-            with self.sessions.recordings.turn:
-                pieces.append(self.sessions.launch(graph, rows)[output].numpy())
+            pieces.append(self.sessions.launch(graph, rows)[output].numpy())
         return np.concatenate(pieces)
 
     def _layer_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], ...]:

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: options, providers, and errors that say what to do.
+"""Sessions of ONNX Runtime and the arrays on its device: launches, and errors that say what to do.
 
 Knows graphs by name and bytes; knows nothing about what they compute.
 """
@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,12 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from bootpig_rt.backends.onnxruntime.recordings import Recordings
-from bootpig_rt.backends.onnxruntime.values import Place, device_of
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.errors import (
     BootPIGError,
     BundleError,
     EngineError,
     OutOfDeviceMemory,
-    ParameterError,
 )
 
 METADATA_KEY = "bootpig_rt"
@@ -46,7 +43,14 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     _state.RuntimeException,
 )
 
-_RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, MemoryError)
+LAUNCH_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, MemoryError)
+"""What uploads and launches raise; `failed` makes our errors of them."""
+
+NUMPY_TYPE: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+"""By the name that ONNX Runtime has for them."""
 
 _NO_ROOM = ("allocate", "out of memory", "bad_alloc")
 
@@ -61,9 +65,6 @@ class Sessions:
         read: Name of a graph -> its bytes, checked.
         device: `cpu` or `cuda:N`.
         options: How they use the machine.
-
-    Attributes:
-        recordings: Of the steps.
     """
 
     def __init__(
@@ -77,9 +78,8 @@ class Sessions:
         """Nothing is loaded yet."""
         self._folder = folder
         self._read = read
-        self._device, self._place = device, device_of(device)
+        self._device = device
         self._options = options
-        self.recordings = Recordings(options.cuda_graph and device != "cpu")
         self._lock = threading.Lock()
         # In the order of their last use.
         self._futures: OrderedDict[str, Future[ort.InferenceSession]] = OrderedDict()
@@ -113,7 +113,7 @@ class Sessions:
 
         Raises:
             BundleError: The graph is damaged, or needs a newer ONNX Runtime.
-            ParameterError: Its step is to be recorded and cannot be.
+            OutOfDeviceMemory: There is no room for it.
         """
         with self._lock:
             future = self._futures.get(name)
@@ -154,35 +154,44 @@ class Sessions:
         name: str,
         inputs: Mapping[str, np.ndarray[Any, Any] | ort.OrtValue],
         *,
-        into: Mapping[str, Place] | None = None,
+        into: Mapping[str, ort.OrtValue] | None = None,
+        rows: slice = slice(0),
     ) -> dict[str, ort.OrtValue]:
         """Run a graph once; its outputs stay on the device.
 
         Args:
             name: Of the graph.
             inputs: By name.
-            into: Outputs that are written into memory at hand.
+            into: Arrays at hand; outputs of these names are written into some rows of them.
+            rows: Which ones.
+
+        Raises:
+            OutOfDeviceMemory: There was no room.
+            EngineError: Anything else that ONNX Runtime refuses.
         """
         session = self.get(name)
-        with self.recordings.turn, translated(f"running the graph {name}"):
+        place = _place(self._device)
+        try:
             binding = session.io_binding()
             for key, value in inputs.items():
                 if isinstance(value, np.ndarray):
-                    value = ort.OrtValue.ortvalue_from_numpy(
-                        np.ascontiguousarray(value), *self._place
-                    )
+                    value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), *place)
                 binding.bind_ortvalue_input(key, value)
             names = [output.name for output in session.get_outputs()]
             for output in names:
-                if into is not None and output in into:
-                    place = into[output]
-                    binding.bind_output(
-                        output, *self._place, place.dtype.type, list(place.shape), place.address
-                    )
-                else:
-                    binding.bind_output(output, *self._place)
+                whole = None if into is None else into.get(output)
+                if whole is None:
+                    binding.bind_output(output, *place)
+                    continue
+                count, *rest = whole.shape()
+                assert 0 <= rows.start < rows.stop <= count
+                address = whole.data_ptr() + rows.start * (whole.tensor_size_in_bytes() // count)
+                dtype = NUMPY_TYPE[whole.data_type()].type
+                binding.bind_output(output, *place, dtype, [rows.stop - rows.start, *rest], address)
             session.run_with_iobinding(binding)
             return dict(zip(names, binding.get_outputs(), strict=True))
+        except LAUNCH_ERRORS as error:
+            raise failed(f"running the graph {name}", error) from error
 
     def _create(self, name: str) -> ort.InferenceSession:
         options, chosen = ort.SessionOptions(), self._options
@@ -206,11 +215,11 @@ class Sessions:
         )
         graph = self._read(name)
         try:
-            return ort.InferenceSession(graph, options, providers=self._providers(name))
+            return ort.InferenceSession(graph, options, providers=self._providers())
         except ORT_ERRORS as error:
             raise self._explain(name, error) from error
 
-    def _providers(self, name: str) -> list[Any]:
+    def _providers(self) -> list[Any]:
         if self._device == "cpu":
             return ["CPUExecutionProvider"]
         cuda: dict[str, str] = {
@@ -220,20 +229,12 @@ class Sessions:
         }
         if self._options.cuda_memory_bytes:
             cuda["gpu_mem_limit"] = str(self._options.cuda_memory_bytes)
-        if self.recordings.is_on and name.startswith("denoise_step"):
-            cuda["enable_cuda_graph"] = "1"
         return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
     def _explain(self, name: str, error: Exception) -> BootPIGError:
         text = _one_line(error)
         if _is_out_of_memory(error):
             return OutOfDeviceMemory(f"loading the graph {name}")
-        if "graph capture" in text:
-            return ParameterError(
-                f"backend option cuda_graph is True, but onnxruntime {ort.__version__} cannot "
-                f"record the graph {name}: it runs a part of it on the CPU, such as sums of sizes; "
-                f"leave the option out, or take the backend tensorrt ({text[:120]})"
-            )
         found = _TOO_NEW.search(text)
         if found is not None:
             reason = (
@@ -247,26 +248,35 @@ class Sessions:
         return BundleError(f"graph {name} in {self._folder} {reason}; {fix}", self._folder)
 
 
-@contextlib.contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Errors of ONNX Runtime inside become ours.
+def to_device(array: np.ndarray[Any, Any], device: str) -> ort.OrtValue:
+    """A copy of an array on the device; on the CPU the array itself, which must not change."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *_place(device))
+
+
+def empty(shape: Sequence[int], dtype: Any, device: str) -> ort.OrtValue:
+    """Memory on the device that nothing was written to."""
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), *_place(device))
+
+
+def failed(what: str, error: Exception) -> BootPIGError:
+    """Our error for one of `LAUNCH_ERRORS`.
 
     Args:
-        what: Is done, for the message.
-
-    Raises:
-        OutOfDeviceMemory: There was no room.
-        EngineError: Anything else that ONNX Runtime refuses.
+        what: Was done, for the message.
+        error: What ONNX Runtime raised.
     """
-    try:
-        yield
-    except _RUN_ERRORS as error:
-        if _is_out_of_memory(error):
-            raise OutOfDeviceMemory(what) from error
-        raise EngineError(
-            f"onnxruntime {ort.__version__} failed while {what}: {_one_line(error)[:300]}; verify "
-            "the bundle with bootpig-rt verify DIR"
-        ) from error
+    if _is_out_of_memory(error):
+        return OutOfDeviceMemory(what)
+    return EngineError(
+        f"onnxruntime {ort.__version__} failed while {what}: {_one_line(error)[:300]}; verify the "
+        "bundle with bootpig-rt verify DIR"
+    )
+
+
+def _place(device: str) -> tuple[str, int]:
+    """`cpu` -> (`cpu`, 0), `cuda:1` -> (`cuda`, 1)."""
+    kind, _, index = device.partition(":")
+    return kind, int(index or 0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

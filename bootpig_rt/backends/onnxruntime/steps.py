@@ -2,51 +2,43 @@
 
 Two buffers hold the state, latents and the solver's history, and take turns: an even step reads
 the first and writes the second. Every other input stays where it is; the host writes the number of
-the step and launches. So each of the two bindings could be recorded: all that it reads and writes
-keeps its address as long as the run lives.
+the step and launches.
 """
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
-from bootpig_rt.backends.derived import Derived
-from bootpig_rt.backends.onnxruntime.sessions import Sessions, translated
-from bootpig_rt.backends.onnxruntime.tables import (
-    DeviceTable,
-    JoinedTables,
-    StreamedTables,
-    join,
+from bootpig_rt.backends.derived import Derived, Layers
+from bootpig_rt.backends.onnxruntime.sessions import (
+    LAUNCH_ERRORS,
+    Sessions,
+    empty,
+    failed,
+    to_device,
 )
-from bootpig_rt.backends.onnxruntime.values import empty, to_device
+from bootpig_rt.backends.onnxruntime.tables import DeviceTable, StreamedTables, join
 from bootpig_rt.backends.step_inputs import distinct, graph_name, step_inputs
-
-_TYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class TextLayers:
-    """Keys and values of distinct texts: `text_k_0`, ... -> [P, S, H * D]."""
-
-    layers: dict[str, ort.OrtValue]
 
 
 class Shared:
-    """What runs of a backend share: tables side by side and projected texts, while they live."""
+    """What runs of a backend share while they live.
+
+    Attributes:
+        tables: Of several subjects, side by side: `k_0`, `v_0`, ... -> [sum of E * R, H, M, D].
+        texts: Projected: `text_k_0`, `text_v_0`, ... -> [P, S, H * D].
+    """
 
     def __init__(self) -> None:
         """Nothing is made yet."""
-        self.tables: Derived[JoinedTables] = Derived()
-        self.texts: Derived[TextLayers] = Derived()
+        self.tables: Derived[Layers] = Derived()
+        self.texts: Derived[Layers] = Derived()
 
 
 class OnnxRuntimeRun:
@@ -56,8 +48,12 @@ class OnnxRuntimeRun:
         sessions: Of the bundle.
         batch: What the steps read.
         state: To go on from; None starts from the batch's noise.
+        graph_type: What the graphs read and write.
         device: `cpu` or `cuda:N`.
         shared: What other runs made of the same tables and texts.
+
+    Raises:
+        OutOfDeviceMemory: There is no room for it.
     """
 
     def __init__(
@@ -66,105 +62,95 @@ class OnnxRuntimeRun:
         batch: DenoiseBatch,
         state: FloatArray | None,
         *,
+        graph_type: np.dtype[Any],
         device: str,
         shared: Shared,
     ) -> None:
         """Upload what is on the host and bind all of it."""
-        self._recordings = sessions.recordings
-        self._device = device
-        with self._recordings.turn, translated("uploading a batch"):
-            self._upload(sessions, batch, state, shared)
+        self._sessions, self._shared = sessions, shared
+        self._graph_type, self._device = graph_type, device
+        try:
+            self._upload(batch, state)
+        except LAUNCH_ERRORS as error:
+            raise failed("uploading a batch", error) from error
 
-    def _upload(
-        self, sessions: Sessions, batch: DenoiseBatch, state: FloatArray | None, shared: Shared
-    ) -> None:
+    def _upload(self, batch: DenoiseBatch, state: FloatArray | None) -> None:
         device = self._device
-        tables = [table for table in batch.tables if isinstance(table, DeviceTable)]
-        joined: JoinedTables | None = None
-        entry_of_step = batch.entry_of_step
-        if tables and len(tables) == len(batch.tables):
-            once, _ = distinct(tables)
-            joined = shared.tables.of(once, lambda: join(once, device))
-            entries_of = {id(table): table.entries for table in once}
-            entries = [entries_of[table] for table in joined.order]
-            table_of_slot = [joined.order.index(id(table)) for table in tables]
-        else:
-            batch = replace(batch, entry_of_step=np.zeros_like(entry_of_step))
+        self._streamed: StreamedTables | None = None
+        self._joined: Layers | None = None  # held for other runs, which may come while this lives
+        tables, table_of_slot = distinct(batch.tables)
+        on_device = [table for table in tables if isinstance(table, DeviceTable)]
+        table: Mapping[str, Any] | None = None
+        if len(on_device) < len(tables):
+            self._streamed = StreamedTables(
+                batch.tables, batch.entry_of_step, self._graph_type, device
+            )
+            table = self._streamed.layers
             # One entry of each, also of a table that is read at two entries at once.
             entries, table_of_slot = [1] * len(batch.tables), list(range(len(batch.tables)))
+            batch = replace(batch, entry_of_step=np.zeros_like(batch.entry_of_step))
+        else:
+            entries = [one.entries for one in on_device]
+            if len(tables) > 1:
+                self._joined = self._shared.tables.of(
+                    on_device, lambda: Layers(join(on_device, device))
+                )
+                table = self._joined.arrays
+            elif tables:
+                table = on_device[0].layers
         laid_out = step_inputs(batch, entries, state, table_of_slot=table_of_slot)
         self._graph = graph_name(batch.merge, laid_out.slots)
-        self._session = sessions.get(self._graph)
-        known = {value.name: value for value in self._session.get_inputs()}
-        graph_type = _TYPES[known["k_0"].type]
-        self._streamed: StreamedTables | None = None
-        self._joined = joined  # held for other runs, which may come while this one lives
-        if joined is not None:
-            table = joined.layers
-        elif batch.tables:
-            self._streamed = StreamedTables(batch.tables, entry_of_step, graph_type, device)
-            table = self._streamed.layers
-        else:
-            table = _nothing(known, graph_type, device)
-        text = self._text(sessions, batch, laid_out.text_of_row, graph_type, shared)
+        self._session = self._sessions.get(self._graph)
         first = laid_out.arrays.pop("state")
-        self._step = to_device(np.zeros(1, np.int64), device)
+        given: dict[str, Any] = {
+            "step": np.zeros(1, np.int64),
+            **self._text(batch, laid_out.text_of_row),
+            **laid_out.arrays,
+            **(_nothing(self._session, self._graph_type) if table is None else table),
+        }
+        self._inputs: dict[str, ort.OrtValue] = {
+            name: to_device(value, device) if isinstance(value, np.ndarray) else value
+            for name, value in given.items()
+        }
         self._states = (to_device(first.copy(), device), empty(first.shape, np.float32, device))
         self._estimate = to_device(first[0].copy(), device)
-        self._inputs: dict[str, ort.OrtValue] = {
-            "step": self._step,
-            **text,
-            **{name: to_device(array, device) for name, array in laid_out.arrays.items()},
-            **table,
-        }
         self._current = 0
         self._bindings = tuple(self._bind(source) for source in range(2))
 
-    def _text(
-        self,
-        sessions: Sessions,
-        batch: DenoiseBatch,
-        text_of_row: IntArray,
-        graph_type: np.dtype[Any],
-        shared: Shared,
-    ) -> dict[str, ort.OrtValue]:
+    def _text(self, batch: DenoiseBatch, text_of_row: IntArray) -> dict[str, Any]:
         """Keys and values of the rows' texts, `text_k_0`, ... -> [N, S, H * D].
 
         On a CPU texts are projected once, and rows picked from them. On a GPU one launch does both,
         in less time than hundreds of copies take.
         """
-        given = batch.prompt_embeds
-        states = given
+        given = states = batch.prompt_embeds
         if isinstance(states, np.ndarray):
-            states = to_device(states.astype(graph_type), self._device)
+            states = to_device(states.astype(self._graph_type), self._device)
 
         def project(text_of_row: IntArray) -> dict[str, ort.OrtValue]:
             inputs = {"prompt_embeds": states, "text_of_row": text_of_row}
-            return sessions.launch("text_kv", inputs)
+            return self._sessions.launch("text_kv", inputs)
 
         if self._device != "cpu":
             return project(text_of_row)
         every = np.arange(states.shape()[0], dtype=np.int64)
-        self._texts = shared.texts.of([given], lambda: TextLayers(project(every)))
-        return {
-            name: to_device(value.numpy()[text_of_row], self._device)
-            for name, value in self._texts.layers.items()
-        }
+        self._texts = self._shared.texts.of([given], lambda: Layers(project(every)))
+        return {name: value.numpy()[text_of_row] for name, value in self._texts.arrays.items()}
 
     def step(self, index: int) -> None:
         """Do one step: write its number, launch, and let the buffers change places."""
-        with self._recordings.turn, translated(f"running the graph {self._graph}"):
+        try:
             if self._streamed is not None:
                 self._streamed.load(index)
-            self._step.update_inplace(np.array([index], dtype=np.int64))
-            binding, options = self._bindings[self._current]
-            self._session.run_with_iobinding(binding, options)
+            self._inputs["step"].update_inplace(np.array([index], dtype=np.int64))
+            self._session.run_with_iobinding(self._bindings[self._current])
+        except LAUNCH_ERRORS as error:
+            raise failed(f"running the graph {self._graph}", error) from error
         self._current = 1 - self._current
 
     def state(self) -> FloatArray:
         """Current sample and history, float32 [1 + K, B, C, h, w]."""
-        with self._recordings.turn:
-            state: FloatArray = self._states[self._current].numpy().copy()
+        state: FloatArray = self._states[self._current].numpy().copy()
         return state
 
     def latents(self) -> FloatArray:
@@ -174,34 +160,25 @@ class OnnxRuntimeRun:
 
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
-        with self._recordings.turn:
-            estimate: FloatArray = self._estimate.numpy().copy()
+        estimate: FloatArray = self._estimate.numpy().copy()
         return estimate
 
-    def _bind(self, source: int) -> tuple[Any, ort.RunOptions | None]:
-        """Everything at its address, and the run options: a recording's, where steps are recorded.
-
-        ONNX Runtime may run a step several times before it has its recording. That is harmless: a
-        step writes nothing that it reads.
-        """
+    def _bind(self, source: int) -> Any:
+        """Everything at its address, for a step that reads one of the two buffers."""
         binding = self._session.io_binding()
         for name, value in self._inputs.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_input("state", self._states[source])
         binding.bind_ortvalue_output("next_state", self._states[1 - source])
         binding.bind_ortvalue_output("estimate", self._estimate)
-        if not self._recordings.is_on:
-            return binding, None
-        number, options = self._recordings.begin()
-        weakref.finalize(self, self._recordings.end, self._session, number)
-        return binding, options
+        return binding
 
 
-def _nothing(known: dict[str, Any], dtype: np.dtype[Any], device: str) -> dict[str, ort.OrtValue]:
+def _nothing(session: ort.InferenceSession, dtype: np.dtype[Any]) -> dict[str, Any]:
     """A table of one reference with one token, for a batch in which no row reads any."""
     table = {}
-    for name, value in known.items():
-        if name[:2] in ("k_", "v_"):
+    for value in session.get_inputs():
+        if value.name[:2] in ("k_", "v_"):
             _, heads, _, size = value.shape
-            table[name] = to_device(np.zeros((1, heads, 1, size), dtype), device)
+            table[value.name] = np.zeros((1, heads, 1, size), dtype)
     return table

@@ -7,6 +7,8 @@ when a step reads them.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from bootpig_rt.backends.cuda.memory import Cuda
 from bootpig_rt.backends.host_table import (
     NUMPY_TYPE,
     HostArray,
@@ -23,14 +26,12 @@ from bootpig_rt.backends.host_table import (
     check_table,
     pack,
 )
-from bootpig_rt.backends.onnxruntime.values import (
-    Place,
-    concatenate,
-    empty,
-    rows_of,
-    to_device,
-)
+from bootpig_rt.backends.onnxruntime.sessions import NUMPY_TYPE as GRAPH_TYPE
+from bootpig_rt.backends.onnxruntime.sessions import empty, to_device
 from bootpig_rt.backends.step_inputs import distinct
+from bootpig_rt.errors import BackendUnavailable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,10 @@ class TableWriter:
         dtype: How the table is to be kept.
         graph_type: What the graphs read and write.
         device: `cpu` or `cuda:N`.
+
+    Attributes:
+        into: Arrays that a launch may write its rows into: `k_0`, `v_0`, ... -> [E * R, H, M, D].
+            None for a table in another type than the graphs'.
     """
 
     def __init__(
@@ -87,28 +92,21 @@ class TableWriter:
     ) -> None:
         """Make room for all of it."""
         self._entries, self._references, self._dtype = entries, references, dtype
-        self._graph_type = graph_type
-        self._is_native = dtype == graph_type.name
+        is_native = dtype == graph_type.name
         # On a GPU all of a table would cross to the host for it. Numbers that are no numbers go
         # through the U-Net to its last layer; what overflows in a projection alone, the check of
         # the finished latents finds.
         names = layer_names(len(shapes))
         self._looked_at = names if device == "cpu" else names[-2:]
         rows = entries * references
-        self._values: dict[str, ort.OrtValue] = {}
+        self.into: dict[str, ort.OrtValue] | None = {} if is_native else None
         self._packed: dict[str, HostArray] = {}
         for layer, shape in enumerate(shapes):
             for name in (f"k_{layer}", f"v_{layer}"):
-                if self._is_native:
-                    self._values[name] = empty((rows, *shape), graph_type, device)
+                if self.into is not None:
+                    self.into[name] = empty((rows, *shape), graph_type, device)
                 else:
                     self._packed[name] = _room(rows, shape, dtype)
-
-    def places(self, rows: slice) -> dict[str, Place] | None:
-        """Where a launch of these rows writes, if it can write to the table itself."""
-        if not self._is_native:
-            return None
-        return {name: rows_of(v, rows, self._graph_type) for name, v in self._values.items()}
 
     def take(self, rows: slice, made: Mapping[str, ort.OrtValue]) -> None:
         """Check what a launch made and keep it: in the graphs' own type it lies there already.
@@ -116,7 +114,7 @@ class TableWriter:
         Raises:
             NumericalError: NaN or Inf, or numbers that the type cannot hold.
         """
-        if self._is_native:
+        if self.into is not None:
             for name in self._looked_at:
                 check_table(made[name].numpy(), "table")
             return
@@ -128,8 +126,8 @@ class TableWriter:
 
     def finish(self) -> Table:
         """The table."""
-        if self._is_native:
-            return DeviceTable(self._values, self._entries, self._references, self._dtype)
+        if self.into is not None:
+            return DeviceTable(self.into, self._entries, self._references, self._dtype)
         lead = (self._entries, self._references)
         parts = [
             HostArray(
@@ -185,27 +183,45 @@ def upload(table: HostTable, graph_type: np.dtype[Any], device: str, *, is_resid
     return DeviceTable(layers, entries, references, table.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class JoinedTables:
-    """Several tables in a row, as the graphs read them.
+def join(tables: Sequence[DeviceTable], device: str) -> dict[str, ort.OrtValue]:
+    """Several tables in a row, as the graphs read them: [sum of E * R, H, M, D].
 
-    Attributes:
-        layers: `k_0`, `v_0`, ... -> [sum of E * R, H, M, D].
-        order: The tables by `id`, as they lie.
+    On a GPU copied there by `cuda-python`, which the extra `gpu` installs; without it, or where it
+    does not go with the driver, through the host.
     """
+    cuda = None if device == "cpu" else _cuda(int(device.partition(":")[2]))
+    joined = {}
+    for name in tables[0].layers:
+        values = [table.layers[name] for table in tables]
+        if cuda is None:
+            joined[name] = to_device(np.concatenate([value.numpy() for value in values]), device)
+        else:
+            joined[name] = copied_in_a_row(values, device, cuda)
+    return joined
 
-    layers: dict[str, ort.OrtValue]
-    order: tuple[int, ...]
+
+def copied_in_a_row(values: Sequence[ort.OrtValue], device: str, cuda: Any) -> ort.OrtValue:
+    """One array of several, copied on the device: what ONNX Runtime launched there has ended."""
+    first = values[0]
+    rows = sum(value.shape()[0] for value in values)
+    whole = empty((rows, *first.shape()[1:]), GRAPH_TYPE[first.data_type()], device)
+    cuda.activate()
+    address = whole.data_ptr()
+    for value in values:
+        nbytes = int(value.tensor_size_in_bytes())
+        cuda.copy(value.data_ptr(), address, nbytes)
+        address += nbytes
+    cuda.wait()
+    return whole
 
 
-def join(tables: Sequence[DeviceTable], device: str) -> JoinedTables:
-    """Several tables, each another, in a row; a table alone is not copied."""
-    layers = tables[0].layers
-    if len(tables) > 1:
-        layers = {
-            name: concatenate([table.layers[name] for table in tables], device) for name in layers
-        }
-    return JoinedTables(layers, tuple(map(id, tables)))
+@functools.cache
+def _cuda(index: int) -> Cuda | None:
+    try:
+        return Cuda(index)
+    except BackendUnavailable as error:
+        logger.info("reference tables of several subjects are joined on the host: %s", error)
+        return None
 
 
 class StreamedTables:

@@ -25,14 +25,13 @@ from bootpig_rt.backends.base import (
 )
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.cuda.memory import Cuda, CudaGraph, DeviceArray
-from bootpig_rt.backends.derived import Derived
+from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable, TableDtype
 from bootpig_rt.backends.options import TensorRTOptions
 from bootpig_rt.backends.step_inputs import StepInputs, distinct, graph_name, step_inputs
 from bootpig_rt.backends.tensorrt.engine import Engine, Launch, arena_bytes
 from bootpig_rt.backends.tensorrt.flavours import Flavour, flavour_of
 from bootpig_rt.backends.tensorrt.tables import (
-    JoinedTables,
     Table,
     TableWindow,
     download_table,
@@ -91,7 +90,7 @@ class TensorRTBackend:
         spec = bundle_spec(bundle)
         runtime_name = f"{self._flavour.package} {trt.__version__}"
         self.spec: PairSpec = replace(spec, resident_dtype=spec.precision, runtime=runtime_name)
-        self._tables: Derived[JoinedTables] = Derived()
+        self._tables: Derived[Layers] = Derived()
         # One stream and one scratch memory: launches of several threads take turns.
         self._lock = threading.RLock()
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
@@ -276,20 +275,20 @@ class TensorRTBackend:
             self._cuda.copy(source, texts.address + number * size, size)
         return texts
 
-    def joined(self, tables: Sequence[Table]) -> JoinedTables:
+    def joined(self, tables: Sequence[Table]) -> Layers:
         """Resident tables, each another, in a row; a table alone is not copied.
 
         Kept while the tables live: pictures of the same subjects come and go without copies.
         """
 
-        def join() -> JoinedTables:
+        def join() -> Layers:
             with self._lock:
                 self._cuda.activate()
                 layers = {
                     name: self._join([table.layers[name] for table in tables])
                     for name in tables[0].layers
                 }
-            return JoinedTables(layers, tuple(map(id, tables)))
+            return Layers(layers)
 
         return self._tables.of(tables, join)
 
@@ -324,11 +323,7 @@ class TensorRTRun:
             tables, table_of_slot = list(batch.tables), list(range(len(batch.tables)))
             batch = replace(batch, entry_of_step=np.zeros_like(batch.entry_of_step))
         self._joined = None if streams or not tables else backend.joined(tables)
-        counts = [1] * len(tables)
-        if self._joined is not None:
-            of_table = {id(table): table.entries for table in tables}
-            counts = [of_table[table] for table in self._joined.order]
-            table_of_slot = [self._joined.order.index(id(table)) for table in batch.tables]
+        counts = [1 if streams else table.entries for table in tables]
         laid_out: StepInputs = step_inputs(batch, counts, state, table_of_slot=table_of_slot)
         engine = backend.engine(graph_name(batch.merge, laid_out.slots))
         with backend._lock:
@@ -411,7 +406,7 @@ class TensorRTRun:
             self._window.show(self._entries[0])
             return self._window.arrays
         assert self._joined is not None
-        return {spec.name: self._joined.layers[spec.name] for spec in specs}
+        return {spec.name: self._joined.arrays[spec.name] for spec in specs}
 
     def _download(self, array: DeviceArray) -> FloatArray:
         with self._backend._lock:

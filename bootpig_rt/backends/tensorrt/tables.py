@@ -97,19 +97,6 @@ class Table:
         return self.host.nbytes
 
 
-@dataclass(frozen=True, eq=False)
-class JoinedTables:
-    """Several resident tables in a row, as engines read them.
-
-    Attributes:
-        layers: `k_0`, `v_0`, ... -> [sum of E * R, H, M, D].
-        order: The tables by `id`, as they lie.
-    """
-
-    layers: Mapping[str, DeviceArray]
-    order: tuple[int, ...]
-
-
 def is_exact(dtype: TableDtype, native: str) -> bool:
     """Whether numbers of the engines' type can be kept in `dtype` and read back unchanged."""
     return dtype == native or dtype == "float32"
