@@ -38,7 +38,7 @@ from bootpig_rt.images.picture import prepare_reference
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.pipeline import Pipeline
-from bootpig_rt.reference.reference_table import reference_latents
+from bootpig_rt.reference.reference_pass import reference_latents
 from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions

@@ -19,7 +19,6 @@ from bootpig_rt.checks import (
     check_seed,
     check_share,
     check_steps,
-    wrap_seed,
 )
 from bootpig_rt.diffusion.noise_schedule import SOLVERS
 from bootpig_rt.errors import ParameterError
@@ -110,16 +109,6 @@ class Request:
     def of_subject(self, subject: Subject) -> Request:
         """The same request, of a subject."""
         return replace(self, subject=subject)
-
-    def of_pictures(self) -> tuple[Request, ...]:
-        """One request for each picture, each with its own seed."""
-        if self.num_images_per_prompt == 1:
-            return (self,)
-        first = self.seed or 0
-        return tuple(
-            replace(self, num_images_per_prompt=1, seed=wrap_seed(first + index))
-            for index in range(self.num_images_per_prompt)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

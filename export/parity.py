@@ -20,9 +20,9 @@ from bootpig_rt.bundle.manifest import ParityResult, Profile, finite_or_none
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
 from bootpig_rt.diffusion.solver import BatchSolver, SolverTable, solver_table
-from bootpig_rt.engine.guidance import PictureBranches, plan_guidance
+from bootpig_rt.engine.rows import PictureBranches, plan_guidance
 from bootpig_rt.export.parity_limits import Limits
-from bootpig_rt.reference.reference_table import reference_latents
+from bootpig_rt.reference.reference_pass import reference_latents
 from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.text.tokenizer import Tokenizer
 

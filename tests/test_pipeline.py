@@ -418,7 +418,7 @@ def test_nan_in_the_model_is_an_error_and_no_black_picture(
     nan = np.full((1, 3, 32, 32), np.nan, dtype=np.float32)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline._backend, "decode", lambda latents: nan)
-        with pytest.raises(NumericalError, match="after the image decoder"):
+        with pytest.raises(NumericalError, match="the decoded picture holds NaN"):
             pipeline(PROMPT, subject=dog)
     start = pipeline._backend.start
     with monkeypatch.context() as patch:

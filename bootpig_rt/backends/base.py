@@ -2,8 +2,9 @@
 
 A backend holds a pair on a device and does five things: encode text, encode images, run a
 reference pass, take a step, decode images. It knows nothing about prompts as text, schedules, seeds
-or files of pictures. Arrays typed `DeviceArray` are the backend's own and stay on its device; the
-pipeline only passes them on. All others are numpy.
+or files of pictures, and is asked for nothing that its `PairSpec` does not allow: requests are
+checked when they are submitted. Arrays typed `DeviceArray` are the backend's own and stay on its
+device; the pipeline only passes them on. All others are numpy.
 
 Every method may be called from several threads at once.
 """
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, TableDtype
 from bootpig_rt.bundle.pair_config import Merge, PairConfig
 from bootpig_rt.diffusion.solver import BatchSolver, NoiseSchedule
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.errors import NumericalError
 
 DeviceArray: TypeAlias = Any
 """An array that only the backend that made it can read."""
@@ -75,85 +76,6 @@ class PairSpec:
     max_references: int | None = None
     max_steps: int | None = None
     sides_px: tuple[int, int] | None = None
-
-    def check_texts(self, prompt_embeds: DeviceArray, rows: int | None = None) -> None:
-        """Refuse text states of another shape than this pair's text encoder gives.
-
-        Args:
-            prompt_embeds: [P, S, E]; arrays of the backend itself are not looked at.
-            rows: P, where it must be this.
-
-        Raises:
-            ParameterError: The shape is another.
-        """
-        if not isinstance(prompt_embeds, np.ndarray):
-            return
-        shape = prompt_embeds.shape
-        expected = ("P" if rows is None else rows, *(self.text_shape or ("S", "E")))
-        fits = all(
-            got == want for got, want in zip(shape, expected, strict=False) if isinstance(want, int)
-        )
-        if len(shape) != 3 or not fits:
-            raise ParameterError(
-                f"text states have shape {list(shape)}, expected "
-                f"[{', '.join(map(str, expected))}]; encode the prompt or the subject again with "
-                "this pair"
-            )
-
-    def check_sizes(
-        self,
-        *,
-        width_px: int | None = None,
-        height_px: int | None = None,
-        batch: int | None = None,
-        references: int | None = None,
-        steps: int | None = None,
-    ) -> None:
-        """Refuse what the backend cannot launch; sizes left out are not compared.
-
-        Args:
-            width_px: Of pictures or reference images.
-            height_px: Of pictures or reference images.
-            batch: Pictures drawn at once.
-            references: Of one subject.
-            steps: Of the solver.
-
-        Raises:
-            ParameterError: Names the limit and the option of `build-engine` that raises it.
-        """
-        for name, size in (("width", width_px), ("height", height_px)):
-            if size is None or self.sides_px is None:
-                continue
-            low, high = self.sides_px
-            if not low <= size <= high:
-                raise ParameterError(
-                    f"{name} is {size}, expected {low}..{high}, which this bundle was built for; "
-                    f"choose another, or build again with --resolution "
-                    f"{min(low, size)}:{max(high, size)}"
-                )
-        for name, count, limit, option in (
-            ("batch", batch, self.max_batch, "--max-batch"),
-            ("number of references", references, self.max_references, "--max-references"),
-            ("number of steps", steps, self.max_steps, "--steps"),
-        ):
-            if count is not None and limit is not None and not 1 <= count <= limit:
-                raise ParameterError(
-                    f"{name} is {count}, expected {'1' if limit == 1 else f'1..{limit}'}, which "
-                    f"this bundle was built for; ask for fewer, or build again with {option} "
-                    f"{count}"
-                )
-
-    def check_batch(self, batch: DenoiseBatch) -> None:
-        """`check_sizes` and `check_texts` of a batch."""
-        self.check_texts(batch.prompt_embeds)
-        count, _, height, width = batch.latents.shape
-        self.check_sizes(
-            width_px=width * self.vae_scale_factor,
-            height_px=height * self.vae_scale_factor,
-            batch=count,
-            references=max(batch.num_references, default=None),
-            steps=batch.solver.num_steps,
-        )
 
 
 @dataclass(frozen=True)
@@ -289,7 +211,6 @@ class Backend(Protocol):
 
         Raises:
             NumericalError: The table holds NaN or Inf.
-            ParameterError: The text states are not of this pair's shape.
         """
 
     def download_table(self, data: DeviceArray) -> HostTable:
@@ -326,3 +247,23 @@ BackendLoader: TypeAlias = Callable[..., Backend]
 The pair is a folder for torch. The others take a `Bundle`: it was opened once, and what is loaded
 is what was checked then.
 """
+
+
+def check_finite(array: FloatArray, after: str) -> FloatArray:
+    """Return the array if all of it is finite: no picture is ever made from NaN.
+
+    Args:
+        array: float32 [B, ...], one entry a picture.
+        after: What made it, for the message.
+
+    Raises:
+        NumericalError: Says which pictures of the batch are affected.
+    """
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not finite.all():
+        bad = ", ".join(str(index) for index in np.flatnonzero(~finite))
+        raise NumericalError(
+            f"NaN or Inf in picture {bad} of the batch after {after}, expected finite numbers; "
+            "lower the guidance scales, take another solver or check the weights"
+        )
+    return array

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     planned: dict[str, Any] = {
         "table_bytes": pipeline.table_bytes(len(references), **manner),
         "dtype": pipeline.table_dtype,
-        "schedule": str(plan.schedule),
+        "schedule": plan.parameters.reference_schedule,
         "steps": plan.solver.num_steps,
         "num_references": len(references),
     }

@@ -107,15 +107,16 @@ def run(args: argparse.Namespace) -> int:
             ),
         )
         size_px, generator = pipeline.spec.config.sample_size_px, drawer
+        made = drawer.plan.parameters
         about = {
-            "name": pipeline.spec.config.name,
-            "fingerprint": pipeline.spec.fingerprint,
-            "steps": drawer.plan.solver.num_steps,
-            "solver": drawer.plan.solver.name,
-            "merge": drawer.plan.merge,
-            "reference_schedule": str(drawer.plan.schedule),
-            "image_guidance_scale": drawer.plan.image_guidance_scale,
-            "text_guidance_scale": drawer.plan.text_guidance_scale,
+            "name": made.model,
+            "fingerprint": made.model_fingerprint,
+            "steps": made.num_inference_steps,
+            "solver": made.solver,
+            "merge": made.merge,
+            "reference_schedule": made.reference_schedule,
+            "image_guidance_scale": made.image_guidance_scale,
+            "text_guidance_scale": made.text_guidance_scale,
         }
     training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
     judges = build_judges(subjects, config, training, size_px=size_px, cache=args.output / "judges")

@@ -1,4 +1,4 @@
-"""Engine: what everything that draws submits to, and who runs its loop.
+"""Engine: what everything that draws submits to.
 
 A call, threads, a stream, a server: whatever asks gets a `Job` here. The loop runs on the thread
 that waits for it, or between `start` and `close` on one of its own. Threads that wait at once take
@@ -8,25 +8,19 @@ turns at running it, each for the requests of all.
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Self, TypedDict, Unpack
 
 from bootpig_rt.backends.base import Backend
-from bootpig_rt.engine.batch import Picture
-from bootpig_rt.engine.events import DoneEvent, Event, Launch, OnEvent, StepEvent
+from bootpig_rt.engine.events import DoneEvent, Event, OnEvent, StepEvent
 from bootpig_rt.engine.job import Job
-from bootpig_rt.engine.loop import LOOK_AGAIN_S, Loop
+from bootpig_rt.engine.loop import Loop
 from bootpig_rt.engine.options import EngineOptions
 from bootpig_rt.engine.plan import Plan, Planner
-from bootpig_rt.errors import EngineFull, ParameterError
 from bootpig_rt.request import GenerationResult, Request, Timings
 from bootpig_rt.storage.store import SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 class JobOptions(TypedDict, total=False):
@@ -63,23 +57,24 @@ class Engine:
     ) -> None:
         """Nothing runs yet."""
         self.max_batch = min(max_batch, backend.spec.max_batch or max_batch)
-        self.options = EngineOptions() if options is None else options
         self.planner = Planner(backend, store.options)
         self._tokenizer = tokenizer
-        # Guards who waits, who runs and who drives; told whenever one of them changes.
-        self._changed = threading.Condition(threading.RLock())
         self._loop = Loop(
             backend,
             tokenizer,
             store,
-            self.planner,
             max_batch=self.max_batch,
-            changed=self._changed,
-            launched=self._launched,
+            options=EngineOptions() if options is None else options,
         )
-        self._driver: threading.Thread | None = None
-        self._thread: threading.Thread | None = None
-        self._is_closing = False
+
+    @property
+    def options(self) -> EngineOptions:
+        """How many may wait, what a request may ask for, and who watches; may be changed."""
+        return self._loop.options
+
+    @options.setter
+    def options(self, options: EngineOptions) -> None:
+        self._loop.options = options
 
     # Asking
 
@@ -120,7 +115,7 @@ class Engine:
             priority=priority,
             request_id=request_id,
         )
-        self._admit([job])
+        self._loop.add([job])
         return job
 
     def submit_all(
@@ -133,7 +128,7 @@ class Engine:
             jobs.append(Job(request, self._plans(request), timings=timings))
             if told is not None:
                 jobs[-1].on_event = told.of(jobs[-1])
-        self._admit(jobs)
+        self._loop.add(jobs)
         return jobs
 
     async def asubmit(self, request: Request, **options: Unpack[JobOptions]) -> GenerationResult:
@@ -176,31 +171,26 @@ class Engine:
     @property
     def is_served(self) -> bool:
         """It runs on a thread of its own."""
-        return self._thread is not None
+        return self._loop.is_served
 
     @property
     def num_waiting(self) -> int:
         """Pictures that have not begun."""
-        with self._changed:
-            return len(self._loop.queue)
+        return len(self._loop.waiting())
 
     @property
     def num_running(self) -> int:
         """Pictures between their first step and their last."""
-        with self._changed:
-            return len(self._loop.running())
+        return len(self._loop.running())
 
     def position(self, job: Job) -> int | None:
         """How many pictures wait ahead of a job's first waiting one; None where none waits."""
-        with self._changed:
-            ahead = [picture.job for picture in self._loop.queue]
+        ahead = [picture.job for picture in self._loop.waiting()]
         return ahead.index(job) if job in ahead else None
 
     def expected_wait_s(self) -> float:
         """Until what waits now has begun, by the pace of the last launches."""
-        with self._changed:
-            steps = sum(picture.plan.solver.num_steps for picture in self._loop.queue)
-        return max(0.05, steps * self._loop.launch_s / self.max_batch)
+        return self._loop.expected_wait_s()
 
     # Running
 
@@ -210,12 +200,7 @@ class Engine:
         Raises:
             ParameterError: It does already.
         """
-        with self._changed:
-            if self._thread is not None:
-                raise ParameterError("the engine is being served already; close it first")
-            self._is_closing = False
-            self._thread = threading.Thread(target=self._serve, name="bootpig-engine", daemon=True)
-            self._thread.start()
+        self._loop.start()
         return self
 
     def close(self, *, drain: bool = True) -> None:
@@ -224,18 +209,7 @@ class Engine:
         Args:
             drain: Draw what was submitted first; otherwise it is cancelled.
         """
-        with self._changed:
-            thread = self._thread
-            if not drain:
-                for job in {picture.job for picture in self._loop.pictures()}:
-                    job.cancel()
-            self._is_closing = True
-            self._loop.tell()
-        if thread is not None:
-            thread.join()
-        with self._changed:
-            self._thread = None
-            self._is_closing = False
+        self._loop.close(drain=drain)
 
     def __enter__(self) -> Self:
         """Started by `Pipeline.serve`."""
@@ -250,91 +224,16 @@ class Engine:
 
         An interrupt such as Ctrl-C goes through; the pictures stay as they were.
         """
-        me = threading.current_thread()
-        while not all(job.done() for job in jobs):
-            with self._changed:
-                if self._driver not in (None, me):
-                    self._changed.wait_for(
-                        lambda: self._driver is None or all(job.done() for job in jobs)
-                    )
-                    continue
-                before, self._driver = self._driver, me
-            try:
-                while not all(job.done() for job in jobs):
-                    self._step_or_wait()
-            finally:
-                with self._changed:
-                    self._driver = before  # a callback may drive inside of a step
-                    self._loop.tell()
+        self._loop.drive(jobs)
 
     def step(self) -> bool:
         """Let pictures in and out, and do one launch. Returns False where nothing could be done."""
         return self._loop.step()
 
-    def _serve(self) -> None:
-        me = threading.current_thread()
-        with self._changed:
-            self._changed.wait_for(lambda: self._driver is None)
-            self._driver = me
-        try:
-            while not self._is_closing or any(True for _ in self._loop.pictures()):
-                try:
-                    self._step_or_wait()
-                except Exception as error:  # the loop outlives what a step did not foresee
-                    logger.exception("a step failed in a way that was not foreseen")
-                    for picture in self._loop.pictures():
-                        picture.job.fail(error)
-        finally:
-            with self._changed:
-                self._driver = None
-                self._loop.tell()
-
-    def _step_or_wait(self) -> None:
-        """Where nothing could be done, wait for news: a request, a cancellation, a table."""
-        seen = self._loop.num_changes
-        if self.step():
-            return
-        with self._changed:
-            is_waited_for = len(self._loop.queue) > 0
-            self._changed.wait_for(
-                lambda: self._loop.num_changes != seen, LOOK_AGAIN_S if is_waited_for else None
-            )
-
-    def _launched(self, launch: Launch) -> None:
-        if self.options.on_launch is None:
-            return
-        try:
-            self.options.on_launch(launch)
-        except Exception:  # who watches has no part in what is drawn
-            logger.exception("on_launch failed; the engine goes on")
-
     def _plans(self, request: Request) -> list[Plan]:
         plan = self.planner.plan(request, self.options.limits)
         self._tokenizer.tell_cut(request.prompt, request.negative_prompt)
-        if request.num_images_per_prompt == 1:
-            return [plan]
-        return [replace(plan, request=one) for one in request.of_pictures()]
-
-    def _admit(self, jobs: Sequence[Job]) -> None:
-        pictures = [
-            Picture(job, number, plan) for job in jobs for number, plan in enumerate(job.plans)
-        ]
-        with self._changed:
-            if self._is_closing:
-                raise EngineFull("the engine is closing and takes no more requests", 1.0)
-            room = self.options.max_waiting - len(self._loop.queue)
-            if len(pictures) > room:
-                wait_s = self.expected_wait_s()
-                raise EngineFull(
-                    f"{len(pictures)} pictures, but {room} of {self.options.max_waiting} places to "
-                    f"wait are free; ask for fewer, or again in {wait_s:.1f} s",
-                    wait_s,
-                )
-            self._loop.queue.add(pictures)
-            self._loop.has_deadlines |= any(job.deadline is not None for job in jobs)
-            self._loop.tell()
-        for job in jobs:
-            job.add_done_callback(lambda _: self._loop.tell())
+        return plan.of_pictures(request.num_images_per_prompt)
 
 
 class _CallEvents:

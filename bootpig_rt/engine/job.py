@@ -80,10 +80,9 @@ class Job(Future[GenerationResult]):
 
     def begin(self) -> None:
         """Work on it begins: what it waited until now is queue time."""
-        if not self.has_begun:
-            self.has_begun = True
-            waited_ms = 1e3 * (time.monotonic() - self._submitted)
-            self.timings.queue_ms = max(self.timings.queue_ms, waited_ms)
+        self.has_begun = True
+        waited_ms = 1e3 * (time.monotonic() - self._submitted)
+        self.timings.queue_ms = max(self.timings.queue_ms, waited_ms)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, unless it has ended already."""

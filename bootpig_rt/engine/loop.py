@@ -1,4 +1,4 @@
-"""Loop: what happens in a step. Pictures are let in, a batch makes a launch, pictures are let out.
+"""Loop: who drives, and what happens in a step: pictures join, a batch is launched, pictures leave.
 
 Each launch takes all running pictures of one size and merge one step further; launches alternate
 where there are several. Tenants take turns, one picture at a time. What a picture becomes does not
@@ -17,51 +17,40 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import numpy as np
 from PIL.Image import Image
 
-from bootpig_rt.backends.base import Backend, FloatArray
-from bootpig_rt.backends.finite import check_finite
-from bootpig_rt.engine.batch import Batch, Group, Picture, texts_of
-from bootpig_rt.engine.events import Launch, OnLaunch, ReferenceEvent, StepEvent
+from bootpig_rt.backends.base import Backend, check_finite
+from bootpig_rt.engine.batch import Batch, Group, Picture, calls_of
+from bootpig_rt.engine.events import Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
-from bootpig_rt.engine.memory import TableUse, bytes_held
-from bootpig_rt.engine.plan import Planner
-from bootpig_rt.engine.preview import fit_preview, preview
+from bootpig_rt.engine.options import EngineOptions
+from bootpig_rt.engine.preview import Previews
 from bootpig_rt.engine.queue import Queue
+from bootpig_rt.engine.tables import LOOK_AGAIN_S, Tables
 from bootpig_rt.engine.text_states import TextStates
-from bootpig_rt.errors import Cancelled
+from bootpig_rt.errors import Cancelled, EngineFull, ParameterError
 from bootpig_rt.images.picture import to_pil
-from bootpig_rt.reference.reference_pass import make_table
-from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
-from bootpig_rt.request import Timings
 from bootpig_rt.storage.store import Claim, SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 0.02
-"""How soon a table that somebody else is making is looked for again."""
-
-_Whose: TypeAlias = tuple[str, ReferenceKey]
-"""Tenant and key of a table."""
+_PATIENCE = 8
+"""In how many steps a picture that does not fit is passed over before all others wait for it."""
 
 
 class Loop:
-    """The pictures that run, and the step that takes them on. One thread runs it at a time.
+    """The pictures that wait and run. Whoever waits for some drives it, one thread at a time.
 
     Args:
         backend: Draws.
         tokenizer: Of the pair.
         store: Keeps reference tables.
-        planner: Says what pictures are made from.
         max_batch: Pictures that are drawn at once.
-        changed: Guards who waits and who runs; told whenever one of them may go on.
-        launched: Told of every launch.
+        options: How many may wait, and who watches.
     """
 
     def __init__(
@@ -69,49 +58,164 @@ class Loop:
         backend: Backend,
         tokenizer: Tokenizer,
         store: SubjectStore,
-        planner: Planner,
         *,
         max_batch: int,
-        changed: threading.Condition,
-        launched: OnLaunch,
+        options: EngineOptions,
     ) -> None:
         """Nothing runs yet."""
-        self.max_batch = max_batch
-        self.queue = Queue()
-        self.launch_s = 0.0
-        self.num_changes = 0
-        self.has_deadlines = False
-        self._backend, self._tokenizer = backend, tokenizer
-        self._store, self._planner = store, planner
+        self.max_batch, self.options = max_batch, options
+        self._backend = backend
         self._texts = TextStates(backend, tokenizer)
+        self._tables = Tables(backend, tokenizer, store, self.tell)
+        self._previews = Previews(backend)
+        self._queue = Queue()
         self._batches: OrderedDict[Group, Batch] = OrderedDict()
-        self._lookups: dict[_Whose, Future[ReferenceTable | Claim | None]] = {}
-        self._look_again: dict[_Whose, float] = {}
-        self._making: set[_Whose] = set()
-        self._preview_map: FloatArray | None = None
-        self._changed, self._launched = changed, launched
+        self._has_deadlines = False
+        self._launch_s = 0.0
+        # Guards who waits, who runs and who drives; told whenever one of them changes.
+        self._changed = threading.Condition(threading.RLock())
+        self._num_changes = 0
+        self._driver: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Let the pictures of jobs wait for their first step: all of them or none.
+
+        Raises:
+            EngineFull: More would wait than may.
+        """
+        pictures = [
+            Picture(job, number, plan) for job in jobs for number, plan in enumerate(job.plans)
+        ]
+        with self._changed:
+            if self._is_closing:
+                raise EngineFull("the engine is closing and takes no more requests", 1.0)
+            room = self.options.max_waiting - len(self._queue)
+            if len(pictures) > room:
+                wait_s = self.expected_wait_s()
+                raise EngineFull(
+                    f"{len(pictures)} pictures, but {room} of {self.options.max_waiting} places to "
+                    f"wait are free; ask for fewer, or again in {wait_s:.1f} s",
+                    wait_s,
+                )
+            self._queue.add(pictures)
+            self._has_deadlines |= any(job.deadline is not None for job in jobs)
+            self.tell()
+        for job in jobs:
+            job.add_done_callback(lambda _: self.tell())
 
     def tell(self) -> None:
         """Something changed: whoever waits looks again."""
         with self._changed:
-            self.num_changes += 1
+            self._num_changes += 1
             self._changed.notify_all()
+
+    def waiting(self) -> list[Picture]:
+        """Pictures that have not begun."""
+        with self._changed:
+            return list(self._queue)
+
+    def running(self) -> list[Picture]:
+        """Pictures between their first step and their last."""
+        with self._changed:
+            return [one for batch in self._batches.values() for one in batch.pictures]
+
+    def expected_wait_s(self) -> float:
+        """Until what waits now has begun, by the pace of the last launches."""
+        steps = sum(picture.plan.solver.num_steps for picture in self.waiting())
+        return max(0.05, steps * self._launch_s / self.max_batch)
+
+    # Driving
+
+    def drive(self, jobs: Sequence[Job]) -> None:
+        """Return when these jobs are done; step meanwhile if nobody else does.
+
+        An interrupt such as Ctrl-C goes through; the pictures stay as they were.
+        """
+        me = threading.current_thread()
+        while not all(job.done() for job in jobs):
+            with self._changed:
+                if self._driver not in (None, me):
+                    self._changed.wait_for(
+                        lambda: self._driver is None or all(job.done() for job in jobs)
+                    )
+                    continue
+                before, self._driver = self._driver, me
+            try:
+                while not all(job.done() for job in jobs):
+                    self._step_or_wait()
+            finally:
+                with self._changed:
+                    self._driver = before  # a callback may drive inside of a step
+                    self.tell()
+
+    @property
+    def is_served(self) -> bool:
+        """It runs on a thread of its own."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Run on a thread of its own from now on, until `close`.
+
+        Raises:
+            ParameterError: It does already.
+        """
+        with self._changed:
+            if self._thread is not None:
+                raise ParameterError("the engine is being served already; close it first")
+            self._is_closing = False
+            self._thread = threading.Thread(target=self._serve, name="bootpig-engine", daemon=True)
+            self._thread.start()
+
+    def close(self, *, drain: bool) -> None:
+        """End the thread; draw what waits and runs first, or cancel it."""
+        with self._changed:
+            thread = self._thread
+            if not drain:
+                for job in {picture.job for picture in [*self.waiting(), *self.running()]}:
+                    job.cancel()
+            self._is_closing = True
+            self.tell()
+        if thread is not None:
+            thread.join()
+        with self._changed:
+            self._thread = None
+            self._is_closing = False
+
+    def _serve(self) -> None:
+        me = threading.current_thread()
+        with self._changed:
+            self._changed.wait_for(lambda: self._driver is None)
+            self._driver = me
+        try:
+            while not self._is_closing or self.waiting() or self.running():
+                try:
+                    self._step_or_wait()
+                except Exception as error:  # the loop outlives what a step did not foresee
+                    logger.exception("a step failed in a way that was not foreseen")
+                    for picture in [*self.waiting(), *self.running()]:
+                        picture.job.fail(error)
+        finally:
+            with self._changed:
+                self._driver = None
+                self.tell()
+
+    def _step_or_wait(self) -> None:
+        """Where nothing could be done, wait for news: a request, a cancellation, a table."""
+        seen = self._num_changes
+        if self.step():
+            return
+        with self._changed:
+            timeout_s = LOOK_AGAIN_S if len(self._queue) else None
+            self._changed.wait_for(lambda: self._num_changes != seen, timeout_s)
 
     def step(self) -> bool:
         """Let pictures in and out, and do one launch. Returns False where nothing could be done."""
         self._leave()
-        if self.queue.is_used:
+        if self._queue.is_used:
             self._join()
         return self._advance()
-
-    def pictures(self) -> Iterator[Picture]:
-        """All that wait or run."""
-        with self._changed:
-            return iter([*self.queue, *self.running()])
-
-    def running(self) -> list[Picture]:
-        """Pictures between their first step and their last."""
-        return [one for batch in self._batches.values() for one in batch.pictures]
 
     # In
 
@@ -119,87 +223,54 @@ class Loop:
         """Let waiting pictures in until the batch or the budget is full."""
         passed: set[Picture] = set()
         skipped: set[Picture] = set()
-        while self.queue.is_used and (picture := self._next(skipped, passed)) is not None:
+        while self._queue.is_used and (picture := self._next(skipped, passed)) is not None:
             with self._losing([picture], "the start of a picture"):
-                if not self._find_table(picture):
+                if self._has_table(picture):
+                    self._begin(picture)
+                else:
                     skipped.add(picture)
-                    continue
-                self._begin(picture)
         for picture in passed:
             picture.passed_over += 1
-        if self._lookups or self._look_again:
-            self._forget_lookups()
+        self._tables.forget(self.waiting)
 
     def _next(self, skipped: set[Picture], passed: set[Picture]) -> Picture | None:
+        """The picture to let in next, still in its place.
+
+        Args:
+            skipped: Pictures whose table is on its way: others of their tenant go ahead.
+            passed: Is given the pictures that do not fit: others of their tenant wait for them.
+        """
         with self._changed:
             running = self.running()
             if len(running) >= self.max_batch:
                 return None
-            return self.queue.next_that_fits(
-                lambda picture: not running or self._fits(picture, running), skipped, passed
-            )
+            for picture in self._queue.heads(skipped):
+                batch = self._batches.get(picture.group)
+                launches = 0 if batch is None else batch.launches
+                if not running or self._tables.fit(picture, running, launches):
+                    return picture
+                passed.add(picture)
+                if picture.passed_over >= _PATIENCE:
+                    return None
+        return None
 
-    def _fits(self, picture: Picture, running: Sequence[Picture]) -> bool:
-        """Whether the tables of all of them have room; the picture would join at step 0."""
-        budget = self._store.options.budget_bytes
-        if budget is None or picture.plan.table is None:
-            return True
-        batch = self._batches.get(picture.group)
-        paces = [(one, one.joined) for one in running]
-        paces.append((picture, 0 if batch is None else batch.launches))
-        uses = [
-            TableUse(one.job.tenant, one.plan.table, one.group, (one.group, joined))
-            for one, joined in paces
-            if one.plan.table is not None
-        ]
-        return bytes_held(uses, joins_tables=self._backend.spec.joins_tables) <= budget
-
-    def _find_table(self, picture: Picture) -> bool:
+    def _has_table(self, picture: Picture) -> bool:
         """Whether a picture's table is there, or is made now; False while it is on its way."""
-        plan, tenant = picture.plan.table, picture.job.tenant
-        if plan is None or picture.table is not None:
+        if picture.plan.table is None or picture.table is not None:
             return True
-        whose = tenant, plan.key
-        picture.table = self._store.held(plan.key, backend=self._backend, tenant=tenant)
-        if picture.table is not None:
-            return True
-        lookup = self._lookups.get(whose)
-        if lookup is None:
-            if time.monotonic() < self._look_again.get(whose, 0.0):
-                return False
-            lookup = self._lookups[whose] = self._store.look_later(
-                plan.subject,
-                plan.key,
-                backend=self._backend,
-                tenant=tenant,
-                is_resident=plan.is_resident,
-            )
-            lookup.add_done_callback(lambda _: self.tell())
-        if not lookup.done():
-            return False
-        del self._lookups[whose]
-        found = lookup.result()
-        if found is None and whose in self._making:  # below this one: a callback drives the engine
-            picture.table = self._make_table(picture, None)
-            return True
-        if found is None:
-            self._look_again[whose] = time.monotonic() + LOOK_AGAIN_S
-            return False
-        self._look_again.pop(whose, None)
-        picture.table = self._make_table(picture, found) if isinstance(found, Claim) else found
-        return True
+        found = self._tables.find(picture)
+        if isinstance(found, Claim):
+            self._make_table(picture, found)
+        else:
+            picture.table = found
+        return picture.table is not None
 
-    def _make_table(self, picture: Picture, claim: Claim | None) -> ReferenceTable:
+    def _make_table(self, picture: Picture, claim: Claim) -> None:
         """Run the pass of a picture's table; after each launch the running pictures make a step."""
-        job, plan = picture.job, picture.plan.table
-        assert plan is not None
-        whose = job.tenant, plan.key
-        if claim is not None:
-            self._making.add(whose)
+        job = picture.job
         with self._changed:
-            self.queue.take(picture)  # nested steps leave it alone
+            self._queue.take(picture)  # nested steps leave it alone
         job.begin()
-        start = time.perf_counter()
 
         def after_launch(done: int, total: int) -> None:
             self._end_late([picture])
@@ -210,56 +281,28 @@ class Loop:
             self._advance()
 
         try:
-            table, passes = make_table(
-                plan,
-                backend=self._backend,
-                tokenizer=self._tokenizer,
-                rows_per_launch=self._store.options.rows_per_launch,
-                progress=after_launch,
-            )
-            ms = 1e3 * (time.perf_counter() - start)
-            if claim is not None:
-                claim.keep(table, self._backend, ms)
-        except BaseException as error:
-            if claim is not None:
-                claim.release()
-            if not isinstance(error, Exception):
-                with self._changed:  # Ctrl-C: whoever drives next begins it again
-                    self.queue.add([picture])
+            picture.table = self._tables.make(picture, claim, after_launch)
+        except Exception:
             raise
-        finally:
-            if claim is not None:
-                self._making.discard(whose)
-        job.timings.reference_ms += ms
-        job.passes += passes
-        return table
+        except BaseException:  # Ctrl-C: whoever drives next begins it again
+            with self._changed:
+                self._queue.add([picture])
+            raise
 
     def _begin(self, picture: Picture) -> None:
         """Put a picture beside the others of its group."""
         if picture.job.done():
             return
-        with self._changed:
-            if picture.waits:
-                self.queue.take(picture)
-            batch = self._batches.setdefault(picture.group, Batch())
         if not picture.job.has_begun:
             picture.job.begin()
-        self._interrupt(batch)
-        picture.joined = batch.launches
+        batch = self._batches.get(picture.group)
+        if batch is not None:
+            self._interrupt(batch)
+            picture.joined = batch.launches
         with self._changed:
-            batch.pictures.append(picture)
-
-    def _forget_lookups(self) -> None:
-        """Of tables that nobody waits for any more: their claims are for others."""
-        with self._changed:
-            wanted = {(one.job.tenant, one.plan.table.key) for one in self.queue if one.plan.table}
-        for whose in [whose for whose in self._lookups if whose not in wanted]:
-            lookup = self._lookups[whose]
-            if lookup.done():
-                del self._lookups[whose]
-                if lookup.exception() is None and isinstance(claim := lookup.result(), Claim):
-                    claim.release()
-        self._look_again = {w: at for w, at in self._look_again.items() if w in wanted}
+            if picture.waits:
+                self._queue.take(picture)
+            self._batches.setdefault(picture.group, batch or Batch()).pictures.append(picture)
 
     # A step
 
@@ -276,24 +319,18 @@ class Loop:
 
     def _launch(self, batch: Batch) -> None:
         """One step of one batch, and what its callers hear of it."""
-        start = time.perf_counter()
         timestep = None
         with self._losing(batch.pictures, "a launch", batch):
-            if batch.run is None:
-                texts = self._texts.of(texts_of(batch.pictures))
-                ms = 1e3 * (time.perf_counter() - start)
-                for timings in _timings_of(batch.pictures):
-                    timings.text_ms += ms
-                start = time.perf_counter()
-                batch.begin(self._backend, texts)
-            timestep = batch.step()
+            timestep = batch.step(self._backend, self._texts)
         if timestep is None:
             return
-        took_s = time.perf_counter() - start
-        for timings in _timings_of(batch.pictures):  # each call has waited for all of it
-            timings.denoise_ms += 1e3 * took_s
-        self.launch_s = took_s if not self.launch_s else 0.9 * self.launch_s + 0.1 * took_s
-        self._launched(Launch(len(batch.pictures), batch.num_rows, took_s))
+        self._launch_s = 0.9 * (self._launch_s or batch.step_s) + 0.1 * batch.step_s
+        if self.options.on_launch is not None:
+            try:
+                launch = Launch(len(batch.pictures), batch.num_rows, batch.step_s)
+                self.options.on_launch(launch)
+            except Exception:  # who watches has no part in what is drawn
+                logger.exception("on_launch failed; the engine goes on")
         told = []
         for job in {id(picture.job): picture.job for picture in batch.pictures}.values():
             mine = [i for i, picture in enumerate(batch.pictures) if picture.job is job]
@@ -310,17 +347,12 @@ class Loop:
                 on_event(event)
 
     def _step_event(self, batch: Batch, job: Job, mine: Sequence[int], timestep: int) -> StepEvent:
-        pictures, estimate = [batch.pictures[i] for i in mine], batch.estimate()
+        assert batch.run is not None
+        estimate, pictures = batch.run.estimate, [batch.pictures[i] for i in mine]
         every, done = job.preview_every, pictures[0].step + batch.done
         previews = None
         if every is not None and done % every == 0:
-            if self._preview_map is None:
-                self._preview_map = fit_preview(self._backend)
-            latents, fitted = estimate(), self._preview_map
-            previews = tuple(
-                preview(latents[i], fitted, one.plan.width_px, one.plan.height_px)
-                for i, one in zip(mine, pictures, strict=True)
-            )
+            previews = self._previews.of(estimate()[list(mine)], pictures[0].plan.parameters)
 
         def decode() -> list[Image]:
             latents = check_finite(estimate()[list(mine)], f"step {done}")
@@ -373,17 +405,16 @@ class Loop:
         with self._changed:
             pictures, batch.pictures = batch.pictures, []
             for picture in pictures:
-                picture.is_apart = True
-                alone = self._batches[picture.group] = Batch()
-                alone.pictures.append(picture)
+                picture.part()
                 picture.joined = 0
+                self._batches[picture.group] = Batch([picture])
 
     # Out
 
     def _leave(self) -> None:
         """Decode the pictures that are done; drop those whose job was cancelled or has failed."""
-        if self.has_deadlines:
-            self._end_late(self.pictures())
+        if self._has_deadlines:
+            self._end_late([*self.waiting(), *self.running()])
         for batch in list(self._batches.values()):
             are_gone = [picture.job.done() for picture in batch.pictures]
             if any(are_gone) and not all(are_gone):
@@ -416,7 +447,7 @@ class Loop:
         start = time.perf_counter()
         try:
             check_finite(latents, f"{max(one.step for one in pictures)} steps")
-            images = to_pil(check_finite(self._backend.decode(latents), "the image decoder"))
+            images = to_pil(self._backend.decode(latents))
         except Exception as error:  # of any runtime
             if len(pictures) > 1:
                 for picture in pictures:
@@ -426,12 +457,7 @@ class Loop:
                 pictures[0].job.fail(error)
             return
         ms = 1e3 * (time.perf_counter() - start)
-        for timings in _timings_of(pictures):
+        for timings in calls_of(pictures):
             timings.decode_ms += ms
         for picture, image in zip(pictures, images, strict=True):
-            picture.job.put(picture.number, image, self._planner.parameters(picture.plan))
-
-
-def _timings_of(pictures: Iterable[Picture]) -> Iterable[Timings]:
-    """Of the calls that pictures are of, each once."""
-    return {id(one.job.timings): one.job.timings for one in pictures}.values()
+            picture.job.put(picture.number, image, picture.plan.parameters)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from bootpig_rt import __version__
-from bootpig_rt.backends.base import Backend, IntArray, PairSpec
-from bootpig_rt.bundle.pair_config import Merge
+from bootpig_rt.backends.base import Backend, FloatArray, IntArray
+from bootpig_rt.checks import wrap_seed
 from bootpig_rt.diffusion.solver import SolverName, SolverTable, solver_table
 from bootpig_rt.engine.options import NO_LIMITS, Limits
 from bootpig_rt.errors import ParameterError
@@ -19,6 +19,8 @@ from bootpig_rt.reference.schedule import ReferenceSchedule, steps_of_share
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import PictureParameters, Request
 
+logger = logging.getLogger(__name__)
+
 # The largest picture, in multiples of the side that the pair was trained on: attention grows with
 # the fourth power of the side, and pictures far from the trained size repeat themselves.
 MAX_SIZE_FACTOR = 4
@@ -26,35 +28,33 @@ MAX_SIZE_FACTOR = 4
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One picture, ahead of its first step. The pair's defaults are filled in.
+    """One picture, ahead of its first step.
 
     Attributes:
-        request: Of one picture.
+        parameters: All that it is made from, with the pair's defaults filled in.
         solver: Timesteps and coefficients of its T steps.
         schedule: How it reads its subject.
-        merge: How several references are combined.
-        image_guidance_scale: s_image, where guidance is on.
-        text_guidance_scale: s_text, where guidance is on.
-        width_px: Of the picture.
-        height_px: Of the picture.
         latents_shape: (C, h, w).
         entries: int64 [T], the entry of the table that a step reads; -1 for none.
-        is_guided: bool [T], whether a step has guidance.
+        scales: float32 [T, 2], s_image and s_text of each step; 1 where it has no guidance.
         table: What the table of its subject is, before it is made; None without a subject.
     """
 
-    request: Request
+    parameters: PictureParameters
     solver: SolverTable
     schedule: ReferenceSchedule
-    merge: Merge
-    image_guidance_scale: float
-    text_guidance_scale: float
-    width_px: int
-    height_px: int
     latents_shape: tuple[int, int, int]
     entries: IntArray
-    is_guided: npt.NDArray[np.bool_]
+    scales: FloatArray
     table: TablePlan | None
+
+    def of_pictures(self, count: int) -> list[Plan]:
+        """Plans of several pictures, which differ by their seeds alone."""
+        first = self.parameters
+        return [self] + [
+            replace(self, parameters=replace(first, seed=wrap_seed(first.seed + number)))
+            for number in range(1, count)
+        ]
 
 
 class Planner:
@@ -67,157 +67,146 @@ class Planner:
 
     def __init__(self, backend: Backend, tables: TableOptions) -> None:
         """Keep what plans are made from."""
-        self._backend = backend
-        self._tables = tables
+        self._backend, self._tables = backend, tables
         self._solvers: dict[tuple[str, int], SolverTable] = {}
+        self._trained = ReferenceSchedule.default_for(backend.spec.config.reference_timestep)
+        self._told: set[ReferenceSchedule] = set()
 
     def plan(self, request: Request, limits: Limits = NO_LIMITS) -> Plan:
-        """The plan of a request; those of its single pictures differ by their seeds alone.
+        """The plan of a request's first picture.
 
         Raises:
             SubjectMismatch: A subject of another pair or size.
             ParameterError: More than the pair, the backend, the budget for tables or the limits
                 take; says what would do.
         """
-        spec = self._backend.spec
+        spec, subject = self._backend.spec, request.subject
         config = spec.config
-        steps = request.num_inference_steps or min(
-            config.default_steps, spec.max_steps or config.default_steps
-        )
-        width, height = self._size_px(request, spec)
-        subject = request.subject
-        spec.check_sizes(
-            width_px=width,
-            height_px=height,
-            references=subject.num_references if subject else None,
-            steps=steps,
-        )
-        _check_limits(limits, request, steps=steps, sides_px=(width, height))
+        steps = request.num_inference_steps
+        if steps is None:
+            steps = min(config.default_steps, spec.max_steps or config.default_steps)
+        width = request.width or config.sample_size_px
+        height = request.height or config.sample_size_px
+        self._check_sizes(request, limits, steps, width, height)
         solver = self._solver(cast("SolverName", request.solver or config.default_solver), steps)
-        schedule = self._schedule(request, spec)
-        is_guided = _guided(request.guidance_interval, steps)
+
+        schedule = self._schedule(request)
+        guided = steps_of_share(request.guidance_interval, steps)
+        if not guided:
+            raise ParameterError(
+                f"guidance_interval is {request.guidance_interval}, but none of {steps} steps lies "
+                "in it; widen it, or set both guidance scales to 1 to draw without guidance"
+            )
         entries, table = np.full(steps, -1, dtype=np.int64), None
         if subject is not None:
-            entries = schedule.entry_of_step(steps)
+            entries, timesteps = schedule.entry_of_step(steps), schedule.timesteps(solver.timesteps)
             subject.check_for(spec)
-            table = plan_table(
-                subject,
-                schedule,
-                solver.timesteps,
-                backend=self._backend,
-                options=self._tables,
-            )
-            if limits.table_bytes is not None and table.size_bytes > limits.table_bytes:
+            table = plan_table(subject, schedule, timesteps, spec=spec, options=self._tables)
+            most = limits.table_bytes
+            if most is not None and table.size_bytes > most:
                 raise ParameterError(
-                    f"the reference table takes {table.size_bytes} bytes, expected at most "
-                    f"{limits.table_bytes}; ask for fewer steps or references, or the schedule "
-                    "clean"
+                    f"the reference table takes {table.size_bytes} bytes, expected at most {most}; "
+                    "ask for fewer steps or references, or the schedule clean"
                 )
         s_image, s_text = request.image_guidance_scale, request.text_guidance_scale
-        factor = spec.vae_scale_factor
-        return Plan(
-            request=request,
-            solver=solver,
-            schedule=schedule,
-            merge=cast("Merge", request.merge or config.merge),
-            image_guidance_scale=config.image_guidance_scale if s_image is None else s_image,
-            text_guidance_scale=config.text_guidance_scale if s_text is None else s_text,
-            width_px=width,
-            height_px=height,
-            latents_shape=(spec.latent_channels, height // factor, width // factor),
-            entries=entries,
-            is_guided=is_guided,
-            table=table,
-        )
-
-    def parameters(self, plan: Plan) -> PictureParameters:
-        """All that a picture is made from."""
-        backend, request, subject = self._backend, plan.request, plan.request.subject
-        spec = backend.spec
-        return PictureParameters(
+        s_image = config.image_guidance_scale if s_image is None else s_image
+        s_text = config.text_guidance_scale if s_text is None else s_text
+        scales = np.ones((steps, 2), dtype=np.float32)
+        scales[guided.start : guided.stop] = s_image, s_text
+        parameters = PictureParameters(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             reference_prompt=subject.reference_prompt if subject else None,
             num_references=subject.num_references if subject else 0,
             subject_fingerprint=subject.fingerprint if subject else None,
             seed=request.seed or 0,
-            num_inference_steps=plan.solver.num_steps,
-            solver=plan.solver.name,
-            image_guidance_scale=plan.image_guidance_scale,
-            text_guidance_scale=plan.text_guidance_scale,
-            merge=plan.merge,
-            reference_schedule=str(plan.schedule),
+            num_inference_steps=steps,
+            solver=solver.name,
+            image_guidance_scale=s_image,
+            text_guidance_scale=s_text,
+            merge=request.merge or config.merge,
+            reference_schedule=str(schedule),
             guidance_interval=request.guidance_interval,
             reference_noise_seed=subject.noise_seed if subject else None,
-            table_dtype=plan.table.key.dtype if plan.table else None,
-            width=plan.width_px,
-            height=plan.height_px,
-            model=spec.config.name,
+            table_dtype=table.key.dtype if table else None,
+            width=width,
+            height=height,
+            model=config.name,
             model_fingerprint=spec.fingerprint,
-            backend=backend.name,
+            backend=self._backend.name,
             runtime=spec.runtime,
             precision=spec.precision,
-            device=backend.device,
+            device=self._backend.device,
             version=__version__,
         )
+        factor = spec.vae_scale_factor
+        shape = (spec.latent_channels, height // factor, width // factor)
+        return Plan(parameters, solver, schedule, shape, entries, scales, table)
 
-    def _size_px(self, request: Request, spec: PairSpec) -> tuple[int, int]:
+    def _check_sizes(
+        self, request: Request, limits: Limits, steps: int, width: int, height: int
+    ) -> None:
+        """Refuse what the pair, the graphs that were built of it, or the limits do not take."""
+        spec = self._backend.spec
         side, multiple = spec.config.sample_size_px, spec.size_multiple_px
-        width, height = request.width or side, request.height or side
         for name, size in (("width", width), ("height", height)):
             if size % multiple or not multiple <= size <= MAX_SIZE_FACTOR * side:
                 raise ParameterError(
                     f"{name} is {size}, expected a multiple of {multiple} up to "
                     f"{MAX_SIZE_FACTOR * side}; this pair was trained at {side}"
                 )
-        return width, height
+            low, high = spec.sides_px or (size, size)
+            if not low <= size <= high:
+                raise ParameterError(
+                    f"{name} is {size}, expected {low}..{high}, which this bundle was built for; "
+                    f"choose another, or build again with --resolution "
+                    f"{min(low, size)}:{max(high, size)}"
+                )
+        references = request.subject.num_references if request.subject else 0
+        for name, count, built_for, option in (
+            ("number of references", references, spec.max_references, "--max-references"),
+            ("number of steps", steps, spec.max_steps, "--steps"),
+        ):
+            if built_for is not None and count > built_for:
+                raise ParameterError(
+                    f"{name} is {count}, expected {'1' if built_for == 1 else f'1..{built_for}'}, "
+                    f"which this bundle was built for; ask for fewer, or build again with {option} "
+                    f"{count}"
+                )
+        for name, count, most in (
+            ("num_inference_steps", steps, limits.num_inference_steps),
+            ("width", width, limits.side_px),
+            ("height", height, limits.side_px),
+            ("num_images_per_prompt", request.num_images_per_prompt, limits.num_images),
+            ("number of references", references, limits.num_references),
+        ):
+            if most is not None and count > most:
+                raise ParameterError(f"{name} is {count}, expected at most {most} here")
 
     def _solver(self, name: SolverName, steps: int) -> SolverTable:
         """Made once: it takes a few milliseconds."""
-        spec = self._backend.spec
         found = self._solvers.get((name, steps))
         if found is None:
-            found = self._solvers[name, steps] = solver_table(name, spec.noise_schedule, steps)
+            found = solver_table(name, self._backend.spec.noise_schedule, steps)
+            self._solvers[name, steps] = found
         return found
 
-    def _schedule(self, request: Request, spec: PairSpec) -> ReferenceSchedule:
-        trained = ReferenceSchedule.default_for(spec.config.reference_timestep)
+    def _schedule(self, request: Request) -> ReferenceSchedule:
+        """The pair's own unless another is asked for; it is told of once if it is less exact."""
         if request.reference_schedule is None:
-            return trained
-        schedule = ReferenceSchedule.parse(str(request.reference_schedule), trained.mode)
+            return self._trained
+        spec, given = self._backend.spec, str(request.reference_schedule)
+        schedule = ReferenceSchedule.parse(given, self._trained.mode)
         last = spec.noise_schedule.num_train_timesteps - 1
         if schedule.timestep > last:
             raise ParameterError(f"reference schedule is {schedule}, expected a timestep 0..{last}")
+        trained = spec.config.reference_timestep
+        if schedule not in self._told and not schedule.is_exact_for(trained):
+            self._told.add(schedule)
+            logger.info(
+                "reference schedule %s is an approximation: this pair was trained with reference "
+                "timestep %s",
+                schedule,
+                trained,
+            )
         return schedule
-
-
-def _check_limits(
-    limits: Limits, request: Request, *, steps: int, sides_px: tuple[int, int]
-) -> None:
-    subject = request.subject
-    for name, asked, most in (
-        ("num_inference_steps", steps, limits.num_inference_steps),
-        ("width", sides_px[0], limits.side_px),
-        ("height", sides_px[1], limits.side_px),
-        ("num_images_per_prompt", request.num_images_per_prompt, limits.num_images),
-        ("number of references", subject.num_references if subject else 0, limits.num_references),
-    ):
-        if most is not None and asked > most:
-            raise ParameterError(f"{name} is {asked}, expected at most {most} here")
-
-
-def _guided(interval: tuple[float, float], num_steps: int) -> npt.NDArray[np.bool_]:
-    """Which steps have guidance, bool [T].
-
-    Raises:
-        ParameterError: None has, which nobody asks for in this way.
-    """
-    steps = steps_of_share(interval, num_steps)
-    if not steps:
-        raise ParameterError(
-            f"guidance_interval is {interval}, but none of {num_steps} steps lies in it; widen it, "
-            "or set both guidance scales to 1 to draw without guidance"
-        )
-    is_guided = np.zeros(num_steps, dtype=np.bool_)
-    is_guided[steps.start : steps.stop] = True
-    return is_guided

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bootpig_rt.backends.base import Backend, FloatArray
+from bootpig_rt.request import PictureParameters
 
 _NUM_PICTURES = 12
 _PATCHES = 4
@@ -30,12 +31,28 @@ def fit_preview(backend: Backend) -> FloatArray:
     return np.asarray(fitted, np.float32)
 
 
-def preview(latents: FloatArray, fitted: FloatArray, width_px: int, height_px: int) -> Image.Image:
-    """A picture of latents [C, h, w], enlarged to the size of the picture."""
-    rgb = _with_one(latents[np.newaxis]) @ fitted
-    levels = np.clip(np.nan_to_num(rgb) * 127.5 + 127.5, 0, 255).round().astype(np.uint8)
-    small = Image.fromarray(levels.reshape(*latents.shape[1:], 3))
-    return small.resize((width_px, height_px), Image.Resampling.BICUBIC)
+class Previews:
+    """Small pictures of latents, by a map that is fitted when the first one is asked for.
+
+    Args:
+        backend: Whose latents.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._map: FloatArray | None = None
+
+    def of(self, latents: FloatArray, wanted: PictureParameters) -> tuple[Image.Image, ...]:
+        """Pictures of latents [B, C, h, w], enlarged to the size that is wanted."""
+        if self._map is None:
+            self._map = fit_preview(self._backend)
+        rgb = _with_one(latents) @ self._map
+        levels = np.clip(np.nan_to_num(rgb) * 127.5 + 127.5, 0, 255).round().astype(np.uint8)
+        size = wanted.width, wanted.height
+        return tuple(
+            Image.fromarray(one).resize(size, Image.Resampling.BICUBIC)
+            for one in levels.reshape(len(latents), *latents.shape[2:], 3)
+        )
 
 
 def _with_one(latents: FloatArray) -> FloatArray:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from bootpig_rt.engine.batch import Picture
-
-PATIENCE = 8
-"""In how many steps a picture that does not fit is passed over before all others wait for it."""
 
 
 class Queue:
@@ -49,30 +46,19 @@ class Queue:
         self.is_used = any(self._of_tenant.values())
         self._of_tenant.move_to_end(picture.job.tenant)
 
-    def next_that_fits(
-        self, fits: Callable[[Picture], bool], skipped: Iterable[Picture], passed: set[Picture]
-    ) -> Picture | None:
-        """The picture to let in next, still in its place.
+    def heads(self, skipped: Container[Picture]) -> list[Picture]:
+        """The next picture of each tenant, still in its place, in the order of their turns.
 
         Args:
-            fits: Whether there is room for a picture beside those that run.
             skipped: Pictures whose table is on its way: others of their tenant go ahead.
-            passed: Is given the pictures that do not fit: others of their tenant wait for them.
         """
         self._drop_ended()
-        away = set(skipped)
         heads = (
-            next((picture for picture in queue if picture not in away), None)
+            next((picture for picture in queue if picture not in skipped), None)
             for queue in self._of_tenant.values()
         )
         ready = [picture for picture in heads if picture is not None]
-        for picture in sorted(ready, key=lambda one: -one.job.priority):
-            if fits(picture):
-                return picture
-            passed.add(picture)
-            if picture.passed_over >= PATIENCE:
-                return None
-        return None
+        return sorted(ready, key=lambda one: -one.job.priority)
 
     def _drop_ended(self) -> None:
         for tenant, queue in list(self._of_tenant.items()):

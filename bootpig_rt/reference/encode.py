@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bootpig_rt.backends.base import Backend, FloatArray, PairSpec
-from bootpig_rt.backends.finite import check_finite
+from bootpig_rt.backends.base import Backend, FloatArray, PairSpec, check_finite
 from bootpig_rt.checks import check_prompt
 from bootpig_rt.errors import ImageError, ParameterError
 from bootpig_rt.images.background import BackgroundRemover
@@ -39,7 +38,6 @@ def encode(
         ParameterError: Too many images.
         NumericalError: NaN or Inf from the encoder.
     """
-    reference_prompt = check_prompt(reference_prompt, "reference_prompt")
     pixels = prepare(images, backend.spec, background_remover, max_pixels=max_pixels)
     return encode_pixels(pixels, reference_prompt, noise_seed, backend=backend, tokenizer=tokenizer)
 
@@ -58,21 +56,27 @@ def prepare(
         ImageError: No image, or one that cannot be used.
         ParameterError: Too many images.
     """
-    config = spec.config
     sources = sources_of(images)
-    limit = config.max_references
-    if len(sources) > limit:
+    most = min(spec.config.max_references, spec.max_references or spec.config.max_references)
+    if len(sources) > most:
         raise ParameterError(
-            f"{len(sources)} reference images, expected 1..{limit} for this pair; leave some out"
+            f"{len(sources)} reference images, expected 1..{most} for this pair; leave some out"
+        )
+    side = spec.config.sample_size_px
+    low, high = spec.sides_px or (side, side)
+    if not low <= side <= high:
+        raise ParameterError(
+            f"references are read at {side} px, this bundle was built for {low}..{high}; build it "
+            f"again with --resolution {min(low, side)}:{max(high, side)}"
         )
     return np.stack(
         [
             prepare_reference(
                 source,
-                config.sample_size_px,
+                side,
                 background_remover,
                 what="reference image" if len(sources) == 1 else f"reference image {index}",
-                subject_share=config.subject_share,
+                subject_share=spec.config.subject_share,
                 max_pixels=max_pixels,
                 warn=warn,
             )
@@ -96,11 +100,11 @@ def encode_pixels(
         NumericalError: NaN or Inf from the encoder.
     """
     reference_prompt = check_prompt(reference_prompt, "reference_prompt")
-    latents = check_finite(backend.encode_image(pixels), "the image encoder")
+    latents = backend.encode_image(pixels)
     states = backend.download_states(backend.encode_text(tokenizer([reference_prompt])))
     return Subject(
         pixels,
-        latents,
+        check_finite(latents, "the image encoder"),
         reference_prompt,
         noise_seed,
         backend.spec.fingerprint,

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bootpig_rt.backends.base import Backend, FloatArray, IntArray, PassProgress
-from bootpig_rt.backends.host_table import (
-    HostArray,
-    HostTable,
-    table_bytes,
-)
+from bootpig_rt.backends.base import Backend, FloatArray, IntArray, PairSpec, PassProgress
+from bootpig_rt.backends.host_table import HostArray, HostTable, TableDtype, table_bytes
+from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.reference.reference_table import (
-    ReferenceKey,
-    ReferenceSchedule,
-    ReferenceTable,
-    reference_latents,
-)
+from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
+from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.text.tokenizer import Tokenizer
 
-logger = logging.getLogger(__name__)
+# Keeps the draws of reference noise apart from those of picture noise with the same seed.
+_REFERENCE_STREAM = 0x5EF
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,44 +47,62 @@ class TablePlan:
 def plan_table(
     subject: Subject,
     schedule: ReferenceSchedule,
-    solver_timesteps: IntArray,
+    timesteps: IntArray,
     *,
-    backend: Backend,
+    spec: PairSpec,
     options: TableOptions,
 ) -> TablePlan:
     """What a table will be, and whether it fits the device's budget.
+
+    Its key is that of a table that the subject brings along, if it has the one that is needed.
+
+    Args:
+        subject: Whose table.
+        schedule: At which noise levels the subject is read.
+        timesteps: [E], from `schedule.timesteps`.
+        spec: Of the pair.
+        options: How tables are made and kept.
 
     Raises:
         ParameterError: Not even what one step holds fits the budget; says how many references
             would.
     """
-    spec = backend.spec
+    references = subject.num_references
     dtype = options.dtype or spec.table_dtype
-    key = subject.table_key(
-        schedule,
-        solver_timesteps,
+    height, width = subject.latents.shape[-2:]
+    key = ReferenceKey(
+        subject=subject.fingerprint,
+        pixels=subject.pixels_sha256,
+        reference_prompt=subject.reference_prompt,
+        noise_seed=subject.noise_seed,
+        pair=subject.pair_fingerprint,
+        is_noised=schedule.mode != "clean",
+        timesteps=tuple(timesteps.tolist()),
         ref_scale=spec.config.ref_scale,
         precision=spec.precision,
         dtype=dtype,
+        size=(height, width),
+        num_references=references,
     )
-    entries, references, budget = len(key.timesteps), subject.num_references, options.budget_bytes
+    for brought in subject.tables:
+        if replace(brought.key, origin="") == key:
+            key = brought.key
 
-    shapes = spec.reference_shapes
-    kept = lying = table_bytes(shapes, num_entries=1, num_references=references, dtype=dtype)
-    if spec.resident_dtype is not None:
-        lying = table_bytes(
-            shapes, num_entries=1, num_references=references, dtype=spec.resident_dtype
-        )
-    if budget is None or entries * lying <= budget:
-        return TablePlan(subject, schedule, key, entries * kept, True, entries * lying)
-    held = min(2, entries) * lying
-    if held > budget:
+    def entry_bytes(dtype: TableDtype) -> int:
+        shapes = spec.reference_shapes
+        return table_bytes(shapes, num_entries=1, num_references=references, dtype=dtype)
+
+    kept, lying = entry_bytes(dtype), entry_bytes(spec.resident_dtype or dtype)
+    entries, budget = len(timesteps), options.budget_bytes
+    is_resident = budget is None or entries * lying <= budget
+    held = lying * (entries if is_resident else min(2, entries))
+    if budget is not None and held > budget:
         raise ParameterError(
             f"{references} references need {held} bytes of device memory a step, the budget for "
             f"tables is {budget}: {budget * references // held} would fit; encode the subject with "
             "fewer, keep tables in a smaller type or raise the budget"
         )
-    return TablePlan(subject, schedule, key, entries * kept, False, held)
+    return TablePlan(subject, schedule, key, entries * kept, is_resident, held)
 
 
 def make_table(
@@ -120,19 +131,11 @@ def make_table(
     Raises:
         NumericalError: NaN or Inf in the table.
     """
-    subject, schedule, key = plan.subject, plan.schedule, plan.key
-    trained = backend.spec.config.reference_timestep
-    if not schedule.is_exact_for(trained):
-        logger.info(
-            "reference schedule %s is an approximation: this pair was trained with reference "
-            "timestep %s",
-            schedule,
-            trained,
-        )
+    subject, key = plan.subject, plan.key
     timesteps = np.array(key.timesteps, dtype=np.int64)
     latents = reference_latents(
         subject.latents,
-        schedule,
+        plan.schedule,
         timesteps,
         noise_seed=subject.noise_seed,
         noise_schedule=backend.spec.noise_schedule,
@@ -170,6 +173,38 @@ def make_table(
     return ReferenceTable(key, data, plan.size_bytes, is_resident=False), passes
 
 
+def reference_latents(
+    latents: FloatArray,
+    schedule: ReferenceSchedule,
+    timesteps: IntArray,
+    *,
+    noise_seed: int,
+    noise_schedule: NoiseSchedule,
+) -> FloatArray:
+    """Latents that the Reference U-Net reads, one set an entry.
+
+    Each reference and timestep has its own noise, drawn from the subject's seed: adding a reference
+    or a step never changes the others.
+
+    Args:
+        latents: [R, C, h, w], clean, scaled by the VAE factor.
+        schedule: Decides whether noise is added.
+        timesteps: [E], from `schedule.timesteps`.
+        noise_seed: The subject's own.
+        noise_schedule: Of the pair.
+
+    Returns:
+        float32 [E, R, C, h, w].
+    """
+    if schedule.mode == "clean":
+        return latents[np.newaxis]
+    entries = []
+    for t in timesteps.tolist():
+        noise = [_reference_noise(noise_seed, r, t, latents.shape[1:]) for r in range(len(latents))]
+        entries.append(noise_schedule.add_noise(latents, np.stack(noise), t))
+    return np.stack(entries)
+
+
 def _counted(progress: PassProgress, before: int, total: int) -> Callable[[int, int], object]:
     return lambda done, _: progress(before + done, total)
 
@@ -187,3 +222,8 @@ def _join(pieces: list[HostTable]) -> HostTable:
         pieces[0].dtype,
         tuple((join([k for k, _ in layer]), join([v for _, v in layer])) for layer in layers),
     )
+
+
+def _reference_noise(seed: int, reference: int, t: int, shape: tuple[int, ...]) -> FloatArray:
+    rng = np.random.default_rng([_REFERENCE_STREAM, seed, reference, t])
+    return rng.standard_normal(shape, dtype=np.float32)

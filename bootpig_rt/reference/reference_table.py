@@ -14,21 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
-from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import ParameterError, SubjectMismatch
-from bootpig_rt.reference.schedule import ReferenceSchedule
-
-__all__ = ["ReferenceKey", "ReferenceSchedule", "ReferenceTable", "reference_latents"]
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
-# Keeps the draws of reference noise apart from those of picture noise with the same seed.
-_REFERENCE_STREAM = 0x5EF
 
 
 @dataclass(frozen=True)
@@ -69,17 +57,12 @@ class ReferenceKey:
     num_references: int
     origin: str = ""
 
-    def check(self, needed: ReferenceKey) -> None:
-        """Refuse a table where another one is needed.
-
-        Raises:
-            SubjectMismatch: Names the first field that differs.
-        """
-        differs = self.difference(needed)
-        if differs is not None:
-            raise SubjectMismatch(
-                f"the reference table {differs}; encode the subject again with these settings"
-            )
+    def mismatch(self, needed: ReferenceKey) -> SubjectMismatch:
+        """The error for a table where another one is needed; names the first field that differs."""
+        return SubjectMismatch(
+            f"the reference table {self.difference(needed)}; encode the subject again with these "
+            "settings"
+        )
 
     def difference(self, needed: ReferenceKey) -> str | None:
         """The first field that differs, in words; None where the keys are equal."""
@@ -144,49 +127,7 @@ class ReferenceTable:
         """A table as files and backends exchange it."""
         return cls(key, table, table.nbytes, is_resident=False)
 
-    @property
-    def num_references(self) -> int:
-        """R."""
-        return self.key.num_references
-
-
-def reference_latents(
-    latents: FloatArray,
-    schedule: ReferenceSchedule,
-    timesteps: IntArray,
-    *,
-    noise_seed: int,
-    noise_schedule: NoiseSchedule,
-) -> FloatArray:
-    """Latents that the Reference U-Net reads, one set an entry.
-
-    Each reference and timestep has its own noise, drawn from the subject's seed: adding a reference
-    or a step never changes the others.
-
-    Args:
-        latents: [R, C, h, w], clean, scaled by the VAE factor.
-        schedule: Decides whether noise is added.
-        timesteps: [E], from `schedule.timesteps`.
-        noise_seed: The subject's own.
-        noise_schedule: Of the pair.
-
-    Returns:
-        float32 [E, R, C, h, w].
-    """
-    if schedule.mode == "clean":
-        return latents[np.newaxis]
-    entries = []
-    for t in timesteps.tolist():
-        noise = [_reference_noise(noise_seed, r, t, latents.shape[1:]) for r in range(len(latents))]
-        entries.append(noise_schedule.add_noise(latents, np.stack(noise), t))
-    return np.stack(entries)
-
 
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _reference_noise(seed: int, reference: int, t: int, shape: tuple[int, ...]) -> FloatArray:
-    rng = np.random.default_rng([_REFERENCE_STREAM, seed, reference, t])
-    return rng.standard_normal(shape, dtype=np.float32)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -18,12 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bootpig_rt.backends.base import FloatArray, IntArray, PairSpec
-from bootpig_rt.backends.host_table import Precision, TableDtype
+from bootpig_rt.backends.base import FloatArray, PairSpec
 from bootpig_rt.errors import ParameterError, SubjectMismatch
 from bootpig_rt.images.picture import to_pil
-from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
-from bootpig_rt.reference.schedule import ReferenceSchedule
+from bootpig_rt.reference.reference_table import ReferenceTable
 from bootpig_rt.reference.subject_file import (
     MAX_FILE_BYTES,
     PREVIEW_PX,
@@ -60,6 +57,8 @@ class Subject:
     tables: tuple[ReferenceTable, ...] = ()
     preview: npt.NDArray[np.uint8] | None = None
     pixels_sha256: str = ""
+    num_references: int = field(init=False)
+    """R."""
     fingerprint: str = field(init=False, default="")
     """sha256 over pair, prompt and its states, noise seed, pixels and latents.
 
@@ -71,10 +70,10 @@ class Subject:
         for array in (self.pixels, self.latents, self.prompt_states, self.preview):
             if array is not None:
                 array.setflags(write=False)
+        put = object.__setattr__
+        put(self, "num_references", len(self.latents))
         if self.pixels is not None:
-            object.__setattr__(self, "pixels_sha256", _digest(self.pixels).hexdigest())
-            if self.preview is None:
-                object.__setattr__(self, "preview", _small(self.pixels))
+            put(self, "pixels_sha256", _digest(self.pixels).hexdigest())
         states = self.prompt_states
         parts = [
             self.pair_fingerprint,
@@ -84,13 +83,9 @@ class Subject:
             _digest(self.latents).hexdigest(),
             None if states is None else _digest(states).hexdigest(),
         ]
-        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        object.__setattr__(self, "fingerprint", digest)
-
-    @cached_property
-    def num_references(self) -> int:
-        """R."""
-        return len(self.latents)
+        put(self, "fingerprint", hashlib.sha256(json.dumps(parts).encode()).hexdigest())
+        if self.pixels is not None and self.preview is None:
+            put(self, "preview", _small(self.pixels))
 
     @property
     def form(self) -> str:
@@ -103,50 +98,6 @@ class Subject:
             return to_pil(self.pixels)
         return [] if self.preview is None else [Image.fromarray(self.preview)]
 
-    def table_key(
-        self,
-        schedule: ReferenceSchedule,
-        solver_timesteps: IntArray,
-        *,
-        ref_scale: float,
-        precision: Precision,
-        dtype: TableDtype,
-    ) -> ReferenceKey:
-        """The key of its table for a schedule: that of a table it brings along, if it has one.
-
-        Raises:
-            ParameterError: No step lies in the schedule's window.
-        """
-        height, width = self.latents.shape[-2:]
-        key = ReferenceKey(
-            subject=self.fingerprint,
-            pixels=self.pixels_sha256,
-            reference_prompt=self.reference_prompt,
-            noise_seed=self.noise_seed,
-            pair=self.pair_fingerprint,
-            is_noised=schedule.mode != "clean",
-            timesteps=tuple(schedule.timesteps(solver_timesteps).tolist()),
-            ref_scale=ref_scale,
-            precision=precision,
-            dtype=dtype,
-            size=(height, width),
-            num_references=self.num_references,
-        )
-        brought = (saved.key for saved in self.tables)
-        return next((one for one in brought if replace(one, origin="") == key), key)
-
-    def check_pair(self, fingerprint: str) -> None:
-        """Refuse to be used with another pair than the one that encoded it.
-
-        Raises:
-            SubjectMismatch: The fingerprints differ.
-        """
-        if self.pair_fingerprint != fingerprint:
-            raise SubjectMismatch(
-                f"the subject was encoded with pair {self.pair_fingerprint[:12]}, this pipeline "
-                f"runs pair {fingerprint[:12]}; encode the reference images again"
-            )
-
     def check_for(self, spec: PairSpec) -> None:
         """Refuse another pair, other sizes than the pair's, and more references than it takes.
 
@@ -154,7 +105,11 @@ class Subject:
             SubjectMismatch: The pair, the size of the latents or that of the text states differs.
             ParameterError: Too many references.
         """
-        self.check_pair(spec.fingerprint)
+        if self.pair_fingerprint != spec.fingerprint:
+            raise SubjectMismatch(
+                f"the subject was encoded with pair {self.pair_fingerprint[:12]}, this pipeline "
+                f"runs pair {spec.fingerprint[:12]}; encode the reference images again"
+            )
         side = spec.config.sample_size_px // spec.vae_scale_factor
         expected = (spec.latent_channels, side, side)
         if self.latents.shape[1:] != expected:

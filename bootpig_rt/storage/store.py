@@ -94,7 +94,8 @@ class Claim:
         Raises:
             SubjectMismatch: It is another table than the one that was claimed.
         """
-        table.key.check(self._address[2])
+        if table.key != self._address[2]:
+            raise table.key.mismatch(self._address[2])
         self._store._keep(self._address, table, backend)
         self._store._count(misses=1, make_ms=make_ms)
         if self._folder is None:
@@ -251,7 +252,8 @@ class SubjectStore:
                     saved = self._read(key, tenant)  # by the process that held it before
                 if saved is None:
                     return claim
-                saved.key.check(key)
+                if saved.key != key:
+                    raise saved.key.mismatch(key)
                 start = time.perf_counter()
                 table = _uploaded(saved, backend, is_resident=is_resident)
                 self._count(disk_hits=1, load_ms=_ms_since(start))

@@ -207,24 +207,6 @@ def test_at_most_one_copy_is_kept_that_no_run_reads(tiny_bundle_folder: Path) ->
     assert gone() is None
 
 
-@pytest.mark.parametrize("shape", [(1, 23, 16), (1, 24, 15), (24, 16), (2, 24, 16)])
-def test_text_states_of_another_shape_are_refused(
-    backend: Any, torch_backend: Any, shape: tuple[int, ...]
-) -> None:
-    states = np.zeros(shape, np.float32)
-    latents = np.zeros((1, 1, 4, 8, 8), np.float32)
-    for one in (backend, torch_backend):
-        assert one.spec.text_shape == (24, 16)
-        with pytest.raises(
-            ParameterError, match=r"text states have shape .*expected \[1, 24, 16\]"
-        ):
-            one.reference_kv(latents, np.zeros(1, np.int64), states)
-        if shape[1:] != (24, 16):
-            given = replace(batch(one, ONE, [(1, 1)]), prompt_embeds=states)
-            with pytest.raises(ParameterError, match=r"expected \[P, 24, 16\]"):
-                one.start(given)
-
-
 @pytest.mark.parametrize(
     ("message", "kind", "told"),
     [
@@ -537,19 +519,6 @@ print(sorted(heavy & set(sys.modules)))
     assert done.stdout.strip() == "[]"
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size == (32, 32)
-
-
-def test_sizes_beyond_the_profile_are_refused_with_the_option_to_build_with(
-    backend: Any, bundle_pipeline: Pipeline, red: Image.Image
-) -> None:
-    with pytest.raises(ParameterError, match=r"width is 128, expected 16\.\.64.*--resolution"):
-        bundle_pipeline("a dog", reference_images=red, width=128, height=32)
-    with pytest.raises(ParameterError, match=r"batch is 5, expected 1\.\.4.*--max-batch 5"):
-        backend.start(batch(backend, Rows([[-1]] * 5, [0] * 5, [*range(5)]), []))
-    with pytest.raises(ParameterError, match=r"references is 4, expected 1\.\.3.*-references 4"):
-        table(backend, 1, 4, 0)
-    with pytest.raises(ParameterError, match=r"steps is 60, expected 1\.\.50.*--steps 60"):
-        backend.start(batch(backend, ONE, [(1, 1)], steps=60))
 
 
 @pytest.mark.parametrize(

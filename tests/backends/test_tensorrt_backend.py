@@ -19,7 +19,7 @@ from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.cuda import memory as cuda_memory
 from bootpig_rt.backends.cuda.memory import ALIGNMENT, Cuda, aligned
 from bootpig_rt.backends.step_inputs import distinct, graph_name, step_inputs
-from bootpig_rt.backends.tensorrt.backend import TensorRTBackend, device_index
+from bootpig_rt.backends.tensorrt.backend import device_index
 from bootpig_rt.backends.tensorrt.engine import (
     TensorSpec,
     arena_bytes,
@@ -127,28 +127,6 @@ def test_a_table_that_several_slots_read_lies_in_the_flat_one_once() -> None:
         [[2, 3], [6, NONE], [4, 5]],
         [[4, 5], [6, NONE], [4, 5]],
     ]
-
-
-def limited(pipeline: Any) -> TensorRTBackend:
-    """A backend without engines or a device, of a bundle for one reference and one picture."""
-    backend = object.__new__(TensorRTBackend)
-    backend.spec = replace(
-        pipeline.spec, max_batch=1, max_references=1, max_steps=2, sides_px=(16, 64)
-    )
-    return backend
-
-
-def test_what_the_engines_were_not_built_for_is_refused_ahead_of_a_launch(pipeline: Any) -> None:
-    backend = limited(pipeline)
-    two = np.zeros((1, 2, 4, 8, 8), np.float32)
-    with pytest.raises(ParameterError, match="references is 2, expected 1, .*--max-references 2"):
-        backend.reference_kv(two, np.zeros(1, np.int64), np.zeros((2, 3, 4), np.float32))
-    with pytest.raises(ParameterError, match="width is 128.*--resolution 16:128"):
-        backend.encode_image(np.zeros((1, 3, 64, 128), np.float32))
-    with pytest.raises(ParameterError, match="references is 2, expected 1, .*--max-references 2"):
-        backend.start(batch([[0, 1]], num_references=(2,), entry_of_step=[[0, 0]], steps=2))
-    with pytest.raises(ParameterError, match="steps is 3, expected 1..2.*--steps 3"):
-        backend.start(batch([[]]))
 
 
 class _Calls:

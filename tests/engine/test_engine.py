@@ -21,6 +21,7 @@ from PIL import Image
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
+from bootpig_rt.engine.loop import Loop
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import (
     Cancelled,
@@ -375,11 +376,11 @@ def test_a_claim_of_which_nobody_wants_the_table_any_more_is_released(
     claim = Claim(paper.store, ("", "paper cpu", whose[1]), None)
     found: Future[Any] = Future()
     found.set_result(claim)
-    paper.engine._loop._lookups[whose] = found
+    paper.engine._loop._tables._lookups[whose] = found
     job.cancel()
     paper.engine.step()
     assert not claim._is_held
-    assert paper.engine._loop._lookups == {}
+    assert paper.engine._loop._tables._lookups == {}
     assert not running.done()
 
 
@@ -744,11 +745,11 @@ def test_an_interrupt_between_two_launches_of_a_pass_loses_nothing(make_paper: M
 def test_an_interrupted_call_takes_its_own_requests_back(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: Engine) -> bool:
+    def interrupt(self: Loop) -> bool:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "step", interrupt)
+        patch.setattr(Loop, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pipeline("a dog", reference_prompt="a dog", reference_images=Image.new("L", (9, 9)))
     assert pipeline.engine.num_waiting == 0

@@ -12,8 +12,8 @@ import pytest
 
 from bootpig_rt.backends.base import PairSpec
 from bootpig_rt.backends.host_table import table_bytes
-from bootpig_rt.engine.memory import TableUse, bytes_held
 from bootpig_rt.engine.plan import Planner
+from bootpig_rt.engine.tables import TableUse, bytes_held
 from bootpig_rt.errors import Cancelled, ParameterError
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.reference_pass import TablePlan, make_table
@@ -52,28 +52,66 @@ def test_what_is_left_out_comes_from_the_pair(pipeline: Pipeline) -> None:
     plan = planner(pipeline).plan(Request(prompt="a"))
     assert plan.solver.num_steps == config.default_steps
     assert plan.solver.name == config.default_solver
-    assert plan.merge == config.merge
-    assert plan.image_guidance_scale == config.image_guidance_scale
-    assert plan.text_guidance_scale == config.text_guidance_scale
-    assert (plan.width_px, plan.height_px) == (config.sample_size_px,) * 2
+    made = plan.parameters
+    assert (made.merge, made.solver) == (config.merge, config.default_solver)
+    assert made.image_guidance_scale == config.image_guidance_scale
+    assert made.text_guidance_scale == config.text_guidance_scale
+    assert (made.width, made.height) == (config.sample_size_px,) * 2
     assert plan.table is None
     assert (plan.entries == -1).all()
-    assert plan.is_guided.all()
+    scales = np.array([made.image_guidance_scale, made.text_guidance_scale], np.float32)
+    assert (plan.scales == scales).all()
 
 
 def test_each_scale_is_its_own(pipeline: Pipeline) -> None:
     plan = planner(pipeline).plan(
         Request(prompt="a", image_guidance_scale=2.0, text_guidance_scale=3.0)
     )
-    assert (plan.image_guidance_scale, plan.text_guidance_scale) == (2.0, 3.0)
+    assert plan.scales[0].tolist() == [2.0, 3.0]
     zero = planner(pipeline).plan(Request(prompt="a", image_guidance_scale=0.0))
-    assert zero.image_guidance_scale == 0.0  # zero is a scale, not nothing
+    assert zero.scales[0, 0] == 0.0  # zero is a scale, not nothing
 
 
 def test_width_is_not_height(pipeline: Pipeline) -> None:
     plan = planner(pipeline).plan(Request(prompt="a", width=64, height=32))
     assert plan.latents_shape == (4, 8, 16)
-    assert planner(pipeline).parameters(plan).width == 64
+    assert plan.parameters.width == 64
+
+
+def test_guidance_is_off_outside_of_its_interval(pipeline: Pipeline) -> None:
+    request = Request(
+        prompt="a", num_inference_steps=4, text_guidance_scale=3.0, guidance_interval=(0.25, 0.75)
+    )
+    assert planner(pipeline).plan(request).scales[:, 1].tolist() == [1.0, 3.0, 3.0, 1.0]
+
+
+def test_pictures_of_a_request_differ_by_their_seeds_alone(pipeline: Pipeline) -> None:
+    plans = planner(pipeline).plan(Request(prompt="a", seed=2**63 - 2)).of_pictures(3)
+    assert [one.parameters.seed for one in plans] == [2**63 - 2, 2**63 - 1, 0]
+    assert all(replace(one.parameters, seed=0) == plans[2].parameters for one in plans)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"width": 128}, r"width is 128, expected 8\.\.64, .*--resolution 8:128"),
+        ({"height": 72}, r"height is 72, expected 8\.\.64"),
+        ({"steps": 51}, r"steps is 51, expected 1\.\.50, .*--steps 51"),
+    ],
+)
+def test_what_the_graphs_were_not_built_for_is_refused(
+    pipeline: Pipeline, asked: dict[str, int], message: str
+) -> None:
+    built: dict[str, Any] = {"max_references": 1, "max_steps": 50, "sides_px": (8, 64)}
+    small = planner(pipeline, **built)
+    with pytest.raises(ParameterError, match=r"references is 2, expected 1, .*--max-references 2"):
+        small.plan(picture(small._backend.spec))
+    if "steps" in asked:
+        asked = {"num_inference_steps": asked["steps"]}
+    with pytest.raises(ParameterError, match=message):
+        small.plan(Request(prompt="a", **asked))  # type: ignore[arg-type]
+    small.plan(Request(prompt="a", width=64, height=8, num_inference_steps=50))
+    planner(pipeline).plan(Request(prompt="a", **asked))  # type: ignore[arg-type]  # torch has none
 
 
 def test_default_steps_are_some_that_the_backend_takes(pipeline: Pipeline) -> None:
@@ -88,7 +126,7 @@ def test_a_window_alone_is_one_of_the_pairs_own_schedule(pipeline: Pipeline) -> 
     plan = planner(pipeline).plan(
         picture(pipeline.spec, reference_schedule="window:0-0.5", steps=4)
     )
-    assert str(plan.schedule) == "exact+window:0-0.5"
+    assert plan.parameters.reference_schedule == "exact+window:0-0.5"
     assert plan.entries.tolist() == [0, 1, -1, -1]
 
 

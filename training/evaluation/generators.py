@@ -67,9 +67,9 @@ class PipelineGenerator:
     @property
     def fingerprint(self) -> str:
         """The pair and the settings."""
-        plan = self.plan
-        manner = (plan.solver.num_steps, plan.solver.name, plan.merge, str(plan.schedule))
-        scales = (plan.image_guidance_scale, plan.text_guidance_scale)
+        made = self.plan.parameters
+        manner = (made.num_inference_steps, made.solver, made.merge, made.reference_schedule)
+        scales = (made.image_guidance_scale, made.text_guidance_scale)
         return f"{self.pipeline.spec.fingerprint} {manner} {scales}"
 
     def __call__(self, shots: Sequence[Shot]) -> NDArray[np.uint8]:

@@ -38,7 +38,7 @@ from bootpig_rt.training.stage import Validation, trainable
 from bootpig_rt.training.stages.diffusion import decoded, validation_conditions, validation_noise
 
 NEUTRAL = 1.0
-"""With both scales at 1 the runtime draws the `text_image` row alone (`engine/guidance.py`)."""
+"""With both scales at 1 the runtime draws the `text_image` row alone (`engine/rows.py`)."""
 
 
 def teacher_timesteps(steps: Tensor, substeps: int) -> list[list[int]]:

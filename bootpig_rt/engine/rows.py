@@ -1,4 +1,4 @@
-"""Guidance rows: which U-Net rows a batch of pictures needs, each computed once.
+"""Rows: what the launches of a batch read, laid out as a `DenoiseBatch`.
 
 A picture is `uncond + s_image (image - uncond) + s_text (text_image - image)`, where
 
@@ -16,10 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from bootpig_rt.backends.base import IntArray
+from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.diffusion.solver import BatchSolver
+from bootpig_rt.engine.text_states import Texts
+from bootpig_rt.reference.reference_table import ReferenceTable
+
+if TYPE_CHECKING:
+    from bootpig_rt.bundle.pair_config import Merge
+    from bootpig_rt.engine.batch import Picture
 
 _UNCOND, _IMAGE, _TEXT_IMAGE = range(3)
 
@@ -45,7 +53,7 @@ class PictureBranches:
 
 @dataclass(frozen=True)
 class GuidanceRows:
-    """Rows of a batch of B pictures; the fields are those of `DenoiseBatch`.
+    """GuidanceRows of a batch of B pictures; the fields are those of `DenoiseBatch`.
 
     Attributes:
         text_of_row: int64 [N].
@@ -60,8 +68,64 @@ class GuidanceRows:
     rows_of_picture: IntArray
 
 
+def lay_out(
+    pictures: Sequence[Picture], num_steps: int, texts: Texts, *, latents: FloatArray
+) -> DenoiseBatch:
+    """Lay out the next steps of some pictures.
+
+    Args:
+        pictures: Of one size and one merge, none of them done.
+        num_steps: T, steps in which no picture's rows change.
+        texts: Among others those of the pictures' prompts, with their states.
+        latents: float32 [B, C, h, w], what the pictures are now.
+    """
+    names, prompt_embeds = texts
+    # A table is one slot for all pictures that read the same entries at the same steps. Pictures of
+    # one subject that are at different steps have a slot each; the table itself is shared.
+    slots: dict[tuple[int, tuple[int, ...]], tuple[ReferenceTable, int]] = {}
+    branches = []
+    count = 0
+    for picture in pictures:
+        plan, table = picture.plan, picture.table
+        references: tuple[int, ...] = ()
+        entries = plan.entries[picture.step : picture.step + num_steps].tolist()
+        if table is not None and entries[0] >= 0:
+            slot = (id(table.data), tuple(entries))
+            if slot not in slots:
+                slots[slot] = (table, count)
+                count += table.key.num_references
+            first = slots[slot][1]
+            references = tuple(range(first, first + table.key.num_references))
+        prompt, negative_prompt = plan.parameters.prompt, plan.parameters.negative_prompt
+        scales = plan.scales[picture.step].tolist()
+        branches.append(
+            PictureBranches(names.index(prompt), names.index(negative_prompt), references, *scales)
+        )
+    rows = plan_guidance(branches)
+    entry_of_step = np.array([entries for _, entries in slots], dtype=np.int64)
+    return DenoiseBatch(
+        latents=latents,
+        prompt_embeds=prompt_embeds,
+        text_of_row=rows.text_of_row,
+        picture_of_row=rows.picture_of_row,
+        ref_of_row=rows.ref_of_row,
+        rows_of_picture=rows.rows_of_picture,
+        image_guidance_scale=np.array([b.image_guidance_scale for b in branches], dtype=np.float32),
+        text_guidance_scale=np.array([b.text_guidance_scale for b in branches], dtype=np.float32),
+        tables=tuple(table.data for table, _ in slots.values()),
+        num_references=tuple(table.key.num_references for table, _ in slots.values()),
+        entry_of_step=entry_of_step.reshape(len(slots), num_steps),
+        solver=BatchSolver.of(
+            [picture.plan.solver for picture in pictures],
+            starts=[picture.step for picture in pictures],
+            num_steps=num_steps,
+        ),
+        merge=cast("Merge", pictures[0].plan.parameters.merge),
+    )
+
+
 def plan_guidance(pictures: Sequence[PictureBranches]) -> GuidanceRows:
-    """Lay out the rows of a batch, those with the fewest references first."""
+    """The rows of a batch, each computed once, those with the fewest references first."""
     rows: list[tuple[int, int, tuple[int, ...]]] = []  # picture, text, references
     branches: list[list[tuple[int, int, tuple[int, ...]]]] = []
     for number, picture in enumerate(pictures):

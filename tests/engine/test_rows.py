@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootpig_rt.engine.guidance import GuidanceRows, PictureBranches, plan_guidance
+from bootpig_rt.engine.rows import GuidanceRows, PictureBranches, plan_guidance
 
 SCALES = st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.5])
 PICTURES = st.lists(
