@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from typing import Any
 
 from bootpig_rt.errors import EXIT_OK, BootPIGError
@@ -17,13 +18,18 @@ HELP = "show what is installed, which targets can be built and run here, and wha
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.epilog = "example:\n  bootpig-rt doctor"
+    parser.epilog = "examples:\n  bootpig-rt doctor\n  bootpig-rt doctor --config serve.toml"
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="of `bootpig-rt serve`: look at what a service with these options needs",
+    )
     parser.add_argument("--json", action="store_true", help="print a json object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; nothing that is missing is an error."""
-    findings = _findings()
+    findings = _findings() | {"service": _service(args)}
     if args.json:
         print(json.dumps(findings, indent=2))
         return EXIT_OK
@@ -67,6 +73,19 @@ def _findings() -> dict[str, Any]:
         },
         "targets": [status.to_dict() for status in all_targets()],
     }
+
+
+def _service(args: argparse.Namespace) -> dict[str, Any]:
+    """What a service needs and finds here, with the options of `--config` and the environment."""
+    from bootpig_rt.server.config import options_of
+    from bootpig_rt.server.needs import Need, needs_of
+
+    try:
+        needs = needs_of(options_of(args))
+    except BootPIGError as error:
+        found, _, fix = str(error).partition("; ")
+        needs = [Need("options", False, found, fix)]
+    return {"is_ready": all(need.is_met for need in needs), "needs": [asdict(n) for n in needs]}
 
 
 def _num_cpus() -> int:
@@ -125,6 +144,10 @@ def _lines(findings: dict[str, Any]) -> list[str]:
             f"{target['target']:<8} {_yes(target['can_build']):<6} {_yes(target['can_run']):<5} "
             f"{text}"
         )
+    lines += ["", f"{'service':<24} {'met':<5} found"]
+    for need in findings["service"]["needs"]:
+        fix = f"; {need['fix']}" if need["fix"] else ""
+        lines.append(f"{need['name']:<24} {_yes(need['is_met']):<5} {need['found']}{fix}")
     return lines
 
 

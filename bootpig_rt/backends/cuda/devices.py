@@ -28,9 +28,8 @@ class CudaDevice:
 
 def cuda_devices() -> tuple[CudaDevice, ...]:
     """The GPUs that a CUDA program sees; none where there is no driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    driver = _driver()
+    if driver is None:
         return ()
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
@@ -38,6 +37,21 @@ def cuda_devices() -> tuple[CudaDevice, ...]:
     return tuple(
         device for index in range(count.value) if (device := _device(driver, index)) is not None
     )
+
+
+def cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver runs programs for; None where there is no driver."""
+    driver, number = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
 
 
 def _device(driver: ctypes.CDLL, index: int) -> CudaDevice | None:
