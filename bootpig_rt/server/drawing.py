@@ -102,7 +102,8 @@ async def begin(
         guidance_interval=_interval(fields),
         tenant=call.tenant,
     )
-    service.output.check_prompts([fields.prompt, fields.negative_prompt])
+    names = ("prompt", "negative_prompt", "reference_prompt")
+    service.output.check_prompts({name: getattr(fields, name) for name in names})
     service.check_room(client)
     quota = call.principal.quota.max_waiting
     most = min((one for one in (quota, options.tenant_max_waiting) if one), default=None)
@@ -117,6 +118,7 @@ async def begin(
         request = request.of_subject(subject)
     elif fields.subject_id is not None:
         kept = service.library.get(call.tenant, fields.subject_id)
+        service.output.check_prompts({"subject_id": kept.reference_prompt})
         request = request.of_subject(await service.library.subject_for(kept, client))
     encode_ms = 1e3 * (time.monotonic() - start)
     for prompt in (fields.prompt, fields.negative_prompt):

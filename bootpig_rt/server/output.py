@@ -7,17 +7,22 @@ if there are credentials. What of this fails keeps the picture back.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from bootpig_rt.images.encode_image import ImageFormat, encode_image
 from bootpig_rt.reference.subject import Subject
+from bootpig_rt.server.blocklist import Blocklist
+from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.nsfw import OpenNsfw
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.safety import Checked, SafetyChecker, apply_safety
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,11 @@ class Output:
     """Judges and encodes pictures. Takes milliseconds a picture: call it on a thread.
 
     Attributes:
+        blocklist: What no prompt may have.
         checker: None judges nothing.
     """
 
+    blocklist: Blocklist = field(default_factory=Blocklist)
     checker: SafetyChecker | None = None
 
     @classmethod
@@ -51,15 +58,32 @@ class Output:
         Raises:
             BackendUnavailable: A package is missing.
             CheckpointError: The file of the checker cannot be used.
+            ConfigError: The blocklist cannot be read.
             ParameterError: Its threshold is out of range.
         """
+        blocklist = Blocklist()
+        if options.blocklist is not None:
+            blocklist = Blocklist.load(options.blocklist)
         checker = None
         if options.safety_model is not None:
             checker = OpenNsfw(options.safety_model, threshold=options.safety_threshold)
-        return cls(checker)
+        return cls(blocklist, checker)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse what must not be asked for."""
+    def check_prompts(self, prompts: Mapping[str, str | None]) -> None:
+        """Refuse what must not be asked for. The negative prompt too: low scales draw that.
+
+        Args:
+            prompts: By the names of their fields.
+
+        Raises:
+            ApiError: 400 `content_policy`, without the word at fault.
+        """
+        for name, prompt in prompts.items():
+            line = None if prompt is None else self.blocklist.find(prompt)
+            if line is not None:
+                logger.info("a %s was refused by line %d of the blocklist", name, line)
+                text = "this server does not draw what the prompt asks for"
+                raise ApiError(400, "content_policy", text, param=name)
 
     def finish(
         self,

@@ -41,11 +41,13 @@ def subject_routes(service: Service) -> APIRouter:
                 data = (await files_of(form, ("file",), most=1))[0]
                 subject = await asyncio.to_thread(_from_file, data)
                 client.check_subject(subject)
+                service.output.check_prompts({"reference_prompt": subject.reference_prompt})
                 kept = library.add(
                     call.tenant, client, [], subject, ttl_s=file_fields.ttl_s, is_explicit=True
                 )
             else:
                 fields = fields_of(SubjectFields, form)
+                service.output.check_prompts({"reference_prompt": fields.reference_prompt})
                 client = service.client(fields.model)
                 most = min(client.facts.max_references, MAX_FILES)
                 images = await files_of(form, _IMAGES, most=most)

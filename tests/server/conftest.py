@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -12,11 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import pytest
 from PIL import Image, ImageDraw
+
+from bootpig_rt.server.app import create_app
+from bootpig_rt.server.guard.keys import Principal
+from bootpig_rt.server.local import local_loaders
+from bootpig_rt.server.metrics import Metrics
+from bootpig_rt.server.options import ServerOptions
+from bootpig_rt.server.output import Output
+from bootpig_rt.server.service import Service
 
 START_TIMEOUT_S = 60.0
 
@@ -154,3 +164,47 @@ def eventually() -> Callable[[Callable[[], bool]], bool]:
         return is_true()
 
     return wait
+
+
+class AskService(Protocol):
+    """`ask_service(output, method, path, ...)`, see the fixture."""
+
+    def __call__(
+        self, output: Output, method: str, path: str, **options: Any
+    ) -> httpx.Response: ...
+
+
+@pytest.fixture(scope="session")
+def local_service(tiny_bundle_folder: Path) -> Iterator[tuple[Service, asyncio.Runner]]:
+    """A service in this process, for tests that give it parts of their own."""
+    options = ServerOptions(model=str(tiny_bundle_folder), max_batch=4)
+    metrics = Metrics(["tiny_bundle"])
+    service = Service(options, local_loaders(options, metrics), Output(), metrics)
+    with asyncio.Runner() as runner:
+        runner.run(service.start())
+        yield service, runner
+        runner.run(service.close())
+
+
+@pytest.fixture
+def ask_service(local_service: tuple[Service, asyncio.Runner]) -> Iterator[AskService]:
+    """A function that sends a request to a service whose pictures leave through `output`."""
+    service, runner = local_service
+    app = create_app(service)
+
+    async def named(scope: Any, receive: Any, send: Any) -> None:
+        principal = Principal("", "admin")
+        scope["state"] = {"request_id": f"req_{secrets.token_hex(8)}", "principal": principal}
+        await app(scope, receive, send)
+
+    def ask(output: Output, method: str, path: str, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(named, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+                return await client.request(method, path, **options)
+
+        service.output = output
+        return runner.run(send())
+
+    yield ask
+    service.output = Output()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,10 @@ from PIL import Image
 
 from bootpig_rt.errors import BackendUnavailable, CheckpointError
 from bootpig_rt.images.picture import is_marked_generated, load_image, read_parameters
-from bootpig_rt.server.app import create_app
 from bootpig_rt.server.errors import ApiError
-from bootpig_rt.server.guard.keys import Principal
-from bootpig_rt.server.local import local_loaders
-from bootpig_rt.server.metrics import Metrics
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.output import Output
 from bootpig_rt.server.safety import PLACEHOLDER_COLOUR, SafetyChecker, apply_safety
-from bootpig_rt.server.service import Service
 
 PROMPT = "a photo of a disc, on a beach"
 BODY = {"prompt": PROMPT, "n": 4, "num_inference_steps": 2, "seed": 1}
@@ -79,38 +73,12 @@ def test_a_checker_that_does_not_judge_each_picture_lets_none_through(checker: A
 Ask = Callable[[SafetyChecker | None, dict[str, Any]], httpx.Response]
 
 
-@pytest.fixture(scope="module")
-def service(tiny_bundle_folder: Path) -> Iterator[tuple[Service, asyncio.Runner]]:
-    """A service in this process, so that it may have checkers of a test."""
-    options = ServerOptions(model=str(tiny_bundle_folder), max_batch=4)
-    metrics = Metrics(["tiny"])
-    service = Service(options, local_loaders(options, metrics), Output(), metrics)
-    with asyncio.Runner() as runner:
-        runner.run(service.start())
-        yield service, runner
-        runner.run(service.close())
-
-
 @pytest.fixture
-def ask(service: tuple[Service, asyncio.Runner]) -> Ask:
-    """A function that asks the service, with a checker, for pictures."""
-    app = create_app(service[0])
-    ids = iter(range(1000))
-
-    async def named(scope: Any, receive: Any, send: Any) -> None:
-        principal = Principal("", "admin")
-        scope["state"] = {"request_id": f"req_{id(ids)}_{next(ids)}", "principal": principal}
-        await app(scope, receive, send)
+def ask(ask_service: Callable[..., httpx.Response]) -> Ask:
+    """A function that asks a service, with a checker, for pictures."""
 
     def ask(checker: SafetyChecker | None, body: dict[str, Any]) -> httpx.Response:
-        service[0].output = Output(checker)
-
-        async def post() -> httpx.Response:
-            transport = httpx.ASGITransport(named, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-                return await client.post("/v1/images/generations", json=body)
-
-        return service[1].run(post())
+        return ask_service(Output(checker=checker), "POST", "/v1/images/generations", json=body)
 
     return ask
 
