@@ -113,7 +113,7 @@ class BodyGuard:
         if not places.take(tenant):
             message = "too many requests are being read; try again"
             headers = {"Retry-After": str(_RETRY_AFTER_S)}
-            await refuse(scope, receive, send, 503, "too_many_bodies", message, headers)
+            await refuse(scope, receive, send, 503, "too_many_uploads", message, headers)
             return
         body = _Body(scope, receive, send, _Place(places, tenant))
         try:

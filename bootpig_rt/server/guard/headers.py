@@ -91,7 +91,7 @@ class SecurityHeaders:
                 raise
             logger.exception("request %s failed", request_id)
             message = f"the server failed at this request; its id is {request_id}"
-            await refuse(scope, receive, send_with_headers, 500, "internal", message)
+            await refuse(scope, receive, send_with_headers, 500, "internal_error", message)
 
 
 def _given_id(scope: Scope) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from bootpig_rt.server.guard.access import Access, KeyGuard, RouteTable
 from bootpig_rt.server.guard.asgi import App
@@ -21,12 +21,14 @@ def guard_app(
     body_limits: Mapping[str, BodyLimits],
     allowed_hosts: Iterable[str] = (),
     allowed_origins: Iterable[str] = (),
+    observe: Callable[[App], App] | None = None,
 ) -> App:
     """An app that only gets requests which may come to it.
 
-    A request passes from the outside in: connections whose body stays unread are closed well; every
-    answer gets its id and headers; then host and origin, then the key, so that a stranger holds no
-    place for a body; then the body's limits, which the app's reading runs into.
+    A request passes from the outside in: connections whose body stays unread are closed well;
+    somebody may observe; every answer gets its id and headers; then host and origin, then the key,
+    so that a stranger holds no place for a body; then the body's limits, which the app's reading
+    runs into.
 
     Args:
         app: What answers.
@@ -35,6 +37,8 @@ def guard_app(
         body_limits: As for `BodyGuard`.
         allowed_hosts: As for `HostGuard`.
         allowed_origins: As for `HostGuard`.
+        observe: Wraps what sees every request and its answer, refusals included; their codes are in
+            `scope["state"]["refusal"]`.
 
     Raises:
         ParameterError: An entry of any of them that cannot be read.
@@ -42,4 +46,6 @@ def guard_app(
     with_body = BodyGuard(app, limits=body_limits)
     with_key = KeyGuard(with_body, keys=keys, routes=RouteTable(routes))
     with_host = HostGuard(with_key, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
-    return EarlyAnswers(SecurityHeaders(with_host))
+    with_headers: App = SecurityHeaders(with_host)
+    # Not around EarlyAnswers, which learns that a client left after it had its whole answer.
+    return EarlyAnswers(with_headers if observe is None else observe(with_headers))

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 
 from bootpig_rt.server.guard import early_answers
-from bootpig_rt.server.guard.asgi import App, Receive, Scope, Send
+from bootpig_rt.server.guard.asgi import App, Message, Receive, Scope, Send
 from bootpig_rt.server.guard.body import BodyLimits
 from bootpig_rt.server.guard.connections import http_protocol
 from bootpig_rt.server.guard.key_changes import add_key
@@ -157,6 +157,42 @@ class TinyApp:
         await answer(send, {})
 
 
+@dataclass
+class Seen:
+    """What an observer saw of a request."""
+
+    path: str
+    status: int
+    refusal: str | None
+    num_disconnects: int
+
+
+class Observer:
+    """Notes every answer once it is whole."""
+
+    def __init__(self, app: App, seen: list[Seen]) -> None:
+        self.app, self.seen = app, seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = num_disconnects = 0
+
+        async def receive_and_see() -> Message:
+            nonlocal num_disconnects
+            message = await receive()
+            num_disconnects += message["type"] == "http.disconnect"
+            return message
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            if not message.get("more_body", message["type"] == "http.response.start"):
+                refusal = scope["state"].get("refusal")
+                self.seen.append(Seen(scope["path"], status, refusal, num_disconnects))
+            await send(message)
+
+        await self.app(scope, receive_and_see, send_and_see)
+
+
 async def answer(
     send: Send, facts: object, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> None:
@@ -195,6 +231,7 @@ class Live:
     """A server that runs, and how to talk to it."""
 
     port: int
+    seen: list[Seen]
     tokens: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
@@ -282,8 +319,17 @@ def serve() -> Iterator[Callable[..., Live]]:
             stall_s: float = TIMEOUT_S,
             **options: Any,
         ) -> Live:
-            app = guard_app(TinyApp(), keys=keys, routes=ROUTES, body_limits=LIMITS, **options)
-            return Live(stack.enter_context(running(app, header_deadline_s, stall_s)))
+            seen: list[Seen] = []
+            app = guard_app(
+                TinyApp(),
+                keys=keys,
+                routes=ROUTES,
+                body_limits=LIMITS,
+                observe=lambda guarded: Observer(guarded, seen),
+                **options,
+            )
+            port = stack.enter_context(running(app, header_deadline_s, stall_s))
+            return Live(port, seen)
 
         yield start
 

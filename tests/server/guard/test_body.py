@@ -133,7 +133,7 @@ def test_the_one_place_is_free_after_every_fault(
     connection = connect()
     live.send(connection, "POST", f"/one/{what}", **headers)
     busy = live.eventually(lambda: live.ask("POST", "/one/read", b"x"), 503)
-    assert (busy.status, busy.code) == (503, "too_many_bodies")
+    assert (busy.status, busy.code) == (503, "too_many_uploads")
     assert busy.headers["retry-after"] == "1"
     harm(connection)
     free = live.eventually(lambda: live.ask("POST", "/one/read", b"x"), 200)
@@ -186,6 +186,15 @@ def test_a_connection_whose_body_nobody_read_is_closed(live: Any, connect: Any) 
     assert found.status == 200
     assert found.headers["connection"] == "close"
     assert live.is_closed(connection)
+
+
+def test_an_observer_sees_a_refusal_whole_though_the_client_leaves(live: Any) -> None:
+    path = "/slow/observed"
+    with live.connection() as connection:
+        live.send(connection, "POST", path, Content_Length=5000)
+        assert live.read(connection).status == 413
+    (seen,) = [each for each in live.seen if each.path == path]
+    assert (seen.status, seen.refusal, seen.num_disconnects) == (413, "body_too_large", 0)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "identity, gzip", "GZIP"])

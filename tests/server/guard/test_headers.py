@@ -70,7 +70,7 @@ def test_a_failure_is_logged_with_its_id_and_tells_the_client_nothing(
     live: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = live.ask("GET", "/boom", X_Request_Id="mine")
-    assert (found.status, found.code) == (500, "internal")
+    assert (found.status, found.code) == (500, "internal_error")
     assert found.facts["error"]["type"] == "server_error"
     assert b"secret" not in found.body
     assert b"passwd" not in found.body
