@@ -95,8 +95,7 @@ class _Protocol(H11Protocol):
     def _answer_and_close(self, status: int, code: str, message: str) -> None:
         if self.transport.is_closing():
             return
-        is_free = self.cycle is None or not self.cycle.response_started
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and is_free:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
             body = json.dumps(error_body(status, code, message)).encode()
             headers = {
                 **FIXED,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 import pytest
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.server.guard.access import RouteTable
+from bootpig_rt.server.guard.access import KeyGuard, RouteTable
 
 WRONG = "Bearer bprt_" + "A" * 43
 
@@ -129,9 +130,25 @@ def test_the_stricter_line_counts_in_any_order() -> None:
 
 
 def test_dots_in_a_path_are_no_pattern() -> None:
-    table = RouteTable({"GET /openapi.json": "user"})
-    assert table.methods("/openapiXjson") == {}
-    assert table.methods("/openapi.json")
+    table = RouteTable({"GET /openapi.json": "user", "GET /a.b/{x}.c": "user"})
+    for path in ("/openapi.json", "/a.b/1.c"):
+        assert table.methods(path)
+        assert table.methods(path.replace(".", "X", 1)) == {}
+
+
+def test_websockets_are_closed_for_no_route_takes_them() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def unused(*_: object) -> None:
+        raise AssertionError
+
+    guard = KeyGuard(unused, keys=None, routes=RouteTable({"GET /who": "public"}))
+    scope = {"type": "websocket", "path": "/who", "headers": []}
+    asyncio.run(guard(scope, unused, send))  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,16 @@ def test_a_failure_is_logged_with_its_id_and_tells_the_client_nothing(
     assert "secret text" in caplog.text
 
 
+def test_no_header_is_there_twice(live: Any) -> None:
+    with live.connection() as connection:
+        live.send(connection, "GET", "/headers", Connection="close")
+        head = b""
+        while more := connection.recv(10_000):
+            head += more
+    names = [line.partition(b":")[0].lower() for line in head.splitlines()[1:] if b":" in line]
+    assert len(names) == len(set(names)) > 8
+
+
 def test_an_answer_streams_through_all_guards(live: Any) -> None:
     """The second part is sent when the first has been read and a second request was made."""
     with live.connection() as connection:

@@ -78,6 +78,9 @@ def test_every_key_is_compared_wherever_the_match_is(
         compared.clear()
         keys.find(token)
         assert compared == [key.hash for key in keys.keys]
+    compared.clear()
+    keys.find("x" * 100_000)  # too long for a key, and to be hashed for a stranger
+    assert compared == []
 
 
 def test_a_key_that_was_revoked_is_refused_by_a_server_that_runs(path: Path) -> None:
