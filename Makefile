@@ -1,6 +1,7 @@
 # make demo   install and draw a sheet of pictures
 # make test   install and run the tests
 # make test-slow   the tests that are left out there: minutes each
+# make test-triton the model for NVIDIA Triton in the server that PyTriton ships; installs it in .venv-triton
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
 # make docs   the documentation as a site, in site/; open site/index.html
@@ -25,7 +26,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow coverage jumps mutants lint format bench-smoke figures report smoke-report clean
+.PHONY: demo docs test test-slow test-triton coverage jumps mutants lint format bench-smoke figures report smoke-report clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -42,6 +43,9 @@ test: $(VENV)/.dev-installed
 
 test-slow: $(VENV)/.dev-installed
 	@$(PYTEST) -m "slow and not gpu and not trt"
+
+test-triton: $(VENV)/.dev-installed $(VENV)-triton/.installed
+	@BOOTPIG_RT_TRITON=$(VENV)-triton $(PYTEST) -n 0 -m slow tests/serving/test_triton_server.py
 
 coverage: $(VENV)/.dev-installed
 	@$(PYTEST) $(QUICK) --cov --cov-report=term:skip-covered --cov-report=html:.coverage-html
@@ -143,7 +147,7 @@ $(VENV)/.demo-installed: $(INPUTS) $(VENV)/.made
 # The tests cover every part that runs on a CPU. What they install is enough for the demo too.
 $(VENV)/.dev-installed: $(INPUTS) $(VENV)/.made
 	@echo "installing into $(VENV); the first time takes some minutes"
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,export,kernels,tensorrt,sign,bench,serve,otel,provenance,safety,dev]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,background,cpu,export,kernels,tensorrt,sign,bench,serve,otel,provenance,safety,ray,dev]"
 	@touch $@ $(VENV)/.demo-installed
 
 # The site is made from the sources; the runtime's own packages are enough.
@@ -152,7 +156,13 @@ $(VENV)/.docs-installed: $(INPUTS) $(VENV)/.made
 	@$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
+# PyTriton is made for numpy 1, so it gets a folder of its own.
+$(VENV)-triton/.installed: $(INPUTS)
+	@$(PYTHON) -m venv $(VENV)-triton
+	@$(VENV)-triton/bin/python -m pip install --quiet "nvidia-pytriton>=0.7,<1" --editable ".[cpu]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
+	rm -rf $(VENV) $(VENV)-triton site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
 		.benchmarks .coverage .coverage-html .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

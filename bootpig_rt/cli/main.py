@@ -52,6 +52,7 @@ MODULE_OF_COMMAND = {
     "synthesize": "bootpig_rt.cli.synthesize",
     "train": "bootpig_rt.cli.train",
     "evaluate": "bootpig_rt.cli.evaluate",
+    "export-triton": "bootpig_rt.cli.export_triton",
     "bench": "bootpig_rt.cli.bench",
 }
 

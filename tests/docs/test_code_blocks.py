@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FEW_STEPS = 5
 OUTPUTS = {"text", "json", ""}
 OTHER_PROGRAMS = {"accelerate", "git", "openssl", "pytest", "python3"}
+OTHER_PROGRAMS |= {"docker", "kubectl", "serve", "tritonserver"}
 FOLDERS = ("bootpig_rt/", "benchmarks/", "training/", "tests/", "docs/", "export/", "kernels/")
 
 _BLOCK = re.compile(
