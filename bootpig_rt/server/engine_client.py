@@ -21,6 +21,7 @@ from bootpig_rt.engine.options import EngineOptions
 from bootpig_rt.engine.plan import MAX_SIZE_FACTOR
 from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 from bootpig_rt.storage.store import StoreStats
@@ -49,6 +50,8 @@ class ModelFacts:
         image_guidance_scale: Likewise.
         text_guidance_scale: Likewise.
         solver: Likewise.
+        merge: Likewise.
+        reference_schedule: Likewise.
         is_few_step: It draws in a few steps without guidance, quick enough to follow typing.
         backend: Name of what computes.
         runtime: Its version.
@@ -67,6 +70,8 @@ class ModelFacts:
     image_guidance_scale: float
     text_guidance_scale: float
     solver: str
+    merge: str
+    reference_schedule: str
     is_few_step: bool
     backend: str
     runtime: str
@@ -275,6 +280,8 @@ class LocalEngine:
             image_guidance_scale=config.image_guidance_scale,
             text_guidance_scale=config.text_guidance_scale,
             solver=config.default_solver,
+            merge=config.merge,
+            reference_schedule=str(ReferenceSchedule.default_for(config.reference_timestep)),
             is_few_step=config.default_steps <= _FEW_STEPS
             and config.image_guidance_scale == config.text_guidance_scale == 1.0,
             backend=pipeline.backend_name,

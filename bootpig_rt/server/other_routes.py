@@ -141,5 +141,7 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
             "image_guidance_scale": facts.image_guidance_scale,
             "text_guidance_scale": facts.text_guidance_scale,
             "solver": facts.solver,
+            "merge": facts.merge,
+            "reference_schedule": facts.reference_schedule,
         },
     }

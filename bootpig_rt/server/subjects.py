@@ -69,7 +69,7 @@ class KeptSubject:
     def size_bytes(self) -> int:
         """Host memory, as far as it counts."""
         pictures = sum(3 * one.width * one.height for one in self.prepared)
-        return pictures + sum(_subject_bytes(one) for one in {*self.encoded.values(), self.file})
+        return pictures + sum(_subject_bytes(one) for one in self._subjects())
 
     @property
     def expires_at(self) -> float:
@@ -87,6 +87,11 @@ class KeptSubject:
             left += one.width
         return strip
 
+    def _subjects(self) -> list[Subject]:
+        """As models read it, each once."""
+        file = [] if self.file is None else [self.file]
+        return list({one.fingerprint: one for one in [*self.encoded.values(), *file]}.values())
+
     def to_dict(self) -> dict[str, Any]:
         """As the API shows it."""
         first = self.prepared[0] if self.prepared else self.preview()
@@ -97,7 +102,7 @@ class KeptSubject:
             "reference_prompt": self.reference_prompt,
             "noise_seed": self.noise_seed,
             "num_references": self.num_references,
-            "fingerprint": next((one.fingerprint for one in self.encoded.values()), None),
+            "fingerprints": [one.fingerprint for one in self._subjects()],
             "created_at": int(self.created_at),
             "expires_at": int(self.expires_at),
             "bytes": self.size_bytes,
@@ -302,8 +307,6 @@ def read_png(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def _subject_bytes(subject: Subject | None) -> int:
-    if subject is None:
-        return 0
+def _subject_bytes(subject: Subject) -> int:
     arrays = (subject.pixels, subject.latents, subject.prompt_states, subject.preview)
     return sum(one.nbytes for one in arrays if one is not None)
