@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -13,8 +14,10 @@ from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 from bootpig_rt.server.calls import Call
 from bootpig_rt.server.engine_client import Drawing, EngineClient
-from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.jobs import JobRecord
+from bootpig_rt.server.metrics import OUTCOMES
+from bootpig_rt.server.request_notes import note
 from bootpig_rt.server.schema import ImageFields
 from bootpig_rt.server.service import Service
 from bootpig_rt.server.subjects import KeptSubject
@@ -85,6 +88,13 @@ async def begin(
         deadline_s = options.max_deadline_s
     start = time.monotonic()
     width, height = fields.size_px()
+    note(
+        model=client.facts.name,
+        num_images=fields.n,
+        steps=fields.num_inference_steps or client.facts.num_inference_steps,
+        prompt=fields.prompt,
+        negative_prompt=fields.negative_prompt,
+    )
     warnings: list[str] = []
     request = Request(  # all that needs no subject is refused before references cost anything
         prompt=fields.prompt,
@@ -105,9 +115,7 @@ async def begin(
     names = ("prompt", "negative_prompt", "reference_prompt")
     service.output.check_prompts({name: getattr(fields, name) for name in names})
     service.check_room(client)
-    quota = call.principal.quota.max_waiting
-    most = min((one for one in (quota, options.tenant_max_waiting) if one), default=None)
-    job = service.open_job(call.id, call.tenant, client, fields.n, most)
+    job = service.open_job(call.id, call.principal, client, fields.n)
     ends.callback(_close_as_failed, service, job)
     kept: KeptSubject | None = None
     if references:
@@ -145,14 +153,20 @@ def close_job(service: Service, job: JobRecord, error: BaseException | None) -> 
     if error is None:
         service.jobs.close(job, "succeeded")
         return
-    is_cancelled = job.is_cancelled or isinstance(error, Cancelled)
+    is_cancelled = job.is_cancelled or isinstance(error, Cancelled | asyncio.CancelledError)
+    outcome = "cancelled" if is_cancelled else api_error(error).code
+    name = job.client.facts.name
+    service.metrics.picture_done(
+        name, outcome if outcome in OUTCOMES else "failed", count=job.num_images
+    )
+    note(outcome=outcome)
     service.jobs.close(job, "cancelled" if is_cancelled else "failed")
 
 
 def _close_as_failed(service: Service, job: JobRecord) -> None:
     if job.ended_at is None:
         job.cancel()
-        service.jobs.close(job, "failed")
+        close_job(service, job, Cancelled("its request ended"))
 
 
 async def _from_references(
@@ -170,7 +184,7 @@ async def _from_references(
         return subject, None
     try:
         kept = service.library.add(
-            call.tenant, client, prepared, subject, ttl_s=None, is_explicit=False
+            call.principal, client, prepared, subject, ttl_s=None, is_explicit=False
         )
     except ApiError as error:
         warnings.append(f"the subject was not kept: {error.message}")

@@ -32,6 +32,7 @@ from bootpig_rt.server.drawing import Begun, begin, close_job
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.event_stream import EventStream, SendEvent
 from bootpig_rt.server.output import Finished
+from bootpig_rt.server.request_notes import note, note_timings
 from bootpig_rt.server.schema import EditFields, ImageFields, image_bytes, parse_json, validated
 from bootpig_rt.server.service import Service
 
@@ -237,6 +238,8 @@ def _finished(
     service.metrics.picture_done(facts.name, "succeeded", count=len(files) - flagged)
     service.metrics.picture_done(facts.name, "flagged", count=flagged)
     service.metrics.request_drawn(facts.name, timings, result.reference_passes)
+    note_timings(timings)
+    note(outcome="succeeded", reference_passes=result.reference_passes)
     if begun.kept is not None:
         begun.kept.has_table = True
     first = result.parameters[0]

@@ -122,6 +122,23 @@ class JobBook:
         """Pictures of a tenant that wait or run."""
         return sum(one.num_images for one in self.live(tenant))
 
+    def wait_for_rate_s(self, tenant: str, num_images: int, per_minute: int) -> float:
+        """Seconds until a tenant may begin so many pictures more; 60 where that is never."""
+        now = time.time()
+        begun = [
+            (one.created_at, one.num_images)
+            for one in self._jobs.values()
+            if one.tenant == tenant and one.created_at > now - 60.0
+        ]
+        room = per_minute - sum(count for _, count in begun)
+        for created_at, count in begun:
+            if room >= num_images:
+                break
+            room += count
+            if room >= num_images:
+                return max(0.05, created_at + 60.0 - now)
+        return 0.0 if room >= num_images else 60.0
+
     def _drop_old(self) -> None:
         now = time.time()
         ended = [key for key, one in self._jobs.items() if one.ended_at is not None]

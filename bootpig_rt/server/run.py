@@ -14,16 +14,26 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from bootpig_rt.errors import EXIT_INTERRUPTED, EXIT_OK, ParameterError, describe_os_error
+from bootpig_rt.server.app import create_app
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.connections import http_protocol
 from bootpig_rt.server.guard.hosts import bind_check
+from bootpig_rt.server.local import local_loaders, model_folders
+from bootpig_rt.server.metrics import Metrics
+from bootpig_rt.server.observe import Observer
 from bootpig_rt.server.options import ServerOptions
+from bootpig_rt.server.output import Output
 from bootpig_rt.server.service import Service
+from bootpig_rt.server.stack import guarded
+
+if TYPE_CHECKING:
+    from bootpig_rt.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +41,36 @@ _MAX_HEADER_BYTES = 32 << 10
 _HEADER_DEADLINE_S = 10.0
 _STALL_S = 30.0
 _BACKLOG = 2048
+
+
+def serve_options(
+    options: ServerOptions, *, on_ready: Callable[[str], object] = lambda address: None
+) -> int:
+    """Run a service with models in this process until it is told to stop.
+
+    Args:
+        options: Of the whole of it.
+        on_ready: Called with its address once it takes requests.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BootPIGError: An option or a model cannot be used.
+    """
+    metrics = Metrics(model_folders(options))
+    service = Service(options, local_loaders(options, metrics), Output.of(options), metrics)
+    tracing = _tracing() if options.traces else None
+    app = Observer(guarded(create_app(service), options), metrics, tracing)
+    listening = listen(options)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    try:
+        return serve(service, app, listening, on_ready=lambda: on_ready(address))
+    finally:
+        listening.close()
+        if tracing is not None:
+            tracing.close()
 
 
 def listen(options: ServerOptions) -> socket.socket:
@@ -93,6 +133,12 @@ def serve(
     )
     with asyncio.Runner() as runner:
         return runner.run(_run(service, _Server(config), listening, on_ready))
+
+
+def _tracing() -> Tracing:
+    from bootpig_rt.server.tracing import Tracing  # of an extra
+
+    return Tracing()
 
 
 class _Server(uvicorn.Server):

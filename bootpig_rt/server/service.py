@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from bootpig_rt.errors import BootPIGError
 from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.guard.keys import Principal
 from bootpig_rt.server.jobs import JobBook, JobRecord
 from bootpig_rt.server.metrics import Metrics
 from bootpig_rt.server.model_states import ModelState
@@ -119,25 +120,33 @@ class Service:
             raise ApiError(429, "queue_full", text, retry_after_s=load.expected_wait_s)
 
     def open_job(
-        self, id: str, tenant: str, client: EngineClient, num_images: int, most: int | None
+        self, id: str, principal: Principal, client: EngineClient, num_images: int
     ) -> JobRecord:
         """Take a request of a tenant.
 
         Args:
             id: The request's.
-            tenant: Whose it is.
+            principal: Whose it is.
             client: That will draw it.
             num_images: That it asks for.
-            most: Pictures of this tenant that may be under way; None for no limit.
 
         Raises:
             ApiError: 429: the tenant has too many under way; 409: the id is in use.
         """
+        tenant, quota = principal.name, principal.quota
+        limits = (quota.max_waiting, self.options.tenant_max_waiting)
+        most = min((one for one in limits if one is not None), default=None)
         under_way = self.jobs.images_under_way(tenant)
         if most is not None and under_way + num_images > most:
             text = f"{under_way} of your pictures are under way, {most} may be; wait for some"
             wait_s = client.load().expected_wait_s
             raise ApiError(429, "quota_exceeded", text, retry_after_s=wait_s)
+        rate = quota.images_per_minute
+        if rate is not None:
+            wait_s = self.jobs.wait_for_rate_s(tenant, num_images, rate)
+            if wait_s > 0:
+                text = f"your key draws {rate} pictures a minute; try again in {wait_s:.0f} s"
+                raise ApiError(429, "quota_exceeded", text, retry_after_s=wait_s)
         return self.jobs.open(id, tenant, client, num_images)
 
     def cancel_call(self, tenant: str, id: str) -> None:

@@ -43,7 +43,7 @@ def subject_routes(service: Service) -> APIRouter:
                 client.check_subject(subject)
                 service.output.check_prompts({"reference_prompt": subject.reference_prompt})
                 kept = library.add(
-                    call.tenant, client, [], subject, ttl_s=file_fields.ttl_s, is_explicit=True
+                    call.principal, client, [], subject, ttl_s=file_fields.ttl_s, is_explicit=True
                 )
             else:
                 fields = fields_of(SubjectFields, form)
@@ -56,7 +56,7 @@ def subject_routes(service: Service) -> APIRouter:
                     prepared, fields.reference_prompt, noise_seed=fields.noise_seed
                 )
                 kept = library.add(
-                    call.tenant, client, prepared, subject, ttl_s=fields.ttl_s, is_explicit=True
+                    call.principal, client, prepared, subject, ttl_s=fields.ttl_s, is_explicit=True
                 )
         await asyncio.to_thread(library.save, kept)
         return JSONResponse(kept.to_dict() | {"warnings": warnings}, status_code=201)

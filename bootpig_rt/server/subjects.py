@@ -22,6 +22,7 @@ from bootpig_rt.errors import SubjectMismatch
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.guard.keys import Principal
 from bootpig_rt.server.subject_folder import SubjectFolder, SubjectRecord, png_bytes
 
 _MAX_EXPLICIT = 4096
@@ -136,7 +137,7 @@ class SubjectLibrary:
 
     def add(
         self,
-        tenant: str,
+        principal: Principal,
         client: EngineClient,
         prepared: Sequence[Image.Image],
         subject: Subject,
@@ -147,7 +148,7 @@ class SubjectLibrary:
         """Keep a subject; one with the same content is the same, and lives longer.
 
         Args:
-            tenant: Whose it is.
+            principal: Whose it is.
             client: That encoded it.
             prepared: References as the model sees them; none for a file.
             subject: Encoded from them, or read from the file.
@@ -157,6 +158,7 @@ class SubjectLibrary:
         Raises:
             ApiError: 429: the tenant has no room left for it.
         """
+        tenant = principal.name
         id = subject_id(tenant, subject, prepared)
         now = time.time()
         kept = self._kept.get((tenant, id))
@@ -176,7 +178,9 @@ class SubjectLibrary:
                 is_explicit=is_explicit,
             )
             kept.encoded[subject.pair_fingerprint] = subject
-            self._make_room(tenant, kept.size_bytes)
+            quota = principal.quota.subject_bytes
+            most = self._tenant_bytes if quota is None else min(quota, self._tenant_bytes)
+            self._make_room(tenant, kept.size_bytes, most)
             self._kept[tenant, id] = kept
         kept.used_at = now
         kept.is_explicit |= is_explicit
@@ -270,14 +274,14 @@ class SubjectLibrary:
         """Host memory that they take."""
         return sum(one.size_bytes for one in self._kept.values())
 
-    def _make_room(self, tenant: str, size_bytes: int) -> None:
+    def _make_room(self, tenant: str, size_bytes: int, most_bytes: int) -> None:
         """Drop what nobody asked to keep, least recently used first."""
         mine = self.of_tenant(tenant)
         used = sum(one.size_bytes for one in mine)
         giving_way = sorted(
             (one for one in mine if not one.is_explicit), key=lambda one: -one.used_at
         )
-        while used + size_bytes > self._tenant_bytes or len(mine) >= _MAX_EXPLICIT:
+        while used + size_bytes > most_bytes or len(mine) >= _MAX_EXPLICIT:
             if not giving_way:
                 text = f"no room for another subject ({used} bytes are kept); delete some"
                 raise ApiError(429, "subject_quota", text)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bootpig_rt import Subject
 from bootpig_rt.server.errors import ApiError
+from bootpig_rt.server.guard.keys import Principal
 from bootpig_rt.server.subject_folder import SubjectFolder
 from bootpig_rt.server.subjects import KeptSubject, SubjectLibrary
 
@@ -147,7 +148,7 @@ def keep(library: SubjectLibrary, number: int, **options: Any) -> KeptSubject:
     one = subject(number)
     settings = {"ttl_s": None, "is_explicit": True} | options
     client: Any = Client
-    return library.add("anna", client, one.reference_images(), one, **settings)
+    return library.add(Principal("anna", "user"), client, one.reference_images(), one, **settings)
 
 
 def test_what_nobody_asked_to_keep_gives_way_first_and_the_bound_holds() -> None:
