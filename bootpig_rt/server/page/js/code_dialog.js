@@ -3,12 +3,12 @@
 import { urlOf } from "./api.js";
 import { asCurl, asPython } from "./code.js";
 import { byId } from "./dom.js";
-import { fileName } from "./stage.js";
+import { fileName } from "./outcome.js";
 import { toast } from "./toast.js";
 
 /** @typedef {import("./types.js").Picture} Picture */
 
-const OF_REQUEST = ["model", "prompt", "negative_prompt", "num_inference_steps", "image_guidance_scale",
+const OF_REQUEST = ["prompt", "negative_prompt", "num_inference_steps", "image_guidance_scale",
   "text_guidance_scale", "seed", "solver", "merge", "reference_schedule"];
 
 /**
@@ -17,7 +17,7 @@ const OF_REQUEST = ["model", "prompt", "negative_prompt", "num_inference_steps",
  * @param {Picture} picture
  * @returns {Record<string, unknown>}
  */
-export function requestOf({ parameters, subject_id }) {
+export function requestOf({ model, parameters, subject_id }) {
   const said = OF_REQUEST.filter((name) => parameters[name] !== null && parameters[name] !== "");
   const body = Object.fromEntries(said.map((name) => [name, parameters[name]]));
   if (!subject_id) {
@@ -25,7 +25,7 @@ export function requestOf({ parameters, subject_id }) {
     delete body["reference_schedule"];
   }
   const size = `${parameters["width"]}x${parameters["height"]}`;
-  return { ...body, size, ...(subject_id && { subject_id }) };
+  return { ...(model && { model }), ...body, size, ...(subject_id && { subject_id }) };
 }
 
 /**

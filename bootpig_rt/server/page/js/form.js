@@ -102,9 +102,10 @@ export class Form {
    * of the right type is left out.
    *
    * @param {import("./types.js").Parameters} parameters
+   * @param {string} model as the server calls it; where it is not there, the chosen one stays
    */
-  restore(parameters) {
-    const { width, height, model } = parameters;
+  restore(parameters, model) {
+    const { width, height } = parameters;
     const size = Number.isInteger(width) && Number.isInteger(height) ? `${width}x${height}` : "";
     const values = { ...parameters, size, n: 1 };
     for (const name of ["prompt", "negative_prompt", "n", ...NUMBERS, ...TEXTS]) {
@@ -113,7 +114,7 @@ export class Form {
       const isGood = isNumber ? Number.isFinite(value) : typeof value === "string";
       this.#control(name).value = isGood ? String(value) : "";
     }
-    if (this.models.some(({ id }) => id === model)) this.#control("model").value = String(model);
+    if (this.models.some(({ id }) => id === model)) this.#control("model").value = model;
     this.showDefaults();
   }
 

@@ -36,9 +36,10 @@ export class LiveMode {
         wish.subject_id = await parts.subject.idFor(wish.settings.model, signal);
         return bodyOf(wish.settings, wish.subject_id);
       },
-      onPicture: (drawn, { subject_id }, took_ms) => {
-        const { subject, gallery } = parts;
-        parts.stage.flow(pictureOf(drawn, { took_ms, subject_id, subject, earlier: gallery.pictures }));
+      onPicture: (drawn, { settings, subject_id }, took_ms) => {
+        const { subject, gallery, stage } = parts;
+        const about = { took_ms, model: settings.model, subject_id, subject };
+        stage.flow(pictureOf(drawn, { ...about, earlier: gallery.pictures }));
         this.#tellPace();
       },
       onFailure: (error, wish) => this.#tell(error, wish),

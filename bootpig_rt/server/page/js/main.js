@@ -79,7 +79,9 @@ function drawScene(scene) {
 }
 
 /**
- * @param {Picture} picture whose settings and subject come back
+ * Put the settings and the subject of a picture into the form, and say what could not be had.
+ *
+ * @param {Picture} picture
  */
 function useSettings(picture) {
   const { parameters } = picture;
@@ -87,8 +89,9 @@ function useSettings(picture) {
   const isSame = (/** @type {Picture} */ one) => one.parameters["subject_fingerprint"] === fingerprint;
   const kept = fingerprint ? (gallery.pictures.find((one) => isSame(one) && one.reference) ?? picture) : picture;
   const known = library.find(kept.subject_id, fingerprint);
+  let hasSubject = true;
   form.clearProblems();
-  form.restore(parameters);
+  form.restore(parameters, picture.model);
   if (!fingerprint) {
     setSource("none");
   } else if (known) {
@@ -99,8 +102,9 @@ function useSettings(picture) {
     promptFollows();
     const files = kept.reference ? [new File([kept.reference], "reference.png", { type: "image/png" })] : [];
     references.set(files, { isOwn: files.length > 0 });
-    if (!files.length) toast("The server does not know this subject any more: add its pictures.");
+    hasSubject = files.length > 0;
   }
+  toast(hasSubject ? "Its settings are in the form." : "The server does not know this subject any more: add its pictures.");
   byId("prompt", HTMLTextAreaElement).focus();
   if (live.isOn) live.wish();
 }
@@ -112,10 +116,9 @@ function useSettings(picture) {
  * @param {Blob} file
  */
 function restoreFrom(parameters, file) {
-  const picture = pictureOfFile(file, parameters);
+  const picture = pictureOfFile(file, parameters, form.models);
   if (!live.isOn) stage.show(picture);
   useSettings(picture);
-  toast("The settings of this picture are in the form.");
 }
 
 function showReferenceLimit() {
@@ -211,10 +214,10 @@ const openCode = mountCodeDialog(() => key.get() !== "");
 byId("open-code", HTMLButtonElement).addEventListener("click", () => stage.picture && openCode(stage.picture));
 byId("use-settings", HTMLButtonElement).addEventListener("click", () => stage.picture && useSettings(stage.picture));
 byId("again", HTMLButtonElement).addEventListener("click", () => studio.draw({ isNewSeed: true }));
-byId("delete-picture", HTMLButtonElement).addEventListener("click", async () => {
+byId("delete-picture", HTMLButtonElement).addEventListener("click", () => {
   const { picture } = stage;
   if (!picture) return;
-  await gallery.remove(picture);
+  gallery.remove(picture);
   const [next] = gallery.pictures;
   if (next) stage.show(next);
   else stage.empty();

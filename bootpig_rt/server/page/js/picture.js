@@ -9,16 +9,18 @@ import { savedBy } from "./saved.js";
  * @param {import("./draw.js").Drawn} drawn
  * @param {object} about
  * @param {number} about.took_ms
+ * @param {string} about.model
  * @param {string | null} about.subject_id
  * @param {import("./subject.js").SubjectChoice} about.subject
  * @param {Picture[]} about.earlier
  * @returns {Picture}
  */
-export function pictureOf(drawn, { took_ms, subject_id, subject, earlier }) {
+export function pictureOf(drawn, { took_ms, model, subject_id, subject, earlier }) {
   return {
     id: newRequestId(),
     created_at: Date.now(),
     ...drawn,
+    model,
     took_ms,
     saved: savedBy(drawn, earlier),
     subject_id,
@@ -32,13 +34,16 @@ export function pictureOf(drawn, { took_ms, subject_id, subject, earlier }) {
  *
  * @param {Blob} blob
  * @param {import("./types.js").Parameters} parameters
+ * @param {import("./types.js").Model[]} models of the server
  * @returns {Picture}
  */
-export function pictureOfFile(blob, parameters) {
+export function pictureOfFile(blob, parameters, models) {
+  const model = models.find(({ fingerprint }) => fingerprint === parameters["model_fingerprint"]);
   return {
     id: newRequestId(),
     created_at: Date.now(),
     blob,
+    model: model?.id ?? "",
     parameters,
     timings: {},
     took_ms: 0,

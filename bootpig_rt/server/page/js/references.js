@@ -106,28 +106,16 @@ export class References extends EventTarget {
   async #see() {
     this.#look.abort();
     this.#look = new AbortController();
+    const { signal } = this.#look;
     const shown = this.all;
-    if (!shown.length) return;
-    const body = new FormData();
-    for (const one of shown) body.append("image[]", one.file);
     try {
-      const { data } = await askJson("v1/subjects/preview", {
-        method: "POST",
-        body,
-        signal: this.#look.signal,
-      });
-      shown.forEach((one, index) => {
-        one.seen = data[index]?.preview ?? null;
-        one.warning = data[index]?.warning ?? null;
-        one.problem = null;
-      });
+      if (shown.length) await look(shown, signal);
     } catch (error) {
       if (isAbort(error)) return;
-      const { text } = explain(error);
-      const index = Number(/\[(\d+)\]/.exec((error instanceof ApiError && error.param) || "")?.[1]);
-      const culprit = shown.length === 1 ? shown[0] : shown[index];
-      if (culprit && error instanceof ApiError && error.status < 429) culprit.problem = text;
-      else this.#say(text);
+      // It may be one of them alone: asked for one by one, each is told of what is wrong with it.
+      if (isAboutPicture(error)) await Promise.all(shown.map((one) => lookAlone(one, signal)));
+      else this.#say(explain(error).text);
+      if (signal.aborted) return;
     }
     this.#render();
     this.dispatchEvent(new Event("seen"));
@@ -162,4 +150,38 @@ export class References extends EventTarget {
       note ? el("p", { className: reference.problem ? "problem" : "hint", textContent: note }) : null,
     );
   }
+}
+
+/**
+ * Have the server look at pictures.
+ *
+ * @param {Reference[]} references
+ * @param {AbortSignal} signal
+ */
+async function look(references, signal) {
+  const body = new FormData();
+  for (const one of references) body.append("image[]", one.file);
+  const { data } = await askJson("v1/subjects/preview", { method: "POST", body, signal });
+  references.forEach((one, index) => {
+    one.seen = data[index]?.preview ?? null;
+    one.warning = data[index]?.warning ?? null;
+    one.problem = null;
+  });
+}
+
+/**
+ * @param {Reference} reference
+ * @param {AbortSignal} signal
+ */
+async function lookAlone(reference, signal) {
+  try {
+    await look([reference], signal);
+  } catch (error) {
+    if (isAboutPicture(error)) reference.problem = explain(error).text;
+  }
+}
+
+/** @param {unknown} error */
+function isAboutPicture(error) {
+  return error instanceof ApiError && [400, 413, 415, 422].includes(error.status);
 }

@@ -3,8 +3,7 @@
 import { announce } from "./announce.js";
 import { Compare } from "./compare.js";
 import { byId, el, isMotionReduced, show } from "./dom.js";
-import { readPng } from "./png.js";
-import { bytes, milliseconds, passesInWords, plural } from "./words.js";
+import { altOf, tellOutcome } from "./outcome.js";
 
 const LARGEST = 8; // times its own size
 const NARROWEST_PX = 384;
@@ -121,7 +120,7 @@ export class Stage {
     this.#enter("live");
     this.#fit(Number(picture.parameters["width"]), Number(picture.parameters["height"]));
     this.#shown.src = this.#slots[0]?.url ?? "";
-    this.#shown.alt = `Generated picture: ${picture.parameters["prompt"]}`;
+    this.#shown.alt = altOf(picture);
     if (old) setTimeout(() => URL.revokeObjectURL(old), 1000);
   }
 
@@ -196,7 +195,7 @@ export class Stage {
     slot.picture = picture;
     if (index === this.#selected) {
       this.#shown.src = slot.url;
-      this.#shown.alt = picture ? `Generated picture: ${picture.parameters["prompt"]}` : "The picture as it grows";
+      this.#shown.alt = picture ? altOf(picture) : "The picture as it grows";
       show(this.#shown, true);
     }
     if (old) setTimeout(() => URL.revokeObjectURL(old), 1000); // it is shown until the next is loaded
@@ -212,7 +211,11 @@ export class Stage {
     this.#shown.src = slot.url;
     show(this.#shown, Boolean(slot.url));
     this.#canvas.style.setProperty("--rest", slot.picture ? "0" : "1");
-    if (slot.picture) this.#tell(slot.picture);
+    if (slot.picture) {
+      this.#shown.alt = altOf(slot.picture);
+      this.#compare.show(slot.picture);
+      tellOutcome(slot.picture, slot.url);
+    }
     this.#renderStrip();
   }
 
@@ -232,31 +235,6 @@ export class Stage {
     if (hadFocus) this.#strip.querySelectorAll("button")[this.#selected]?.focus();
   }
 
-  /** @param {Picture} picture */
-  #tell(picture) {
-    const { parameters, timings, took_ms } = picture;
-    this.#shown.alt = `Generated picture: ${parameters["prompt"]}`;
-    this.#compare.show(picture);
-    byId("outcome-prompt", HTMLElement).textContent = String(parameters["prompt"] ?? "");
-    const facts = [
-      took_ms ? milliseconds(took_ms) : "",
-      plural(Number(parameters["num_inference_steps"]), "step"),
-      `seed ${parameters["seed"]}`,
-      took_ms ? passesInWords(picture) : "",
-      String(parameters["model"] ?? ""),
-    ];
-    const items = facts.filter(Boolean).map((text) => el("li", { textContent: text }));
-    byId("facts", HTMLElement).replaceChildren(...items);
-    const link = byId("download", HTMLAnchorElement);
-    link.href = this.#slots[this.#selected]?.url ?? "";
-    link.download = fileName(parameters);
-    const rows = [...Object.entries(parameters), ...Object.entries(timings)]
-      .filter(([, value]) => value !== null && value !== "")
-      .map(([name, value]) => el("tr", {}, el("th", { scope: "row", textContent: name }), el("td", { textContent: String(value) })));
-    byId("parameter-rows", HTMLElement).replaceChildren(...rows);
-    tellMarks(picture.blob);
-  }
-
   /**
    * Small pictures are enlarged, as far as they bear it.
    *
@@ -273,23 +251,4 @@ export class Stage {
   #isBelow() {
     return this.#section.getBoundingClientRect().top > innerHeight * 0.6;
   }
-}
-
-/** @param {Blob} blob */
-async function tellMarks(blob) {
-  const facts = await readPng(blob);
-  const marks = [
-    facts?.texts["parameters"] ? "its parameters" : "",
-    facts?.isMarkedGenerated ? "the mark “trained algorithmic media”" : "",
-    facts?.hasCredentials ? "Content Credentials, signed by the server" : "",
-  ].filter(Boolean);
-  const carries = marks.length ? `The file carries ${marks.join(", ")}` : "The file carries no marks";
-  byId("marks", HTMLElement).textContent = `${carries}. ${bytes(blob.size)}.`;
-}
-
-/** @param {import("./types.js").Parameters} parameters */
-export function fileName({ prompt, seed }) {
-  const words = String(prompt ?? "picture").toLowerCase().replace(/^a photo of /, "");
-  const slug = words.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
-  return `${slug || "picture"}-${seed ?? 0}.png`;
 }

@@ -108,7 +108,8 @@ export class Studio {
             stage.preview(event.index, event.blob);
           } else {
             const took_ms = performance.now() - start;
-            const picture = pictureOf(event.drawn, { took_ms, subject_id: id, subject, earlier: gallery.pictures });
+            const about = { took_ms, model: settings.model, subject_id: id, subject };
+            const picture = pictureOf(event.drawn, { ...about, earlier: gallery.pictures });
             stage.add(event.index, picture);
             await gallery.add(picture);
           }

@@ -3,6 +3,7 @@
  *
  * @typedef {object} Model a model as `GET /v1/models` describes it
  * @property {string} id
+ * @property {string} fingerprint
  * @property {number} size_px
  * @property {number} max_references
  * @property {boolean} is_few_step
@@ -52,6 +53,7 @@
  * @property {string} id
  * @property {number} created_at milliseconds since 1970
  * @property {Blob} blob
+ * @property {string} model by which the server knows it; empty if it has no such model now
  * @property {Parameters} parameters
  * @property {Record<string, number>} timings in milliseconds, by stage
  * @property {number} took_ms from pressing the button to the picture

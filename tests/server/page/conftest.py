@@ -1,0 +1,144 @@
+"""A real browser at the page of a real server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+# A browser reports every answer that is no success; pages that are refused something see these.
+REFUSALS = "Failed to load resource"
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window. One for the folder: its driver runs an event loop on this thread,
+    beside which other tests could run none of their own."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Visit:
+    """A page that is open, and what it complained of."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """Of the stage: `empty`, `drawing`, `live`, `done` or `failed`."""
+        return self.page.locator("#stage").get_attribute("data-state") or ""
+
+    def wait_for(self, state: str) -> None:
+        """Until the stage is in a state."""
+        self.page.wait_for_selector(f"#stage[data-state={state}]")
+
+    def wait_for_pictures(self, count: int) -> None:
+        """Until so many are in the gallery, and nothing is being drawn."""
+        self.page.wait_for_function(
+            "count => document.querySelectorAll('#pictures li').length === count", arg=count
+        )
+        self.wait_for("done")
+
+    def draw(self, prompt: str = "", **settings: object) -> None:
+        """Fill the form and press the button."""
+        if prompt:
+            self.page.fill("#prompt", prompt)
+        self.set(**settings)
+        self.page.click("#draw")
+
+    def set(self, **settings: object) -> None:
+        """Fill fields of the settings."""
+        if settings:
+            self.page.locator("#settings").evaluate("node => { node.open = true; }")
+        for name, value in settings.items():
+            control = self.page.locator(f"#{name}")
+            if control.evaluate("node => node.tagName") == "SELECT":
+                control.select_option(str(value))
+            else:
+                control.fill(str(value))
+
+    def choose(self, name: str, value: str) -> None:
+        """Press one of a group of choices: `mode`, `source` or `language`."""
+        self.page.locator(f"[name={name}][value={value}]").check()
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Parameters of the pictures in the gallery's database, newest first."""
+        parameters: list[dict[str, Any]] = self.page.evaluate(
+            """async () => {
+              const { allPictures } = await import("./page/js/pictures.js");
+              return (await allPictures()).map((one) => one.parameters);
+            }"""
+        )
+        return parameters
+
+    def violations(self) -> list[str]:
+        """What axe finds wrong with the page as it is."""
+        script = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+        self.page.evaluate(script)
+        found = self.page.evaluate("tags => axe.run({ runOnly: tags })", RULES)
+        return [
+            f"{one['id']}: {node['target']}: {node['failureSummary']}"
+            for one in found["violations"]
+            for node in one["nodes"]
+        ]
+
+
+Open = Callable[..., Visit]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """A function that opens an address in a browser of its own, and looks for complaints after."""
+    contexts: list[BrowserContext] = []
+    visits: list[Visit] = []
+
+    def open_page(url: str, *, waits: bool = True, **options: Any) -> Visit:
+        options = {"viewport": DESK, "reduced_motion": "reduce"} | options
+        contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(20_000)
+        page = contexts[-1].new_page()
+        visit = Visit(page)
+        visits.append(visit)
+        page.on("console", lambda message: _note(visit, message.type, message.text))
+        page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+        page.goto(url)
+        if waits:
+            page.wait_for_selector("#starters li")
+        return visit
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [visit.complaints for visit in visits if visit.complaints] == []
+
+
+def _note(visit: Visit, kind: str, text: str) -> None:
+    if kind in ("error", "warning") and not text.startswith(REFUSALS):
+        visit.complaints.append(text)

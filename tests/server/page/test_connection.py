@@ -1,0 +1,58 @@
+"""When the server is away, full, strict, or wants a key: what the page says, and how it goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+Open = Callable[..., Any]
+PROMPT = "a photo of a frog, in the middle of a snowy field"
+
+
+def test_the_page_tells_that_the_server_is_away_and_comes_back_by_itself(
+    server: Any, open_page: Open
+) -> None:
+    visit = open_page(server.url)
+    page = visit.page
+    visit.choose("source", "none")
+    page.context.set_offline(True)
+    visit.draw(PROMPT, num_inference_steps=2)
+    visit.wait_for("failed")
+    assert page.inner_text("#refusal h3") == "The server is away"
+    page.wait_for_selector("#notice:has-text('Looking again')")
+    assert page.input_value("#prompt") == PROMPT
+    page.context.set_offline(False)
+    page.wait_for_selector("#notice", state="hidden")
+    page.click("#refusal button")
+    visit.wait_for_pictures(1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("num_inference_steps", "51", "1..50"),
+        ("size", "33x33", "multiple"),
+        ("reference_schedule", "sometimes", "anchor:T"),
+    ],
+)
+def test_a_refused_value_is_told_beside_its_field(
+    server: Any, open_page: Open, field: str, value: str, said: str
+) -> None:
+    visit = open_page(server.url)
+    page = visit.page
+    page.click("#examples li:first-child button")
+    visit.draw(PROMPT, **{field: value})
+    visit.wait_for("failed")
+    problem = page.inner_text(f"#{field}-problem")
+    assert said in problem
+    assert problem in page.inner_text("#refusal")
+    assert page.evaluate("document.activeElement.id") == field
+    assert page.get_attribute(f"#{field}", "aria-invalid") == "true"
+    page.fill(f"#{field}", "")
+    page.click("#draw")
+    visit.wait_for_pictures(1)
+    assert page.locator(".problem:visible").count() == 0
