@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
 Open = Callable[..., Any]
@@ -22,7 +20,7 @@ def test_the_page_tells_that_the_server_is_away_and_comes_back_by_itself(
     page.context.set_offline(True)
     visit.draw(PROMPT, num_inference_steps=2)
     visit.wait_for("failed")
-    assert page.inner_text("#refusal h3") == "The server is away"
+    assert page.inner_text("#refusal h2") == "The server is away"
     page.wait_for_selector("#notice:has-text('Looking again')")
     assert page.input_value("#prompt") == PROMPT
     page.context.set_offline(False)

@@ -117,6 +117,10 @@ def test_what_is_missing_is_asked_for_where_it_belongs(server: Any, open_page: O
     visit.draw(PROMPT)
     assert page.evaluate("document.activeElement.id") == "choose"
     assert visit.state == "empty"
+    visit.choose("source", "library")
+    page.click("#draw")
+    assert page.evaluate("document.activeElement.id") == "upload-subject"
+    assert page.inner_text("#upload-subject-problem") == "Choose a subject from the library."
 
 
 def test_a_scene_is_drawn_with_one_click(server: Any, open_page: Open) -> None:

@@ -2,6 +2,8 @@
 
 import { ask, askJson } from "./api.js";
 import { byId, el } from "./dom.js";
+import { toast } from "./toast.js";
+import { explain } from "./words.js";
 
 /**
  * @typedef {object} Example
@@ -36,7 +38,7 @@ export function promptOf(referencePrompt, scene) {
  * Show the examples.
  *
  * @param {object} handlers
- * @param {(file: File, example: Example) => void} handlers.onSubject one was chosen as the subject
+ * @param {(example: Example, file: Promise<File>) => Promise<void>} handlers.onSubject one was chosen
  * @param {(scene: string) => void} handlers.onScene a scene was chosen, to be drawn
  */
 export async function mountExamples({ onSubject, onScene }) {
@@ -46,9 +48,12 @@ export async function mountExamples({ onSubject, onScene }) {
   /** @type {Example[]} */
   const examples = await askJson(`${FOLDER}subjects.json`);
   const choose = async (/** @type {Example} */ example, scene = "") => {
-    const blob = await (await ask(FOLDER + example.file)).blob();
-    onSubject(new File([blob], example.file, { type: "image/png" }), example);
-    if (scene) onScene(scene);
+    try {
+      await onSubject(example, fileOf(example));
+      if (scene) onScene(scene);
+    } catch (error) {
+      toast(`${explain(error).title}.`);
+    }
   };
   byId("examples", HTMLElement).replaceChildren(
     ...examples.map((example) => {
@@ -65,6 +70,12 @@ export async function mountExamples({ onSubject, onScene }) {
       return el("li", {}, el("button", { type: "button", onclick: () => choose(example, scene) }, picture(example, ""), text));
     }),
   );
+}
+
+/** @param {Example} example */
+async function fileOf({ file }) {
+  const blob = await (await ask(FOLDER + file)).blob();
+  return new File([blob], file, { type: "image/png" });
 }
 
 /**

@@ -44,6 +44,7 @@ export class LiveMode {
       },
       onFailure: (error, wish) => this.#tell(error, wish),
     });
+    this.#seed.addEventListener("input", () => this.wish());
     const keep = byId("keep", HTMLButtonElement);
     keep.addEventListener("click", async () => {
       const { picture } = parts.stage;

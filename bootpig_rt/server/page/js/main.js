@@ -139,14 +139,15 @@ async function meetServer() {
 }
 
 /**
- * @param {File} file
  * @param {import("./examples.js").Example} example
+ * @param {Promise<File>} file
  */
-function onSubject(file, example) {
+async function onSubject(example, file) {
   setSource("pictures");
   referencePrompt.value = example.reference_prompt;
   promptFollows();
-  references.set([file], { isOwn: false });
+  const picture = await file;
+  if (referencePrompt.value === example.reference_prompt) references.set([picture], { isOwn: false });
 }
 
 connection.addEventListener("change", meetServer);

@@ -133,7 +133,7 @@ export class Stage {
   fail({ title, text, requestId }, retry) {
     this.#enter("failed");
     this.#refusal.replaceChildren(
-      el("h3", { textContent: title }),
+      el("h2", { textContent: title }),
       text ? el("p", { textContent: text }) : "",
       retry ?? "",
       requestId ? el("p", { className: "hint", textContent: `Request ${requestId}` }) : "",
@@ -158,7 +158,7 @@ export class Stage {
   /** @param {StageState} state */
   #enter(state) {
     const running = byId("running", HTMLElement);
-    const hadFocus = running.contains(document.activeElement) || this.#refusal.contains(document.activeElement);
+    const focused = document.activeElement;
     this.#section.dataset["state"] = state;
     this.#section.setAttribute("aria-busy", String(state === "drawing"));
     show(byId("welcome", HTMLElement), state === "empty");
@@ -169,7 +169,7 @@ export class Stage {
     show(byId("badge", HTMLElement), state === "done" || state === "live");
     show(byId("outcome", HTMLElement), state === "done");
     if (state !== "done") this.#compare.show(null);
-    if (hadFocus && state !== "drawing") this.focus(); // what had it is gone
+    if (this.#section.contains(focused) && !focused?.checkVisibility()) this.focus();
   }
 
   #clear() {

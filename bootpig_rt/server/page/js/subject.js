@@ -53,7 +53,8 @@ export class SubjectChoice extends EventTarget {
   /** The first reference as the model sees it. @returns {Blob | null} */
   get picture() {
     if (this.source === "none") return null;
-    const url = this.source === "library" ? this.known?.preview : this.#references.usable[0]?.seen;
+    const known = this.source === "library" ? this.known : this.#encoded.get(this.#key());
+    const url = known?.preview ?? this.#references.usable[0]?.seen;
     return url ? blobOfDataUrl(url) : null;
   }
 
@@ -68,7 +69,7 @@ export class SubjectChoice extends EventTarget {
   async idFor(model, signal) {
     if (this.source === "none") return null;
     if (this.source === "library") {
-      if (!this.known) throw new Missing("Choose a subject from the library.", "library");
+      if (!this.known) throw new Missing("Choose a subject from the library.", "upload-subject");
       return this.known.id;
     }
     const known = this.#encoded.get(this.#key());

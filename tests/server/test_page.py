@@ -80,16 +80,16 @@ def test_the_root_is_the_page(ask: Ask) -> None:
     assert answer.content == read_page()["index.html"].body
 
 
-@pytest.mark.parametrize("path", sorted(read_page()))
-def test_every_file_has_its_type_and_is_asked_for_again(ask: Ask, path: str) -> None:
-    answer = ask(f"/page/{path}")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == CONTENT_TYPES[Path(path).suffix]
-    assert answer.headers["cache-control"] == "no-cache"
-    again = ask(f"/page/{path}", if_none_match=f'"other", W/{answer.headers["etag"]}')
-    assert (again.status_code, again.content) == (304, b"")
-    assert again.headers["etag"] == answer.headers["etag"]
-    assert ask(f"/page/{path}", if_none_match='"other"').status_code == 200
+def test_every_file_has_its_type_and_is_asked_for_again(ask: Ask) -> None:
+    for path in read_page():
+        answer = ask(f"/page/{path}")
+        assert answer.status_code == 200, path
+        assert answer.headers["content-type"] == CONTENT_TYPES[Path(path).suffix]
+        assert answer.headers["cache-control"] == "no-cache"
+        again = ask(f"/page/{path}", if_none_match=f'"other", W/{answer.headers["etag"]}')
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == answer.headers["etag"]
+        assert ask(f"/page/{path}", if_none_match='"other"').status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""Live mode: the picture follows what is typed. The latest wish wins, the stale one is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Open = Callable[..., Any]
+
+# `draw` stands for the server here: a picture is done when the test says so.
+FOLLOW = """async () => {
+  const { Live } = await import("./page/js/live.js");
+  const log = [];
+  const waiting = [];
+  window.fetch = (url, { signal } = {}) => {
+    if (String(url).includes("/cancel")) return Promise.resolve(new Response("{}"));
+    return new Promise((done, fail) => {
+      signal.addEventListener("abort", () => fail(signal.reason));
+      const data = [{ b64_json: "" }];
+      waiting.push(() => done(Response.json({ data, timings: {}, reference_passes: 0 })));
+    });
+  };
+  const live = new Live({
+    bodyOf: async (wish) => { log.push(`begin ${wish}`); return { prompt: wish }; },
+    onPicture: (drawn, wish) => log.push(`shown ${wish}`),
+    onFailure: (error, wish) => log.push(`failed ${wish}: ${error}`),
+  });
+  const pause = () => new Promise((done) => setTimeout(done, 30));
+  live.wish("a");
+  await pause();
+  live.wish("ab");   // nothing was shown for long: "a" may end
+  live.wish("abc");  // "ab" is never begun
+  await pause();
+  waiting.shift()();
+  await pause();
+  live.wish("abcd"); // "a" was shown just now: "abc" is stale and is let go
+  await pause();
+  waiting.splice(0, 1);
+  waiting.shift()();
+  await pause();
+  live.stop();
+  return log;
+}"""
+
+
+def test_the_latest_wish_wins(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    log = visit.page.evaluate(FOLLOW)
+    assert log == ["begin a", "shown a", "begin abc", "begin abcd", "shown abcd"]
+
+
+def test_the_picture_follows_the_prompt_as_it_is_typed(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    page = visit.page
+    page.click("#examples li:first-child button")
+    visit.choose("mode", "live")
+    assert "no model of few steps" in page.inner_text("#live-hint")
+    page.locator("#prompt").press_sequentially("a photo of a frog, in the middle of a", delay=20)
+    visit.wait_for("live")
+    page.locator("#prompt").press_sequentially(" library", delay=20)
+    wanted = f"Generated picture: {page.input_value('#prompt')}"
+    page.wait_for_selector(f"#shown[alt='{wanted}']")
+    page.wait_for_selector("#live-figure:has-text('pictures/s')")
+    assert page.is_visible("#badge")
+    assert not page.is_visible("#draw")
+    old = page.get_attribute("#shown", "src")
+    page.focus("#live-seed")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("old => document.getElementById('shown').src !== old", arg=old)
+    assert visit.kept() == []
+    page.click("#keep")
+    page.wait_for_selector("#pictures li")
+    (kept,) = visit.kept()
+    assert kept["prompt"] == page.input_value("#prompt")
+    visit.choose("mode", "draw")
+    visit.wait_for("done")
+    assert page.is_visible("#draw")
+
+
+def test_live_mode_goes_on_when_the_server_comes_back(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    page = visit.page
+    visit.choose("source", "none")
+    visit.choose("mode", "live")
+    page.fill("#prompt", "a photo of a frog")
+    visit.wait_for("live")
+    page.context.set_offline(True)
+    page.fill("#prompt", "a photo of an owl")
+    page.wait_for_selector("#notice:visible")
+    page.context.set_offline(False)
+    page.wait_for_selector("#shown[alt='Generated picture: a photo of an owl']")
