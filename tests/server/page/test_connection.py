@@ -54,3 +54,18 @@ def test_a_refused_value_is_told_beside_its_field(
     page.click("#draw")
     visit.wait_for_pictures(1)
     assert page.locator(".problem:visible").count() == 0
+
+
+def test_a_full_server_is_asked_again_when_it_said(
+    start_server: Callable[..., Any], open_page: Open
+) -> None:
+    server = start_server("--max-waiting", "1")
+    visit = open_page(server.url)
+    page = visit.page
+    visit.choose("source", "none")
+    visit.draw(PROMPT, num_inference_steps=2, n=2)  # more than may wait
+    visit.wait_for("failed")
+    assert page.inner_text("#refusal h2") == "The server is busy"
+    assert "by itself in" in page.inner_text("#refusal button")
+    visit.set(n=1)
+    visit.wait_for_pictures(1)

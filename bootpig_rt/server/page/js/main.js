@@ -83,11 +83,12 @@ function drawScene(scene) {
  *
  * @param {Picture} picture
  */
-function useSettings(picture) {
+async function useSettings(picture) {
   const { parameters } = picture;
   const fingerprint = parameters["subject_fingerprint"];
   const isSame = (/** @type {Picture} */ one) => one.parameters["subject_fingerprint"] === fingerprint;
   const kept = fingerprint ? (gallery.pictures.find((one) => isSame(one) && one.reference) ?? picture) : picture;
+  if (fingerprint && !library.find(kept.subject_id, fingerprint)) await library.load();
   const known = library.find(kept.subject_id, fingerprint);
   let hasSubject = true;
   form.clearProblems();
@@ -146,8 +147,9 @@ async function onSubject(example, file) {
   setSource("pictures");
   referencePrompt.value = example.reference_prompt;
   promptFollows();
+  const before = references.all;
   const picture = await file;
-  if (referencePrompt.value === example.reference_prompt) references.set([picture], { isOwn: false });
+  if (references.all === before) references.set([picture], { isOwn: false }); // or others came first
 }
 
 connection.addEventListener("change", meetServer);

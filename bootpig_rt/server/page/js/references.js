@@ -17,7 +17,7 @@ const READABLE = ["image/png", "image/jpeg", "image/webp"];
 
 /** Dispatches "change" when pictures come or go, and "seen" when the server has looked at them. */
 export class References extends EventTarget {
-  /** @type {Reference[]} */
+  /** Another array after every change. @type {Reference[]} */
   all = [];
   /** Whether somebody brought them: the drawings of the package need no consent. */
   isOwn = false;
@@ -81,10 +81,11 @@ export class References extends EventTarget {
     const unreadable = files.filter((file) => !READABLE.includes(file.type));
     const readable = files.filter((file) => READABLE.includes(file.type));
     const room = this.max - this.all.length;
-    for (const file of readable.slice(0, room)) {
+    const taken = readable.slice(0, room).map((file) => {
       const url = URL.createObjectURL(file);
-      this.all.push({ file, url, seen: null, warning: null, problem: null });
-    }
+      return { file, url, seen: null, warning: null, problem: null };
+    });
+    this.all = [...this.all, ...taken];
     let problem = "";
     if (unreadable.length) {
       const names = unreadable.map((file) => file.name).join(", ");
