@@ -75,7 +75,7 @@ bench-smoke: $(VENV)/.dev-installed
 # Its training data lie apart from those of the recipe in the README, which are others.
 ROUNDS ?=
 SMOKE ?=
-SUITES := baselines reference quality latency kernels builds
+SUITES := baselines reference quality latency kernels builds serving soak
 DATA := bench/data
 ifeq ($(SMOKE),)
 RESULTS := benchmarks/results

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bootpig_rt.benchmarks.pages import ABOUT, write_pages
 from bootpig_rt.benchmarks.result import SuiteResult, load_results
 from bootpig_rt.benchmarks.tables import markdown
@@ -91,8 +93,6 @@ _SHOWN = (
 
 
 def _bare(row: Any) -> Any:
-    import msgspec
-
     return msgspec.structs.replace(row, values={})
 
 
@@ -107,6 +107,34 @@ def _latency(results: Path) -> str:
         f"{process / 1e3:.1f} s from process start to PNG, of which the import is "
         f"{imported / 1e3:.2f} s (files cached)."
     )
+
+
+def _serving(results: Path) -> str:
+    """What servers drew in time, each at its best rate."""
+    result = _result(results, "serving-cpu")
+    if result is None:
+        return _NOT_YET
+    keep = ("goodput_per_s", "p50_ms", "p99_ms", "refused_share", "lost", "batch_mean")
+    shown = []
+    for row in result.rows:
+        if row.group == result.rows[0].group:
+            values = {name: row.values[name] for name in keep if name in row.values}
+            shown.append(msgspec.structs.replace(row, samples_ms=(), ratio=None, values=values))
+    return "\n\n".join([*result.remarks, markdown(shown), _page("serving-cpu")])
+
+
+def _soak(results: Path) -> str:
+    """What changed in a service over a long load."""
+    result = _result(results, "soak-cpu")
+    if result is None:
+        return _NOT_YET
+    group = result.rows[-1].group
+    table = markdown([row for row in result.rows if row.group == group])
+    return "\n\n".join([*result.remarks, table, _page("soak-cpu")])
+
+
+def _page(name: str) -> str:
+    return f"[All of it, with plots](../results/{name}.md)."
 
 
 def _evaluation(results: Path) -> str:
@@ -153,6 +181,8 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "cpu": lambda results: _headline(results, "cpu"),
     "gpu": lambda results: _headline(results, "cuda"),
     "latency": _latency,
+    "serving": _serving,
+    "soak": _soak,
     "evaluation": _evaluation,
     "pages": _pages,
 }

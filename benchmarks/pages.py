@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
+from bootpig_rt.benchmarks.serving.plots import plots_of
 from bootpig_rt.benchmarks.tables import NAMES, markdown
 from bootpig_rt.files.atomic import atomic_write_text
 
@@ -42,10 +43,37 @@ ABOUT = {
         "Attention with references, of all layers of a step",
         "Every way gives the same numbers, compared with float32 before a clock starts.",
     ),
+    "serving": (
+        "Services under load",
+        "Requests come by themselves, as those of strangers do, whatever became of earlier ones. "
+        "Each server is offered more and more until it draws no more pictures in time; then all "
+        "take turns at the rate that was best for each, on the same pair, cores and client. A time "
+        "is that between pictures that came in time, so a ratio is one of goodput. Ours draws with "
+        "the schedule `exact`, and as many pictures may wait as it draws in half the limit.",
+    ),
+    "soak": (
+        "A service for long, with faults",
+        "Load at 70 % of what it can do. Clients leave, inputs are bad, the disk is full for a "
+        "while, the process is killed and started again by its supervisor.",
+    ),
     "builds": (
         "Building engines",
         "Each build in a process of its own, once: these times have no interval.",
     ),
+}
+
+_COMPARED = (
+    "## Compared before a clock started",
+    "What latents differ from the published way's by, as a share of what the references change in "
+    "them, or attention from float32, and the limit: at most five times what is known for it.",
+)
+_CHECKED = {
+    "serving": (
+        "## Checked",
+        "How many values of pictures differ by more than rounding from those of the first server, "
+        "before a load; and what was lost under it.",
+    ),
+    "soak": ("## Checked", "What must not happen."),
 }
 
 _JUDGED = (
@@ -95,10 +123,7 @@ def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
         parts.append(markdown([row for row in result.rows if row.group == group]))
     if result.checks:
         parts += [
-            "## Compared before a clock started",
-            "What latents differ from the published way's by, as a share of what the references "
-            "change in them, or attention from float32, and the limit: at most five times what is "
-            "known for it.",
+            *_CHECKED.get(result.suite, _COMPARED),
             _checks(result.checks),
         ]
     return "\n\n".join(parts) + "\n"
@@ -143,6 +168,7 @@ def draw_plots(result: SuiteResult, folder: Path, name: str) -> list[str]:
         judged = [row for row in result.rows if row.samples_ms and "psnr_db" in row.values]
         measures = ("psnr_db", "perceptual") if judged else ()
         plots += [(partial(scatter, rows=judged, y=y), 12.0) for y in measures]
+    plots += plots_of(result)
     files = []
     for number, (draw, size) in enumerate(plots, 1):
         file = f"{name}-{number}.svg"

@@ -154,22 +154,22 @@ class PublishedWay:
                 if name.endswith("attn1"):
                     module.set_processor(_Processor(function))
                 elif name.endswith("attn2"):
-                    module.set_processor(_Processor(_plain))
+                    module.set_processor(_Processor(attend_plain))
 
     def _record(self, attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         self._features.append(tokens)
-        return _plain(attn, tokens)
+        return attend_plain(attn, tokens)
 
     def _attend(self, attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         features = self._features.pop(0)  # [R, N, C]
-        plain = _plain(attn, tokens)
+        plain = attend_plain(attn, tokens)
         guided = tokens[1:]
         changes = []
         for feature in features:
             feature = feature.expand(len(guided), -1, -1)
             keys = torch.cat([guided, feature * self._pair.config.ref_scale], dim=1)
             values = torch.cat([guided, feature], dim=1)
-            changes.append(_attention(attn, guided, keys, values) - plain[1:])
+            changes.append(attend(attn, guided, keys, values) - plain[1:])
         change = torch.stack(changes)  # [R, 2, N, C]
         best = change.float().norm(dim=-1).argmax(dim=0)
         index = best[None, ..., None].expand(-1, -1, -1, change.shape[-1])
@@ -235,12 +235,13 @@ class _Processor:
         return self._function(attn, hidden_states, encoder_hidden_states)
 
 
-def _plain(attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+def attend_plain(attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    """Attention to a context, or to the tokens themselves: [B, N, C] -> [B, N, C]."""
     context = tokens if context is None else context
-    return _attention(attn, tokens, context, context)
+    return attend(attn, tokens, context, context)
 
 
-def _attention(attn: Any, tokens: Tensor, for_keys: Tensor, for_values: Tensor) -> Tensor:
+def attend(attn: Any, tokens: Tensor, for_keys: Tensor, for_values: Tensor) -> Tensor:
     """Projections, attention, output projection: [B, N, C] -> [B, N, C]."""
     q, k, v = (
         z.unflatten(-1, (attn.heads, -1)).transpose(1, 2)

@@ -35,6 +35,8 @@ class Settings:
         student: A pair that stage `distill` wrote, or a bundle of it; None: there is none.
         only: Names of rows, or beginnings of them, that are run; empty: all.
         baseline: The row that suite `baselines` divides by; empty: the strongest published way.
+        url: Of a service that runs already, for suite `serving`; empty: servers are started.
+        minutes: Of suite `soak`.
         progress: Told what is done.
     """
 
@@ -48,6 +50,8 @@ class Settings:
     student: Path | None = None
     only: tuple[str, ...] = ()
     baseline: str = ""
+    url: str = ""
+    minutes: int = 30
     progress: Progress = field(default=no_progress, compare=False, repr=False)
 
     @property

@@ -312,7 +312,7 @@ class Truth:
             ids=Tokenizer.from_folder(pair.tokenizer_folder)(["", PROMPT, REFERENCE_PROMPT]),
             pixels=np.stack(pixels),
             noise=picture_noise(SEED, shape),
-            add_noise=partial(_add_noise, noise_schedule=NoiseSchedule.from_config(pair.scheduler)),
+            add_noise=partial(add_noise, noise_schedule=NoiseSchedule.from_config(pair.scheduler)),
             solver=config.default_solver,
             steps=self.steps or config.default_steps,
         )
@@ -346,12 +346,13 @@ def latents_of(way: PublishedWay) -> NDArray[np.float32]:
     return found
 
 
-def _add_noise(
+def add_noise(
     latents: NDArray[np.float32],
     timesteps: NDArray[np.int64],
     *,
     noise_schedule: NoiseSchedule,
 ) -> NDArray[np.float32]:
+    """Reference latents [R, C, h, w] at timesteps [T], as `exact` does: [T, R, C, h, w]."""
     return reference_latents(
         latents,
         ReferenceSchedule("exact"),

@@ -19,7 +19,7 @@ from bootpig_rt.benchmarks.result import SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
 
-SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds")
+SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds", "serving", "soak")
 NEED_DRAWINGS = ("reference", "quality")
 """Those that judge pictures of what `fetch-data` fetches."""
 ON_CUDA = ("baselines", "latency", "kernels")

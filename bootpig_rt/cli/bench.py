@@ -22,11 +22,13 @@ examples:
   bootpig-rt bench --suite baselines
   bootpig-rt bench --suite baselines --suite kernels --device cuda -o gpu.json
   bootpig-rt bench --suite baselines --against runs.json --max-regression 5%
+  bootpig-rt bench --suite serving --rounds 10 -o serving.json
+  bootpig-rt bench --suite serving --url http://127.0.0.1:8000     # a service that runs already
   bootpig-rt bench --from runs.json --report pages     # pages of an earlier run
 """
 
 _STUDENT = Path("runs/distill/result")
-_SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds")
+_SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds", "serving", "soak")
 _ROUNDS = 20
 
 
@@ -70,6 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "there is one)",
     )  # fmt: skip
     parser.add_argument(
+        "--url", default="", metavar="URL",
+        help="suite serving measures the service there, in place of servers that it starts; "
+        "BOOTPIG_RT_API_KEY has its key; it is offered up to ten times what it can do",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=int, default=30, metavar="N", help="of suite soak (default: 30)"
+    )
+    parser.add_argument(
         "--work", type=Path, default=Path("bench"), metavar="DIR",
         help="graphs and pictures of the suites, kept between runs (default: bench)",
     )  # fmt: skip
@@ -99,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure or read, then print, keep, compare and report."""
     if args.source is not None and args.suite:
         raise ParameterError("--from measures nothing; leave out --suite")
+    if args.url and args.suite != ["serving"]:
+        raise ParameterError("--url is for --suite serving alone")
     limit = _share(args.max_regression)
     results = _results(args)
     if args.json:
@@ -159,6 +171,8 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
         work=args.work,
         student=args.student or (_STUDENT if _STUDENT.is_dir() else None),
         only=tuple(args.only),
+        url=args.url,
+        minutes=check_int("--minutes", args.minutes, 1, 10_000, "30 is usual"),
         baseline=args.baseline or _baseline_of(args.against, args.device),
     )
     results: list[SuiteResult] = []
