@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from bootpig_rt.errors import Cancelled
+from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.reference.schedule import WHOLE
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
@@ -34,6 +35,7 @@ class Begun:
         drawing: Its events.
         request: What the engine was given.
         kept: Its subject, where the library has it.
+        origins: Of its reference images, for signed manifests.
         encode_ms: Time in its references.
         warnings: What the caller should know.
     """
@@ -44,6 +46,7 @@ class Begun:
     drawing: Drawing
     request: Request
     kept: KeptSubject | None
+    origins: tuple[ReferenceOrigin, ...]
     encode_ms: float
     warnings: list[str] = field(default_factory=list)
 
@@ -118,15 +121,18 @@ async def begin(
     job = service.open_job(call.id, call.principal, client, fields.n)
     ends.callback(_close_as_failed, service, job)
     kept: KeptSubject | None = None
+    origins: tuple[ReferenceOrigin, ...] = ()
     if references:
         prompt = fields.reference_prompt or _class_phrase(fields.prompt, warnings)
+        origins = await asyncio.to_thread(service.output.origins, references)
         subject, kept = await _from_references(
-            service, call, client, fields, references, prompt, warnings
+            service, call, client, fields, references, prompt, origins, warnings
         )
         request = request.of_subject(subject)
     elif fields.subject_id is not None:
         kept = service.library.get(call.tenant, fields.subject_id)
         service.output.check_prompts({"subject_id": kept.reference_prompt})
+        origins = kept.origins
         request = request.of_subject(await service.library.subject_for(kept, client))
     encode_ms = 1e3 * (time.monotonic() - start)
     for prompt in (fields.prompt, fields.negative_prompt):
@@ -143,7 +149,7 @@ async def begin(
         deadline_s=None if deadline_s is None else max(1e-3, deadline_s - encode_ms / 1e3),
         preview_every=_preview_every(fields, client),
     )
-    return Begun(fields, client, job, job.drawing, request, kept, encode_ms, warnings)
+    return Begun(fields, client, job, job.drawing, request, kept, origins, encode_ms, warnings)
 
 
 def close_job(service: Service, job: JobRecord, error: BaseException | None) -> None:
@@ -176,6 +182,7 @@ async def _from_references(
     fields: ImageFields,
     references: Sequence[bytes],
     reference_prompt: str,
+    origins: tuple[ReferenceOrigin, ...],
     warnings: list[str],
 ) -> tuple[Subject, KeptSubject | None]:
     prepared = await client.prepare(references, warnings=warnings)
@@ -184,7 +191,7 @@ async def _from_references(
         return subject, None
     try:
         kept = service.library.add(
-            call.principal, client, prepared, subject, ttl_s=None, is_explicit=False
+            call.principal, client, prepared, subject, origins, ttl_s=None, is_explicit=False
         )
     except ApiError as error:
         warnings.append(f"the subject was not kept: {error.message}")

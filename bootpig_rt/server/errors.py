@@ -10,6 +10,7 @@ from typing import Any
 from bootpig_rt.errors import (
     BootPIGError,
     Cancelled,
+    CredentialsError,
     DeadlineExceeded,
     EngineFull,
     ImageError,
@@ -122,6 +123,10 @@ def api_error(error: BaseException) -> ApiError:
             logger.error("numerical error: %s", error)
             text = "the model produced no valid picture; try lower guidance scales or another seed"
             return ApiError(500, "numerical_error", text)
+        case CredentialsError():
+            logger.error("credentials: %s", error)
+            text = "the picture could not be signed, and is not given out; the log says why"
+            return ApiError(500, "credentials_unavailable", text)
         case StorageError():
             logger.error("storage: %s", error)
             text = "the server could not use its storage; try again later"

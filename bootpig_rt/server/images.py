@@ -106,8 +106,12 @@ async def _answer(
     if answer is None:  # nobody is left to read it
         return Response(status_code=499)
     if "image/" in http.headers.get("accept", "") and fields.n == 1:
-        data = base64.b64decode(answer["data"][0]["b64_json"])
-        return Response(data, media_type=MEDIA_TYPES[fields.output_format])
+        one = answer["data"][0]
+        return Response(
+            base64.b64decode(one["b64_json"]),
+            media_type=MEDIA_TYPES[fields.output_format],
+            headers={"x-flagged": "true"} if one["flagged"] else {},
+        )
     return JSONResponse(answer)
 
 
@@ -223,7 +227,7 @@ async def _files(service: Service, begun: Begun, result: GenerationResult) -> li
         [one.to_dict() for one in result.parameters],
         format=fields.output_format,
         compression=fields.output_compression,
-        subject=begun.request.subject,
+        origins=begun.origins,
     )
 
 

@@ -46,6 +46,7 @@ REASONS = (
     "body_timeout",
     "body_too_large",
     "content_policy",
+    "credentials_unavailable",
     "deadline_exceeded",
     "draining",
     "duplicate_request",

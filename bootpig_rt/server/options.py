@@ -59,11 +59,13 @@ class ServerOptions:
         device_table_bytes: Device memory for tables that are kept between requests.
         drain_s: Time for running pictures when the service is told to stop.
         blocklist: File of words and phrases that no prompt may have.
-        safety_model: ONNX file of open_nsfw; a flagged picture is not given out.
+        safety_model: ONNX file of open_nsfw, or `open_nsfw` for that of the extra `safety`; a
+            flagged picture is not given out.
         safety_threshold: Score from which a picture is flagged.
         credentials_certificate: Certificate chain, PEM, for C2PA manifests.
         credentials_key: Its private key, PEM.
         credentials_required: A picture that cannot be signed is not given out.
+        omit_prompts: Prompts are not written into the files of pictures.
         log_format: `json`, `text`, or `auto`: text on a terminal.
         log_prompts: Prompts appear in logs.
         contact: Mail address or address of a page, to which the page sends reports of pictures.
@@ -120,6 +122,7 @@ class ServerOptions:
     credentials_certificate: str | None = None
     credentials_key: str | None = None
     credentials_required: bool = False
+    omit_prompts: bool = False
     log_format: LogFormat = "auto"
     log_prompts: bool = False
     contact: str | None = None

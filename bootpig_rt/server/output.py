@@ -14,8 +14,10 @@ from typing import Any
 
 from PIL import Image
 
+from bootpig_rt.images.content_credentials import ContentCredentials
+from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.images.encode_image import ImageFormat, encode_image
-from bootpig_rt.reference.subject import Subject
+from bootpig_rt.images.marks import without_prompts
 from bootpig_rt.server.blocklist import Blocklist
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.nsfw import OpenNsfw
@@ -46,10 +48,14 @@ class Output:
     Attributes:
         blocklist: What no prompt may have.
         checker: None judges nothing.
+        credentials: None signs nothing.
+        omits_prompts: Files hold no prompts.
     """
 
     blocklist: Blocklist = field(default_factory=Blocklist)
     checker: SafetyChecker | None = None
+    credentials: ContentCredentials | None = None
+    omits_prompts: bool = False
 
     @classmethod
     def of(cls, options: ServerOptions) -> Output:
@@ -59,6 +65,7 @@ class Output:
             BackendUnavailable: A package is missing.
             CheckpointError: The file of the checker cannot be used.
             ConfigError: The blocklist cannot be read.
+            CredentialsError: Pictures must be signed, and cannot be.
             ParameterError: Its threshold is out of range.
         """
         blocklist = Blocklist()
@@ -67,7 +74,24 @@ class Output:
         checker = None
         if options.safety_model is not None:
             checker = OpenNsfw(options.safety_model, threshold=options.safety_threshold)
-        return cls(blocklist, checker)
+        credentials = None
+        if options.credentials_certificate is not None and options.credentials_key is not None:
+            credentials = ContentCredentials.load(
+                options.credentials_certificate,
+                options.credentials_key,
+                is_required=options.credentials_required,
+            )
+        return cls(blocklist, checker, credentials, options.omit_prompts)
+
+    def origins(self, references: Sequence[bytes]) -> tuple[ReferenceOrigin, ...]:
+        """What manifests will say of reference images; nothing if pictures are not signed.
+
+        Args:
+            references: Contents of their files, as they were sent.
+        """
+        if self.credentials is None:
+            return ()
+        return tuple(map(self.credentials.origin, references))
 
     def check_prompts(self, prompts: Mapping[str, str | None]) -> None:
         """Refuse what must not be asked for. The negative prompt too: low scales draw that.
@@ -92,7 +116,7 @@ class Output:
         *,
         format: ImageFormat,
         compression: int | None,
-        subject: Subject | None,
+        origins: Sequence[ReferenceOrigin] = (),
     ) -> list[Finished]:
         """Finished pictures as files.
 
@@ -101,41 +125,48 @@ class Output:
             parameters: What each was made from, kept in its file.
             format: Of the files.
             compression: Quality of JPEG and WebP, 0 to 100.
-            subject: Who is drawn.
+            origins: Of the reference images, as `origins` gave them.
 
         Raises:
             ApiError: 500: they could not be judged.
+            CredentialsError: They must be signed, and cannot be.
         """
+        checked = apply_safety(self.checker, images)
         return [
-            Finished(_base64(one, format, compression, made_from), one.is_flagged)
-            for one, made_from in zip(apply_safety(self.checker, images), parameters, strict=True)
+            Finished(self._base64(one, format, compression, made_from, origins), one.is_flagged)
+            for one, made_from in zip(checked, parameters, strict=True)
         ]
 
     def encode(
         self, images: Sequence[Image.Image], *, format: ImageFormat, compression: int | None
     ) -> list[str]:
-        """Pictures that are not finished, as base64 of their files. They are judged as well.
+        """Pictures that are not finished, as base64 of their files: judged and signed as well.
 
         Raises:
-            ApiError: 500: they could not be.
+            ApiError, CredentialsError: As `finish`.
         """
         checked = apply_safety(self.checker, images)
-        return [_base64(one, format, compression, None) for one in checked]
+        return [self._base64(one, format, compression, None, ()) for one in checked]
 
-
-def _base64(
-    checked: Checked,
-    format: ImageFormat,
-    compression: int | None,
-    parameters: Mapping[str, Any] | None,
-) -> str:
-    # What stands in for a flagged picture was made by no model, and from nothing.
-    is_generated = not checked.is_flagged
-    data = encode_image(
-        checked.image,
-        format=format,
-        compression=None if format == "png" else compression,
-        parameters=parameters if is_generated else None,
-        is_generated=is_generated,
-    )
-    return base64.b64encode(data).decode()
+    def _base64(
+        self,
+        checked: Checked,
+        format: ImageFormat,
+        compression: int | None,
+        parameters: Mapping[str, Any] | None,
+        origins: Sequence[ReferenceOrigin],
+    ) -> str:
+        # What stands in for a flagged picture was made by no model, and from nothing.
+        is_generated = not checked.is_flagged
+        if parameters is not None and self.omits_prompts:
+            parameters = without_prompts(parameters)
+        data = encode_image(
+            checked.image,
+            format=format,
+            compression=None if format == "png" else compression,
+            parameters=parameters if is_generated else None,
+            is_generated=is_generated,
+            credentials=self.credentials,
+            references=origins,
+        )
+        return base64.b64encode(data).decode()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from bootpig_rt.errors import BootPIGError, StorageError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write_bytes
+from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.images.image_input import load_image
 from bootpig_rt.reference.subject import Subject
 
@@ -46,6 +47,7 @@ class SubjectRecord:
     ttl_s: float
     used_at: float
     is_explicit: bool
+    origins: tuple[ReferenceOrigin, ...] = ()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +65,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_explicit: bool
     images: list[bytes]
     subject: bytes | None
+    origins: tuple[ReferenceOrigin, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,18 @@ def subject_routes(service: Service) -> APIRouter:
                 most = min(client.facts.max_references, MAX_FILES)
                 images = await files_of(form, _IMAGES, most=most)
                 prepared = await client.prepare(images, warnings=warnings)
+                origins = await asyncio.to_thread(service.output.origins, images)
                 subject = await client.encode(
                     prepared, fields.reference_prompt, noise_seed=fields.noise_seed
                 )
                 kept = library.add(
-                    call.principal, client, prepared, subject, ttl_s=fields.ttl_s, is_explicit=True
+                    call.principal,
+                    client,
+                    prepared,
+                    subject,
+                    origins,
+                    ttl_s=fields.ttl_s,
+                    is_explicit=True,
                 )
         await asyncio.to_thread(library.save, kept)
         return JSONResponse(kept.to_dict() | {"warnings": warnings}, status_code=201)

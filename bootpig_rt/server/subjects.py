@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from bootpig_rt.errors import SubjectMismatch
+from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError
@@ -41,6 +42,7 @@ class KeptSubject:
         noise_seed: Of the reference noise.
         prepared: The references as the model sees them; none for one that came as a file.
         file: The subject that came as a file.
+        origins: Of the reference images, for signed manifests.
         num_references: R.
         created_at: Unix seconds.
         ttl_s: How long it is kept after its last use.
@@ -62,6 +64,7 @@ class KeptSubject:
     ttl_s: float
     used_at: float
     is_explicit: bool
+    origins: tuple[ReferenceOrigin, ...] = ()
     has_table: bool = False
     encoded: dict[str, Subject] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -70,7 +73,8 @@ class KeptSubject:
     def size_bytes(self) -> int:
         """Host memory, as far as it counts."""
         pictures = sum(3 * one.width * one.height for one in self.prepared)
-        return pictures + sum(_subject_bytes(one) for one in self._subjects())
+        manifests = sum(len(one.archive or b"") for one in self.origins)
+        return pictures + manifests + sum(_subject_bytes(one) for one in self._subjects())
 
     @property
     def expires_at(self) -> float:
@@ -141,6 +145,7 @@ class SubjectLibrary:
         client: EngineClient,
         prepared: Sequence[Image.Image],
         subject: Subject,
+        origins: tuple[ReferenceOrigin, ...] = (),
         *,
         ttl_s: float | None,
         is_explicit: bool,
@@ -152,6 +157,7 @@ class SubjectLibrary:
             client: That encoded it.
             prepared: References as the model sees them; none for a file.
             subject: Encoded from them, or read from the file.
+            origins: Of the reference images, for signed manifests.
             ttl_s: How long it is kept after its last use; None for the usual time.
             is_explicit: It was asked to be kept.
 
@@ -176,6 +182,7 @@ class SubjectLibrary:
                 ttl_s=self._ttl_s if ttl_s is None else ttl_s,
                 used_at=now,
                 is_explicit=is_explicit,
+                origins=origins,
             )
             kept.encoded[subject.pair_fingerprint] = subject
             quota = principal.quota.subject_bytes
