@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from bootpig_rt import __version__
@@ -67,6 +68,10 @@ def create_app(service: Service) -> FastAPI:
         code, text = codes.get(status, "invalid_request"), texts.get(status, "not a valid request")
         return await refuse(http, ApiError(status, code, text))
 
+    async def client_left(_: HttpRequest, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it: it ends the request without an error
+
+    app.add_exception_handler(ClientDisconnect, client_left)
     app.add_exception_handler(RequestValidationError, refuse_parameter)
     app.add_exception_handler(HTTPException, refuse_route)
     for kind in (ApiError, BootPIGError, Exception):

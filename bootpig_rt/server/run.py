@@ -61,7 +61,9 @@ def serve_options(
     metrics = Metrics(model_folders(options))
     service = Service(options, local_loaders(options, metrics), Output.of(options), metrics)
     tracing = _tracing() if options.traces else None
-    app = Observer(guarded(create_app(service), options), metrics, tracing)
+    app = guarded(
+        create_app(service), options, observe=lambda within: Observer(within, metrics, tracing)
+    )
     listening = listen(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listening.getsockname()[1]}"

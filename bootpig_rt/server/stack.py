@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp
 
@@ -56,8 +56,15 @@ def access_of(options: ServerOptions) -> dict[str, Access]:
     return access
 
 
-def guarded(app: ASGIApp, options: ServerOptions) -> ASGIApp:
+def guarded(
+    app: ASGIApp, options: ServerOptions, *, observe: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
     """An application behind all guards that the options ask for.
+
+    Args:
+        app: The routes.
+        options: Of the service.
+        observe: Wraps what tells of every request, as for `guard_app`.
 
     Raises:
         ConfigError: The file of keys cannot be used.
@@ -72,4 +79,5 @@ def guarded(app: ASGIApp, options: ServerOptions) -> ASGIApp:
         body_limits={"/": small} | dict.fromkeys(_UPLOADS, uploads),
         allowed_hosts=options.allowed_hosts,
         allowed_origins=options.allowed_origins,
+        observe=observe,
     )
