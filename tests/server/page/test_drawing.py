@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -59,6 +60,26 @@ def test_a_picture_grows_while_it_is_drawn(server: Any, open_page: Open) -> None
     assert steps == sorted(steps)
     assert len(set(steps)) > 4
     assert any(re.search(r"[\d.]+ s left", text) for text in seen["texts"])
+
+
+def test_whoever_waits_is_told_how_many_are_ahead(
+    server: Any, client: httpx.Client, open_page: Open, eventually: Callable[..., bool]
+) -> None:
+    visit = open_page(server.url)
+    visit.page.evaluate(WATCH)
+    visit.choose("source", "none")
+    visit.set(num_inference_steps=2)
+    body = {"prompt": PROMPT, "num_inference_steps": 50, "n": 10}  # four are drawn at once
+    with ThreadPoolExecutor(1) as others:
+        first = others.submit(client.post, "/v1/images/generations", json=body)
+        with server.client() as second:
+            waiting = re.compile(r"^bootpig_queue_pictures{.*} [1-9]", re.M)
+            assert eventually(lambda: waiting.search(second.get("/metrics").text) is not None)
+        visit.draw(PROMPT)
+        visit.wait_for_pictures(1)
+        assert first.result().status_code == 200
+    texts = visit.page.evaluate("window.seen.texts")
+    assert any(re.match(r"Waiting: \d+ ahead of you|Next in line", text) for text in texts)
 
 
 def test_several_pictures_are_drawn_and_chosen_from(server: Any, open_page: Open) -> None:

@@ -107,7 +107,7 @@ def test_events_come_out_whole_however_they_arrive(call: Call) -> None:
 
 METRICS = """
 # HELP bootpig_pictures_total Pictures.
-bootpig_pictures_total{model="a",outcome="ok"} %d
+bootpig_pictures_total{model="a",outcome="succeeded"} %d
 bootpig_pictures_total{model="a",outcome="failed"} 99.0
 bootpig_queue_pictures{model="a"} 2.0
 bootpig_queue_pictures{model="b \\"x\\", y"} 1.0

@@ -11,6 +11,8 @@ import { blobOfBase64 } from "./images.js";
  * @property {import("./types.js").Parameters} parameters
  * @property {Record<string, number>} timings
  * @property {number} reference_passes
+ * @property {boolean} isHeldBack
+ * @property {string[]} warnings
  */
 /**
  * @typedef {{kind: "progress", progress: Progress}
@@ -88,5 +90,7 @@ function drawnOf(content) {
     parameters: content.parameters ?? {},
     timings: content.timings ?? {},
     reference_passes: content.reference_passes ?? 0,
+    isHeldBack: content.flagged === true,
+    warnings: content.warnings ?? [],
   };
 }

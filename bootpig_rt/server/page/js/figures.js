@@ -55,7 +55,7 @@ export function readingOf(samples, at_s) {
   }
   return {
     at_s,
-    pictures: sum(({ name, labels }) => name === "bootpig_pictures_total" && labels["outcome"] === "ok"),
+    pictures: sum(({ name, labels }) => name === "bootpig_pictures_total" && labels["outcome"] === "succeeded"),
     waiting: sum(({ name }) => name === "bootpig_queue_pictures"),
     buckets,
   };

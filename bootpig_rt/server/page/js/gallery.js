@@ -6,7 +6,7 @@ import { askWhether, toast } from "./toast.js";
 
 /** @typedef {import("./types.js").Picture} Picture */
 
-/** Dispatches "open" with a picture as its detail. */
+/** Dispatches "open" with a picture as its detail, or null, and "add" after one was added. */
 export class Gallery extends EventTarget {
   /** Newest first. @type {Picture[]} */
   pictures = [];
@@ -35,6 +35,7 @@ export class Gallery extends EventTarget {
     this.pictures.unshift(picture);
     this.#list.prepend(this.#card(picture));
     this.#settle();
+    this.dispatchEvent(new Event("add"));
     try {
       const gone = await keepPicture(picture);
       for (const id of gone) this.#forget(id);

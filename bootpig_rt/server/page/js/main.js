@@ -166,6 +166,9 @@ library.addEventListener("choose", (event) => {
   referencePrompt.value = before;
   if (live.isOn) live.wish();
 });
+gallery.addEventListener("add", () => {
+  if (subject.source === "library") library.load(); // its table may be known from now on
+});
 gallery.addEventListener("open", (event) => {
   const picture = /** @type {CustomEvent<Picture | null>} */ (event).detail;
   studio.cancel();
@@ -181,7 +184,10 @@ composer.addEventListener("submit", (event) => {
 composer.addEventListener("input", (event) => {
   const { name, value, id } = /** @type {HTMLInputElement} */ (event.target);
   if (name === "mode") live.turn(value === "live");
-  else if (name === "source") setSource(/** @type {Source} */ (value));
+  else if (name === "source") {
+    setSource(/** @type {Source} */ (value));
+    if (value === "library") library.load(); // others of this key may have added to it
+  }
   else if (name === "model") {
     form.showDefaults();
     showReferenceLimit();
@@ -246,6 +252,7 @@ mountTheme(byId("theme", HTMLButtonElement));
 mountAbout();
 mountKeyDialog(connection);
 mountNotice(connection);
-mountFigures(byId("figures", HTMLElement), () => connection.state === "ready");
+const lookAtFigures = mountFigures(byId("figures", HTMLElement), () => connection.state === "ready");
+connection.addEventListener("change", lookAtFigures);
 gallery.load();
 connection.check();

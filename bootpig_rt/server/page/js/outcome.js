@@ -6,6 +6,8 @@ import { bytes, milliseconds, passesInWords, plural } from "./words.js";
 
 /** @typedef {import("./types.js").Picture} Picture */
 
+const HELD_BACK = "The server's safety check flagged the picture, so it shows grey. Try another seed or prompt.";
+
 /**
  * @param {Picture} picture
  * @param {string} url of its file
@@ -22,6 +24,9 @@ export function tellOutcome(picture, url) {
   ];
   const items = facts.filter(Boolean).map((text) => el("li", { textContent: text }));
   byId("facts", HTMLElement).replaceChildren(...items);
+  const said = picture.isHeldBack ? [HELD_BACK] : picture.warnings;
+  byId("warnings", HTMLElement).replaceChildren(...said.map((text) => el("li", { textContent: text })));
+  byId("badge", HTMLElement).textContent = picture.isHeldBack ? "Held back" : "AI generated";
   const link = byId("download", HTMLAnchorElement);
   link.href = url;
   link.download = fileName(parameters);
@@ -36,7 +41,8 @@ export function tellOutcome(picture, url) {
 }
 
 /** What a picture is to somebody who does not see it. @param {Picture} picture */
-export function altOf({ parameters }) {
+export function altOf({ parameters, isHeldBack }) {
+  if (isHeldBack) return "A grey square in place of a picture that was held back";
   return `Generated picture: ${parameters["prompt"]}`;
 }
 

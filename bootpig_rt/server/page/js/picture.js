@@ -48,6 +48,8 @@ export function pictureOfFile(blob, parameters, models) {
     timings: {},
     took_ms: 0,
     reference_passes: 0,
+    isHeldBack: false,
+    warnings: [],
     saved: null,
     subject_id: null,
     reference: null,

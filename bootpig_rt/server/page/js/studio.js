@@ -111,7 +111,7 @@ export class Studio {
             const about = { took_ms, model: settings.model, subject_id: id, subject };
             const picture = pictureOf(event.drawn, { ...about, earlier: gallery.pictures });
             stage.add(event.index, picture);
-            await gallery.add(picture);
+            if (!picture.isHeldBack) await gallery.add(picture);
           }
         }
         const took = milliseconds(performance.now() - start);

@@ -58,6 +58,8 @@
  * @property {Record<string, number>} timings in milliseconds, by stage
  * @property {number} took_ms from pressing the button to the picture
  * @property {number} reference_passes
+ * @property {boolean} isHeldBack plain grey in place of what the server's safety check flagged
+ * @property {string[]} warnings what the server wants to be known
  * @property {import("./saved.js").Saved | null} saved by a reference table that was there already
  * @property {string | null} subject_id
  * @property {Blob | null} reference the first reference as the model sees it

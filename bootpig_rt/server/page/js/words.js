@@ -23,7 +23,10 @@ const BY_CODE = {
   ],
   subject_quota: ["There is no room for another subject", "Delete some from the library."],
   model_not_found: ["The server has no such model", "Choose another one in the settings."],
-  content_blocked: ["The server does not draw this", "Its rules forbid what the prompt asks for."],
+  content_policy: ["The server does not draw this", "Its rules forbid what the prompt asks for."],
+  safety_unavailable: ["The picture could not be judged", "So it is not given out. Try again later."],
+  storage_error: ["The server cannot use its storage", "Try again later."],
+  too_many_uploads: ["Too many are sending pictures", "Try again in a moment."],
   out_of_memory: ["There was not enough memory", "Ask for fewer pictures or fewer references."],
   deadline_exceeded: [
     "It was not done in time",
