@@ -37,7 +37,6 @@ ACCESS: Mapping[str, Access] = {
 
 PAGE: Mapping[str, Access] = {
     "GET /": "public",
-    "GET /favicon.ico": "public",
     "GET /page/{path:path}": "public",
 }
 """The page holds no data of anybody: it asks for the key itself."""

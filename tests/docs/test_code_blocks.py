@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from bootpig_rt.cli.main import MODULE_OF_COMMAND, build_parser, main
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW_STEPS = 5
+DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 OUTPUTS = {"text", "json", ""}
 OTHER_PROGRAMS = {"accelerate", "git", "openssl", "pytest", "python3"}
 OTHER_PROGRAMS |= {"docker", "kubectl", "serve", "tritonserver"}
@@ -39,7 +43,8 @@ class Block:
         line: Of the page, of the fence.
         language: `python`, `console`, or that of an output: `text`, `json`, empty.
         mark: Of the line `<!-- mark -->` right above: `run` or `fails: CODE` for commands that are
-            run, `gpu` for Python that is not; empty elsewhere.
+            run, `server` for one that goes on while the blocks below it run, `gpu` for Python that
+            is not run; empty elsewhere.
         code: What is inside.
     """
 
@@ -115,10 +120,14 @@ def desk(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_code_of_a_page_runs(page: str, blocks: list[Block], desk: Path) -> None:
     """In order, in one folder; Python blocks share their names, as in a notebook."""
     names: dict[str, Any] = {"__name__": "__main__"}
+    address, server = DEFAULT_ADDRESS, None
     try:
         for block in blocks:
-            if block.language == "python" and block.mark != "gpu":
+            if block.mark == "server":
+                address, server = started_server(block.commands[0])
+            elif block.language == "python" and block.mark != "gpu":
                 code = "\n" * block.line + block.code  # so that a traceback has the page's lines
+                code = code.replace(DEFAULT_ADDRESS, address)
                 exec(compile(code, page, "exec"), names)
             elif block.mark == "run" or block.mark.startswith("fails: "):
                 expected = int(block.mark.partition(": ")[2] or 0)
@@ -128,6 +137,22 @@ def test_the_code_of_a_page_runs(page: str, blocks: list[Block], desk: Path) -> 
         for value in names.values():
             if isinstance(value, bootpig_rt.Pipeline):
                 value.close()
+            elif hasattr(value, "close") and type(value).__module__.startswith("openai"):
+                value.close()
+        if server is not None:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+def started_server(words: list[str]) -> tuple[str, subprocess.Popen[str]]:
+    """The server of a console block, on a free port, once it is ready; and its address."""
+    command = [sys.executable, "-m", "bootpig_rt", *words[1:], "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    assert "is ready at" in line, line
+    return line.split()[-1], server
 
 
 def test_mapped_requests_find_the_table_that_encoding_made(root: Path, desk: Path) -> None:
@@ -143,7 +168,7 @@ def test_a_block_says_what_it_is(block: Block) -> None:
     if block.language == "python":
         assert block.mark in ("", "gpu")
     elif block.language == "console":
-        assert block.mark in ("", "run") or re.fullmatch(r"fails: \d+", block.mark)
+        assert block.mark in ("", "run", "server") or re.fullmatch(r"fails: \d+", block.mark)
         assert block.commands
     else:
         assert block.language in OUTPUTS
