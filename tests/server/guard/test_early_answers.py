@@ -44,6 +44,7 @@ def run(*, num_parts: int, num_read: int = 0, leaves: bool = False) -> list[Any]
             await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"early"})
+        events.append("app is done")
 
     scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
     asyncio.run(EarlyAnswers(app)(scope, receive, send))
@@ -51,14 +52,17 @@ def run(*, num_parts: int, num_read: int = 0, leaves: bool = False) -> list[Any]
 
 
 def test_the_rest_is_thrown_away_after_the_whole_answer_and_before_its_end() -> None:
-    told = ["start and close", (b"early", True), "part", "part", "part", (b"", False)]
+    told: list[Any] = ["start and close", (b"early", True), "app is done"]
+    told += ["part", "part", "part", (b"", False)]
     assert run(num_parts=3) == told
     assert run(num_parts=3, leaves=True) == told
     assert run(num_parts=4, num_read=1) == ["part", *told]
 
 
 def test_a_body_that_was_read_leaves_the_connection_as_it_is() -> None:
-    assert run(num_parts=2, num_read=2) == ["part", "part", "start", (b"early", False)]
+    assert run(num_parts=2, num_read=2) == [
+        *("part", "part", "start", (b"early", False), "app is done"),
+    ]
 
 
 def test_no_more_than_enough_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
