@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.server.run import serve_options
 
     def tell(address: str) -> None:
-        print(f"bootpig-rt is ready at {address}", flush=True)
+        # One write with its line end: log lines of other threads may go to the same pipe.
+        print(f"bootpig-rt is ready at {address}\n", end="", flush=True)
 
     with logs_to_stderr(options.log_format, log_prompts=options.log_prompts):
         return serve_options(options, on_ready=tell)
