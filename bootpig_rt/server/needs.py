@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,9 +21,12 @@ from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.errors import BootPIGError, describe_os_error
 from bootpig_rt.export.build_options import build_options, size_multiple_px
 from bootpig_rt.export.estimate import estimate
+from bootpig_rt.images.signing_files import read_signing_files
 from bootpig_rt.pipeline import default_model
+from bootpig_rt.server.blocklist import Blocklist
 from bootpig_rt.server.guard.authority import is_loopback
 from bootpig_rt.server.guard.keys import read_keys
+from bootpig_rt.server.nsfw import find_network
 from bootpig_rt.server.options import ServerOptions
 
 FILES_BESIDE_CLIENTS = 256
@@ -68,6 +73,7 @@ def needs_of(options: ServerOptions) -> list[Need]:
         _open_files(options),
         _memory(options),
         *_folders(options),
+        *_output(options),
     ]
 
 
@@ -250,16 +256,44 @@ def _folders(options: ServerOptions) -> Iterator[Need]:
         folder = getattr(options, name)
         if folder is not None:
             yield _writable(name, Path(folder))
-    for name in (
-        "trust",
-        "blocklist",
-        "safety_model",
-        "credentials_certificate",
-        "credentials_key",
-    ):
-        file = getattr(options, name)
-        if file is not None and not os.access(file, os.R_OK):
-            yield Need(name, False, f"{file!r} cannot be read", "check the path and permissions")
+    if options.trust is not None and not os.access(options.trust, os.R_OK):
+        fix = "check the path and permissions"
+        yield Need("trust", False, f"{options.trust!r} cannot be read", fix)
+
+
+def _output(options: ServerOptions) -> Iterator[Need]:
+    """What pictures and prompts are checked and signed with: the errors that the server would give.
+
+    The network of the checker is not run.
+    """
+    checks: dict[str, Callable[[], str]] = {}
+    if options.blocklist is not None:
+        checks["blocklist"] = partial(_blocklist, options.blocklist)
+    if options.safety_model is not None:
+        checks["safety checker"] = partial(_network, options.safety_model)
+    if options.credentials_certificate is not None and options.credentials_key is not None:
+        files = (options.credentials_certificate, options.credentials_key)
+        checks["credentials"] = partial(_certificate, *files)
+    for name, check in checks.items():
+        try:
+            yield Need(name, True, check())
+        except BootPIGError as error:
+            found, _, fix = str(error).rpartition("; ")
+            yield Need(name, False, found or fix, fix if found else "")
+
+
+def _blocklist(file: str) -> str:
+    return f"{len(Blocklist.load(file).entries)} entries in {file}"
+
+
+def _network(file: str) -> str:
+    return str(find_network(file))
+
+
+def _certificate(certificate: str, key: str) -> str:
+    files = read_signing_files(certificate, key)
+    files.check_time(datetime.now(UTC))
+    return f"{files.algorithm}, until {files.ends:%Y-%m-%d}"
 
 
 def _writable(name: str, folder: Path) -> Need:

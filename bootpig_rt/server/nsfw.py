@@ -71,7 +71,7 @@ class OpenNsfw:
         if isinstance(threshold, bool) or not 0 <= threshold <= 1:
             raise ParameterError(f"safety_threshold is {threshold!r}, expected 0..1; 0.8 is usual")
         self.threshold = float(threshold)
-        self.file = _installed_file() if os.fspath(file) == INSTALLED else Path(file)
+        self.file = find_network(file)
         self._session = open_onnx(self.file, needed_by="the safety checker", threads=threads)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shapes = [list(one.shape[1:]) for one in (*inputs, *outputs)]
@@ -122,8 +122,17 @@ def _prepared(image: Image.Image) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(rgb[:, :, ::-1] - _MEAN_BGR)
 
 
-def _installed_file() -> Path:
-    """The file inside an installed package, known by its digest."""
+def find_network(file: str | os.PathLike[str]) -> Path:
+    """The file itself, or for `open_nsfw` that inside an installed package, known by its digest.
+
+    Raises:
+        BackendUnavailable: No package has the file.
+        CheckpointError: There is no such file, or an installed one was changed.
+    """
+    if os.fspath(file) != INSTALLED:
+        if not os.path.isfile(file):
+            raise CheckpointError(f"there is no file {os.fspath(file)!r}; check the path", file)
+        return Path(file)
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
@@ -208,3 +209,50 @@ def ask_service(local_service: tuple[Service, asyncio.Runner]) -> Iterator[AskSe
 
     yield ask
     service.output = Output()
+
+
+@pytest.fixture
+def write_network(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a network with the inputs and outputs of open_nsfw.
+
+    Its score is the sigmoid of blue less green, of the mean. Its input is BGR less the mean of
+    open_nsfw, so that grey scores sigmoid((104 - 117) / 100). With `fails`, it has no number for a
+    picture that is not all of one colour.
+    """
+    onnx: Any = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+
+    def write(
+        side_px: int = 224,
+        *,
+        factor: float = 0.01,
+        columns: int = 2,
+        fails: bool = False,
+        name: str = "m.onnx",
+    ) -> Path:
+        weights = np.zeros((3, columns), np.float32)
+        weights[0, -1], weights[1, -1] = factor, -factor
+        nodes = [helper.make_node("ReduceMean", ["input:0"], ["m"], axes=[1, 2], keepdims=0)]
+        if fails:
+            nodes += [
+                helper.make_node("ReduceMax", ["input:0"], ["high"], axes=[1, 2], keepdims=0),
+                helper.make_node("Sub", ["m", "high"], ["below"]),
+                helper.make_node("Sqrt", ["below"], ["root"]),
+                helper.make_node("Add", ["m", "root"], ["mean"]),
+            ]
+        nodes += [
+            helper.make_node("MatMul", ["mean" if fails else "m", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["outputs"], axis=-1),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "tiny",
+            [helper.make_tensor_value_info("input:0", 1, ["n", side_px, side_px, 3])],
+            [helper.make_tensor_value_info("outputs", 1, ["n", columns])],
+            [numpy_helper.from_array(weights, "weights")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=4)
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    return write

@@ -193,3 +193,27 @@ def test_doctor_tells_of_an_unknown_variable(
     monkeypatch.setitem(os.environ, "BOOTPIG_RT_OPTION_PROT", "1")
     assert main(["doctor"]) == 0
     assert "did you mean port?" in capsys.readouterr().out
+
+
+def test_what_checks_and_signs_pictures_is_looked_at(
+    need: Callable[..., Need],
+    make_certificates: Callable[..., tuple[Path, Path, Path]],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "b.txt").write_text("one\ntwo\n")
+    found = need("blocklist", blocklist=str(tmp_path / "b.txt"))
+    assert found == Need("blocklist", True, f"2 entries in {tmp_path / 'b.txt'}")
+    (tmp_path / "b.txt").write_text("re: (\n")
+    found = need("blocklist", blocklist=str(tmp_path / "b.txt"))
+    assert (found.is_met, found.fix) == (False, "repair it")
+    found = need("safety checker", safety_model=str(tmp_path / "none.onnx"))
+    assert (found.is_met, found.fix) == (False, "check the path")
+    for days, is_met, expected in (
+        ((-1, 90), True, "es256, until 2"),
+        ((-9, -1), False, "expired"),
+    ):
+        chain, key, _ = make_certificates(days=days)
+        files = {"credentials_certificate": str(chain), "credentials_key": str(key)}
+        found = need("credentials", **files)
+        assert found.is_met == is_met
+        assert expected in found.found

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,42 +17,10 @@ from bootpig_rt.errors import BackendUnavailable, CheckpointError, NumericalErro
 from bootpig_rt.server import nsfw
 from bootpig_rt.server.nsfw import OpenNsfw
 
-onnx: Any = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `cpu` is not installed")
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write_network(tmp_path: Path) -> Write:
-    """A function that writes a network whose score is the sigmoid of blue less green, of the mean.
-
-    Its input is BGR less the mean of open_nsfw, so that grey scores sigmoid((104 - 117) / 100).
-    """
-
-    def write(
-        side_px: int = 224, *, factor: float = 0.01, columns: int = 2, name: str = "m.onnx"
-    ) -> Path:
-        helper, numpy_helper = onnx.helper, onnx.numpy_helper
-        weights = np.zeros((3, columns), np.float32)
-        weights[0, -1], weights[1, -1] = factor, -factor
-        graph = helper.make_graph(
-            [
-                helper.make_node("ReduceMean", ["input:0"], ["mean"], axes=[1, 2], keepdims=0),
-                helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
-                helper.make_node("Softmax", ["logits"], ["outputs"], axis=-1),
-            ],
-            "tiny",
-            [helper.make_tensor_value_info("input:0", 1, ["n", side_px, side_px, 3])],
-            [helper.make_tensor_value_info("outputs", 1, ["n", columns])],
-            [numpy_helper.from_array(weights, "weights")],
-        )
-        opset = [helper.make_opsetid("", 9 if columns == 2 else 13)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=4)
-        onnx.save(model, tmp_path / name)
-        return tmp_path / name
-
-    return write
 
 
 def score(rgb: tuple[int, int, int]) -> float:
