@@ -103,7 +103,7 @@ class OnnxGoldenPair:
             solver=pass_through,
             merge="argmax",
         )
-        laid_out = step_inputs(batch, [1] if count else [])
+        laid_out = step_inputs(batch, streams=True)
         name = graph_name(batch.merge, laid_out.slots)
         known = {value.name: value.shape for value in self._steps.get(name).get_inputs()}
         text = {"prompt_embeds": prompt_embeds, "text_of_row": laid_out.text_of_row}

@@ -29,3 +29,8 @@ def test_only_the_package_is_recorded(tool: dict[str, Any]) -> None:
 
     calls = tool["record"](work).calls
     assert calls == (("bootpig_rt.checks", "check_steps"), ("bootpig_rt.checks", "check_int"))
+
+
+def test_one_picture_takes_fewer_than_ninety_jumps(tool: dict[str, Any], tmp_path: Path) -> None:
+    """The count of ARCHITECTURE.md; `make jumps` shows them. Newer Pythons count fewer."""
+    assert tool["count_jumps"](tmp_path).jumps < 90

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bootpig_rt.checks import check_prompt
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.augment import augment
@@ -111,7 +112,8 @@ class DiffusionData:
 
     def ids(self, texts: list[str]) -> Tensor:
         """Tokenise texts to int64 [N, S]."""
-        return torch.from_numpy(self.tokenizer(texts))
+        checked = [check_prompt(text, "caption", allow_empty=True) for text in texts]
+        return torch.from_numpy(self.tokenizer(checked))
 
     def batch(self, indices: Tensor, draws: Draws) -> Batch:
         """Gather samples, drop prompts and references, choose which references are read."""

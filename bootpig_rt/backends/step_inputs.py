@@ -9,15 +9,13 @@ indices differ, the table does not. Rows that are alike until they meet their te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.errors import ParameterError
-
-T = TypeVar("T")
 
 NO_LIMIT = 3e38
 """`clip_range` of a solver that does not clamp x0."""
@@ -32,48 +30,43 @@ class StepInputs:
         text_of_row: int64 [N], for the graph `text_kv`.
         num_steps: T.
         slots: R, references of the row that has most; 1 where no row has any.
+        tables: Those of the flat table, in a row. The same set of them always has the same order.
     """
 
     arrays: dict[str, FloatArray | IntArray]
     text_of_row: IntArray
     num_steps: int
     slots: int
-
-
-def distinct(tables: Sequence[T]) -> tuple[list[T], list[int]]:
-    """Each table once, and for each of those given its place among them.
-
-    Tables are told apart by identity: equal ones are the same object, because the pipeline asks a
-    store for them. Their order is the same for all batches that read the same set.
-    """
-    once = sorted({id(table): table for table in tables}.values(), key=id)
-    places = {id(table): place for place, table in enumerate(once)}
-    return once, [places[id(table)] for table in tables]
+    tables: list[Any]
 
 
 def step_inputs(
-    batch: DenoiseBatch,
-    entries: Sequence[int],
-    state: FloatArray | None = None,
-    *,
-    table_of_slot: Sequence[int] | None = None,
+    batch: DenoiseBatch, state: FloatArray | None = None, *, streams: bool = False
 ) -> StepInputs:
     """Lay out a batch.
 
     Args:
-        batch: The batch.
-        entries: E of each table that is joined to the flat one.
+        batch: The batch. Its tables say how many `entries` they have, and are told apart by
+            identity: equal ones are the same object, because the pipeline asks a store for them.
         state: float32 [1 + K, B, C, h, w] to go on from; None starts from the batch's noise.
-        table_of_slot: Which of those each of the batch's tables is; None: each its own.
+        streams: The flat table has one entry of each table, another one at each step.
 
     Raises:
         ParameterError: A step reads an entry that its table lacks.
     """
+    if streams:
+        tables, table_of_slot = list(batch.tables), list(range(len(batch.tables)))
+        entries = [1] * len(tables)
+        batch = replace(batch, entry_of_step=np.zeros_like(batch.entry_of_step))
+    else:
+        tables = sorted({id(table): table for table in batch.tables}.values(), key=id)
+        places = {id(table): place for place, table in enumerate(tables)}
+        table_of_slot = [places[id(table)] for table in batch.tables]
+        entries = [table.entries for table in tables]
     solver = batch.solver
     order, ref_rows = _sort_rows(batch.ref_of_row)
     position = np.argsort(order)
-    slots = range(len(batch.num_references)) if table_of_slot is None else table_of_slot
-    flat = _flat_references(ref_rows, batch, entries, slots)
+    flat = _flat_references(ref_rows, batch, entries, table_of_slot)
     if state is None:
         state = np.zeros((1 + solver.history_size, *batch.latents.shape), dtype=np.float32)
         state[0] = batch.latents
@@ -96,7 +89,7 @@ def step_inputs(
         "picture_of_pair": pictures[first],
         "ref_of_pair": np.ascontiguousarray(flat[:, first[first >= num_plain] - num_plain]),
     }
-    return StepInputs(arrays, batch.text_of_row[order], solver.num_steps, flat.shape[2])
+    return StepInputs(arrays, batch.text_of_row[order], len(flat), flat.shape[2], tables)
 
 
 def graph_name(merge: str, slots: int) -> str:
@@ -139,7 +132,7 @@ def _flat_references(
     refs: IntArray, batch: DenoiseBatch, entries: Sequence[int], table_of_slot: Sequence[int]
 ) -> IntArray:
     """References counted through [Nr, R] -> indices into the flat table [T, Nr, R]."""
-    steps = batch.solver.num_steps
+    steps = len(batch.solver.timesteps)
     index_of_step = np.full((steps, sum(batch.num_references) + 1), -1, dtype=np.int64)
     references = dict(zip(table_of_slot, batch.num_references, strict=True))
     passes = [references[table] * count for table, count in enumerate(entries)]

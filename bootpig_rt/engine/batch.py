@@ -95,22 +95,25 @@ class Batch:
     step_s: float = 0.0
     _text_ms: float = 0.0
     _denoise_ms: float = 0.0
-    _timesteps: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    _timesteps: IntArray | None = None
 
     def step(self, backend: Backend, text_states: TextStates) -> int:
         """One launch, of a new run where there is none. Returns the first picture's timestep."""
         start = time.perf_counter()
         if self.run is None:
-            prompts = [one.plan.parameters for one in self.pictures]
-            texts = text_states.of([t for p in prompts for t in (p.prompt, p.negative_prompt)])
+            num_steps = min(picture.steps_alike() for picture in self.pictures)
+            state, wanted = (
+                joint_state(self.pictures),
+                [one.plan.parameters for one in self.pictures],
+            )
+            texts = text_states.of([t for p in wanted for t in (p.prompt, p.negative_prompt)])
             before, start = start, time.perf_counter()
             self._text_ms, self._denoise_ms = 1e3 * (start - before), 0.0
-            num_steps = min(picture.steps_alike() for picture in self.pictures)
-            state = joint_state(self.pictures)
             batch = lay_out(self.pictures, num_steps, texts, latents=state[0])
             self._timesteps, self.num_rows = batch.solver.timesteps, len(batch.picture_of_row)
             self.done = 0
             self.run = backend.start(batch, state)
+        assert self._timesteps is not None
         self.run.step(self.done)
         self.done += 1
         self.launches += 1

@@ -232,8 +232,9 @@ class Engine:
 
     def _plans(self, request: Request) -> list[Plan]:
         plan = self.planner.plan(request, self.options.limits)
+        plans = plan.of_pictures(request.num_images_per_prompt)
         self._tokenizer.tell_cut(request.prompt, request.negative_prompt)
-        return plan.of_pictures(request.num_images_per_prompt)
+        return plans
 
 
 class _CallEvents:

@@ -231,7 +231,8 @@ class Loop:
                     skipped.add(picture)
         for picture in passed:
             picture.passed_over += 1
-        self._tables.forget(self.waiting)
+        if self._tables.sought:
+            self._tables.forget(self.waiting())
 
     def _next(self, skipped: set[Picture], passed: set[Picture]) -> Picture | None:
         """The picture to let in next, still in its place.

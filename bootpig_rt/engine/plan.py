@@ -91,6 +91,7 @@ class Planner:
         solver = self._solver(cast("SolverName", request.solver or config.default_solver), steps)
 
         schedule = self._schedule(request)
+        schedule_text = str(schedule)
         guided = steps_of_share(request.guidance_interval, steps)
         if not guided:
             raise ParameterError(
@@ -125,7 +126,7 @@ class Planner:
             image_guidance_scale=s_image,
             text_guidance_scale=s_text,
             merge=request.merge or config.merge,
-            reference_schedule=str(schedule),
+            reference_schedule=schedule_text,
             guidance_interval=request.guidance_interval,
             reference_noise_seed=subject.noise_seed if subject else None,
             table_dtype=table.key.dtype if table else None,

@@ -30,6 +30,9 @@ class Tables:
         tokenizer: Of the pair.
         store: Keeps them.
         tell: Called from any thread when a table that was looked for is there.
+
+    Attributes:
+        sought: Tables that are looked for, or the time when to look again.
     """
 
     def __init__(
@@ -42,8 +45,7 @@ class Tables:
         """Nothing is looked for yet."""
         self._backend, self._tokenizer = backend, tokenizer
         self._store, self._tell = store, tell
-        self._lookups: dict[_Whose, Future[ReferenceTable | Claim | None]] = {}
-        self._look_again: dict[_Whose, float] = {}
+        self.sought: dict[_Whose, Future[ReferenceTable | Claim | None] | float] = {}
         self._making: dict[_Whose, Claim] = {}
 
     def find(self, picture: Picture) -> ReferenceTable | Claim | None:
@@ -58,28 +60,27 @@ class Tables:
         if found is not None:
             return found
         whose = tenant, plan.key
-        lookup = self._lookups.get(whose)
-        if lookup is None:
-            if time.monotonic() < self._look_again.get(whose, 0.0):
+        lookup = self.sought.get(whose, 0.0)
+        if isinstance(lookup, float):
+            if time.monotonic() < lookup:
                 return None
-            lookup = self._lookups[whose] = self._store.look_later(
+            lookup = self.sought[whose] = self._store.look_later(
                 plan.subject,
                 plan.key,
                 backend=self._backend,
                 tenant=tenant,
                 is_resident=plan.is_resident,
             )
-            lookup.add_done_callback(lambda _: self._tell())
+            if not lookup.done():
+                lookup.add_done_callback(lambda _: self._tell())
         if not lookup.done():
             return None
-        del self._lookups[whose]
+        del self.sought[whose]
         found = lookup.result()
         if found is None:  # it is being made: below this, where a callback drives the engine?
             found = self._making.get(whose)
         if found is None:
-            self._look_again[whose] = time.monotonic() + LOOK_AGAIN_S
-        else:
-            self._look_again.pop(whose, None)
+            self.sought[whose] = time.monotonic() + LOOK_AGAIN_S
         return found
 
     def make(self, picture: Picture, claim: Claim, progress: PassProgress) -> ReferenceTable:
@@ -114,18 +115,17 @@ class Tables:
         job.passes += passes
         return table
 
-    def forget(self, waiting: Callable[[], Iterable[Picture]]) -> None:
-        """Lookups that nobody waits for any more: their claims are for others."""
-        if not self._lookups and not self._look_again:
-            return
-        wanted = {(one.job.tenant, one.plan.table.key) for one in waiting() if one.plan.table}
-        for whose in [whose for whose in self._lookups if whose not in wanted]:
-            lookup = self._lookups[whose]
-            if lookup.done():
-                del self._lookups[whose]
+    def forget(self, waiting: Iterable[Picture]) -> None:
+        """Seek no table that none of these pictures waits for: claims on them are for others."""
+        wanted = {(one.job.tenant, one.plan.table.key) for one in waiting if one.plan.table}
+        for whose in [whose for whose in self.sought if whose not in wanted]:
+            lookup = self.sought[whose]
+            if isinstance(lookup, float):
+                del self.sought[whose]
+            elif lookup.done():
+                del self.sought[whose]
                 if lookup.exception() is None and isinstance(claim := lookup.result(), Claim):
                     claim.release()
-        self._look_again = {w: at for w, at in self._look_again.items() if w in wanted}
 
     def fit(self, picture: Picture, running: Collection[Picture], launches: int) -> bool:
         """Whether a picture's table has room beside those of the pictures that run.

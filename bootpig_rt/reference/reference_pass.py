@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from bootpig_rt.backends.base import Backend, FloatArray, IntArray, PairSpec, PassProgress
-from bootpig_rt.backends.host_table import HostArray, HostTable, TableDtype, table_bytes
+from bootpig_rt.backends.host_table import HostArray, HostTable, table_bytes
 from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
@@ -88,11 +89,8 @@ def plan_table(
         if replace(brought.key, origin="") == key:
             key = brought.key
 
-    def entry_bytes(dtype: TableDtype) -> int:
-        shapes = spec.reference_shapes
-        return table_bytes(shapes, num_entries=1, num_references=references, dtype=dtype)
-
-    kept, lying = entry_bytes(dtype), entry_bytes(spec.resident_dtype or dtype)
+    entry = partial(table_bytes, spec.reference_shapes, num_entries=1, num_references=references)
+    kept, lying = entry(dtype=dtype), entry(dtype=spec.resident_dtype or dtype)
     entries, budget = len(timesteps), options.budget_bytes
     is_resident = budget is None or entries * lying <= budget
     held = lying * (entries if is_resident else min(2, entries))

@@ -1,7 +1,7 @@
 """Prompts to token ids, as the text encoder of a Stable Diffusion folder expects them.
 
 The ids are those of transformers' CLIPTokenizer, computed by the `tokenizers` package alone. This
-file knows nothing about embeddings; whether a prompt may be empty is the caller's business.
+file knows nothing about embeddings; what a prompt may be is the caller's business (`check_prompt`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
-from bootpig_rt.checks import check_prompt
 from bootpig_rt.errors import CheckpointError, describe_os_error
 
 logger = logging.getLogger(__name__)
@@ -110,14 +109,11 @@ class Tokenizer:
         A prompt that is too long is cut, as by the published pipelines.
 
         Args:
-            prompts: N texts; empty ones are fine here, guidance needs one.
+            prompts: N texts that were checked; empty ones are fine here, guidance needs one.
             tells_cut: Log a warning for a prompt that is cut, as `tell_cut` does.
 
         Returns:
             int64 [N, S]: begin token, words, end token, padding.
-
-        Raises:
-            PromptError: Not text, over 10,000 characters, or with characters that are not text.
         """
         ids = np.full((len(prompts), self.max_length), self.pad_id, np.int64)
         for row, prompt in enumerate(prompts):
@@ -132,9 +128,6 @@ class Tokenizer:
 
         For whoever keeps text states: a request is told of its cut prompt, whether or not its
         states are there already.
-
-        Raises:
-            PromptError: As for `__call__`.
         """
         for prompt in prompts:
             self._tell_cut(prompt)
@@ -160,7 +153,7 @@ class Tokenizer:
 
     def _tokens(self, prompt: str) -> list[int]:
         """Ids of a prompt of any length, begin and end token included."""
-        tokens: list[int] = self._tokenizer.encode(check_prompt(prompt, allow_empty=True)).ids
+        tokens: list[int] = self._tokenizer.encode(prompt).ids
         return tokens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from bootpig_rt.backends.base import DenoiseBatch
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.cuda import memory as cuda_memory
 from bootpig_rt.backends.cuda.memory import ALIGNMENT, Cuda, aligned
-from bootpig_rt.backends.step_inputs import distinct, graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import graph_name, step_inputs
 from bootpig_rt.backends.tensorrt.backend import device_index
 from bootpig_rt.backends.tensorrt.engine import (
     TensorSpec,
@@ -42,14 +43,23 @@ SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear"})
 NONE = -1
 
 
+def tables_of(*entries: int) -> list[Any]:
+    """Tables of some entries each, as they lie in a flat one."""
+    tables = sorted((SimpleNamespace() for _ in entries), key=id)
+    for table, count in zip(tables, entries, strict=True):
+        table.entries = count
+    return tables
+
+
 def batch(
     ref_of_row: list[list[int]],
     *,
     num_references: tuple[int, ...] = (),
     entry_of_step: list[list[int]] | None = None,
     steps: int = 3,
+    tables: Sequence[object] = (),
 ) -> DenoiseBatch:
-    """One picture of three rows; tables are not looked at."""
+    """One picture of three rows."""
     solver = BatchSolver.of([solver_table("dpmpp_2m", SCHEDULE, steps)])
     rows = len(ref_of_row)
     return DenoiseBatch(
@@ -61,7 +71,7 @@ def batch(
         rows_of_picture=np.array([[0], [1], [2]]) % rows,
         image_guidance_scale=np.array([4.0], np.float32),
         text_guidance_scale=np.array([6.5], np.float32),
-        tables=(),
+        tables=tuple(tables),
         num_references=num_references,
         entry_of_step=np.array(entry_of_step or [], np.int64).reshape(-1, steps),
         solver=solver,
@@ -71,7 +81,9 @@ def batch(
 
 def test_rows_that_read_references_come_last_and_branches_follow_them() -> None:
     made = step_inputs(
-        batch([[0], [NONE], [0]], num_references=(1,), entry_of_step=[[0, 1, 2]]), [3]
+        batch(
+            [[0], [NONE], [0]], num_references=(1,), entry_of_step=[[0, 1, 2]], tables=tables_of(3)
+        )
     )
     arrays = made.arrays
     assert made.text_of_row.tolist() == [1, 0, 0]
@@ -82,7 +94,9 @@ def test_rows_that_read_references_come_last_and_branches_follow_them() -> None:
 
 def test_rows_of_a_picture_that_read_the_same_are_one_pair() -> None:
     arrays = step_inputs(
-        batch([[0], [NONE], [0]], num_references=(1,), entry_of_step=[[0, 1, 2]]), [3]
+        batch(
+            [[0], [NONE], [0]], num_references=(1,), entry_of_step=[[0, 1, 2]], tables=tables_of(3)
+        )
     ).arrays
     assert arrays["pair_of_row"].tolist() == [0, 1, 1]  # plain rows first
     assert arrays["picture_of_pair"].tolist() == [0, 0]
@@ -95,8 +109,8 @@ def test_flat_indices_count_through_entries_references_and_subjects() -> None:
             [[0, 1, NONE], [NONE, NONE, NONE], [NONE, 2, NONE]],
             num_references=(2, 1),
             entry_of_step=[[0, 1, 2], [0, 0, 0]],
-        ),
-        [3, 1],
+            tables=tables_of(3, 1),
+        )
     )
     # Subject 0 has passes 0 to 5, two an entry; subject 1 has pass 6. Gaps close up.
     assert made.arrays["ref_of_row"].tolist() == [
@@ -108,19 +122,16 @@ def test_flat_indices_count_through_entries_references_and_subjects() -> None:
 
 
 def test_a_table_that_several_slots_read_lies_in_the_flat_one_once() -> None:
-    dog, cat = sorted((object(), object()), key=id)
-    assert distinct([cat, dog]) == ([dog, cat], [1, 0])  # the same order for the same set
-    tables, table_of_slot = distinct([dog, cat, dog])
-    assert (tables, table_of_slot) == ([dog, cat], [0, 1, 0])
+    dog, cat = tables_of(3, 1)
     made = step_inputs(
         batch(
             [[0, 1], [2, NONE], [3, 4]],
             num_references=(2, 1, 2),
             entry_of_step=[[0, 1, 2], [0, 0, 0], [1, 2, 2]],
-        ),
-        [3, 1],
-        table_of_slot=table_of_slot,
+            tables=(dog, cat, dog),
+        )
     )
+    assert made.tables == [dog, cat]
     # The dog has passes 0 to 5, two an entry, for both of its slots; the cat has pass 6.
     assert made.arrays["ref_of_row"].tolist() == [
         [[0, 1], [6, NONE], [2, 3]],
@@ -207,7 +218,7 @@ def test_no_room_on_the_device_is_said_with_its_size(monkeypatch: pytest.MonkeyP
 
 
 def test_a_batch_without_references_has_no_reading_rows() -> None:
-    made = step_inputs(batch([[], [], []]), [])
+    made = step_inputs(batch([[], [], []]))
     assert made.arrays["ref_of_row"].shape == (3, 0, 1)
     assert made.arrays["ref_of_pair"].shape == (3, 0, 1)
     assert made.arrays["pair_of_row"].tolist() == [0, 0, 0]
@@ -217,19 +228,19 @@ def test_a_batch_without_references_has_no_reading_rows() -> None:
 
 def test_the_state_starts_as_noise_without_history_or_goes_on() -> None:
     one = batch([[], [], []])
-    state = step_inputs(one, []).arrays["state"]
+    state = step_inputs(one).arrays["state"]
     assert state.shape == (2, 1, 4, 8, 8)
     assert np.all(state[0] == one.latents)
     assert np.all(state[1] == 0)
     later = np.full((2, 1, 4, 8, 8), 7, np.float32)
-    assert step_inputs(one, [], later).arrays["state"] is later
+    assert step_inputs(one, later).arrays["state"] is later
 
 
 @pytest.mark.parametrize("entry", [-1, 2])
 def test_an_entry_outside_the_table_is_refused(entry: int) -> None:
-    wrong = batch([[0]], num_references=(1,), entry_of_step=[[0, 1, entry]])
+    wrong = batch([[0]], num_references=(1,), entry_of_step=[[0, 1, entry]], tables=tables_of(2))
     with pytest.raises(ParameterError, match="of a reference table, which has 2"):
-        step_inputs(wrong, [2])
+        step_inputs(wrong)
 
 
 def test_one_reference_needs_no_merge() -> None:

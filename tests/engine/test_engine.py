@@ -376,11 +376,11 @@ def test_a_claim_of_which_nobody_wants_the_table_any_more_is_released(
     claim = Claim(paper.store, ("", "paper cpu", whose[1]), None)
     found: Future[Any] = Future()
     found.set_result(claim)
-    paper.engine._loop._tables._lookups[whose] = found
+    paper.engine._loop._tables.sought[whose] = found
     job.cancel()
     paper.engine.step()
     assert not claim._is_held
-    assert paper.engine._loop._tables._lookups == {}
+    assert paper.engine._loop._tables.sought == {}
     assert not running.done()
 
 

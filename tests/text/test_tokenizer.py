@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
-from bootpig_rt.errors import CheckpointError, PromptError
+from bootpig_rt.errors import CheckpointError
 from bootpig_rt.text.tokenizer import Tokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -199,24 +199,6 @@ def test_long_prompt_is_cut_and_a_warning_tells_so(
 def test_length_is_the_one_the_folder_names(tmp_path: Path, length: float, expected: int) -> None:
     folder = write(plain(tmp_path / "t"), tokenizer_config={"model_max_length": length})
     assert Tokenizer.from_folder(folder)(["dog"]).shape == (1, expected)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        (None, "prompt is missing"),
-        (3, "prompt is of type int"),
-        (b"a dog", "prompt is of type bytes"),
-        (["a dog"], "prompt is of type list"),
-        ("a\0dog", "NUL or a lone surrogate"),
-        ("a \ud83d dog", "NUL or a lone surrogate"),
-        ("x" * 32_000, "has 32000 characters, expected at most 10000; shorten it"),
-    ],
-)
-def test_what_is_no_text_is_refused(tmp_path: Path, prompt: Any, expected: str) -> None:
-    tokenizer = Tokenizer.from_folder(plain(tmp_path / "t"))
-    with pytest.raises(PromptError, match=expected):
-        tokenizer(["a dog", prompt])
 
 
 def _truncate(name: str) -> Callable[[Path], None]:

@@ -8,7 +8,6 @@ the step and launches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import onnxruntime as ort
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.backends.derived import Derived, Layers
+from bootpig_rt.backends.host_table import HostTable
 from bootpig_rt.backends.onnxruntime.sessions import (
     LAUNCH_ERRORS,
     Sessions,
@@ -24,7 +24,7 @@ from bootpig_rt.backends.onnxruntime.sessions import (
     to_device,
 )
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, StreamedTables, join
-from bootpig_rt.backends.step_inputs import distinct, graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import graph_name, step_inputs
 
 
 class Shared:
@@ -75,38 +75,28 @@ class OnnxRuntimeRun:
             raise failed("uploading a batch", error) from error
 
     def _upload(self, batch: DenoiseBatch, state: FloatArray | None) -> None:
-        device = self._device
-        self._streamed: StreamedTables | None = None
-        self._joined: Layers | None = None  # held for other runs, which may come while this lives
-        tables, table_of_slot = distinct(batch.tables)
-        on_device = [table for table in tables if isinstance(table, DeviceTable)]
-        table: Mapping[str, Any] | None = None
-        if len(on_device) < len(tables):
-            self._streamed = StreamedTables(
-                batch.tables, batch.entry_of_step, self._graph_type, device
-            )
-            table = self._streamed.layers
-            # One entry of each, also of a table that is read at two entries at once.
-            entries, table_of_slot = [1] * len(batch.tables), list(range(len(batch.tables)))
-            batch = replace(batch, entry_of_step=np.zeros_like(batch.entry_of_step))
-        else:
-            entries = [one.entries for one in on_device]
-            if len(tables) > 1:
-                self._joined = self._shared.tables.of(
-                    on_device, lambda: Layers(join(on_device, device))
-                )
-                table = self._joined.arrays
-            elif tables:
-                table = on_device[0].layers
-        laid_out = step_inputs(batch, entries, state, table_of_slot=table_of_slot)
+        device, graph_type = self._device, self._graph_type
+        streams = any(isinstance(table, HostTable) for table in batch.tables)
+        laid_out = step_inputs(batch, state, streams=streams)
         self._graph = graph_name(batch.merge, laid_out.slots)
         self._session = self._sessions.get(self._graph)
+        tables: list[DeviceTable] = laid_out.tables
+        self._streamed: StreamedTables | None = None
+        self._joined: Layers | None = None  # held for other runs, which may come while this lives
+        if streams:
+            self._streamed = StreamedTables(batch.tables, batch.entry_of_step, graph_type, device)
+            table: Mapping[str, Any] = self._streamed.layers
+        elif len(tables) > 1:
+            self._joined = self._shared.tables.of(tables, lambda: Layers(join(tables, device)))
+            table = self._joined.arrays
+        else:
+            table = tables[0].layers if tables else _nothing(self._session, graph_type)
         first = laid_out.arrays.pop("state")
         given: dict[str, Any] = {
             "step": np.zeros(1, np.int64),
             **self._text(batch, laid_out.text_of_row),
             **laid_out.arrays,
-            **(_nothing(self._session, self._graph_type) if table is None else table),
+            **table,
         }
         self._inputs: dict[str, ort.OrtValue] = {
             name: to_device(value, device) if isinstance(value, np.ndarray) else value
@@ -123,18 +113,20 @@ class OnnxRuntimeRun:
         On a CPU texts are projected once, and rows picked from them. On a GPU one launch does both,
         in less time than hundreds of copies take.
         """
-        given = states = batch.prompt_embeds
-        if isinstance(states, np.ndarray):
-            states = to_device(states.astype(self._graph_type), self._device)
+        given = batch.prompt_embeds
 
         def project(text_of_row: IntArray) -> dict[str, ort.OrtValue]:
+            states = given.astype(self._graph_type) if isinstance(given, np.ndarray) else given
             inputs = {"prompt_embeds": states, "text_of_row": text_of_row}
             return self._sessions.launch("text_kv", inputs)
 
+        def project_all() -> Layers:
+            count = len(given) if isinstance(given, np.ndarray) else given.shape()[0]
+            return Layers(project(np.arange(count, dtype=np.int64)))
+
         if self._device != "cpu":
             return project(text_of_row)
-        every = np.arange(states.shape()[0], dtype=np.int64)
-        self._texts = self._shared.texts.of([given], lambda: Layers(project(every)))
+        self._texts = self._shared.texts.of([given], project_all)
         return {name: value.numpy()[text_of_row] for name, value in self._texts.arrays.items()}
 
     def step(self, index: int) -> None:

@@ -28,7 +28,6 @@ from bootpig_rt.backends.host_table import (
 )
 from bootpig_rt.backends.onnxruntime.sessions import NUMPY_TYPE as GRAPH_TYPE
 from bootpig_rt.backends.onnxruntime.sessions import empty, to_device
-from bootpig_rt.backends.step_inputs import distinct
 from bootpig_rt.errors import BackendUnavailable
 
 logger = logging.getLogger(__name__)
@@ -244,9 +243,8 @@ class StreamedTables:
         device: str,
     ) -> None:
         """Make room for one entry of each table."""
-        once, places = distinct(tables)
-        on_host = [download(table) for table in once]
-        self._tables = [on_host[place] for place in places]
+        on_host = {id(table): download(table) for table in tables}  # each once
+        self._tables = [on_host[id(table)] for table in tables]
         self._entries = entry_of_step
         self._graph_type = graph_type
         self._now: tuple[int, ...] | None = None

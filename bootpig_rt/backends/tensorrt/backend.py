@@ -28,7 +28,7 @@ from bootpig_rt.backends.cuda.memory import Cuda, CudaGraph, DeviceArray
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable, TableDtype
 from bootpig_rt.backends.options import TensorRTOptions
-from bootpig_rt.backends.step_inputs import StepInputs, distinct, graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import StepInputs, graph_name, step_inputs
 from bootpig_rt.backends.tensorrt.engine import Engine, Launch, arena_bytes
 from bootpig_rt.backends.tensorrt.flavours import Flavour, flavour_of
 from bootpig_rt.backends.tensorrt.tables import (
@@ -307,13 +307,9 @@ class TensorRTRun:
         self._window: TableWindow | None = None
         self._entries: list[list[int]] = batch.entry_of_step.T.tolist()
         streams = any(not table.is_resident for table in batch.tables)
-        tables, table_of_slot = distinct(batch.tables)
-        if streams:  # one entry of each slot is bound, and changed ahead of the steps
-            tables, table_of_slot = list(batch.tables), list(range(len(batch.tables)))
-            batch = replace(batch, entry_of_step=np.zeros_like(batch.entry_of_step))
+        laid_out: StepInputs = step_inputs(batch, state, streams=streams)
+        tables: list[Table] = laid_out.tables
         self._joined = None if streams or not tables else backend.joined(tables)
-        counts = [1 if streams else table.entries for table in tables]
-        laid_out: StepInputs = step_inputs(batch, counts, state, table_of_slot=table_of_slot)
         engine = backend.engine(graph_name(batch.merge, laid_out.slots))
         with backend._lock:
             self._cuda.activate()
