@@ -12,7 +12,7 @@ from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.background import load_remover
-from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.pipeline import Pipeline, default_model, few_step_model
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.server.engine_client import EngineClient, LocalEngine
 from bootpig_rt.server.metrics import Metrics
@@ -31,8 +31,8 @@ def model_folders(options: ServerOptions) -> dict[str, Path]:
     """
     if options.model is None:
         folders = {DEFAULT_MODEL: default_model()}
-        student = default_model().with_name("student")
-        if student.is_dir():
+        student = few_step_model()
+        if student is not None:
             folders[FEW_STEP_MODEL] = student
     else:
         folders = {Path(options.model).resolve().name or DEFAULT_MODEL: Path(options.model)}
