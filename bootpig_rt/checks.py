@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from bootpig_rt.errors import ParameterError, PromptError
@@ -40,6 +41,16 @@ def check_int(name: str, value: object, low: int, high: int, fix: str = "") -> i
     if not low <= number <= high:
         raise ParameterError(f"{name} is {number}, expected {low}..{high}{fix}")
     return number
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse anything but True and False.
+
+    Raises:
+        ParameterError: Says what was got.
+    """
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} is {value!r}, expected True or False")
 
 
 def check_steps(value: object) -> int:
@@ -85,7 +96,7 @@ def check_share(name: str, value: Any) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
 
 
-def check_name(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def check_name(name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a name that is not in the list.
 
     Raises:

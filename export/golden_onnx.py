@@ -89,7 +89,7 @@ class OnnxGoldenPair:
             clip_sample_range=None,
         )
         batch = DenoiseBatch(
-            latents=np.ascontiguousarray(latents),
+            state=np.ascontiguousarray(latents)[None],
             prompt_embeds=prompt_embeds,
             text_of_row=numbers,
             picture_of_row=numbers,

@@ -285,11 +285,11 @@ def _run_case(backend: Backend, plan: Plan, case: Case, recorder: _Recorder) -> 
     for index in range(case.steps):
         run.step(index)
         if index == 0:
-            recorder.put(f"{case.name}.first_step", run.latents(), run.estimate())
+            recorder.put(f"{case.name}.first_step", run.state()[0], run.estimate())
         recorder.advance(case.name)
-    recorder.put(f"{case.name}{LATENTS}", run.latents())
+    recorder.put(f"{case.name}{LATENTS}", run.state()[0])
     if case.is_decoded:
-        recorder.put(f"{case.name}{PICTURE}", backend.decode(run.latents()))
+        recorder.put(f"{case.name}{PICTURE}", backend.decode(run.state()[0]))
     recorder.advance(case.name)
 
 
@@ -307,7 +307,7 @@ def _batch(
     side = plan.side_px // spec.vae_scale_factor
     shape = (len(branches), spec.latent_channels, side, side)
     return DenoiseBatch(
-        latents=np.random.default_rng(_SEED + 2).standard_normal(shape, dtype=np.float32),
+        state=np.random.default_rng(_SEED + 2).standard_normal((1, *shape), dtype=np.float32),
         prompt_embeds=embeds,
         text_of_row=rows.text_of_row,
         picture_of_row=rows.picture_of_row,

@@ -105,8 +105,8 @@ class DenoiseBatch:
     N is between B and 3 B; `rows_of_picture` says where each branch is found.
 
     Attributes:
-        latents: float32 [B, C, h, w], initial noise of unit variance; not read where `start` is
-            given a state.
+        state: float32 [1 + K', B, C, h, w], what the steps go on from: the sample, at first noise
+            of unit variance, then the solver's history. What is missing of that is zeros.
         prompt_embeds: [P, S, E], the distinct text states: of `encode_text`, or float32 of numpy.
         text_of_row: int64 [N], indices into P.
         picture_of_row: int64 [N], indices into B.
@@ -123,7 +123,7 @@ class DenoiseBatch:
         merge: How several references of a row are combined.
     """
 
-    latents: FloatArray
+    state: FloatArray
     prompt_embeds: DeviceArray | FloatArray
     text_of_row: IntArray
     picture_of_row: IntArray
@@ -156,9 +156,6 @@ class DenoiseRun(Protocol):
 
         What a run of the same pictures goes on from, with other rows or beside other pictures.
         """
-
-    def latents(self) -> FloatArray:
-        """Current sample, float32 [B, C, h, w], on the host."""
 
     def estimate(self) -> FloatArray:
         """What the last step took for the finished latents (x0), float32 [B, C, h, w]."""
@@ -228,14 +225,8 @@ class Backend(Protocol):
     def download_states(self, prompt_embeds: DeviceArray) -> FloatArray:
         """Text states of `encode_text` as float32 of numpy."""
 
-    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> DenoiseRun:
-        """Upload a batch and return its run, ahead of step 0.
-
-        Args:
-            batch: What the steps read.
-            state: float32 [1 + K, B, C, h, w], what `DenoiseRun.state` returned, to go on from;
-                None starts from the batch's noise, scaled, without history.
-        """
+    def start(self, batch: DenoiseBatch) -> DenoiseRun:
+        """Upload a batch and return its run, ahead of step 0."""
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W] in [-1, 1]."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 from bootpig_rt.backends.host_table import PRECISIONS, Precision
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.checks import check_flag, check_int, check_name
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,6 @@ class TorchOptions:
             recording is nothing but a call.
         channels_last: Keep pictures inside the convolutions as height, width, channels, which is
             what tensor cores read: by default on CUDA.
-        compile: Run the U-Nets through `torch.compile`, which takes a minute for each new shape.
-            On an H200 a picture took 280 ms with it and 285 ms without.
         graphs_kept: Recordings of each kind that are kept, least recently used out first. Sizes are
             rounded up, so that a stream of mixed requests needs about a dozen.
 
@@ -40,25 +38,16 @@ class TorchOptions:
     precision: Precision | None = None
     cuda_graph: bool | None = None
     channels_last: bool | None = None
-    compile: bool = False
     graphs_kept: int = 32
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise ParameterError(
-                f"backend option precision is {self.precision!r}, expected one of "
-                f"{', '.join(PRECISIONS)}"
-            )
-        for name in ("cuda_graph", "channels_last", "compile"):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and (name == "compile" or value is not None):
-                raise ParameterError(f"backend option {name} is {value!r}, expected True or False")
-        kept = self.graphs_kept
-        if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= 1024:
-            raise ParameterError(
-                f"backend option graphs_kept is {kept!r}, expected a whole number 1..1024"
-            )
+        if self.precision is not None:
+            check_name("backend option precision", self.precision, PRECISIONS)
+        for name in ("cuda_graph", "channels_last"):
+            if getattr(self, name) is not None:
+                check_flag(f"backend option {name}", getattr(self, name))
+        check_int("backend option graphs_kept", self.graphs_kept, 1, 1024)
 
     def on(self, device: str) -> TorchOptions:
         """The same with the defaults of a device filled in."""
@@ -85,8 +74,6 @@ class OnnxRuntimeOptions:
         cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
         sessions_kept: Graphs that stay loaded, least recently used out first; 0 keeps all. 1 needs
             the least memory and loads a graph each time that another one ran before.
-        profile_prefix: Beginning of the files that ONNX Runtime's profiler writes, one for each
-            graph; empty for none. Slows every launch.
 
     Raises:
         ParameterError: A value is of the wrong type or out of range.
@@ -100,31 +87,18 @@ class OnnxRuntimeOptions:
     portable: bool = False
     cuda_memory_bytes: int = 0
     sessions_kept: int = 0
-    profile_prefix: str = ""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        numbers = (
+        for name, most in (
             ("intra_op_threads", 1024),
             ("cuda_memory_bytes", 1 << 50),
             ("sessions_kept", 1024),
-        )
-        for name, most in numbers:
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-                raise ParameterError(
-                    f"backend option {name} is {value!r}, expected a whole number 0..{most}; "
-                    "0 leaves it to ONNX Runtime"
-                )
-        if not isinstance(self.profile_prefix, str):
-            raise ParameterError(
-                f"backend option profile_prefix is {self.profile_prefix!r}, expected a path"
-            )
+            check_int(f"backend option {name}", value, 0, most, "0 leaves it to ONNX Runtime")
         for name in ("spinning", "arena", "portable"):
-            if not isinstance(getattr(self, name), bool):
-                raise ParameterError(
-                    f"backend option {name} is {getattr(self, name)!r}, expected True or False"
-                )
+            check_flag(f"backend option {name}", getattr(self, name))
 
 
 @dataclass(frozen=True)

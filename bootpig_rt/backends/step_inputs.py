@@ -40,15 +40,12 @@ class StepInputs:
     tables: list[Any]
 
 
-def step_inputs(
-    batch: DenoiseBatch, state: FloatArray | None = None, *, streams: bool = False
-) -> StepInputs:
+def step_inputs(batch: DenoiseBatch, *, streams: bool = False) -> StepInputs:
     """Lay out a batch.
 
     Args:
         batch: The batch. Its tables say how many `entries` they have, and are told apart by
             identity: equal ones are the same object, because the pipeline asks a store for them.
-        state: float32 [1 + K, B, C, h, w] to go on from; None starts from the batch's noise.
         streams: The flat table has one entry of each table, another one at each step.
 
     Raises:
@@ -67,9 +64,8 @@ def step_inputs(
     order, ref_rows = _sort_rows(batch.ref_of_row)
     position = np.argsort(order)
     flat = _flat_references(ref_rows, batch, entries, table_of_slot)
-    if state is None:
-        state = np.zeros((1 + solver.history_size, *batch.latents.shape), dtype=np.float32)
-        state[0] = batch.latents
+    state = np.zeros((solver.matrices.shape[2], *batch.state.shape[1:]), dtype=np.float32)
+    state[: len(batch.state)] = batch.state
     pictures, num_plain = batch.picture_of_row[order], len(order) - len(ref_rows)
     first, pair_of_row = _pairs(pictures, ref_rows)
     clip = solver.clip_sample_range

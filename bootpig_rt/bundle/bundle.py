@@ -71,10 +71,6 @@ class Bundle:
     folder: Path
     manifest: Manifest
 
-    def has_graph(self, name: str) -> bool:
-        """Whether there is a graph or engine of that name."""
-        return any(graph.name == name for graph in self.manifest.graphs)
-
     def graph(self, name: str) -> GraphInfo:
         """The entry of a graph or engine.
 

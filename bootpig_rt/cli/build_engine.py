@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines
+from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines, size_text, takes
 from bootpig_rt.cli.options import be_quiet_if_asked
 from bootpig_rt.errors import EXIT_OK, CheckpointError, ParameterError
 
@@ -246,14 +246,9 @@ def _dry_run(
         }
         print(json.dumps(summary, indent=2))
         return EXIT_OK
-    profile = options.profile
-    low, usual, high = profile.resolution_px
     print(f"pair       {config.name}, {sizes.parameters / 1e6:.1f} M parameters, {pair}")
     print(f"target     {options.target}, {options.precision}")
-    print(
-        f"takes      pictures of {low} to {high} px (usually {usual}), {profile.max_batch} at "
-        f"once, {profile.max_references} references, {profile.max_steps} steps"
-    )
+    print(takes(options.profile))
     print(f"graphs     {', '.join(names)}")
     print("\n".join(_size_lines(sizes)))
     print(f"           {FORMULA}")
@@ -265,20 +260,19 @@ def _dry_run(
 
 def _size_lines(sizes: Estimate) -> list[str]:
     entries = "1 entry" if sizes.table_entries == 1 else f"{sizes.table_entries} entries"
-    table = f"table of {entries} in {sizes.table_dtype}"
-    lines = [f"disk       {_mb(sizes.disk_bytes)} when done, {_mb(sizes.free_bytes)} more than now"]
+    done, more = size_text(sizes.disk_bytes), size_text(sizes.free_bytes)
+    lines = [f"disk       {done} when done, {more} more than now"]
     for name, memory in (("a usual picture", sizes.usual), ("the largest batch", sizes.largest)):
-        lines.append(
-            f"memory     {_mb(memory.total_bytes)} for {name}: weights "
-            f"{_mb(memory.weights_bytes)}, {table} {_mb(memory.table_bytes)}, text "
-            f"{_mb(memory.text_bytes)}, attention {_mb(memory.attention_bytes)}, decoder "
-            f"{_mb(memory.picture_bytes)}"
-        )
+        parts = {
+            "weights": memory.weights_bytes,
+            f"table of {entries} in {sizes.table_dtype}": memory.table_bytes,
+            "text": memory.text_bytes,
+            "attention": memory.attention_bytes,
+            "decoder": memory.picture_bytes,
+        }
+        shown = ", ".join(f"{part} {size_text(size)}" for part, size in parts.items())
+        lines.append(f"memory     {size_text(memory.total_bytes)} for {name}: {shown}")
     return lines
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bootpig_rt.bundle.manifest import ParityReport
+    from bootpig_rt.bundle.manifest import ParityReport, Profile
 
 
 def bundle_folder(given: Path | None) -> Path:
@@ -16,6 +16,22 @@ def bundle_folder(given: Path | None) -> Path:
     from bootpig_rt.pipeline import default_model
 
     return default_model()
+
+
+def takes(profile: Profile) -> str:
+    """What graphs or engines were built for."""
+    low, usual, high = profile.resolution_px
+    return (
+        f"takes      pictures of {low} to {high} px (usually {usual}), {profile.max_batch} at "
+        f"once, {profile.max_references} references, {profile.max_steps} steps"
+    )
+
+
+def size_text(size_bytes: int) -> str:
+    """A size as GB, MB or kB."""
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.2f} GB"
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
 
 
 def parity_lines(report: ParityReport) -> list[str]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines
+from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines, size_text, takes
 from bootpig_rt.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -54,21 +54,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(bundle: Bundle, with_tensors: bool, layers: dict[str, dict[str, Any]]) -> list[str]:
     manifest = bundle.manifest
-    profile, runtime = manifest.profile, manifest.runtime
-    low, usual, high = profile.resolution_px
-    kernel = manifest.rsa_kernel_sha256
+    runtime, kernel = manifest.runtime, manifest.rsa_kernel_sha256
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
     needs = f"{runtime.name} {runtime.version}"
     if runtime.minimum_version is not None:
         needs = f"{runtime.name} {runtime.minimum_version} or newer (built with {runtime.version})"
+    size = size_text(manifest.size_bytes)
     lines = [
-        f"bundle     {bundle.folder}, format {manifest.format}, {_mb(manifest.size_bytes)} in "
+        f"bundle     {bundle.folder}, format {manifest.format}, {size} in "
         f"{len(manifest.files)} files, all as the manifest says",
         f"pair       {manifest.pair.name}, {manifest.pair.fingerprint[:12]}",
         f"target     {manifest.target}, {manifest.precision}, opset {manifest.opset}",
         f"runtime    {needs}",
-        f"takes      pictures of {low} to {high} px (usually {usual}), {profile.max_batch} at "
-        f"once, {profile.max_references} references, {profile.max_steps} steps",
+        takes(manifest.profile),
         f"merges     {', '.join(manifest.merges) or 'none: one reference only'}",
         f"solver     {manifest.solver.name}, {manifest.solver.steps} steps, by default",
         f"RSA        {'standard operators' if kernel is None else 'kernel ' + kernel[:12]}",
@@ -77,7 +75,7 @@ def _lines(bundle: Bundle, with_tensors: bool, layers: dict[str, dict[str, Any]]
         f"{'graph':<24} {'nodes':>6} {'size':>10}  file",
     ]
     for graph in manifest.graphs:
-        size = _mb(graph.size_bytes)
+        size = size_text(graph.size_bytes)
         lines.append(f"{graph.name:<24} {graph.num_nodes:>6} {size:>10}  {graph.file}")
         if graph.file.endswith(".engine"):
             lines.append(f"    {_summary(bundle, graph.name)}")
@@ -110,9 +108,3 @@ def _summary(bundle: Bundle, name: str) -> str:
 
 def _tensor(tensor: TensorInfo) -> str:
     return f"{tensor.name}: {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
-
-
-def _mb(size: int) -> str:
-    if size >= 1e9:
-        return f"{size / 1e9:.2f} GB"
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -102,17 +102,15 @@ class Batch:
         start = time.perf_counter()
         if self.run is None:
             num_steps = min(picture.steps_alike() for picture in self.pictures)
-            state, wanted = (
-                joint_state(self.pictures),
-                [one.plan.parameters for one in self.pictures],
-            )
+            state = joint_state(self.pictures)
+            wanted = [picture.plan.parameters for picture in self.pictures]
             texts = text_states.of([t for p in wanted for t in (p.prompt, p.negative_prompt)])
             before, start = start, time.perf_counter()
             self._text_ms, self._denoise_ms = 1e3 * (start - before), 0.0
-            batch = lay_out(self.pictures, num_steps, texts, latents=state[0])
+            batch = lay_out(self.pictures, num_steps, texts, state)
             self._timesteps, self.num_rows = batch.solver.timesteps, len(batch.picture_of_row)
             self.done = 0
-            self.run = backend.start(batch, state)
+            self.run = backend.start(batch)
         assert self._timesteps is not None
         self.run.step(self.done)
         self.done += 1

@@ -69,7 +69,7 @@ class GuidanceRows:
 
 
 def lay_out(
-    pictures: Sequence[Picture], num_steps: int, texts: Texts, *, latents: FloatArray
+    pictures: Sequence[Picture], num_steps: int, texts: Texts, state: FloatArray
 ) -> DenoiseBatch:
     """Lay out the next steps of some pictures.
 
@@ -77,7 +77,7 @@ def lay_out(
         pictures: Of one size and one merge, none of them done.
         num_steps: T, steps in which no picture's rows change.
         texts: Among others those of the pictures' prompts, with their states.
-        latents: float32 [B, C, h, w], what the pictures are now.
+        state: float32 [1 + K, B, C, h, w], of the pictures now.
     """
     names, prompt_embeds = texts
     # A table is one slot for all pictures that read the same entries at the same steps. Pictures of
@@ -104,7 +104,7 @@ def lay_out(
     rows = plan_guidance(branches)
     entry_of_step = np.array([entries for _, entries in slots], dtype=np.int64)
     return DenoiseBatch(
-        latents=latents,
+        state=state,
         prompt_embeds=prompt_embeds,
         text_of_row=rows.text_of_row,
         picture_of_row=rows.picture_of_row,

@@ -52,7 +52,7 @@ def batch_of(backend: Backend, text: Any, solver: SolverTable, **changes: Any) -
     clean = latents(1, 1, 4, 8, 8)
     table = backend.reference_kv(clean, np.array([0], dtype=np.int64), text[:1])
     fields: dict[str, Any] = {
-        "latents": latents(1, 4, 8, 8),
+        "state": latents(1, 1, 4, 8, 8),
         "prompt_embeds": text,
         "text_of_row": np.array([1, 1, 2]),
         "picture_of_row": np.array([0, 0, 0]),
@@ -356,7 +356,7 @@ def test_a_step_is_guidance_and_solver_over_the_rows(backend: Backend, text: Any
     no_guidance = {"image_guidance_scale": np.ones(1, np.float32)}
     no_guidance["text_guidance_scale"] = np.ones(1, np.float32)
     output_only = _table_that_returns_the_output(solver)
-    sample, history = batch.latents, solver.initial_history(batch.latents)
+    sample, history = batch.state[0], solver.initial_history(batch.state[0])
     run = backend.start(batch)
     for index in range(5):
         rows = []
@@ -365,7 +365,7 @@ def test_a_step_is_guidance_and_solver_over_the_rows(backend: Backend, text: Any
                 **{
                     **vars(batch),
                     **no_guidance,
-                    "latents": sample,
+                    "state": sample[None],
                     "text_of_row": batch.text_of_row[row, None],
                     "picture_of_row": np.array([0]),
                     "ref_of_row": batch.ref_of_row[row, None],
@@ -375,13 +375,13 @@ def test_a_step_is_guidance_and_solver_over_the_rows(backend: Backend, text: Any
             )
             one = backend.start(single)
             one.step(index)
-            rows.append(one.latents())
+            rows.append(one.state()[0])
         uncond, image, text_image = rows
         guided = uncond + 4.0 * (image - uncond) + 6.5 * (text_image - image)
         expected_estimate = solver.preview(index, sample, output=guided)
         sample, history = solver.step(index, sample, output=guided, history=history)
         run.step(index)
-        np.testing.assert_allclose(run.latents(), sample, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(run.state()[0], sample, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(run.estimate(), expected_estimate, rtol=1e-4, atol=1e-3)
 
 
@@ -418,13 +418,13 @@ def test_a_step_clamps_where_the_solver_does(backend: Backend, text: Any) -> Non
     change = np.clip(free.estimate(), -0.5, 0.5) - free.estimate()
     assert np.abs(change).max() > 0.1
     np.testing.assert_allclose(held.estimate(), free.estimate() + change, atol=1e-5)
-    np.testing.assert_allclose(held.latents(), free.latents() + 0.25 * change, atol=1e-5)
+    np.testing.assert_allclose(held.state()[0], free.state()[0] + 0.25 * change, atol=1e-5)
 
 
 def test_a_batch_without_a_subject_runs_without_a_table(backend: Backend, text: Any) -> None:
     solver = solver_table("ddim", backend.spec.noise_schedule, 2)
     batch = batch_of(backend, text, solver)
-    free = {"ref_of_row": np.full((3, 1), -1), "latents": batch.latents}
+    free = {"ref_of_row": np.full((3, 1), -1)}
     with_table = backend.start(DenoiseBatch(**{**vars(batch), **free}))
     without = backend.start(
         DenoiseBatch(**{**vars(batch), **free, "tables": (), "num_references": ()})
@@ -432,7 +432,7 @@ def test_a_batch_without_a_subject_runs_without_a_table(backend: Backend, text: 
     for run in (with_table, without):
         run.step(0)
     # Equal but for the order of sums: rows that may read a table take another path.
-    np.testing.assert_allclose(with_table.latents(), without.latents(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(with_table.state()[0], without.state()[0], rtol=1e-4, atol=1e-4)
 
 
 def test_exact_equals_the_reference_computed_at_every_step(backend: Backend, text: Any) -> None:
@@ -450,7 +450,7 @@ def test_exact_equals_the_reference_computed_at_every_step(backend: Backend, tex
     steps = np.arange(5)[None]
     batch = batch_of(backend, text, solver, tables=(whole.data,), entry_of_step=steps)
     run = backend.start(batch)
-    state = None
+    state = batch.state
     for index in range(5):
         run.step(index)
         one = backend.reference_kv(
@@ -460,11 +460,11 @@ def test_exact_equals_the_reference_computed_at_every_step(backend: Backend, tex
             "tables": (one.data,),
             "entry_of_step": np.zeros((1, 1), np.int64),
             "solver": BatchSolver.of([solver], starts=[index], num_steps=1),
+            "state": state,
         }
-        published = backend.start(DenoiseBatch(**{**vars(batch), **alone}), state)
+        published = backend.start(DenoiseBatch(**{**vars(batch), **alone}))
         published.step(0)
         state = published.state()
-    assert state is not None
     np.testing.assert_allclose(run.state(), state, rtol=1e-4, atol=1e-4)
 
 
@@ -485,7 +485,7 @@ def test_pictures_of_one_batch_may_have_solvers_and_steps_of_their_own(
             run.step(index)
         states.append(run.state())
     both = {
-        "latents": np.concatenate([first.latents, second.latents]),
+        "state": np.concatenate([first.state, second.state], axis=1),
         "text_of_row": np.array([1, 1, 2] * 2),
         "picture_of_row": np.array([0, 0, 0, 1, 1, 1]),
         "ref_of_row": np.full((6, 1), -1),
@@ -509,15 +509,15 @@ def test_a_gpu_draws_what_the_cpu_draws(backend: Backend, tiny_pair_folder: Path
     solver = solver_table("dpmpp_2m", backend.spec.noise_schedule, 6)
     gpu = create_backend(TorchOptions(precision="float32"), tiny_pair_folder, device="cuda")
     ids = np.arange(4 * 24, dtype=np.int64).reshape(4, 24)
-    start, clean = latents(1, 4, 8, 8), latents(1, 1, 4, 8, 8)
+    start, clean = latents(1, 1, 4, 8, 8), latents(1, 1, 4, 8, 8)
     finished = []
     for one in (backend, gpu):
         states = one.encode_text(ids)
         table = one.reference_kv(clean, np.array([0], dtype=np.int64), states[:1])
-        run = one.start(batch_of(one, states, solver, latents=start, tables=(table.data,)))
+        run = one.start(batch_of(one, states, solver, state=start, tables=(table.data,)))
         for index in range(6):
             run.step(index)
-        finished.append(run.latents())
+        finished.append(run.state()[0])
     np.testing.assert_allclose(finished[1], finished[0], rtol=1e-3, atol=1e-3)
 
 

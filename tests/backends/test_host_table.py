@@ -47,12 +47,12 @@ ARRAYS = hnp.arrays(
 
 
 def torch_packed(array: np.ndarray, dtype: TableDtype) -> Any:
+    entries, references, *_ = array.shape
+    builder = tables.TableBuilder(entries, references, dtype)
     flat = torch.from_numpy(array.reshape(-1, *array.shape[2:]))
-    packed = tables.pack(flat, dtype)
-    host = tables.download(((packed, packed),)).layers[0][0]
-    shape = array.shape
-    scale = None if host.scale is None else host.scale.reshape(*shape[:3], 1, 1)
-    return host.values.reshape(shape), scale
+    builder.put(slice(0, len(flat)), ((flat, flat),))
+    host = tables.download(builder.table()).layers[0][0]
+    return host.values, host.scale
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,14 +135,14 @@ def test_nan_is_never_kept(dtype: TableDtype, bad: float) -> None:
     with pytest.raises(NumericalError, match="NaN or Inf in the reference table"):
         pack(broken, dtype)
     with pytest.raises(NumericalError, match="NaN or Inf in the reference table"):
-        tables.pack(torch.from_numpy(broken[0]), dtype)
+        torch_packed(broken, dtype)
 
 
 def test_numbers_that_float16_cannot_hold_are_refused() -> None:
     with pytest.raises(NumericalError, match="keep the table in a wider type"):
         pack(NUMBERS * 1e6, "float16")
     with pytest.raises(NumericalError, match="keep the table in a wider type"):
-        tables.pack(torch.from_numpy(NUMBERS[0] * 1e6), "float16")
+        torch_packed(NUMBERS * 1e6, "float16")
     assert np.isfinite(unpack(pack(NUMBERS * 1e6, "bfloat16").values, None, "bfloat16")).all()
 
 
@@ -279,9 +279,9 @@ def test_batches_are_cut_by_memory_as_well(
     sizes: list[int] = []
     start = tight._backend.start
 
-    def watch(batch: DenoiseBatch, state: np.ndarray) -> Any:
-        sizes.append(len(batch.latents))
-        return start(batch, state)
+    def watch(batch: DenoiseBatch) -> Any:
+        sizes.append(batch.state.shape[1])
+        return start(batch)
 
     monkeypatch.setattr(tight._backend, "start", watch)
     manner: dict[str, Any] = {"num_inference_steps": 1, "reference_schedule": "clean"}

@@ -63,7 +63,7 @@ def batch(
     solver = BatchSolver.of([solver_table("dpmpp_2m", SCHEDULE, steps)])
     rows = len(ref_of_row)
     return DenoiseBatch(
-        latents=np.ones((1, 4, 8, 8), np.float32),
+        state=np.ones((1, 1, 4, 8, 8), np.float32),
         prompt_embeds=None,
         text_of_row=np.arange(rows) % 2,
         picture_of_row=np.zeros(rows, np.int64),
@@ -230,10 +230,10 @@ def test_the_state_starts_as_noise_without_history_or_goes_on() -> None:
     one = batch([[], [], []])
     state = step_inputs(one).arrays["state"]
     assert state.shape == (2, 1, 4, 8, 8)
-    assert np.all(state[0] == one.latents)
+    assert np.all(state[0] == one.state[0])
     assert np.all(state[1] == 0)
     later = np.full((2, 1, 4, 8, 8), 7, np.float32)
-    assert step_inputs(one, later).arrays["state"] is later
+    np.testing.assert_array_equal(step_inputs(replace(one, state=later)).arrays["state"], later)
 
 
 @pytest.mark.parametrize("entry", [-1, 2])

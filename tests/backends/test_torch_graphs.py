@@ -70,8 +70,8 @@ def states_of(pipeline: Pipeline, request: Request, **manner: Any) -> Any:
     backend: Any = pipeline._backend
     start, runs = backend.start, []
 
-    def keep(batch: Any, state: Any = None) -> Any:
-        runs.append(start(batch, state))
+    def keep(batch: Any) -> Any:
+        runs.append(start(batch))
         return runs[-1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +182,7 @@ def mixed_batch(backend: Any, tables: list[Any], rng: np.random.Generator) -> De
         for _ in range(count)
     ]
     return DenoiseBatch(
-        latents=rng.standard_normal((count, 4, 8, 8)).astype(np.float32),
+        state=rng.standard_normal((1, count, 4, 8, 8)).astype(np.float32),
         prompt_embeds=rng.standard_normal((4, *backend.spec.text_shape)).astype(np.float32),
         text_of_row=rng.integers(0, 4, len(refs)),
         picture_of_row=np.array(picture_of_row),
@@ -220,7 +220,7 @@ def stream(
     backend: Any, tables: list[Any], rng: np.random.Generator, pictures: int
 ) -> list[DenoiseBatch]:
     batches: list[DenoiseBatch] = []
-    while sum(len(batch.latents) for batch in batches) < pictures:
+    while sum(batch.state.shape[1] for batch in batches) < pictures:
         batches.append(mixed_batch(backend, tables, rng))
     return batches
 
@@ -278,7 +278,7 @@ def test_what_fills_a_bucket_changes_no_bit(tiny_pair_folder: Path, merge: Merge
         batch = replace(mixed_batch(backend, tables, rng), merge=merge)
         expected = drawn(backend, batch)
         layout, run = lay_out(batch), backend.start(batch)
-        count = len(batch.latents)
+        count = batch.state.shape[1]
         with torch.inference_mode():
             for name in ("image_scale", "text_scale"):
                 getattr(run.tensors, name)[count:] = torch.nan
@@ -317,7 +317,7 @@ def test_a_batch_that_fills_its_bucket_is_drawn_bit_for_bit_as_without(
                 batch.picture_of_row.tolist(), batch.ref_of_row.tolist(), strict=True
             )
         }
-        if sizes == (len(batch.text_of_row), len(batch.latents), len(pairs)):
+        if sizes == (len(batch.text_of_row), batch.state.shape[1], len(pairs)):
             exact += 1
             np.testing.assert_array_equal(drawn(recorded, batch), drawn(plain, batch))
     assert exact
@@ -372,9 +372,9 @@ def test_interleaved_runs_do_not_disturb_each_other(recorded: Pipeline, dog: Any
     batches = []
     start = backend.start
 
-    def keep(batch: Any, state: Any = None) -> Any:
+    def keep(batch: Any) -> Any:
         batches.append(batch)
-        return start(batch, state)
+        return start(batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "start", keep)

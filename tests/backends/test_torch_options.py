@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import weakref
@@ -37,10 +36,9 @@ def pixels(result: Any) -> Any:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float8"}, "precision is 'float8', expected one of float32, float16"),
+        ({"precision": "float8"}, "precision is .float8., expected one of: float32, float16"),
         ({"cuda_graph": 1}, "cuda_graph is 1, expected True or False"),
-        ({"compile": None}, "compile is None, expected True or False"),
-        ({"graphs_kept": 0}, r"graphs_kept is 0, expected a whole number 1\.\.1024"),
+        ({"graphs_kept": 0}, r"graphs_kept is 0, expected 1\.\.1024"),
     ],
 )
 def test_wrong_options_are_refused(options: Any, message: str) -> None:
@@ -156,32 +154,6 @@ def test_the_autoencoder_keeps_its_range(
     if expected is torch.float32:
         assert np.isfinite(backend.decode(latents)).all()
     assert backend.decode(0 * latents).dtype == np.float32
-
-
-def test_compiled_unets_are_one_graph_each_and_draw_the_same_picture(
-    tiny_pair_folder: Path,
-    pipeline: Pipeline,
-    cat: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Traced in full and run as it is: what the compiler makes of it needs a GPU to be judged."""
-    graphs: list[Any] = []
-
-    def run_as_it_is(module: Any, inputs: Any) -> Any:
-        graphs.append(module)
-        return module
-
-    compile_with = functools.partial(torch.compile, backend=run_as_it_is, fullgraph=True)
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", compile_with)
-    options = TorchOptions(compile=True, cuda_graph=True)
-    compiled = Pipeline(tiny_pair_folder, backend=options, device="cpu")
-    for subject in (cat, None):
-        requests = [Request(prompt=PROMPT, subject=subject, seed=0)]
-        np.testing.assert_array_equal(
-            pixels(compiled.generate(requests)), pixels(pipeline.generate(requests))
-        )
-    assert len(graphs) == 3  # reference pass, steps with a subject and without
 
 
 def test_a_pair_loaded_as_it_is_has_one_precision(tiny_pair_folder: Path) -> None:

@@ -24,8 +24,8 @@ from bootpig_rt.storage.store import SubjectStore
 class PaperRun:
     """A run whose step sets the latents of each picture to the number of its steps."""
 
-    def __init__(self, backend: PaperBackend, batch: DenoiseBatch, state: np.ndarray) -> None:
-        self.backend, self.batch, self.array = backend, batch, state.copy()
+    def __init__(self, backend: PaperBackend, batch: DenoiseBatch) -> None:
+        self.backend, self.batch, self.array = backend, batch, batch.state.copy()
 
     def step(self, index: int) -> None:
         self.backend.note("step")
@@ -34,10 +34,6 @@ class PaperRun:
 
     def state(self) -> np.ndarray:
         return self.array
-
-    def latents(self) -> np.ndarray:
-        latents: np.ndarray = self.array[0]
-        return latents
 
     def estimate(self) -> np.ndarray:
         estimate: np.ndarray = self.array[0] / 10
@@ -62,7 +58,7 @@ class PaperBackend:
     @property
     def sizes(self) -> list[int]:
         """Pictures of each run."""
-        return [batch.latents.shape[0] for batch in self.batches]
+        return [batch.state.shape[1] for batch in self.batches]
 
     def note(self, what: str) -> None:
         self.log.append(what)
@@ -102,10 +98,10 @@ class PaperBackend:
     def upload_table(self, table: HostTable, *, is_resident: bool) -> HostTable:
         return table
 
-    def start(self, batch: DenoiseBatch, state: np.ndarray) -> PaperRun:
+    def start(self, batch: DenoiseBatch) -> PaperRun:
         self.note("start")
         self.batches.append(batch)
-        return PaperRun(self, batch, state)
+        return PaperRun(self, batch)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         self.note("decode")

@@ -140,9 +140,9 @@ def test_a_request_that_joins_on_the_way_draws_what_it_draws_alone(
     sizes: list[int] = []
     start = pipeline._backend.start
 
-    def record(batch: Any, state: np.ndarray) -> Any:
-        sizes.append(state.shape[1])
-        return start(batch, state)
+    def record(batch: Any) -> Any:
+        sizes.append(batch.state.shape[1])
+        return start(batch)
 
     engine = engine_of(pipeline)
     requests = [
@@ -650,11 +650,11 @@ def test_one_picture_that_breaks_its_launch_is_the_only_one_to_lose(
     paper = make_paper()
     start, decode = paper.backend.start, paper.backend.decode
 
-    def poisoned_start(batch: Any, state: np.ndarray) -> Any:
+    def poisoned_start(batch: Any) -> Any:
         is_poisoned = 99.0 in batch.text_guidance_scale
         if where == "start" and is_poisoned:
             raise MemoryError("no room for poison")
-        run = start(batch, state)
+        run = start(batch)
         step = run.step
 
         def poisoned_step(index: int) -> None:
@@ -689,7 +689,7 @@ def test_a_launch_that_fails_for_everybody_fails_everybody_and_the_engine_works_
     request = Request(prompt="a", seed=1, num_inference_steps=2)
     with monkeypatch.context() as patch:
 
-        def out_of_memory(batch: Any, state: np.ndarray) -> Any:
+        def out_of_memory(batch: Any) -> Any:
             raise MemoryError("CUDA out of memory")
 
         patch.setattr(pipeline._backend, "start", out_of_memory)
@@ -860,9 +860,9 @@ def test_calls_from_threads_share_batches(
     sizes: list[int] = []
     start, together = pipeline._backend.start, threading.Barrier(4)
 
-    def record(batch: Any, state: np.ndarray) -> Any:
-        sizes.append(state.shape[1])
-        return start(batch, state)
+    def record(batch: Any) -> Any:
+        sizes.append(batch.state.shape[1])
+        return start(batch)
 
     found: dict[int, Image.Image] = {}
 

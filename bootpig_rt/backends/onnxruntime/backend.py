@@ -193,12 +193,11 @@ class OnnxRuntimeBackend:
         states: FloatArray = prompt_embeds.numpy().astype(np.float32)
         return states
 
-    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> OnnxRuntimeRun:
+    def start(self, batch: DenoiseBatch) -> OnnxRuntimeRun:
         """Upload a batch and bind it."""
         return OnnxRuntimeRun(
             self.sessions,
             batch,
-            state,
             graph_type=self._graph_type,
             device=self.device,
             shared=self.shared,

@@ -201,9 +201,6 @@ class Sessions:
         if chosen.portable:
             level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.graph_optimization_level = level
-        if chosen.profile_prefix:
-            options.enable_profiling = True
-            options.profile_file_prefix = f"{chosen.profile_prefix}-{name}"
         spinning = "1" if chosen.spinning else "0"
         options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         # Each session has threads of its own. Awake after a launch, they would take the cores from

@@ -47,7 +47,6 @@ class OnnxRuntimeRun:
     Args:
         sessions: Of the bundle.
         batch: What the steps read.
-        state: To go on from; None starts from the batch's noise.
         graph_type: What the graphs read and write.
         device: `cpu` or `cuda:N`.
         shared: What other runs made of the same tables and texts.
@@ -60,7 +59,6 @@ class OnnxRuntimeRun:
         self,
         sessions: Sessions,
         batch: DenoiseBatch,
-        state: FloatArray | None,
         *,
         graph_type: np.dtype[Any],
         device: str,
@@ -70,14 +68,14 @@ class OnnxRuntimeRun:
         self._sessions, self._shared = sessions, shared
         self._graph_type, self._device = graph_type, device
         try:
-            self._upload(batch, state)
+            self._upload(batch)
         except LAUNCH_ERRORS as error:
             raise failed("uploading a batch", error) from error
 
-    def _upload(self, batch: DenoiseBatch, state: FloatArray | None) -> None:
+    def _upload(self, batch: DenoiseBatch) -> None:
         device, graph_type = self._device, self._graph_type
         streams = any(isinstance(table, HostTable) for table in batch.tables)
-        laid_out = step_inputs(batch, state, streams=streams)
+        laid_out = step_inputs(batch, streams=streams)
         self._graph = graph_name(batch.merge, laid_out.slots)
         self._session = self._sessions.get(self._graph)
         tables: list[DeviceTable] = laid_out.tables
@@ -144,11 +142,6 @@ class OnnxRuntimeRun:
         """Current sample and history, float32 [1 + K, B, C, h, w]."""
         state: FloatArray = self._states[self._current].numpy().copy()
         return state
-
-    def latents(self) -> FloatArray:
-        """Current sample, float32 [B, C, h, w]."""
-        latents: FloatArray = self.state()[0]
-        return latents
 
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""

@@ -201,9 +201,9 @@ class TensorRTBackend:
     def _table_type(self) -> str:
         return self.engine("reference_kv").spec("k_0").dtype
 
-    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> TensorRTRun:
+    def start(self, batch: DenoiseBatch) -> TensorRTRun:
         """Upload a batch, bind it and record its step."""
-        return TensorRTRun(self, batch, state)
+        return TensorRTRun(self, batch)
 
     def engine(self, name: str) -> Engine:
         """The engine of a graph.
@@ -298,16 +298,14 @@ class TensorRTBackend:
 class TensorRTRun:
     """One batch on its way through the steps. Implements `bootpig_rt.backends.base.DenoiseRun`."""
 
-    def __init__(
-        self, backend: TensorRTBackend, batch: DenoiseBatch, state: FloatArray | None
-    ) -> None:
+    def __init__(self, backend: TensorRTBackend, batch: DenoiseBatch) -> None:
         """Upload, bind every address once, and record the step where that is possible."""
         self._backend = backend
         self._cuda = backend._cuda
         self._window: TableWindow | None = None
         self._entries: list[list[int]] = batch.entry_of_step.T.tolist()
         streams = any(not table.is_resident for table in batch.tables)
-        laid_out: StepInputs = step_inputs(batch, state, streams=streams)
+        laid_out: StepInputs = step_inputs(batch, streams=streams)
         tables: list[Table] = laid_out.tables
         self._joined = None if streams or not tables else backend.joined(tables)
         engine = backend.engine(graph_name(batch.merge, laid_out.slots))
@@ -354,11 +352,6 @@ class TensorRTRun:
     def state(self) -> FloatArray:
         """Current sample and history, float32 [1 + K, B, C, h, w]."""
         return self._download(self._state)
-
-    def latents(self) -> FloatArray:
-        """Current sample, float32 [B, C, h, w]."""
-        sample: FloatArray = self.state()[0]
-        return sample
 
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]."""

@@ -109,7 +109,7 @@ class TorchBackend:
     Args:
         pair: Modules in evaluation mode, on `device`, in the type to compute in.
         device: `cpu`, `cuda` or `cuda:N`.
-        options: Recordings and compilation; the precision is that of the modules.
+        options: Recordings; the precision is that of the modules.
 
     Attributes:
         lane: Where text, pictures and steps are computed.
@@ -132,10 +132,6 @@ class TorchBackend:
                 nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._base: Callable[..., Tensor] = pair.base
         self._reference: Callable[..., tuple[Tensor, ...]] = pair.reference
-        if options.compile:
-            self._base = torch.compile(pair.base, dynamic=False)
-            self._reference = torch.compile(pair.reference, dynamic=False)
-
         records, kept = bool(options.cuda_graph), options.graphs_kept
         self.lane, self.reference_lane = (Lane(device, records=records) for _ in range(2))
         self.recorded = Recorded(kept)
@@ -228,9 +224,9 @@ class TorchBackend:
         with torch.inference_mode(), self.lane.on_stream():
             return self.lane.download(prompt_embeds)
 
-    def start(self, batch: DenoiseBatch, state: FloatArray | None = None) -> TorchRun:
+    def start(self, batch: DenoiseBatch) -> TorchRun:
         """Upload a batch and return its run, ahead of step 0."""
-        count, _, height, width = batch.latents.shape
+        _, count, _, height, width = batch.state.shape
         factor = self.spec.vae_scale_factor
         what = (
             f"drawing {count} pictures of {width * factor} x {height * factor} in "
@@ -240,7 +236,6 @@ class TorchBackend:
         def run() -> TorchRun:
             return TorchRun(
                 batch,
-                state,
                 base=self._base,
                 project_text=self.pair.base.project_text,
                 texts=self.projected,

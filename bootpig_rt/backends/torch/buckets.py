@@ -87,7 +87,7 @@ def lay_out(batch: DenoiseBatch) -> Layout:
         for kind in sorted(set(kind_of_row))
     }
     width = max(1, *slots.values())
-    pictures = bucket(len(batch.latents), _POWERS)
+    pictures = bucket(batch.state.shape[1], _POWERS)
     wanted = list(zip(batch.picture_of_row.tolist(), refs, strict=True))
     rows: list[int] = []
     pairs: list[tuple[int, tuple[int, ...]]] = []

@@ -287,7 +287,6 @@ class TorchRun:
 
     Args:
         batch: What the steps read.
-        state: To go on from; None starts from the batch's noise.
         base: The Base U-Net.
         project_text: States of texts -> keys and values of its cross-attentions.
         texts: What was projected for other runs.
@@ -300,7 +299,6 @@ class TorchRun:
     def __init__(
         self,
         batch: DenoiseBatch,
-        state: FloatArray | None,
         *,
         base: Callable[..., Tensor],
         project_text: Callable[[Tensor], TextKVLayers],
@@ -313,7 +311,7 @@ class TorchRun:
         """Upload everything that the steps read."""
         self._lane = lane
         self._within_memory = within_memory
-        self._pictures, self._planes = len(batch.latents), 1 + batch.solver.history_size
+        self._pictures, self._planes = batch.state.shape[1], 1 + batch.solver.history_size
         with lane.work():
             self.reader = TableReader(batch.tables, batch.entry_of_step, lane.device, dtype)
             self.whole = None if lane.records else self.reader.whole
@@ -344,7 +342,7 @@ class TorchRun:
                 self._program = StepProgram(base, widths, dtype, batch.merge, plan)
             entries = batch.entry_of_step[0] if self.whole is not None else None
             planes = max(self._planes, 1 + MOST_HISTORY) if lane.records else self._planes
-            self.tensors = _upload(batch, state, self._texts.tensor, layout, entries, planes, lane)
+            self.tensors = _upload(batch, self._texts.tensor, layout, entries, planes, lane)
             if not lane.records:
                 return
             merge = batch.merge if max(slots for slots, _ in layout.kinds) > 1 else "argmax"
@@ -378,10 +376,6 @@ class TorchRun:
         """Current sample, then history, float32 [1 + K, B, C, h, w]."""
         return self._read(self.tensors.state[: self._planes, : self._pictures])
 
-    def latents(self) -> FloatArray:
-        """Current sample, float32 [B, C, h, w]."""
-        return self._read(self.tensors.state[0, : self._pictures])
-
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
         return self._read(self.tensors.estimate[: self._pictures])
@@ -402,7 +396,6 @@ def _text_states(batch: DenoiseBatch, lane: Lane, dtype: torch.dtype) -> Tensor:
 
 def _upload(
     batch: DenoiseBatch,
-    state: FloatArray | None,
     texts: Tensor,
     layout: Layout,
     entries: IntArray | None,
@@ -414,9 +407,6 @@ def _upload(
     `planes` is the room for the sample and the history, 1 + K'.
     """
     solver = batch.solver
-    if state is None:
-        state = np.zeros((1 + solver.history_size, *batch.latents.shape), np.float32)
-        state[0] = batch.latents
     if entries is None:
         entries = np.zeros(solver.num_steps, np.int64)
     clip = solver.clip_sample_range
@@ -426,8 +416,8 @@ def _upload(
         more[axis] = (0, layout.pictures - array.shape[axis])
         return lane.upload(np.pad(array, more) if more[axis][1] else array)
 
-    history = (0, planes - len(state))
-    state = np.pad(state, [history, *[(0, 0)] * 4])
+    state = np.pad(batch.state, [(0, planes - len(batch.state)), *[(0, 0)] * 4])
+    history = (0, planes - 1 - solver.history_size)
     matrices = np.pad(solver.matrices, [(0, 0), (0, 0), history, history])
     tensors = pictures(state, 1)
     return StepTensors(

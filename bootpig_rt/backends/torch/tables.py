@@ -58,17 +58,6 @@ Table: TypeAlias = "tuple[tuple[Stored, Stored], ...]"
 """L pairs of keys and values, each [E, R, H, M, D], on the device or, to be streamed, the host."""
 
 
-def pack(tensor: Tensor, dtype: TableDtype) -> Stored:
-    """Keys or values [N, H, M, D] in another type.
-
-    Raises:
-        NumericalError: NaN or Inf, or numbers that the type cannot hold.
-    """
-    packed = _packed(tensor, dtype)
-    _check_finite([packed], dtype)
-    return packed
-
-
 def _packed(tensor: Tensor, dtype: TableDtype) -> Stored:
     scale = None
     packed = tensor
