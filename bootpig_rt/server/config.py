@@ -107,16 +107,35 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, is no TOML, has an unknown key or a value of another type.
     """
+    return _of_table(repr(str(path)), read_toml(path))
+
+
+def options_of_table(where: str, table: Mapping[str, Any]) -> ServerOptions:
+    """The options of a service that is a part of something larger: defaults, a table, environment.
+
+    Args:
+        where: The table lies, for messages.
+        table: Values by the names of the options, as a TOML file or JSON has them.
+
+    Raises:
+        ConfigError: A name is unknown, or a value is of another type.
+        ParameterError: A value is out of range.
+    """
+    return ServerOptions(**_of_table(where, table) | _of_environment(os.environ))
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A TOML file as it is.
+
+    Raises:
+        ConfigError: It cannot be read, or is no TOML.
+    """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {describe_os_error(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{str(path)!r} is no TOML file: {error}") from error
-    for name in table:
-        if name not in option_types():
-            raise ConfigError(f"{str(path)!r} has an unknown key {name!r}{nearest(name)}")
-    return {name: convert(f"{name} in {str(path)!r}", name, table[name]) for name in table}
 
 
 def to_toml(options: ServerOptions) -> str:
@@ -138,6 +157,13 @@ def to_toml(options: ServerOptions) -> str:
             text = size_text(value) if name.endswith("_bytes") and value is not None else value
             blocks.append(f"{comment}\n{name} = {_toml(NONE if text is None else text)}")
     return "\n\n".join([*blocks, *tables]) + "\n"
+
+
+def _of_table(where: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    for name in table:
+        if name not in option_types():
+            raise ConfigError(f"{where} has an unknown key {name!r}{nearest(name)}")
+    return {name: convert(f"{name} in {where}", name, value) for name, value in table.items()}
 
 
 def _of_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -261,7 +261,7 @@ class LocalEngine:
         self, name: str, pipeline: Pipeline, options: EngineOptions, *, max_image_pixels: int
     ) -> None:
         """Start the engine."""
-        self._pipeline, self._max_image_pixels = pipeline, max_image_pixels
+        self.pipeline, self._max_image_pixels = pipeline, max_image_pixels
         self.engine = pipeline.serve(options)
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="bootpig-encode")
         spec = pipeline.spec
@@ -301,7 +301,7 @@ class LocalEngine:
     ) -> list[Image.Image]:
         """See `EngineClient`."""
         return await self._encoding(
-            lambda: self._pipeline.prepare_references(
+            lambda: self.pipeline.prepare_references(
                 images,
                 max_image_pixels=self._max_image_pixels,
                 warn=([] if warnings is None else warnings).append,
@@ -313,14 +313,12 @@ class LocalEngine:
     ) -> Subject:
         """See `EngineClient`."""
         return await self._encoding(
-            lambda: self._pipeline.encode_prepared(
-                prepared, reference_prompt, noise_seed=noise_seed
-            )
+            lambda: self.pipeline.encode_prepared(prepared, reference_prompt, noise_seed=noise_seed)
         )
 
     def check_subject(self, subject: Subject) -> None:
         """See `EngineClient`."""
-        subject.check_for(self._pipeline.spec)
+        subject.check_for(self.pipeline.spec)
 
     async def submit(
         self,
@@ -353,11 +351,11 @@ class LocalEngine:
 
     def num_tokens(self, prompt: str) -> tuple[int, int]:
         """See `EngineClient`."""
-        return self._pipeline.num_tokens(prompt)
+        return self.pipeline.num_tokens(prompt)
 
     async def forget(self, subject: Subject, tenant: str) -> None:
         """See `EngineClient`."""
-        await asyncio.to_thread(self._pipeline.store.forget_subject, subject.fingerprint, tenant)
+        await asyncio.to_thread(self.pipeline.store.forget_subject, subject.fingerprint, tenant)
 
     def load(self) -> Load:
         """See `EngineClient`."""
@@ -366,7 +364,7 @@ class LocalEngine:
 
     def store_stats(self) -> StoreStats:
         """See `EngineClient`."""
-        return self._pipeline.store.stats()
+        return self.pipeline.store.stats()
 
     async def close(self, *, drain_s: float) -> None:
         """See `EngineClient`."""
@@ -377,7 +375,7 @@ class LocalEngine:
                 break
             await asyncio.sleep(0.02)
         self._encoders.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._pipeline.close)
+        await asyncio.to_thread(self.pipeline.close)
 
     async def _encoding(self, work: Callable[[], ResultT]) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

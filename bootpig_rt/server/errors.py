@@ -13,6 +13,7 @@ from bootpig_rt.errors import (
     CredentialsError,
     DeadlineExceeded,
     EngineFull,
+    EngineLost,
     ImageError,
     InputError,
     NumericalError,
@@ -101,6 +102,10 @@ def api_error(error: BaseException) -> ApiError:
             wait_s = error.retry_after_s
             text = f"too many pictures wait already; try again in {max(1, math.ceil(wait_s))} s"
             return ApiError(429, "queue_full", text, retry_after_s=wait_s)
+        case EngineLost():
+            logger.warning("an engine was lost: %s", error)
+            text = "the process that drew the picture is gone; the same request may be sent again"
+            return ApiError(503, "engine_lost", text, retry_after_s=error.retry_after_s)
         case DeadlineExceeded():
             text = "the picture was not done before its deadline; work on it has stopped"
             return ApiError(504, "deadline_exceeded", text, param="deadline_s")

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.engine.events import OnLaunch
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.background import load_remover
 from bootpig_rt.pipeline import Pipeline, default_model, few_step_model
 from bootpig_rt.reference.table_options import TableOptions
-from bootpig_rt.server.engine_client import EngineClient, LocalEngine
+from bootpig_rt.server.engine_client import LocalEngine
 from bootpig_rt.server.metrics import Metrics
 from bootpig_rt.server.options import DEFAULT_MODEL, FEW_STEP_MODEL, ServerOptions
 from bootpig_rt.server.service import ClientLoader
@@ -58,13 +59,32 @@ def local_loaders(options: ServerOptions, metrics: Metrics) -> Mapping[str, Clie
     if options.threads is not None and options.backend not in ("auto", OnnxRuntimeOptions.name):
         raise ParameterError(f"threads is for ONNX Runtime, got the backend {options.backend!r}")
     return {
-        name: partial(load_local, name, folder, options, metrics)
+        name: partial(load_local, name, folder, options, metrics.launches_of(name))
         for name, folder in model_folders(options).items()
     }
 
 
-def load_local(name: str, folder: Path, options: ServerOptions, metrics: Metrics) -> EngineClient:
+def engine_limits(options: ServerOptions) -> Limits:
+    """What one request of a service may ask an engine for."""
+    return Limits(
+        num_inference_steps=options.max_steps,
+        side_px=options.max_side_px,
+        num_references=options.max_references,
+        num_images=options.max_images,
+        table_bytes=options.max_table_bytes,
+    )
+
+
+def load_local(
+    name: str, folder: Path, options: ServerOptions, on_launch: OnLaunch | None = None
+) -> LocalEngine:
     """Load a model, draw with it once for each batch size, and start its engine.
+
+    Args:
+        name: By which requests ask for it.
+        folder: Of the pair or bundle.
+        options: Of the service.
+        on_launch: Hears of every step.
 
     Raises:
         BootPIGError: It cannot be used.
@@ -89,14 +109,8 @@ def load_local(name: str, folder: Path, options: ServerOptions, metrics: Metrics
         pipeline.warmup(sizes)
         engine_options = EngineOptions(
             max_waiting=options.max_waiting,
-            limits=Limits(
-                num_inference_steps=options.max_steps,
-                side_px=options.max_side_px,
-                num_references=options.max_references,
-                num_images=options.max_images,
-                table_bytes=options.max_table_bytes,
-            ),
-            on_launch=metrics.launches_of(name),
+            limits=engine_limits(options),
+            on_launch=on_launch,
         )
         client = LocalEngine(
             name, pipeline, engine_options, max_image_pixels=options.max_image_pixels

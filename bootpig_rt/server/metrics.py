@@ -50,6 +50,7 @@ REASONS = (
     "deadline_exceeded",
     "draining",
     "duplicate_request",
+    "engine_lost",
     "forbidden",
     "invalid_api_key",
     "invalid_form",

@@ -11,7 +11,15 @@ from typing import Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote_plus
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.server.guard.asgi import App, Receive, Scope, Send, header_values, request_state
+from bootpig_rt.server.guard.asgi import (
+    App,
+    Receive,
+    Scope,
+    Send,
+    header_values,
+    request_state,
+    route_path,
+)
 from bootpig_rt.server.guard.keys import TOKEN_PREFIX, KeyFile, Principal
 from bootpig_rt.server.guard.refuse import refuse
 
@@ -97,7 +105,7 @@ class KeyGuard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        path = _route_path(scope)
+        path = route_path(scope)
         methods = self._routes.methods(path) if scope["type"] == "http" else {}
         if not methods:
             await refuse(scope, receive, send, 404, "not_found", "there is no such path")
@@ -156,12 +164,6 @@ def _pattern_parts(path: str) -> Iterable[str]:
         yield ".+" if part[2] else "[^/]+"
         end = part.end()
     yield re.escape(path[end:])
-
-
-def _route_path(scope: Scope) -> str:
-    """The path within the app, where a proxy serves it below another."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path.removeprefix(root) if path.startswith(root + "/") else path
 
 
 def _token(scope: Scope) -> str | None:

@@ -32,3 +32,9 @@ def request_state(scope: Scope) -> dict[str, Any]:
     """What middlewares leave for those within: `scope["state"]`, made where the server does not."""
     state: dict[str, Any] = scope.setdefault("state", {})
     return state
+
+
+def route_path(scope: Scope) -> str:
+    """The path within the app, where a proxy serves it below another."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(root + "/") else path

@@ -24,6 +24,7 @@ from bootpig_rt.server.guard.asgi import (
     has_body,
     header_values,
     request_state,
+    route_path,
 )
 from bootpig_rt.server.guard.refuse import refuse
 
@@ -102,7 +103,7 @@ class BodyGuard:
         if scope["type"] != "http" or not has_body(scope):
             await self._app(scope, receive, send)
             return
-        path = scope["path"] + "/"
+        path = route_path(scope) + "/"
         places = next(places for prefix, places in self._places if path.startswith(prefix))
         limits = places.limits
         refusal = _fault_of_headers(scope, limits)

@@ -18,7 +18,12 @@ LIMITS = {"/": BodyLimits(10, max_at_once=3, max_per_tenant=2), "/ab": BodyLimit
 
 @asynccontextmanager
 async def request(
-    guard: BodyGuard, tenant: str = "", *parts: bytes, path: str = "/x", ends: bool = True
+    guard: BodyGuard,
+    tenant: str = "",
+    *parts: bytes,
+    path: str = "/x",
+    root: str = "",
+    ends: bool = True,
 ) -> AsyncIterator[list[Any]]:
     """A request whose body comes when the block ends; yields what was sent."""
     sent: list[Any] = []
@@ -38,6 +43,7 @@ async def request(
     scope = {
         "type": "http",
         "path": path,
+        "root_path": root,
         "headers": [(b"transfer-encoding", b"chunked")],
         "state": {"principal": Principal(tenant, "user")},
     }
@@ -198,3 +204,12 @@ def test_what_is_no_request_passes() -> None:
     guard: App = BodyGuard(app, limits=LIMITS)
     asyncio.run(guard({"type": "lifespan"}, unused, unused))  # type: ignore[arg-type]
     assert seen == ["lifespan"]
+
+
+def test_limits_hold_below_the_path_that_a_proxy_serves_the_app_at() -> None:
+    async def work() -> list[Any]:
+        async with request(guard_of(read, answer), "", b"xxx", path="/in/ab", root="/in") as sent:
+            pass
+        return statuses(sent)
+
+    assert asyncio.run(work()) == [413]
