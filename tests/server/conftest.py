@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,6 +126,23 @@ def start_server(root: Path, tiny_bundle_folder: Path) -> Iterator[StartServer]:
         if server.process.poll() is None:
             server.process.kill()
         server.ended()
+
+
+@pytest.fixture(scope="session")
+def run_server(
+    root: Path, tiny_bundle_folder: Path
+) -> Callable[..., AbstractContextManager[ServerProcess]]:
+    """`with run_server(*flags) as server`, for fixtures that live longer than a test."""
+
+    @contextmanager
+    def run(*flags: str) -> Iterator[ServerProcess]:
+        running = _start(root, flags, tiny_bundle_folder, waits=True)
+        try:
+            yield running
+        finally:
+            running.stop()
+
+    return run
 
 
 @pytest.fixture(scope="session")
