@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from bootpig_rt.errors import Cancelled
@@ -57,9 +56,10 @@ async def begin(
     client: EngineClient,
     fields: ImageFields,
     references: Sequence[bytes],
-    ends: AsyncExitStack,
 ) -> Begun:
     """Check a request, encode its references, hand it to the engine.
+
+    Who gets a drawing closes its job: `close_job`.
 
     Args:
         service: Behind the route.
@@ -67,7 +67,6 @@ async def begin(
         client: That will draw.
         fields: Of the request.
         references: Contents of image files; none for a kept subject, or none at all.
-        ends: Closes the job's record if it is not closed otherwise.
 
     Raises:
         ApiError: Refused.
@@ -89,7 +88,6 @@ async def begin(
             text = f"deadline_s is {deadline_s:g}, expected at most {options.max_deadline_s:g}"
             raise ApiError(400, "invalid_value", text, param="deadline_s")
         deadline_s = options.max_deadline_s
-    start = time.monotonic()
     width, height = fields.size_px()
     note(
         model=client.facts.name,
@@ -98,7 +96,6 @@ async def begin(
         prompt=fields.prompt,
         negative_prompt=fields.negative_prompt,
     )
-    warnings: list[str] = []
     request = Request(  # all that needs no subject is refused before references cost anything
         prompt=fields.prompt,
         negative_prompt=fields.negative_prompt,
@@ -119,7 +116,24 @@ async def begin(
     service.output.check_prompts({name: getattr(fields, name) for name in names})
     service.check_room(client)
     job = service.open_job(call.id, call.principal, client, fields.n)
-    ends.callback(_close_as_failed, service, job)
+    try:
+        return await _begun(service, call, job, fields, references, request, deadline_s)
+    except BaseException as error:
+        close_job(service, job, error)
+        raise
+
+
+async def _begun(
+    service: Service,
+    call: Call,
+    job: JobRecord,
+    fields: ImageFields,
+    references: Sequence[bytes],
+    request: Request,
+    deadline_s: float | None,
+) -> Begun:
+    client, start = job.client, time.monotonic()
+    warnings: list[str] = []
     kept: KeptSubject | None = None
     origins: tuple[ReferenceOrigin, ...] = ()
     if references:
@@ -153,9 +167,10 @@ async def begin(
 
 
 def close_job(service: Service, job: JobRecord, error: BaseException | None) -> None:
-    """Its record ends; how, the error says."""
+    """Its record ends; how, the error says. May be called twice: the first one counts."""
     if job.ended_at is not None:
         return
+    job.stop()
     if error is None:
         service.jobs.close(job, "succeeded")
         return
@@ -167,12 +182,6 @@ def close_job(service: Service, job: JobRecord, error: BaseException | None) -> 
     )
     note(outcome=outcome)
     service.jobs.close(job, "cancelled" if is_cancelled else "failed")
-
-
-def _close_as_failed(service: Service, job: JobRecord) -> None:
-    if job.ended_at is None:
-        job.cancel()
-        close_job(service, job, Cancelled("its request ended"))
 
 
 async def _from_references(

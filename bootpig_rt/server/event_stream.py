@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
 from starlette.responses import Response
@@ -24,8 +23,7 @@ class EventStream(Response):
 
     Args:
         produce: Sends the events.
-        cancel: Called where the reader left: what is produced is wanted no more.
-        ends: Closed when all is over.
+        close: Called when all is over: what is not produced by then is wanted no more.
         most_s: The longest that it may take, a slow reader included.
     """
 
@@ -34,8 +32,7 @@ class EventStream(Response):
     def __init__(
         self,
         produce: Callable[[SendEvent], Awaitable[None]],
-        cancel: Callable[[], Any],
-        ends: AsyncExitStack,
+        close: Callable[[], Any],
         most_s: float,
     ) -> None:
         """Nothing is sent yet."""
@@ -43,7 +40,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
         self.headers["x-accel-buffering"] = "no"
-        self._produce, self._cancel, self._ends, self._most_s = produce, cancel, ends, most_s
+        self._produce, self._close, self._most_s = produce, close, most_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -62,34 +59,29 @@ class EventStream(Response):
                 await asyncio.sleep(ALIVE_EVERY_S)
                 await write(": alive\n\n")
 
-        async with self._ends:
-            tasks = []
-            try:
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": self.status_code,
-                        "headers": self.raw_headers,
-                    }
-                )
-                producing = asyncio.ensure_future(self._produce(send_event))
-                watching = asyncio.ensure_future(_gone(receive))
-                tasks = [producing, watching, asyncio.ensure_future(stay_alive())]
-                await asyncio.wait(
-                    tasks[:2], timeout=self._most_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                if producing.done():
-                    producing.result()
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                else:
-                    self._cancel()
-            finally:
-                self._cancel()
-                for task in tasks:
-                    task.cancel()
-                for task in tasks:
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await task  # what it failed with is told, or nobody is left to be told
+        tasks: list[asyncio.Future[None]] = []
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            producing = asyncio.ensure_future(self._produce(send_event))
+            watching = asyncio.ensure_future(_gone(receive))
+            tasks = [producing, watching, asyncio.ensure_future(stay_alive())]
+            await asyncio.wait(tasks[:2], timeout=self._most_s, return_when=asyncio.FIRST_COMPLETED)
+            if producing.done():
+                producing.result()
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._close()
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task  # what it failed with is told, or nobody is left to be told
 
 
 async def _gone(receive: Receive) -> None:

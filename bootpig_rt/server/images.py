@@ -7,7 +7,6 @@ import base64
 import contextlib
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from typing import Any, Literal, TypeAlias
 
 from fastapi import APIRouter
@@ -15,6 +14,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from bootpig_rt.engine.events import DoneEvent, ReferenceEvent, StepEvent
+from bootpig_rt.errors import Cancelled
 from bootpig_rt.images.encode_image import MEDIA_TYPES
 from bootpig_rt.request import GenerationResult
 from bootpig_rt.server.calls import (
@@ -29,6 +29,7 @@ from bootpig_rt.server.calls import (
     unless_gone,
 )
 from bootpig_rt.server.drawing import Begun, begin, close_job
+from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.event_stream import EventStream, SendEvent
 from bootpig_rt.server.output import Finished
@@ -87,22 +88,18 @@ async def _answer(
 ) -> Response:
     client = service.client(fields.model)
     if fields.stream:
-        ends = AsyncExitStack()
-        try:
-            begun = await begin(service, call, client, fields, references, ends)
-        except BaseException:
-            await ends.aclose()
-            raise
-        most_s = service.options.max_deadline_s + 60.0
+        begun = await begin(service, call, client, fields, references)
+        left = Cancelled("its client left")
         return EventStream(
-            lambda send: _tell(service, begun, kind, send), begun.job.cancel, ends, most_s
+            lambda send: _tell(service, begun, kind, send),
+            lambda: close_job(service, begun.job, left),
+            service.options.max_deadline_s + 60.0,
         )
-    async with AsyncExitStack() as ends:
-        answer = await unless_gone(
-            http.receive,
-            _draw(service, call, fields, references, ends),
-            lambda: service.cancel_call(call.tenant, call.id),
-        )
+    answer = await unless_gone(
+        http.receive,
+        _draw(service, call, client, fields, references),
+        lambda: service.cancel_call(call.tenant, call.id),
+    )
     if answer is None:  # nobody is left to read it
         return Response(status_code=499)
     if "image/" in http.headers.get("accept", "") and fields.n == 1:
@@ -118,12 +115,11 @@ async def _answer(
 async def _draw(
     service: Service,
     call: Call,
+    client: EngineClient,
     fields: ImageFields,
     references: Sequence[bytes],
-    ends: AsyncExitStack,
 ) -> dict[str, Any]:
-    client = service.client(fields.model)
-    begun = await begin(service, call, client, fields, references, ends)
+    begun = await begin(service, call, client, fields, references)
     try:
         async for event in begun.drawing.events():
             if isinstance(event, DoneEvent):
@@ -132,7 +128,6 @@ async def _draw(
                 return _finished(service, begun, event.result, files)
         raise AssertionError("a drawing ended without a result")
     except BaseException as error:
-        begun.drawing.cancel()
         close_job(service, begun.job, error)
         raise
 

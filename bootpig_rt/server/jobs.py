@@ -43,8 +43,12 @@ class JobRecord:
     is_cancelled: bool = False
 
     def cancel(self) -> None:
-        """Stop it within a step. May be called twice, also when it has ended."""
+        """It was asked to stop, and does within a step. May be called twice."""
         self.is_cancelled = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Nobody wants what is not done of it. May be called twice, also when it has ended."""
         if self.drawing is not None:
             self.drawing.cancel()
 
