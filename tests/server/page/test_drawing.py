@@ -109,7 +109,7 @@ def test_a_drawing_is_cancelled_with_escape(
     visit.choose("source", "none")
     visit.draw(PROMPT, num_inference_steps=50, n=10)
     visit.page.wait_for_function(
-        "document.getElementById('progress-text').textContent.includes('step')"
+        "() => document.getElementById('progress-text').textContent.includes('step')"
     )
     visit.page.keyboard.press("Escape")
     visit.wait_for("empty")

@@ -126,6 +126,19 @@ export class Form {
   }
 
   /**
+   * An explanation with the field called what the form calls it.
+   *
+   * @param {import("./words.js").Explanation} said
+   * @returns {import("./words.js").Explanation}
+   */
+  named(said) {
+    const control = said.param && this.#node.elements.namedItem(said.param);
+    const label = control instanceof HTMLInputElement ? control.labels?.[0]?.firstChild : null;
+    if (!said.param || !label?.textContent) return said;
+    return { ...said, text: said.text.replace(said.param, label.textContent.trim()) };
+  }
+
+  /**
    * Mark a field as wrong, and go there.
    *
    * @param {string} name of a parameter, as the server names it

@@ -147,7 +147,7 @@ export class Studio {
       return;
     }
     connection.hear(error);
-    const said = explain(error);
+    const said = form.named(explain(error));
     const again = el("button", { type: "button", textContent: "Draw again", onclick: () => this.draw() });
     stage.fail(said, again);
     if (said.param) form.blame(said.param, said.text);

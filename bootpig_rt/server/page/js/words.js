@@ -95,7 +95,8 @@ export function explain(error) {
 
 /** @param {string} text */
 function sentence(text) {
-  const upper = text.charAt(0).toUpperCase() + text.slice(1);
+  const isName = /^\w+_\w/.test(text); // of a field, which stays as it is
+  const upper = isName ? text : text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(upper) ? upper : `${upper}.`;
 }
 
