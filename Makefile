@@ -4,6 +4,7 @@
 # make test-triton the model for NVIDIA Triton in the server that PyTriton ships; installs it in .venv-triton
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
+# make screenshots   the pictures of the page in docs/assets; needs Chromium (apt-get install chromium)
 # make docs   the documentation as a site, in site/; open site/index.html
 # make mutants     how many small faults put into the code the tests see; hours. MODULES="solver store"
 # make lint   the checks that need no running code
@@ -26,7 +27,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps mutants lint format bench-smoke figures report smoke-report clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots mutants lint format bench-smoke figures report smoke-report clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -52,6 +53,9 @@ coverage: $(VENV)/.dev-installed
 
 jumps: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/count_jumps.py
+
+screenshots: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/screenshots.py
 
 mutants: $(VENV)/.dev-installed
 	@$(PIP) install --quiet --constraint constraints.txt "mutmut>=3.8,<4"

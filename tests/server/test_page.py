@@ -148,3 +148,11 @@ def test_what_the_modules_look_up_is_in_the_page(index: Tags) -> None:
             continue
         wanted = re.findall(r'byId\("([\w-]+)"', file.body.decode())
         assert [name for name in wanted if name not in index.ids] == [], path
+
+
+def test_pictures_of_the_page_in_the_documentation_are_small(root: Path) -> None:
+    text = (root / "docs" / "how-to" / "the-page.md").read_text()
+    shown = re.findall(r"\.\./assets/(page-\w+\.png)", text)
+    sizes = {name: (root / "docs" / "assets" / name).stat().st_size for name in shown}
+    assert len(sizes) >= 5
+    assert max(sizes.values()) < 150_000
