@@ -21,11 +21,12 @@ import pytest
 import bootpig_rt
 from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.cli.main import MODULE_OF_COMMAND, build_parser, main
+from bootpig_rt.server.config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW_STEPS = 5
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
-OUTPUTS = {"text", "json", ""}
+OUTPUTS = {"text", "json", "toml", ""}
 OTHER_PROGRAMS = {"accelerate", "git", "openssl", "pytest", "python3"}
 OTHER_PROGRAMS |= {"docker", "kubectl", "serve", "tritonserver"}
 FOLDERS = ("bootpig_rt/", "benchmarks/", "training/", "tests/", "docs/", "export/", "kernels/")
@@ -80,6 +81,7 @@ PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").
 KINDS: dict[str, Callable[[Block], bool]] = {
     "block": lambda block: True,
     "console_block": lambda block: block.language == "console",
+    "toml_block": lambda block: block.language == "toml",
     "gpu_block": lambda block: block.mark == "gpu",
 }
 
@@ -162,6 +164,12 @@ def test_mapped_requests_find_the_table_that_encoding_made(root: Path, desk: Pat
     names["pipe"].close()
     assert names["result"].reference_passes == 0
     assert names["result"].parameters[0].seed == len(names["requests"]) - 1
+
+
+def test_settings_of_a_service_are_read(toml_block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(toml_block.code)
+    assert read_config(path)
 
 
 def test_a_block_says_what_it_is(block: Block) -> None:

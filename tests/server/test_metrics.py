@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,6 +58,18 @@ def test_names_say_whose_they_are_and_in_which_unit(metrics: Metrics) -> None:
         assert family.name.startswith("bootpig_")
         assert family.documentation.endswith(".") or family.documentation.startswith("1, with")
         assert not family.name.endswith(("_ms", "_s"))
+
+
+def test_the_page_for_operators_has_every_metric(metrics: Metrics, root: Path) -> None:
+    metrics.watch(lambda: {"small": ModelState(0, 0, 0.0, StoreStats())})
+    families = text_string_to_metric_families(metrics.render().decode())
+    ours = {
+        f"{one.name}_total" if one.type == "counter" else one.name
+        for one in families
+        if one.name.startswith("bootpig_") and not one.name.endswith("_created")
+    }
+    page = (root / "docs" / "how-to" / "operate-a-server.md").read_text()
+    assert set(re.findall(r"^\| `(bootpig_\w+)`", page, re.M)) == ours
 
 
 def test_no_label_grows_with_what_callers_send(metrics: Metrics) -> None:
