@@ -22,6 +22,7 @@ from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.images import image_routes
 from bootpig_rt.server.other_routes import job_routes, model_routes, operation_routes
 from bootpig_rt.server.page import add_page
+from bootpig_rt.server.request_notes import note
 from bootpig_rt.server.service import Service
 from bootpig_rt.server.subject_routes import subject_routes
 
@@ -51,6 +52,7 @@ def create_app(service: Service) -> FastAPI:
     async def refuse(_: HttpRequest, error: Exception) -> Response:
         told = api_error(error)
         service.metrics.refused(told.code)
+        note(error=told.code)
         return JSONResponse(told.body(), status_code=told.status, headers=told.headers())
 
     async def refuse_parameter(http: HttpRequest, error: Exception) -> Response:

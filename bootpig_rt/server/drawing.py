@@ -175,11 +175,11 @@ def close_job(service: Service, job: JobRecord, error: BaseException | None) -> 
         service.jobs.close(job, "succeeded")
         return
     is_cancelled = job.is_cancelled or isinstance(error, Cancelled | asyncio.CancelledError)
-    outcome = "cancelled" if is_cancelled else api_error(error).code
-    name = job.client.facts.name
-    service.metrics.picture_done(
-        name, outcome if outcome in OUTCOMES else "failed", count=job.num_images
-    )
+    told = api_error(error)
+    outcome = "cancelled" if is_cancelled else told.code
+    if outcome not in OUTCOMES:
+        outcome = "refused" if told.status < 500 else "failed"
+    service.metrics.picture_done(job.client.facts.name, outcome, count=job.num_images)
     note(outcome=outcome)
     service.jobs.close(job, "cancelled" if is_cancelled else "failed")
 

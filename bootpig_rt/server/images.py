@@ -179,6 +179,7 @@ async def _tell(service: Service, begun: Begun, kind: Kind, send: SendEvent) -> 
         close_job(service, begun.job, error)
         told = api_error(error)
         service.metrics.refused(told.code)
+        note(error=told.code)
         await send("error", {"type": "error", **told.body()})
     finally:
         if telling is not None:

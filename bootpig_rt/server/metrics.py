@@ -37,6 +37,7 @@ OUTCOMES = (
     "out_of_memory",
     "numerical_error",
     "flagged",
+    "refused",
 )
 """How a picture may end."""
 
@@ -45,6 +46,7 @@ REASONS = (
     "bad_origin",
     "body_timeout",
     "body_too_large",
+    "cancelled",
     "content_policy",
     "credentials_unavailable",
     "deadline_exceeded",
@@ -52,18 +54,26 @@ REASONS = (
     "duplicate_request",
     "engine_lost",
     "forbidden",
+    "internal_error",
     "invalid_api_key",
     "invalid_form",
     "invalid_image",
     "invalid_json",
     "invalid_prompt",
+    "invalid_request",
+    "invalid_subject_file",
     "invalid_value",
+    "job_not_found",
+    "method_not_allowed",
     "missing_field",
     "model_not_found",
+    "not_found",
     "not_ready",
+    "numerical_error",
     "out_of_memory",
     "queue_full",
     "quota_exceeded",
+    "reload_failed",
     "safety_unavailable",
     "storage_error",
     "subject_mismatch",
@@ -74,7 +84,7 @@ REASONS = (
     "unknown_field",
     "unsupported_media_type",
 )
-"""Codes of errors that refuse a request."""
+"""Codes of errors: why a request has no picture."""
 
 STAGES = ("queue", "encode", "text", "reference", "denoise", "decode")
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT")
@@ -101,7 +111,7 @@ class Metrics:
         self._models, self._routes = frozenset(models), frozenset(routes)
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self._pictures = counter("pictures", "Pictures by how they ended.", "model", "outcome")
-        self._refusals = counter("refusals", "Requests refused, by code of the error.", "reason")
+        self._refusals = counter("refusals", "Errors that callers were told, by code.", "reason")
         self._reloads = counter("model_reloads", "Models loaded again.", "model", "outcome")
         self._passes = counter(
             "reference_passes", "References that were read, each at one noise level.", "model"
@@ -141,7 +151,7 @@ class Metrics:
         self._pictures.labels(_of(model, self._models), _of(outcome, OUTCOMES)).inc(count)
 
     def refused(self, reason: str) -> None:
-        """A request was refused; `reason` is one of `REASONS`."""
+        """A caller was told an error; `reason` is its code, one of `REASONS`."""
         self._refusals.labels(_of(reason, REASONS)).inc()
 
     def step(self, model: str, batch_size: int, took_s: float, num_rows: int | None = None) -> None:

@@ -106,6 +106,8 @@ def operation_routes(service: Service) -> APIRouter:
     @routes.get("/metrics")
     async def metrics() -> Response:
         """Counters and gauges for Prometheus."""
+        library = service.library  # of this thread alone
+        service.metrics.subjects(library.count, library.size_bytes)
         text = await asyncio.to_thread(service.metrics.render)
         return Response(text, media_type=CONTENT_TYPE)
 

@@ -199,7 +199,6 @@ class Service:
 
     def _states(self) -> dict[str, ModelState]:
         """What the models are doing; asked on the thread of whoever scrapes."""
-        self.metrics.subjects(self.library.count, self.library.size_bytes)
         return {
             name: ModelState(**asdict(client.load()), store=client.store_stats())
             for name, client in list(self.clients.items())

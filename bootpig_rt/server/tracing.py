@@ -6,14 +6,16 @@ needed only when traces are asked for: `pip install "bootpig-rt[otel]"`. Prompts
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -23,6 +25,11 @@ from bootpig_rt.server.request_notes import RequestNotes
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 2.0
+"""How long the end of a service waits for the spans that have not been sent."""
 
 STAGES = ("encode", "queue", "text", "reference", "denoise", "decode")
 """In the order in which a request goes through them."""
@@ -34,11 +41,14 @@ class Tracing:
     """Makes the spans of requests.
 
     Args:
-        provider: Takes them; `otlp_provider()` by default.
+        exporter: Takes them, in batches, on a thread; by default they go over HTTP to
+            `OTEL_EXPORTER_OTLP_ENDPOINT`.
     """
 
-    def __init__(self, provider: TracerProvider | None = None) -> None:
-        self._provider = otlp_provider() if provider is None else provider
+    def __init__(self, exporter: SpanExporter | None = None) -> None:
+        self._exporter = OTLPSpanExporter() if exporter is None else exporter
+        self._provider = TracerProvider(resource=resource_of_service(), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("bootpig_rt.server", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -83,8 +93,14 @@ class Tracing:
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent."""
-        self._provider.shutdown()
+        """Send what has not been sent, as far as it is taken within `CLOSE_S`."""
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(CLOSE_S)
+        if sending.is_alive():
+            self._exporter.shutdown()  # by itself it would go on trying for ten seconds and more
+            sending.join(CLOSE_S)
+            logger.warning("the last spans were not sent within %g s, and are lost", CLOSE_S)
 
     def _stages(self, span: Span, notes: RequestNotes) -> None:
         assert notes.timings is not None
@@ -99,14 +115,12 @@ class Tracing:
                 child.end(at)
 
 
-def otlp_provider() -> TracerProvider:
-    """Spans go in batches to `OTEL_EXPORTER_OTLP_ENDPOINT`, over HTTP, from a thread of its own."""
+def resource_of_service() -> Resource:
+    """What the spans are of: `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME`, and our version."""
     attributes = {"service.version": __version__}
     if "OTEL_SERVICE_NAME" not in os.environ:
         attributes["service.name"] = "bootpig-rt"
-    provider = TracerProvider(resource=Resource.create(attributes))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider
+    return Resource.create(attributes)
 
 
 def _unix_ns(at: float) -> int:

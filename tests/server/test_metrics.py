@@ -60,6 +60,16 @@ def test_names_say_whose_they_are_and_in_which_unit(metrics: Metrics) -> None:
         assert not family.name.endswith(("_ms", "_s"))
 
 
+def test_every_error_that_the_service_tells_is_a_reason(root: Path) -> None:
+    found: set[str] = set()
+    for path in (root / "bootpig_rt" / "server").rglob("*.py"):
+        text = path.read_text()
+        found |= set(re.findall(r"""ApiError\(\s*\d+,\s*"(\w+)""" + '"', text))
+        found |= set(re.findall(r"""refuse\([^()]*?\d{3}, "(\w+)""" + '"', text))
+    assert len(found) > 30
+    assert found <= set(REASONS)
+
+
 def test_the_page_for_operators_has_every_metric(metrics: Metrics, root: Path) -> None:
     metrics.watch(lambda: {"small": ModelState(0, 0, 0.0, StoreStats())})
     families = text_string_to_metric_families(metrics.render().decode())

@@ -12,15 +12,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from bootpig_rt.request import Timings
 from bootpig_rt.server.guard.keys import Principal
 from bootpig_rt.server.request_notes import begin_notes, note, note_timings
-from bootpig_rt.server.tracing import Tracing, otlp_provider
+from bootpig_rt.server.tracing import Tracing, resource_of_service
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -31,9 +30,8 @@ class Route:
 
 def spans(headers: Sequence[tuple[bytes, bytes]] = (), status: int = 200) -> list[ReadableSpan]:
     """What one request leaves, in the order in which its spans ended."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing = Tracing(provider)
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter)
     state = {"request_id": "req_1", "principal": Principal("lab", "user")}
     scope = {"method": "POST", "headers": list(headers), "state": state, "route": Route()}
     notes = begin_notes(scope)
@@ -96,11 +94,7 @@ def test_only_what_the_server_failed_at_is_an_error() -> None:
 
 def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     def name() -> object:
-        provider = otlp_provider()
-        try:
-            return provider.resource.attributes["service.name"]
-        finally:
-            provider.shutdown()
+        return resource_of_service().attributes["service.name"]
 
     assert name() == "bootpig-rt"
     monkeypatch.setenv("OTEL_SERVICE_NAME", "pictures")
