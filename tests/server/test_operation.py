@@ -165,7 +165,7 @@ def test_metrics_are_answered_while_pictures_are_drawn(
         return found["bootpig_running_pictures", "tiny_bundle"] > 0
 
     def draw() -> None:
-        body = {"prompt": "a dog", "num_inference_steps": 50, "n": 4}
+        body = {"prompt": "a dog", "num_inference_steps": 50, "n": 10}
         with server.client() as other:
             answers.append(other.post("/v1/images/generations", json=body).status_code)
 

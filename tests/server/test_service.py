@@ -70,7 +70,7 @@ def test_a_server_says_that_it_lives_and_is_ready(client: httpx.Client) -> None:
 def test_a_job_is_asked_after_by_its_request_id_and_cancelled_twice(
     server: Any, client: httpx.Client, eventually: Eventually
 ) -> None:
-    drawing = Background(server, LONG, "one-to-cancel")
+    drawing = Background(server, LONG | {"n": 10}, "one-to-cancel")
     assert eventually(lambda: client.get("/v1/jobs/one-to-cancel").status_code == 200)
     job = client.get("/v1/jobs/one-to-cancel").json()
     assert job["status"] in ("queued", "running")
