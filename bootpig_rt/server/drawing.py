@@ -175,13 +175,17 @@ def close_job(service: Service, job: JobRecord, error: BaseException | None) -> 
         service.jobs.close(job, "succeeded")
         return
     is_cancelled = job.is_cancelled or isinstance(error, Cancelled | asyncio.CancelledError)
-    told = api_error(error)
-    outcome = "cancelled" if is_cancelled else told.code
-    if outcome not in OUTCOMES:
-        outcome = "refused" if told.status < 500 else "failed"
+    outcome = "cancelled" if is_cancelled else _outcome_of(error)
     service.metrics.picture_done(job.client.facts.name, outcome, count=job.num_images)
     note(outcome=outcome)
     service.jobs.close(job, "cancelled" if is_cancelled else "failed")
+
+
+def _outcome_of(error: BaseException) -> str:
+    told = api_error(error)
+    if told.code in OUTCOMES:
+        return told.code
+    return "refused" if told.status < 500 else "failed"
 
 
 async def _from_references(
