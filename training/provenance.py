@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def provenance(config: TrainConfig, fingerprint: str, processes: int) -> dict[st
         start = {"folder": config.start_from, "fingerprint": fingerprint, "provenance": before}
     return {
         "format": FORMAT,
-        "config": asdict(config),
+        "config": config.to_dict(),
         "processes": processes,
         "data": _data(config.data),
         "validation_data": _data(config.validation_data) if config.validation_data else None,

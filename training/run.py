@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -147,5 +146,5 @@ def describe(config: TrainConfig) -> dict[str, Any]:
         "samples": stage.num_samples,
         "samples_seen": seen,
         "epochs": round(seen / stage.num_samples, 2),
-        "config": asdict(config),
+        "config": config.to_dict(),
     }

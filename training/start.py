@@ -6,7 +6,7 @@ defaults of `pair.json`) comes from here, so that a stage cannot contradict it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,4 @@ def with_settings(config: PairConfig, settings: PairSettings, **known: Any) -> P
         settings: The table; what it leaves out stays.
         known: What the stage decides itself.
     """
-    changes = {
-        each.name: value
-        for each in fields(settings)
-        if (value := asdict(settings)[each.name]) is not None
-    }
-    return replace(config, **changes, **known)
+    return replace(config, **settings.changes(), **known)

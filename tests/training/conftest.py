@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image, ImageDraw
 
 from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.config import (
-    _TABLES,
+    TABLES,
     DiffusionConfig,
     DistillConfig,
     OptimizerConfig,
@@ -135,9 +135,9 @@ def make_config(samples: Path) -> MakeConfig:
             "pair": PairSettings(),
             "distill": DistillConfig(),
         }
-        used = {"optimizer", *_TABLES[stage]}
+        used = {"optimizer", *TABLES[stage]}
         tables = {
-            name: dataclasses.replace(table, **changes.pop(name, {}))
+            name: structs.replace(table, **changes.pop(name, {}))
             for name, table in tables.items()
             if name in used
         }

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bootpig_rt.errors import BootPIGError
-from bootpig_rt.training.config import OptimizerConfig, TrainConfig, VaeConfig, build
+from bootpig_rt.training.config import OptimizerConfig, TrainConfig, VaeConfig
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.run import build_trainer
 from bootpig_rt.training.stage import Validation
@@ -91,7 +92,7 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def real_trainer(accelerator: Accelerator, values: dict[str, Any]) -> Trainer:
-    return build_trainer(build(TrainConfig, values, where="test"), accelerator)
+    return build_trainer(msgspec.convert(values, TrainConfig), accelerator)
 
 
 def main(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -50,17 +49,15 @@ def real(make_config: Any, vae_result: Path, base_result: Path, tmp_path_factory
     def configs(folder: Path, batch_size: int) -> dict[str, Any]:
         start = {"base": vae_result, "pair": base_result}
         return {
-            stage: dataclasses.asdict(
-                make_config(
-                    stage,
-                    folder / stage,
-                    steps=2,
-                    batch_size=batch_size,
-                    log_every=1,
-                    start_from=str(start[stage]),
-                    diffusion={"reference_dropout": 0.5, "max_references": 2},
-                )
-            )
+            stage: make_config(
+                stage,
+                folder / stage,
+                steps=2,
+                batch_size=batch_size,
+                log_every=1,
+                start_from=str(start[stage]),
+                diffusion={"reference_dropout": 0.5, "max_references": 2},
+            ).to_dict()
             for stage in start
         }
 
