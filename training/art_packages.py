@@ -1,4 +1,4 @@
-"""Fetches the pinned packages of drawings, checks them, and unpacks what is needed.
+"""Fetches the pinned packages of drawings and checks them.
 
 A package is fetched by its name and version with the `npm` client, as a plain archive: nothing of
 it is installed or run. Its sha256 must equal the pinned one before it is opened. This file knows
@@ -11,29 +11,17 @@ import hashlib
 import logging
 import shutil
 import subprocess
-import tarfile
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from bootpig_rt.bundle.files import measure
 from bootpig_rt.errors import BackendUnavailable, InputError, StorageError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.training.emoji import ArtSource
 
 logger = logging.getLogger(__name__)
 
-WANTED = ("icons.json", "metadata.json", "chars.json", "info.json")
-NEEDED = ("icons.json", "metadata.json")
-MAX_UNPACKED_BYTES = 256 * 2**20
 NPM_TIMEOUT_S = 600
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch_archive(source: ArtSource, folder: Path, *, from_folder: Path | None = None) -> Path:
@@ -58,7 +46,7 @@ def fetch_archive(source: ArtSource, folder: Path, *, from_folder: Path | None =
     path = folder / source.archive
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and sha256_of(path) == source.sha256:
+        if path.is_file() and measure(path)[1] == source.sha256:
             return path
         if from_folder is not None:
             _take_archive(source, from_folder / source.archive, path)
@@ -68,8 +56,6 @@ def fetch_archive(source: ArtSource, folder: Path, *, from_folder: Path | None =
     except StorageError:
         raise
     except OSError as error:
-        if isinstance(error, BackendUnavailable):
-            raise
         raise StorageError(f"cannot fetch into {folder}: {describe_os_error(error)}") from error
     return path
 
@@ -121,65 +107,3 @@ def _npm_pack(source: ArtSource, scratch: Path) -> Path:
             "--from-folder DIR with archives fetched elsewhere"
         )
     return archives[0]
-
-
-def unpack_archive(archive: Path, folder: Path) -> None:
-    """Unpack the wanted files of an archive into a folder, which appears whole or not at all.
-
-    Args:
-        archive: A gzip-compressed tar file whose members lie in one top folder.
-        folder: Made or replaced.
-
-    Raises:
-        StorageError: The archive is damaged, holds a member that would leave the folder or is not
-            a plain file, lacks a needed file, or is larger than it may be; nothing is left then.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
-            whole = Path(scratch) / "whole"
-            whole.mkdir()
-            _unpack_members(archive, whole)
-            if folder.exists():
-                shutil.rmtree(folder)
-            whole.rename(folder)
-    except (tarfile.TarError, EOFError) as error:
-        raise StorageError(
-            f"{archive} is damaged ({error}); delete it and run `bootpig-rt fetch-data` again"
-        ) from error
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"cannot unpack {archive}: {describe_os_error(error)}") from error
-
-
-def _unpack_members(archive: Path, folder: Path) -> None:
-    total = 0
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            parts = PurePosixPath(member.name).parts
-            if member.name.startswith("/") or "\\" in member.name or ".." in parts:
-                raise StorageError(
-                    f"{archive} holds {member.name!r}, which lies outside its folder; it was not "
-                    "unpacked, fetch the pinned package instead"
-                )
-            if not (member.isfile() or member.isdir()):
-                raise StorageError(
-                    f"{archive} holds {member.name!r}, which is a link or a device; it was not "
-                    "unpacked, fetch the pinned package instead"
-                )
-            total += member.size
-            if total > MAX_UNPACKED_BYTES:
-                raise StorageError(
-                    f"{archive} unpacks to more than {MAX_UNPACKED_BYTES} bytes; it was not "
-                    "unpacked, fetch the pinned package instead"
-                )
-            if len(parts) == 2 and parts[1] in WANTED and member.isfile():
-                stream = tar.extractfile(member)
-                if stream is not None:
-                    (folder / parts[1]).write_bytes(stream.read())
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
-    if missing:
-        raise StorageError(
-            f"{archive} lacks {', '.join(missing)}; fetch the pinned package instead"
-        )

@@ -2,7 +2,7 @@
 
 A concept is a thing with a name ("hot dog"). A style is one set of drawings. The same concept in
 several styles is the same word with another identity, which is what a personalising model has to
-tell apart. This file reads unpacked icon sets and joins their names; it knows nothing about
+tell apart. This file reads icon sets and joins their names; it knows nothing about
 fetching them (`training/art_packages.py`) or about pixels (`training/sprites.py`).
 
 What to keep, which names differ between sets and what to call a thing stands in
@@ -12,15 +12,19 @@ What to keep, which names differ between sets and what to call a thing stands in
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bootpig_rt.errors import StorageError
 
 SOURCES_FILE = Path(__file__).with_name("art_sources.json")
 RULES_FILE = Path(__file__).with_name("art_concepts.json")
+FILES = ("icons.json", "metadata.json", "chars.json")
 NAMING_STYLE = "noto"
 """The style whose names and categories are the concepts' names and categories."""
 
@@ -113,54 +117,36 @@ class Drawing:
     category: str
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(
-            f"cannot read {path}: {error.strerror}; run `bootpig-rt fetch-data` again"
-        ) from error
-    except ValueError as error:
-        raise StorageError(
-            f"{path} is not valid JSON ({error}); delete its folder and run "
-            "`bootpig-rt fetch-data` again"
-        ) from error
-
-
 def load_sources(path: Path = SOURCES_FILE) -> tuple[ArtSource, ...]:
     """Read the list of pinned packages."""
-    return tuple(ArtSource(**entry) for entry in _read_json(path)["sources"])
+    return tuple(ArtSource(**entry) for entry in json.loads(path.read_text())["sources"])
 
 
 def load_rules(path: Path = RULES_FILE) -> ConceptRules:
     """Read the rules of the join."""
-    data = _read_json(path)
-    return ConceptRules(
-        categories=tuple(data["categories"]),
-        exclude=frozenset(data["exclude"]),
-        icons=data["icons"],
-        nouns=data["nouns"],
-        never_held_out=frozenset(data.get("never_held_out", ())),
-    )
+    return msgspec.json.decode(path.read_bytes(), type=ConceptRules)
 
 
-def read_icon_set(folder: Path, style: str) -> IconSet:
-    """Read one unpacked package (`icons.json`, `metadata.json`, `chars.json`).
-
-    Args:
-        folder: The unpacked package.
-        style: Name of the style.
-
-    Returns:
-        The set, with every icon's body and view box.
+def read_icon_set(archive: Path, style: str) -> IconSet:
+    """Read a package out of its archive: `icons.json`, `metadata.json`, and `chars.json` if any.
 
     Raises:
-        StorageError: A file is missing or is not JSON.
+        StorageError: The archive is damaged or lacks a file.
     """
-    data = _read_json(folder / "icons.json")
-    metadata = _read_json(folder / "metadata.json")
-    chars_file = folder / "chars.json"
-    chars = _read_json(chars_file) if chars_file.exists() else {}
+    files: dict[str, Any] = {"chars.json": {}}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = member.name.rpartition("/")[2]
+                stream = tar.extractfile(member) if name in FILES else None
+                if stream is not None:
+                    files[name] = json.load(stream)
+        data, metadata, chars = (files[name] for name in FILES)
+    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
+        raise StorageError(
+            f"{archive} is damaged or lacks a file ({error}); delete it and run "
+            "`bootpig-rt fetch-data` again"
+        ) from error
 
     def box(icon: Mapping[str, Any]) -> tuple[float, float, float, float]:
         def side(key: str, default: float) -> float:

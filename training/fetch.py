@@ -1,8 +1,8 @@
 """From pinned packages to sprites: the steps of `bootpig-rt fetch-data`.
 
 Each step leaves its result on disk and is skipped when that is there, so an interrupted run goes
-on where it stopped. The folder holds `packages/` (archives), `icons/` (unpacked sets), the sprites,
-and `fetch.json`, which tells what they were made from and is written last.
+on where it stopped. The folder holds `packages/` (archives), the sprites, and `fetch.json`, which
+tells what they were made from and is written last.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.bundle.files import measure
+from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training import splits
-from bootpig_rt.training.art_packages import fetch_archive, sha256_of, unpack_archive
+from bootpig_rt.training.art_packages import fetch_archive
 from bootpig_rt.training.emoji import (
     RULES_FILE,
     ArtSource,
@@ -78,10 +79,7 @@ def fetch_data(
     for done, source in enumerate(sources):
         report("packages", done, len(sources))
         archive = fetch_archive(source, folder / "packages", from_folder=from_folder)
-        unpacked = folder / "icons" / f"{source.style}-{source.sha256[:12]}"
-        if not unpacked.is_dir():
-            unpack_archive(archive, unpacked)
-        sets[source.style] = read_icon_set(unpacked, source.style)
+        sets[source.style] = read_icon_set(archive, source.style)
     report("packages", len(sources), len(sources))
     drawings = join_concepts(list(sets.values()), load_rules(), min_styles=MIN_STYLES)
     rendered = 0
@@ -103,7 +101,7 @@ def fetch_data(
     record = {
         "format": FORMAT,
         "key": key,
-        "files": {name: sha256_of(folder / name) for name in (PIXELS_FILE, LIST_FILE)},
+        "files": {name: measure(folder / name)[1] for name in (PIXELS_FILE, LIST_FILE)},
         "rejects": rejects,
     }
     atomic_write_text(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
@@ -128,10 +126,10 @@ def _finished(folder: Path, key: str) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         whole = record["key"] == key and all(
-            sha256_of(folder / name) == digest for name, digest in record["files"].items()
+            measure(folder / name)[1] == digest for name, digest in record["files"].items()
         )
         return _summary(folder, record["rejects"]) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, CheckpointError, ValueError, KeyError, TypeError):
         return None
 
 

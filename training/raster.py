@@ -73,50 +73,43 @@ def foreground_box(image: Image.Image) -> tuple[int, int, int, int] | None:
     return image.getchannel("A").point(table).getbbox()
 
 
-def fit_sprite(
-    image: Image.Image, *, size_px: int = SPRITE_PX, long_px: int = SUBJECT_PX
-) -> Pixels:
-    """Crop a drawing to what is visible and centre it, its long side at `long_px`.
+def fit_sprite(image: Image.Image) -> Pixels:
+    """Crop a drawing, RGBA, to what is visible and centre it, its long side at `SUBJECT_PX`.
 
     Colours are scaled with premultiplied alpha, so no dark or light seam appears at the edge.
 
-    Args:
-        image: RGBA, straight alpha, not empty.
-        size_px: Side of the square that is returned.
-        long_px: Long side of the drawing in it.
-
     Returns:
-        uint8 [size_px, size_px, 4], straight alpha, colour 0 where alpha is 0.
+        uint8 [SPRITE_PX, SPRITE_PX, 4], straight alpha, colour 0 where alpha is 0.
     """
     box = foreground_box(image)
     if box is None:
-        return np.zeros((size_px, size_px, 4), dtype=np.uint8)
+        return np.zeros((SPRITE_PX, SPRITE_PX, 4), dtype=np.uint8)
     width, height = box[2] - box[0], box[3] - box[1]
-    scale = long_px / max(width, height)
+    scale = SUBJECT_PX / max(width, height)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BICUBIC
     scaled = image.crop(box).convert("RGBa").resize(shape, how)
-    canvas = Image.new("RGBa", (size_px, size_px))
-    canvas.paste(scaled, ((size_px - shape[0]) // 2, (size_px - shape[1]) // 2))
+    canvas = Image.new("RGBa", (SPRITE_PX, SPRITE_PX))
+    canvas.paste(scaled, ((SPRITE_PX - shape[0]) // 2, (SPRITE_PX - shape[1]) // 2))
     pixels = np.array(canvas.convert("RGBA"), dtype=np.uint8)
     pixels[pixels[..., 3] == 0] = 0
     return pixels
 
 
-def draw_sprite(svg: str, *, size_px: int = SPRITE_PX, long_px: int = SUBJECT_PX) -> Pixels:
+def draw_sprite(svg: str) -> Pixels:
     """Render an SVG document as a sprite; see `fit_sprite`.
 
     A drawing that fills little of its view box is rendered again, larger, so that it is never
     scaled up from few pixels.
     """
-    render_px = 2 * size_px
+    render_px = 2 * SPRITE_PX
     image = rasterize(svg, render_px)
     box = foreground_box(image)
     if box is not None:
         side = max(box[2] - box[0], box[3] - box[1])
-        if side < long_px:
-            image = rasterize(svg, min(16 * size_px, -(-render_px * long_px // side)))
-    return fit_sprite(image, size_px=size_px, long_px=long_px)
+        if side < SUBJECT_PX:
+            image = rasterize(svg, min(16 * SPRITE_PX, -(-render_px * SUBJECT_PX // side)))
+    return fit_sprite(image)
 
 
 def fault_of(rgba: Pixels) -> str | None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig_rt.errors import ConfigError, InputError
+from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
+from bootpig_rt.training.workers import spread
 
 FORMAT = 1
 MAX_TRIES = 64
@@ -177,24 +178,7 @@ def _add_sample(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-# A worker's copy of what every shard needs: sent once a process, not once a shard.
-_worker: tuple[Subjects, SynthesisConfig] | None = None
-
-
-def _start_worker(subjects: Subjects, config: SynthesisConfig) -> None:
-    global _worker
-    _worker = (subjects, config)
-
-
-def _work(folder: Path, number: int) -> dict[str, Any]:
-    if _worker is None:
-        raise RuntimeError("worker was not started with its subjects")
-    return write_shard(folder, number, *_worker)
+    atomic_write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def synthesize(
@@ -233,23 +217,13 @@ def synthesize(
             "start anew"
         )
     _write_json(settings_path, settings)
-    numbers = range(-(-config.num_samples // config.shard_size))
     records = []
-    if num_workers == 1:
-        for number in numbers:
-            records.append(write_shard(folder, number, subjects, config))
-            if on_shard:
-                on_shard(records[-1])
-    else:
-        # Fresh processes: a fork would copy the locks of whatever threads the caller has running.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            num_workers, context, initializer=_start_worker, initargs=(subjects, config)
-        ) as pool:
-            for record in pool.map(_work, [folder] * len(numbers), numbers):
-                records.append(record)
-                if on_shard:
-                    on_shard(record)
+    work = partial(write_shard, folder, subjects=subjects, config=config)
+    numbers = range(-(-config.num_samples // config.shard_size))
+    for record in spread(work, numbers, num_workers):
+        records.append(record)
+        if on_shard:
+            on_shard(record)
     rejects: Counter[str] = Counter()
     for record in records:
         rejects.update(record["rejects"])

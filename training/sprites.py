@@ -2,21 +2,17 @@
 
 Drawings that are empty, thin or tiny, or fill a square like a framed picture are rejected, and so
 is a drawing that repeats another style's drawing of the same concept: then two identities would be
-one. Rendering is cut into chunks that are kept on disk, so an interrupted run goes on where it
-stopped and gives the same bytes.
+one.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import io
 import json
-import multiprocessing
-import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,12 +23,12 @@ from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.training.emoji import Drawing, IconSet
 from bootpig_rt.training.raster import (
     SPRITE_PX,
-    SUBJECT_PX,
     Pixels,
     draw_sprite,
     drawing_distance,
     fault_of,
 )
+from bootpig_rt.training.workers import spread
 
 CHUNK = 64
 FORMAT = 1
@@ -60,97 +56,32 @@ class Sprite:
 
 def render_all(
     svgs: Sequence[str],
-    folder: Path,
     *,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> Pixels:
-    """Render drawings in chunks that survive an interruption.
+    """Render SVG documents, uint8 [N, SPRITE_PX, SPRITE_PX, 4].
 
     Args:
-        svgs: SVG documents.
-        folder: Where finished chunks are kept; one whose drawings have changed is made anew.
+        svgs: N documents; one that is not valid SVG is left empty.
         workers: Number of processes.
         on_progress: Called with the number of drawings just finished.
-
-    Returns:
-        uint8 [len(svgs), SPRITE_PX, SPRITE_PX, 4]. A drawing that is not valid SVG is left empty.
-
-    Raises:
-        StorageError: A chunk cannot be written.
     """
-    sprites = np.zeros((len(svgs), SPRITE_PX, SPRITE_PX, 4), dtype=np.uint8)
-    chunks = {start: list(svgs[start : start + CHUNK]) for start in range(0, len(svgs), CHUNK)}
-    todo = []
-    for start, chunk in chunks.items():
-        path = _chunk_path(folder, chunk)
-        stored = _read_chunk(path, len(chunk))
-        if stored is None:
-            todo.append(start)
-            continue
-        sprites[start : start + len(chunk)] = stored
-        if on_progress is not None:
-            on_progress(len(chunk))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make {folder}: {describe_os_error(error)}") from error
-    for start, pixels in _render_chunks({start: chunks[start] for start in todo}, workers):
-        atomic_write_bytes(_chunk_path(folder, chunks[start]), _npy_bytes(pixels))
-        sprites[start : start + len(pixels)] = pixels
+    found = []
+    chunks = [svgs[start : start + CHUNK] for start in range(0, len(svgs), CHUNK)]
+    for pixels in spread(_render_chunk, chunks, workers):
+        found.append(pixels)
         if on_progress is not None:
             on_progress(len(pixels))
-    return sprites
+    return np.concatenate(found)
 
 
-def _render_chunks(chunks: Mapping[int, list[str]], workers: int) -> Iterator[tuple[int, Pixels]]:
-    if workers <= 1 or len(chunks) <= 1:
-        for start, chunk in chunks.items():
-            yield start, _render_chunk(chunk)
-        return
-    # Fresh processes: a fork would copy the threads' locks of whatever the caller has running.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
-    try:
-        yield from zip(chunks, pool.map(_render_chunk, chunks.values()), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _render_chunk(svgs: list[str]) -> Pixels:
+def _render_chunk(svgs: Sequence[str]) -> Pixels:
     sprites = np.zeros((len(svgs), SPRITE_PX, SPRITE_PX, 4), dtype=np.uint8)
     for row, svg in enumerate(svgs):
-        try:
+        with contextlib.suppress(ValueError):  # resvg's word for a broken document
             sprites[row] = draw_sprite(svg)
-        except (
-            ValueError
-        ):  # resvg's word for a broken document: the sprite stays empty, is rejected
-            continue
     return sprites
-
-
-def _chunk_path(folder: Path, svgs: Iterable[str]) -> Path:
-    digest = hashlib.sha256(f"{FORMAT} {SPRITE_PX} {SUBJECT_PX}".encode())
-    for svg in svgs:
-        digest.update(svg.encode())
-        digest.update(b"\0")
-    return folder / f"{digest.hexdigest()[:24]}.npy"
-
-
-def _read_chunk(path: Path, length: int) -> Pixels | None:
-    try:
-        with path.open("rb") as stream:
-            pixels: Pixels = np.load(stream, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    whole = pixels.shape == (length, SPRITE_PX, SPRITE_PX, 4) and pixels.dtype == np.uint8
-    return pixels if whole else None
-
-
-def _npy_bytes(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels)
-    return buffer.getvalue()
 
 
 def choose_rows(
@@ -206,7 +137,7 @@ def render_sprites(
     Args:
         drawings: What `join_concepts` found.
         sets: Style to icon set.
-        folder: Data folder; finished chunks are kept in its `sprites.partial` until all is done.
+        folder: Data folder.
         split_of: Split of a (concept, style).
         min_styles: Concepts with fewer usable styles are left out.
         workers: Number of processes.
@@ -219,8 +150,7 @@ def render_sprites(
         StorageError: The folder cannot be written.
     """
     svgs = [sets[d.style].svg(d.icon) for d in drawings]
-    partial = folder / "sprites.partial"
-    pixels = render_all(svgs, partial, workers=workers, on_progress=on_progress)
+    pixels = render_all(svgs, workers=workers, on_progress=on_progress)
     rows, rejects = choose_rows(drawings, pixels, min_styles=min_styles)
     entries = [
         {**asdict(drawings[row]), "split": split_of(drawings[row].concept, drawings[row].style)}
@@ -232,7 +162,6 @@ def render_sprites(
     (folder / LIST_FILE).unlink(missing_ok=True)
     atomic_write_bytes(folder / PIXELS_FILE, buffer.getvalue())
     atomic_write_bytes(folder / LIST_FILE, json.dumps(entries, indent=0).encode())
-    shutil.rmtree(partial, ignore_errors=True)
     return dict(rejects)
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, check, unpack and render; a second run does only what is missing."""
+    """Fetch, check and render; a second run does only what is missing."""
     from tqdm import tqdm
 
     from bootpig_rt.training.fetch import fetch_data

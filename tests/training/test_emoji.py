@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -97,19 +98,24 @@ def test_the_join_needs_the_naming_style() -> None:
 
 
 def test_a_set_is_read_with_its_boxes_and_without_mirrored_aliases(tmp_path: Path) -> None:
-    (tmp_path / "icons.json").write_text(
-        json.dumps(
-            {
-                "icons": {"pie": {"body": "<g/>"}, "wide": {"body": "<g/>", "width": 48}},
-                "aliases": {"tart": {"parent": "pie"}, "turned": {"parent": "pie", "rotate": 1}},
-                "width": 32,
-                "height": 32,
-            }
-        )
-    )
-    (tmp_path / "metadata.json").write_text('{"categories": {"Food & Drink": ["pie"]}}')
-    (tmp_path / "chars.json").write_text('{"1f967-fe0f": "pie"}')
-    icons = read_icon_set(tmp_path, "noto")
+    icons_json = {
+        "icons": {"pie": {"body": "<g/>"}, "wide": {"body": "<g/>", "width": 48}},
+        "aliases": {"tart": {"parent": "pie"}, "turned": {"parent": "pie", "rotate": 1}},
+        "width": 32,
+        "height": 32,
+    }
+    files = {
+        "icons.json": icons_json,
+        "metadata.json": {"categories": {"Food & Drink": ["pie"]}},
+        "chars.json": {"1f967-fe0f": "pie"},
+        "index.js": "not read",
+    }
+    (tmp_path / "package").mkdir()
+    for name, content in files.items():
+        (tmp_path / "package" / name).write_text(json.dumps(content))
+    with tarfile.open(tmp_path / "noto.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "package", "package")
+    icons = read_icon_set(tmp_path / "noto.tgz", "noto")
     assert icons.find("tart") == "pie"
     assert icons.find("turned") is None
     assert icons.icon_of_char == {"1f967": "pie"}

@@ -6,10 +6,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
-from bootpig_rt.errors import StorageError
 from bootpig_rt.training.emoji import load_rules, load_sources
 from bootpig_rt.training.scenes import SCENES
 from bootpig_rt.training.splits import Splits, load_splits
@@ -42,12 +40,6 @@ def test_held_out_scenes_are_gathered_for_each_concept() -> None:
     pairs = frozenset({("dog", "beach"), ("dog", "city"), ("cat", "beach")})
     scenes = Splits(frozenset(), frozenset(), pairs).held_out_scenes()
     assert scenes == {"dog": frozenset({"beach", "city"}), "cat": frozenset({"beach"})}
-
-
-def test_a_damaged_list_is_named(tmp_path: Path) -> None:
-    (tmp_path / "held_out_concepts.json").write_text("{")
-    with pytest.raises(StorageError, match=r"held_out_concepts\.json"):
-        load_splits(tmp_path)
 
 
 def test_the_sample_subjects_are_held_out_attributed_and_clear() -> None:

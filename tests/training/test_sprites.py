@@ -11,9 +11,7 @@ from PIL import Image, ImageDraw
 
 from bootpig_rt.errors import StorageError
 from bootpig_rt.training import sprites
-from bootpig_rt.training.emoji import (
-    Drawing,
-)
+from bootpig_rt.training.emoji import Drawing
 from bootpig_rt.training.raster import SPRITE_PX, SUBJECT_PX, Pixels, fault_of, fit_sprite
 
 ROOT = Path(__file__).parents[2]
@@ -93,44 +91,20 @@ def test_concepts_left_with_few_styles_or_mostly_framed_are_rejected() -> None:
     assert rejects == Counter({"framed concept": 3, "same drawing": 1, "too few styles": 1})
 
 
-def test_an_interrupted_rendering_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_all_are_rendered_in_their_order_and_broken_ones_left_empty(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn: list[str] = []
-
     def draw(svg: str) -> Pixels:
-        drawn.append(svg)
         if svg == "broken":
             raise ValueError(svg)
         return np.full((SPRITE_PX, SPRITE_PX, 4), int(svg), dtype=np.uint8)
 
     monkeypatch.setattr(sprites, "draw_sprite", draw)
     monkeypatch.setattr(sprites, "CHUNK", 2)
-    svgs = ["1", "2", "3", "broken", "5"]
-    whole = sprites.render_all(svgs, tmp_path / "whole")
-    assert whole[:, 0, 0, 0].tolist() == [1, 2, 3, 0, 5]
-
-    def interrupt(count: int) -> None:
-        raise KeyboardInterrupt
-
-    drawn.clear()
-    with pytest.raises(KeyboardInterrupt):
-        sprites.render_all(svgs, tmp_path / "parts", on_progress=interrupt)
-    assert drawn == ["1", "2"]
     counts: list[int] = []
-    drawn.clear()
-    resumed = sprites.render_all(svgs, tmp_path / "parts", on_progress=counts.append)
-    assert drawn == ["3", "broken", "5"]
+    whole = sprites.render_all(["1", "2", "3", "broken", "5"], on_progress=counts.append)
+    assert whole[:, 0, 0, 0].tolist() == [1, 2, 3, 0, 5]
     assert counts == [2, 2, 1]
-    assert np.array_equal(resumed, whole)
-
-
-def test_a_damaged_chunk_is_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sprites, "draw_sprite", lambda svg: disc((1, 2, 3)))
-    whole = sprites.render_all(["x"], tmp_path)
-    (chunk,) = tmp_path.iterdir()
-    chunk.write_bytes(chunk.read_bytes()[:1000])
-    assert np.array_equal(sprites.render_all(["x"], tmp_path), whole)
 
 
 @pytest.mark.parametrize("fault", ["missing", "not JSON", "cut", "other count"])

@@ -22,8 +22,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from bootpig_rt.errors import StorageError
-
 Split = Literal["train", "held_out_identity", "held_out_concept"]
 FOLDER = Path(__file__).parent
 
@@ -59,21 +57,12 @@ class Splits:
 
 
 @cache
-def load_splits(folder: Path = FOLDER) -> Splits:
-    """Read the three lists.
-
-    Raises:
-        StorageError: A list is missing or damaged.
-    """
+def load_splits() -> Splits:
+    """Read the three lists."""
 
     def read(name: str) -> list[Any]:
-        path = folder / f"held_out_{name}.json"
-        try:
-            return list(json.loads(path.read_text(encoding="utf-8"))[name])
-        except (OSError, ValueError, KeyError) as error:
-            raise StorageError(
-                f"cannot read the held-out {name} in {path}: {error}; install bootpig-rt again"
-            ) from error
+        text = (FOLDER / f"held_out_{name}.json").read_text(encoding="utf-8")
+        return list(json.loads(text)[name])
 
     return Splits(
         concepts=frozenset(str(concept) for concept in read("concepts")),
