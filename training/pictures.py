@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from bootpig_rt.errors import ConfigError
+from bootpig_rt.images.png import save_png
+from bootpig_rt.images.sheet import grid
 from bootpig_rt.training.shards import read_manifest, read_samples
 
 
@@ -86,10 +88,6 @@ def subject_difference(a: Tensor, b: Tensor, masks: Tensor) -> float:
 
 def save_sheet(rows: list[NDArray[np.uint8]], path: Path, *, zoom: int = 2) -> None:
     """Write rows of pictures, each uint8 [N, S, S, 3], as one PNG, enlarged `zoom` times."""
-    strips = [np.concatenate(list(row), axis=1) for row in rows]
-    sheet = Image.fromarray(np.concatenate(strips, axis=0))
-    temporary = path.with_suffix(".tmp")
-    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(
-        temporary, "PNG"
-    )
-    temporary.replace(path)
+    sheet = grid([Image.fromarray(each) for row in rows for each in row], len(rows[0]), gap_px=0)
+    size = (sheet.width * zoom, sheet.height * zoom)
+    save_png(sheet.resize(size, Image.Resampling.NEAREST), path)

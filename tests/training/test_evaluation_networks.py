@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from bootpig_rt.training.evaluation.efficientnet import EMBEDDING, EfficientNetLite0, embed
 from bootpig_rt.training.evaluation.scene_judge import (
     SCENE_KEYS,
-    accuracy,
     scene_net,
     scene_pictures,
     scenes_of,
@@ -41,8 +40,8 @@ def test_the_scene_judge_learns_scenes_and_is_the_same_each_time() -> None:
     again = train_scene_net(sprites(), seed=0, size_px=32, pictures=160, epochs=3)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
     pictures, labels = scene_pictures(sprites(), 64, seed=0, name="test", size_px=32)
-    found = accuracy(scenes_of(net, pictures), [SCENE_KEYS[k] for k in labels])
-    assert found > 2 / len(SCENE_KEYS)
+    found = [SCENE_KEYS.index(name) for name in scenes_of(net, pictures)]
+    assert np.mean(found == labels) > 2 / len(SCENE_KEYS)
 
 
 def test_a_damaged_scene_judge_is_trained_anew(

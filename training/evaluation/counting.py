@@ -71,8 +71,7 @@ def scene_hits(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> list[bool
 
 def rate_of(values: Sequence[float], verdicts: Verdicts) -> dict[str, Any] | None:
     """Rate with its interval by subject, for JSON; None without pictures."""
-    found = rate(values, [shot.subject for shot in verdicts.shots])
-    return None if found is None else found.to_dict()
+    return rate(values, [shot.subject for shot in verdicts.shots])
 
 
 def _chance(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> float | None:
@@ -175,24 +174,15 @@ def judge_accuracy(
     subjects: Sequence[EvalSubject],
 ) -> dict[str, Any]:
     """How often each judge is right on the renderer's own pictures: its ceiling."""
+    drawn = {name: arms[name] for name in ("renderer", "renderer_blurred")}
     report: dict[str, Any] = {}
     for judge in judges:
-        report[judge.name] = {
-            "about": judge.about,
-            "renderer": rate_of(
-                identity_hits(arms["renderer"], subjects, judge.name), arms["renderer"]
-            ),
-            "renderer_blurred": rate_of(
-                identity_hits(arms["renderer_blurred"], subjects, judge.name),
-                arms["renderer_blurred"],
-            ),
-        }
+        hits = {name: identity_hits(arm, subjects, judge.name) for name, arm in drawn.items()}
+        report[judge.name] = {"about": judge.about}
+        report[judge.name] |= {name: rate_of(hits[name], arm) for name, arm in drawn.items()}
     report["scene"] = {
         "about": "small network over the scenes, taught with renders of training drawings",
         "fresh_renders": round(scene_accuracy, 4),
-        "renderer": rate_of(scene_hits(arms["renderer"], subjects), arms["renderer"]),
-        "renderer_blurred": rate_of(
-            scene_hits(arms["renderer_blurred"], subjects), arms["renderer_blurred"]
-        ),
+        **{name: rate_of(scene_hits(arm, subjects), arm) for name, arm in drawn.items()},
     }
     return report

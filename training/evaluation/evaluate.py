@@ -6,6 +6,7 @@ is the same rate on the renderer's pictures of the same subjects and prompts.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ from bootpig_rt.training.evaluation.efficientnet import load_efficientnet
 from bootpig_rt.training.evaluation.fidelity import FidelityJudge
 from bootpig_rt.training.evaluation.generators import Generator, draw_shots, suite_digest
 from bootpig_rt.training.evaluation.identity import (
+    BLUR_PX,
+    DRAWS,
+    SIDES_PX,
     Candidates,
     FeatureJudge,
     IdentityJudge,
@@ -110,7 +114,8 @@ def build_judges(
     """
     network = load_efficientnet()
     candidates = Candidates(subjects, config, size_px=size_px)
-    digest = f"{suite_digest(subjects, config)} {size_px}"
+    of = f"{suite_digest(subjects, config)} {size_px} {DRAWS} {SIDES_PX} {BLUR_PX}"
+    digest = hashlib.sha256(of.encode()).hexdigest()[:16]
     net = scene_net(training_sprites, seed=config.seed, size_px=size_px, cache=cache)
     unseen = np.concatenate([subject.sprites[subject.own][None] for subject in subjects])
     return Judges(
@@ -122,8 +127,7 @@ def build_judges(
                 "cosine of EfficientNet-Lite0 features, ImageNet weights",
                 network_features(network),
                 parts=2,
-                cache=cache / f"network-{config.name}.npz",
-                key=digest,
+                cache=cache / f"network-{digest}.npz",
                 candidates=candidates,
             ),
             FeatureJudge(
@@ -131,8 +135,7 @@ def build_judges(
                 "colour histogram: lenient, it does not see shape",
                 colour_histogram,
                 parts=1,
-                cache=cache / f"colours-{config.name}.npz",
-                key=digest,
+                cache=cache / f"colours-{digest}.npz",
                 candidates=candidates,
             ),
         ),
@@ -277,11 +280,7 @@ def _copying(
         given = [paste_score(p, views[n][0]) for n, p in zip(numbers, pictures, strict=True)]
         other = [paste_score(p, views[n][1]) for n, p in zip(numbers, pictures, strict=True)]
         gaps = [a - b for a, b in zip(given, other, strict=True)]
-        score, gap = rate(given, numbers), rate(gaps, numbers)
-        report[name] = {
-            "score": None if score is None else score.to_dict(),
-            "gap": None if gap is None else gap.to_dict(),
-        }
+        report[name] = {"score": rate(given, numbers), "gap": rate(gaps, numbers)}
     return report
 
 

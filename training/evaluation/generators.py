@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
+from bootpig_rt.training.evaluation.kept import read_arrays, write_arrays
 from bootpig_rt.training.evaluation.suite import (
     EvalSubject,
     Shot,
@@ -126,18 +124,17 @@ def draw_shots(
     Raises:
         StorageError: A chunk cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     found = []
     for start in range(0, len(shots), CHUNK):
         part = shots[start : start + CHUNK]
         digest = hashlib.sha256(f"{generator.fingerprint}\0{suite_digest}".encode())
         digest.update("\0".join(shot.tag for shot in part).encode())
         path = folder / f"{digest.hexdigest()[:24]}.npz"
-        pictures = read_array(path) if resume else None
-        if pictures is None or len(pictures) != len(part):
-            pictures = generator(part)
-            write_array(path, pictures)
-        found.append(pictures)
+        kept = read_arrays(path) if resume else None
+        if kept is None:
+            kept = {"array": generator(part)}
+            write_arrays(path, kept)
+        found.append(kept["array"])
         if on_progress is not None:
             on_progress(len(part))
     return np.concatenate(found)
@@ -150,20 +147,3 @@ def suite_digest(subjects: Sequence[EvalSubject], config: SuiteConfig) -> str:
         digest.update(f"{subject.key} {subject.styles} {subject.prompts}".encode())
         digest.update(subject.sprites.tobytes())
     return digest.hexdigest()
-
-
-def read_array(path: Path) -> NDArray[np.uint8] | None:
-    """The array of a file that `write_array` wrote, or None if it is not there or damaged."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            array: NDArray[np.uint8] = stored["array"]
-            return array
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def write_array(path: Path, array: NDArray[np.uint8]) -> None:
-    """Write one array, all at once."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, array=array)
-    atomic_write_bytes(path, buffer.getvalue())

@@ -7,8 +7,6 @@ prompt names, and cuts the same box out of the picture and out of those candidat
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig_rt.files.atomic import atomic_write
 from bootpig_rt.training.evaluation.efficientnet import EfficientNetLite0, embed
+from bootpig_rt.training.evaluation.kept import read_arrays, write_arrays
 from bootpig_rt.training.evaluation.render import blur, crop, render_style
 from bootpig_rt.training.evaluation.suite import EvalSubject, Shot, SuiteConfig, stream
 
@@ -113,8 +111,8 @@ class FeatureJudge:
         embedder: Crops to features.
         parts: The features are so many parts of equal length, each with a cosine of its own.
         candidates: Of the suite.
-        cache: File that keeps the candidates' features; None keeps nothing.
-        key: Of all that they depend on.
+        cache: File that keeps the candidates' features, named by all that they depend on; None
+            keeps nothing.
     """
 
     def __init__(
@@ -126,18 +124,19 @@ class FeatureJudge:
         parts: int,
         candidates: Candidates,
         cache: Path | None = None,
-        key: str = "",
     ) -> None:
         self.name, self.about, self.embedder, self.parts = name, about, embedder, parts
         self.subjects = candidates.subjects
-        bank = _load_bank(cache, key)
+        bank = None if cache is None else read_arrays(cache)
         if bank is None:
+            # Half precision: a thousandth of a feature changes no verdict, and the file halves.
             bank = {
-                f"{s}.{p}": self._features(candidates.crops(s, p))
+                f"{s}.{p}": self._features(candidates.crops(s, p)).astype(np.float16)
                 for s, subject in enumerate(self.subjects)
                 for p in range(len(subject.prompts))
             }
-            _save_bank(cache, key, bank)
+            if cache is not None:
+                write_arrays(cache, bank)
         self._bank = bank
 
     def _features(self, crops: NDArray[np.uint8]) -> Floats:
@@ -172,34 +171,6 @@ def _similarity(bank: Floats, query: Floats) -> Floats:
 def _unit(x: Floats) -> Floats:
     unit: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
     return unit
-
-
-def _load_bank(cache: Path | None, key: str) -> dict[str, Floats] | None:
-    if cache is None:
-        return None
-    try:
-        with cache.open("rb") as stream_in, np.load(stream_in, allow_pickle=False) as stored:
-            if str(stored["key"]) != _bank_key(key):
-                return None
-            return {name: stored[name] for name in stored.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _save_bank(cache: Path | None, key: str, bank: dict[str, Floats]) -> None:
-    if cache is None:
-        return
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    # Half precision: a thousandth of a feature changes no verdict, and the file halves.
-    small = {name: features.astype(np.float16) for name, features in bank.items()}
-    with atomic_write(cache) as target:
-        np.savez(target, key=np.array(_bank_key(key)), **small)  # type: ignore[arg-type]
-    for name, features in small.items():  # the same numbers with and without the file
-        bank[name] = features.astype(np.float32)
-
-
-def _bank_key(key: str) -> str:
-    return hashlib.sha256(f"1 {key} {DRAWS} {SIDES_PX} {BLUR_PX}".encode()).hexdigest()
 
 
 def by_prompt(shots: Sequence[Shot]) -> dict[tuple[int, int], list[int]]:

@@ -6,7 +6,6 @@ file. The subject covers the middle, so that it has to look at what is around.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from bootpig_rt.training.captions import Position
 from bootpig_rt.training.compose import place, target_view, turn_hue
 from bootpig_rt.training.evaluation.render import blur
 from bootpig_rt.training.evaluation.suite import stream
+from bootpig_rt.training.pictures import to_tensor
 from bootpig_rt.training.scenes import SCENES, draw_scene
 
 SCENE_KEYS = tuple(sorted(SCENES))
@@ -100,7 +100,7 @@ def train_scene_net(
     answers = torch.from_numpy(labels)
     for _ in range(epochs):
         for part in torch.randperm(len(drawn), generator=generator).split(BATCH):
-            pixels = _pixels(drawn[part.numpy()])
+            pixels = to_tensor(drawn[part.numpy()])
             light = 1.0 + 0.16 * (torch.rand(len(part), 1, 1, 1, generator=generator) - 0.5)
             noise = 0.06 * torch.randn(pixels.shape, generator=generator)
             loss = F.cross_entropy(net(pixels * light + noise), answers[part])
@@ -111,22 +111,17 @@ def train_scene_net(
     return net.eval().requires_grad_(False)
 
 
-def scene_net(
-    sprites: NDArray[np.uint8], *, seed: int, size_px: int, cache: Path | None = None
-) -> SceneNet:
-    """The trained judge, from its file where there is one."""
-    path = None if cache is None else cache / f"scene-judge-{seed}-{size_px}.safetensors"
+def scene_net(sprites: NDArray[np.uint8], *, seed: int, size_px: int, cache: Path) -> SceneNet:
+    """The trained judge, from its file in a folder where there is one."""
+    path = cache / f"scene-judge-{seed}-{size_px}.safetensors"
     net = SceneNet()
-    if path is not None and path.is_file():
-        try:
-            net.load_state_dict(load_file(path))
-            return net.eval().requires_grad_(False)
-        except (SafetensorError, RuntimeError):  # damaged or of another shape: train it anew
-            pass
-    net = train_scene_net(sprites, seed=seed, size_px=size_px)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, save(net.state_dict()))
+    try:
+        net.load_state_dict(load_file(path))
+        return net.eval().requires_grad_(False)
+    except (OSError, SafetensorError, RuntimeError):  # not there, damaged or of another shape
+        net = train_scene_net(sprites, seed=seed, size_px=size_px)
+    cache.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, save(net.state_dict()))
     return net
 
 
@@ -135,7 +130,7 @@ def scenes_of(net: SceneNet, pictures: NDArray[np.uint8]) -> list[str]:
     """Name the scene of each picture, uint8 [N, S, S, 3]."""
     found: list[str] = []
     for start in range(0, len(pictures), 256):
-        logits = net(_pixels(pictures[start : start + 256]))
+        logits = net(to_tensor(pictures[start : start + 256]))
         found += [SCENE_KEYS[k] for k in logits.argmax(1).tolist()]
     return found
 
@@ -143,13 +138,5 @@ def scenes_of(net: SceneNet, pictures: NDArray[np.uint8]) -> list[str]:
 def scene_accuracy(net: SceneNet, sprites: NDArray[np.uint8], *, seed: int, size_px: int) -> float:
     """Share of fresh renders, none of them seen in training, that are named rightly."""
     pictures, labels = scene_pictures(sprites, 480, seed=seed, name="test", size_px=size_px)
-    return accuracy(scenes_of(net, pictures), [SCENE_KEYS[k] for k in labels])
-
-
-def accuracy(found: Sequence[str], asked: Sequence[str]) -> float:
-    """Share of equal pairs."""
-    return float(np.mean([a == b for a, b in zip(found, asked, strict=True)]))
-
-
-def _pixels(pictures: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    found = zip(scenes_of(net, pictures), labels, strict=True)
+    return float(np.mean([name == SCENE_KEYS[label] for name, label in found]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,35 +11,10 @@ import numpy as np
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A mean over subjects with its 95 % interval.
-
-    Attributes:
-        value: Mean over subjects of each subject's mean.
-        low: 2.5th percentile of the bootstrap over subjects.
-        high: 97.5th percentile.
-        subjects: How many subjects.
-        pictures: How many pictures.
-    """
-
-    value: float
-    low: float
-    high: float
-    subjects: int
-    pictures: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, rounded to four digits."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
-
-    def __str__(self) -> str:
-        """Value and interval, as tables show them."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def rate(values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0) -> Rate | None:
-    """Mean and bootstrap interval by subject.
+def rate(
+    values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0
+) -> dict[str, Any] | None:
+    """A mean over subjects with its 95 % interval, for JSON.
 
     Args:
         values: One for each picture, for example 1 for a hit and 0 for a miss.
@@ -48,7 +22,9 @@ def rate(values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0
         seed: Of the bootstrap.
 
     Returns:
-        The rate, or None without pictures.
+        None without pictures; otherwise `value`, the mean over subjects of each subject's mean,
+        `low` and `high`, percentiles 2.5 and 97.5 of the bootstrap over subjects, and how many
+        `subjects` and `pictures` there are.
     """
     by_subject: dict[Hashable, list[float]] = defaultdict(list)
     for value, subject in zip(values, subjects, strict=True):
@@ -58,4 +34,6 @@ def rate(values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0
     means = np.array([np.mean(found) for found in by_subject.values()])
     picks = np.random.default_rng(seed).integers(len(means), size=(RESAMPLES, len(means)))
     low, high = np.percentile(means[picks].mean(axis=1), (2.5, 97.5))
-    return Rate(float(means.mean()), float(low), float(high), len(means), len(values))
+    numbers = {"value": means.mean(), "low": low, "high": high}
+    rounded = {name: round(float(number), 4) for name, number in numbers.items()}
+    return {**rounded, "subjects": len(means), "pictures": len(values)}
