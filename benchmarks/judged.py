@@ -85,7 +85,7 @@ def _ends(name: str, said: Sequence[float], whose: Sequence[int]) -> dict[str, f
     found = rate(said, whose)
     if found is None:
         raise ParameterError("no pictures to judge")
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
 class Jury:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,22 +50,18 @@ class Ema:
             self.average[name].copy_(kept)
 
 
-class Averaged:
+@contextmanager
+def averaged(ema: Ema, modules: Iterable[nn.Module]) -> Iterator[None]:
     """The averaged weights and evaluation mode, for the time of a `with` block."""
-
-    def __init__(self, ema: Ema, modules: list[nn.Module]) -> None:
-        """Do nothing yet."""
-        self.ema, self.modules = ema, modules
-        self.were_training = [module.training for module in modules]
-
-    def __enter__(self) -> None:
-        self.ema.swap()
-        for module in self.modules:
-            module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.ema.swap()
-        for module, was_training in zip(self.modules, self.were_training, strict=True):
+    were_training = {module: module.training for module in modules}
+    ema.swap()
+    for module in were_training:
+        module.eval()
+    try:
+        yield
+    finally:
+        ema.swap()
+        for module, was_training in were_training.items():
             module.train(was_training)
 
 

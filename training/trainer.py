@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from bootpig_rt.errors import CheckpointError, NumericalError
 from bootpig_rt.files.atomic import atomic_write_text
-from bootpig_rt.training.checkpoints import Averaged, Checkpoints, Ema, TrainingState
+from bootpig_rt.training.checkpoints import Checkpoints, Ema, TrainingState, averaged
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws, step_indices
 from bootpig_rt.training.pictures import save_sheet
@@ -138,7 +138,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         num_summed = 0  # below log_every in the first row after a resume between two rows
         closing = contextlib.closing(writer) if writer else contextlib.nullcontext()
-        with self._stop_on_signals(), bar, closing:
+        with _stopping_on_signals(self.ask_to_stop), bar, closing:
             while self.step < config.steps and not self._must_stop(deadline):
                 figures = self._train_step()
                 for name, value in figures.items():
@@ -249,7 +249,7 @@ class Trainer:
 
     def _validate(self, writer: SummaryWriter | None) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged():
+            with averaged(self.ema, self.modules.values()):
                 found = self.stage.validate()
             if found.rows:
                 folder = self.folder / "validation"
@@ -262,14 +262,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             temporary = self.folder / ".result.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            with self._averaged():
+            with averaged(self.ema, self.modules.values()):
                 self._write_result(self.stage.result(), temporary)
             shutil.rmtree(self.folder / "result", ignore_errors=True)
             os.replace(temporary, self.folder / "result")
         self.accelerator.wait_for_everyone()
-
-    def _averaged(self) -> Averaged:
-        return Averaged(self.ema, list(self.modules.values()))
 
     # Checkpoints --------------------------------------------------------------------------------
 
@@ -342,9 +339,6 @@ class Trainer:
             stop = bool(self.accelerator.reduce(asked, "sum") > 0)
         return stop
 
-    def _stop_on_signals(self) -> _SignalGuard:
-        return _SignalGuard(self)
-
     def ask_to_stop(self) -> None:
         """Finish the current step, write a checkpoint and return from `run`."""
         self._stop = True
@@ -355,26 +349,15 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-class _SignalGuard:
+@contextlib.contextmanager
+def _stopping_on_signals(ask_to_stop: Callable[[], None]) -> Iterator[None]:
     """SIGINT and SIGTERM end the run after the current step, with a checkpoint."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
+    previous: dict[signal.Signals, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.previous[number] = signal.signal(number, lambda *_: self.trainer.ask_to_stop())
-            except ValueError:  # not the main thread: the caller handles signals
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
+            previous[number] = signal.signal(number, lambda *_: ask_to_stop())
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def log_rows(path: Path) -> Iterator[dict[str, float]]:
-    """Yield the rows of a run's `log.jsonl`."""
-    for line in path.read_text().splitlines():
-        yield json.loads(line)

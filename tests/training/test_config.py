@@ -117,6 +117,8 @@ def test_a_whole_number_is_fine_where_a_number_is_expected(tmp_path: Path) -> No
             "diffusion.snr_floor=6",
             r"snr_floor is 6.0, expected at most snr_gamma 5.0 - at",
         ),
+        ("distill.steps=0", r"Expected `int` >= 1 - at `\$.distill.steps`"),
+        ("distill.substeps=0", r"Expected `int` >= 1 - at `\$.distill.substeps`"),
         ("diffusion.max_references=0", r"Expected `int` >= 1 - at `\$.diffusion.max_references`"),
     ],
 )

@@ -26,12 +26,15 @@ from bootpig_rt.training.sampling import Drawer, Guidance
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.stages import distill
 from bootpig_rt.training.stages.distill import DistillStage, teacher_timesteps
-from bootpig_rt.training.trainer import log_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 ConfigOf = Callable[..., TrainConfig]
 KEPT = {"prompt_dropout": 0.0, "reference_dropout": 0.0, "both_dropout": 0.0}
+
+
+def log_rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -311,9 +314,6 @@ def test_validation_compares_with_the_teacher_on_the_same_noise(
 def test_settings_that_make_no_student_are_refused(
     config_of: ConfigOf, teacher: Path, tmp_path: Path
 ) -> None:
-    for name in ("steps", "substeps"):
-        with pytest.raises(ConfigError, match=f"distill.{name} is 0, expected at least 1"):
-            config_of(**{"steps_of_student" if name == "steps" else name: 0})
     with pytest.raises(ConfigError, match="distill.steps 100 times distill.substeps 11 is above"):
         build(config_of(steps_of_student=100, substeps=11))
     with pytest.raises(CheckpointError, match="does not exist"):

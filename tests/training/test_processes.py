@@ -20,13 +20,17 @@ from torch import Tensor
 
 from bootpig_rt.errors import CheckpointError, ConfigError
 from bootpig_rt.training import run
-from bootpig_rt.training.trainer import Trainer, log_rows
+from bootpig_rt.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = Path(__file__).with_name("in_each_process.py")
+
+
+def log_rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def load_script() -> Any:

@@ -27,7 +27,7 @@ from bootpig_rt.training.stages import diffusion
 from bootpig_rt.training.stages.base import BaseStage
 from bootpig_rt.training.stages.pair import PairStage
 from bootpig_rt.training.stages.vae import VaeStage
-from bootpig_rt.training.trainer import Trainer, log_rows
+from bootpig_rt.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +36,10 @@ pytestmark = pytest.mark.usefixtures("one_thread", "_short_validation")
 CPU = torch.device("cpu")
 STAGES = ("vae", "base", "pair")
 ConfigOf = Callable[..., TrainConfig]
+
+
+def log_rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

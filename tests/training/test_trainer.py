@@ -20,16 +20,20 @@ from torch import Tensor, nn
 
 from bootpig_rt.errors import CheckpointError, NumericalError, StorageError
 from bootpig_rt.training import checkpoints as state
-from bootpig_rt.training.checkpoints import Averaged, Ema
+from bootpig_rt.training.checkpoints import Ema, averaged
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.stage import Validation
-from bootpig_rt.training.trainer import Trainer, learning_rate_share, log_rows
+from bootpig_rt.training.trainer import Trainer, learning_rate_share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def log_rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class LineStage:
@@ -188,7 +192,7 @@ def test_averaged_weights_are_in_place_for_a_block_and_come_back_bit_for_bit() -
     with torch.no_grad():
         line.weight.mul_(1.37)
     trained = line.weight.detach().clone()
-    with Averaged(ema, [line]):
+    with averaged(ema, [line]):
         assert torch.equal(line.weight, before)
         assert not line.training
     assert torch.equal(line.weight, trained)
@@ -537,7 +541,7 @@ def test_the_folder_holds_config_and_log(trainer: MakeTrainer) -> None:
     stored = json.loads((made.folder / "config.json").read_text())
     assert stored["optimizer"]["ema_decay"] == 0.9
     assert stored["stage"] == "vae"
-    rows = list(log_rows(made.folder / "log.jsonl"))
+    rows = log_rows(made.folder / "log.jsonl")
     names = {"step", "loss", "size", "gradient_norm", "skipped", "samples_per_s", "learning_rate"}
     assert all(set(row) == names for row in rows)
     assert list((made.folder / "tensorboard").iterdir())

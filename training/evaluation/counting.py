@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bootpig_rt.training.evaluation.identity import IdentityJudge
-from bootpig_rt.training.evaluation.statistics import rate
+from bootpig_rt.training.evaluation.statistics import Rate, rate, rounded
 from bootpig_rt.training.evaluation.suite import EvalSubject, Shot, SuiteConfig, count_shots
 
 MAIN_JUDGE = "pixels"
@@ -69,9 +69,9 @@ def scene_hits(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> list[bool
     return [scene == subjects[s.subject].prompts[s.prompt].scene for s, scene in pairs]
 
 
-def rate_of(values: Sequence[float], verdicts: Verdicts) -> dict[str, Any] | None:
+def rate_of(values: Sequence[float], verdicts: Verdicts) -> Rate | None:
     """Rate with its interval by subject, for JSON; None without pictures."""
-    return rate(values, [shot.subject for shot in verdicts.shots])
+    return rounded(rate(values, [shot.subject for shot in verdicts.shots]))
 
 
 def _chance(verdicts: Verdicts, subjects: Sequence[EvalSubject]) -> float | None:

@@ -49,7 +49,7 @@ from bootpig_rt.training.evaluation.identity import (
 )
 from bootpig_rt.training.evaluation.render import RendererGenerator
 from bootpig_rt.training.evaluation.scene_judge import scene_accuracy, scene_net, scenes_of
-from bootpig_rt.training.evaluation.statistics import rate
+from bootpig_rt.training.evaluation.statistics import rate, rounded
 from bootpig_rt.training.evaluation.suite import (
     GROUPS,
     EvalSubject,
@@ -280,7 +280,7 @@ def _copying(
         given = [paste_score(p, views[n][0]) for n, p in zip(numbers, pictures, strict=True)]
         other = [paste_score(p, views[n][1]) for n, p in zip(numbers, pictures, strict=True)]
         gaps = [a - b for a, b in zip(given, other, strict=True)]
-        report[name] = {"score": rate(given, numbers), "gap": rate(gaps, numbers)}
+        report[name] = {"score": rounded(rate(given, numbers)), "gap": rounded(rate(gaps, numbers))}
     return report
 
 
