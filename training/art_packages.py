@@ -25,18 +25,10 @@ NPM_TIMEOUT_S = 600
 
 
 def fetch_archive(source: ArtSource, folder: Path, *, from_folder: Path | None = None) -> Path:
-    """Have a package's archive, whole and checked, in a folder.
+    """Have a pinned package's archive, whole and checked, in a folder.
 
-    An archive that is already there with the right checksum is kept, so a second run fetches only
-    what is missing.
-
-    Args:
-        source: The pinned package.
-        folder: Where the archive is kept.
-        from_folder: Take the archive from this folder; without it, `npm` fetches it.
-
-    Returns:
-        The archive.
+    It comes from `from_folder`, or else `npm` fetches it. One that is already there with the right
+    checksum is kept, so a second run fetches only what is missing.
 
     Raises:
         InputError: `from_folder` lacks the archive.

@@ -67,15 +67,7 @@ class Sample:
 
 
 def turn_hue(sprite: NDArray[np.uint8], angle_deg: float) -> NDArray[np.uint8]:
-    """Turn the hue of an RGBA sprite about the grey axis; black, white and grey stay.
-
-    Args:
-        sprite: uint8 [H, W, 4], straight alpha.
-        angle_deg: Angle of the turn.
-
-    Returns:
-        uint8 [H, W, 4].
-    """
+    """Turn the hue of an RGBA sprite, uint8 [H, W, 4], about the grey axis; grey stays."""
     cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     third, root = 1.0 / 3.0, math.sqrt(1.0 / 3.0)
     same = cos + third * (1.0 - cos)
@@ -92,15 +84,9 @@ def turn_hue(sprite: NDArray[np.uint8], angle_deg: float) -> NDArray[np.uint8]:
 def place(
     sprite: NDArray[np.uint8], view: View, background: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Lay a sprite over a background.
+    """Lay a sprite over a background uint8 [S, S, 3]: the picture, and the subject's mask [S, S].
 
-    Args:
-        sprite: uint8 [P, P, 4] RGBA whose subject is centred and fills `SPRITE_FILL` of the side.
-        view: Where and how.
-        background: uint8 [S, S, 3].
-
-    Returns:
-        The picture, uint8 [S, S, 3], and the subject's mask, uint8 [S, S].
+    The sprite is uint8 [P, P, 4] RGBA; its subject is centred and fills `SPRITE_FILL` of the side.
     """
     size, side = background.shape[0], sprite.shape[0]
     pixels = sprite.astype(np.float32)
@@ -206,17 +192,11 @@ def draw_sample(
     config: WorldConfig,
     held_out_scenes: frozenset[str] = frozenset(),
 ) -> Sample | RejectReason:
-    """Draw one sample of a subject.
-
-    Args:
-        rng: Source of all variation.
-        sprite: uint8 [P, P, 4], the subject.
-        noun: Its class, as prompts call it.
-        config: What may vary.
-        held_out_scenes: Scenes in which this class must not be seen in training.
+    """Draw one sample of a subject, a sprite uint8 [P, P, 4] of the class `noun`.
 
     Returns:
-        A `Sample`, or the reason why this draw is rejected.
+        A `Sample`, or the reason why this draw is rejected: its scene may be one in which this
+        class must not be seen in training.
     """
     caption = draw_caption(rng, noun)
     if caption.scene in held_out_scenes:

@@ -41,16 +41,10 @@ def cached_references(latents: Latents) -> References:
 def augmented_references(
     pictures: NDArray[np.uint8], vae: Any, augmentation: Augmentation, device: torch.device
 ) -> References:
-    """References that are changed and encoded anew each time.
+    """References, uint8 [M, S, S, 3] on white, that are changed and encoded anew each time.
 
     Encoding costs about a sixth of a training step at 64 px and a tenth at 512. A cache of one draw
     an epoch would cost the same encodings, and the disk besides.
-
-    Args:
-        pictures: uint8 [M, S, S, 3] on white.
-        vae: Frozen, in float32.
-        augmentation: How they are changed.
-        device: Of the VAE.
     """
 
     def references(rows: Sequence[int], rngs: Sequence[np.random.Generator]) -> Tensor:
@@ -85,13 +79,7 @@ class Batch:
 class DiffusionData:
     """Samples of a data set as the U-Nets see them, and a few held-out ones.
 
-    Args:
-        train: Samples to learn from.
-        references: Where their references come from.
-        validation: Held-out samples, or None.
-        tokenizer: Of the text encoder.
-        dropout: How often prompts and references are left out, and how many are read.
-        device: Where batches go.
+    `dropout` says how often prompts and references are left out, and how many are read.
     """
 
     def __init__(

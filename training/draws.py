@@ -20,14 +20,9 @@ _EPOCH, _STEP = 0, 1
 
 
 class Draws:
-    """Random numbers of B samples of one step, float32 on the CPU.
+    """Random numbers of B samples of one step, by their places in it; float32 on the CPU.
 
     Each call goes on in every sample's own stream.
-
-    Args:
-        seed: Of the run.
-        step: Number of the optimiser step, from 0.
-        places: Of the samples in the step.
     """
 
     def __init__(self, seed: int, step: int, places: Sequence[int]) -> None:
@@ -69,16 +64,9 @@ def _stack(drawn: list[Any], shape: tuple[int, ...]) -> Tensor:
 
 
 def step_indices(step: int, batch_size: int, num_samples: int, seed: int) -> Tensor:
-    """Return the samples of a step: whole epochs, each in its own random order.
+    """The samples of a step, int64 [batch_size]: whole epochs, each in its own random order.
 
-    Args:
-        step: Number of the optimiser step, from 0.
-        batch_size: Samples of the step, over all processes and accumulation.
-        num_samples: Samples of the data set.
-        seed: Of the run.
-
-    Returns:
-        int64 [batch_size].
+    `batch_size` counts over all processes and accumulation.
     """
     first = step * batch_size
     parts: list[Tensor] = []

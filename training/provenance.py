@@ -21,12 +21,7 @@ _PACKAGES = ("bootpig-rt", "torch", "diffusers", "transformers", "numpy", "pillo
 
 
 def provenance(config: TrainConfig, fingerprint: str, processes: int) -> dict[str, Any]:
-    """What a run's result comes from.
-
-    Args:
-        config: Of the run.
-        fingerprint: Of what `start_from` holds; "" where the stage starts from nothing.
-        processes: How many trained it.
+    """What a run's result comes from; `fingerprint` is that of `start_from`, "" for none.
 
     Returns:
         `format`, `config` (seed and tables included), `processes`, `data` and `validation_data`

@@ -67,13 +67,9 @@ def encode_conditions(
 ) -> Conditions:
     """Read prompts, and references once at t = 0.
 
-    Args:
-        pair: Gives the text encoder and the Reference U-Net.
-        ids: int64 [B, S], tokens of the prompts.
-        empty_ids: int64 [1, S], of the empty prompt.
-        references: [N, C, h, w], clean latents; N may be 0.
-        reference_ids: int64 [N, S], of their prompts.
-        ref_of_row: int64 [B, R], -1 for none.
+    Tokens of the prompts are int64 [B, S], of the empty prompt [1, S], of the references [N, S];
+    references are clean latents [N, C, h, w], N may be 0; `ref_of_row` is int64 [B, R], -1 for
+    none.
     """
     states = pair.text_encoder(torch.cat([ids, empty_ids, reference_ids]))[0]
     count = len(ids)
@@ -88,11 +84,8 @@ def encode_conditions(
 class Drawer:
     """One U-Net with what it reads for a batch: gives its output at any latents and timestep.
 
-    Args:
-        base: Of the teacher or of the student.
-        conditions: Of the batch.
-        pair: Gives the merge and the scale of reference keys.
-        guidance: Scales; None computes the `text_image` row alone.
+    The base is the teacher's or the student's; the pair gives the merge and the scale of reference
+    keys. Without `guidance` the `text_image` row alone is computed.
     """
 
     def __init__(

@@ -49,12 +49,16 @@ def _vary(rng: Rng, colour: Colour, amount: int = 14) -> Colour:
     return r, g, b
 
 
-def _gradient(rng: Rng, size: int, top: Colour, bottom: Colour) -> Image.Image:
+def _sky(
+    rng: Rng, size: int, top: Colour, bottom: Colour
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A picture that goes from one colour to another, and what draws on it."""
     a = np.asarray(_vary(rng, top), dtype=np.float32)
     b = np.asarray(_vary(rng, bottom), dtype=np.float32)
     share = np.linspace(0.0, 1.0, size, dtype=np.float32)[:, None]
     column = (a * (1.0 - share) + b * share).astype(np.uint8)
-    return Image.fromarray(np.repeat(column[:, None, :], size, axis=1))
+    image = Image.fromarray(np.repeat(column[:, None, :], size, axis=1))
+    return image, ImageDraw.Draw(image)
 
 
 def _hills(
@@ -79,8 +83,7 @@ def _clouds(rng: Rng, draw: ImageDraw.ImageDraw, size: int, colour: Colour) -> N
 
 
 def _beach(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (110, 190, 245), (200, 232, 250))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (110, 190, 245), (200, 232, 250))
     _clouds(rng, draw, size, (250, 252, 255))
     horizon = rng.uniform(0.36, 0.44) * size
     draw.rectangle((0, horizon, size, size), fill=_vary(rng, (40, 130, 190)))
@@ -92,8 +95,7 @@ def _beach(rng: Rng, size: int) -> Image.Image:
 
 
 def _snow(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (165, 190, 215), (215, 226, 238))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (165, 190, 215), (215, 226, 238))
     _hills(rng, draw, size, rng.uniform(0.46, 0.54), (208, 220, 236), 0.05)
     _hills(rng, draw, size, rng.uniform(0.60, 0.68), (244, 248, 253), 0.03)
     for _ in range(rng.integers(25, 40)):
@@ -103,8 +105,7 @@ def _snow(rng: Rng, size: int) -> Image.Image:
 
 
 def _meadow(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (120, 195, 250), (205, 235, 250))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (120, 195, 250), (205, 235, 250))
     _clouds(rng, draw, size, (255, 255, 255))
     _hills(rng, draw, size, rng.uniform(0.42, 0.50), (120, 190, 90), 0.04)
     _hills(rng, draw, size, rng.uniform(0.56, 0.64), (85, 165, 65), 0.02)
@@ -116,8 +117,7 @@ def _meadow(rng: Rng, size: int) -> Image.Image:
 
 
 def _city(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (14, 18, 48), (52, 46, 92))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (14, 18, 48), (52, 46, 92))
     x = -rng.uniform(0, 0.1) * size
     while x < size:
         width, top = rng.uniform(0.12, 0.2) * size, rng.uniform(0.12, 0.42) * size
@@ -138,8 +138,7 @@ def _city(rng: Rng, size: int) -> Image.Image:
 
 
 def _desert(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (250, 190, 110), (252, 225, 165))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (250, 190, 110), (252, 225, 165))
     _disc(draw, rng.uniform(0.1, 0.9) * size, 0.14 * size, 0.075 * size, (255, 248, 205))
     _hills(rng, draw, size, rng.uniform(0.44, 0.52), (226, 150, 80), 0.06)
     _hills(rng, draw, size, rng.uniform(0.60, 0.68), (208, 125, 60), 0.04)
@@ -152,8 +151,7 @@ def _desert(rng: Rng, size: int) -> Image.Image:
 
 
 def _forest(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (58, 110, 62), (120, 165, 95))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (58, 110, 62), (120, 165, 95))
     for _ in range(rng.integers(6, 9)):
         x, width = rng.uniform(0, size), rng.uniform(0.03, 0.07) * size
         draw.rectangle((x, 0, x + width, 0.7 * size), fill=_vary(rng, (82, 56, 36)))
@@ -165,8 +163,7 @@ def _forest(rng: Rng, size: int) -> Image.Image:
 
 
 def _underwater(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (60, 190, 215), (8, 62, 128))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (60, 190, 215), (8, 62, 128))
     for _ in range(rng.integers(5, 8)):
         x, top = rng.uniform(0, size), rng.uniform(0.55, 0.8) * size
         points = [
@@ -182,8 +179,7 @@ def _underwater(rng: Rng, size: int) -> Image.Image:
 
 
 def _space(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (6, 5, 20), (22, 12, 44))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (6, 5, 20), (22, 12, 44))
     for _ in range(rng.integers(35, 55)):
         x, y = rng.uniform(0, size, 2)
         shade = int(rng.integers(170, 256))
@@ -195,8 +191,7 @@ def _space(rng: Rng, size: int) -> Image.Image:
 
 
 def _kitchen(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (250, 240, 205), (242, 226, 180))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (250, 240, 205), (242, 226, 180))
     step = 0.125 * size
     for k in range(9):
         draw.line((k * step, 0, k * step, 0.6 * size), fill=(222, 204, 160), width=2)
@@ -225,8 +220,7 @@ def _library(rng: Rng, size: int) -> Image.Image:
 
 
 def _sunset(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (96, 50, 130), (255, 150, 70))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (96, 50, 130), (255, 150, 70))
     horizon = rng.uniform(0.56, 0.64) * size
     x, radius = rng.uniform(0.15, 0.85) * size, rng.uniform(0.1, 0.14) * size
     _disc(draw, x, horizon - 0.02 * size, radius, (255, 226, 120))
@@ -238,8 +232,7 @@ def _sunset(rng: Rng, size: int) -> Image.Image:
 
 
 def _mountains(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (96, 150, 220), (196, 220, 242))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (96, 150, 220), (196, 220, 242))
     for x in rng.permutation([0.1, 0.4, 0.65, 0.95]):
         x = (x + rng.uniform(-0.06, 0.06)) * size
         top, half = rng.uniform(0.1, 0.26) * size, rng.uniform(0.26, 0.36) * size
@@ -270,8 +263,7 @@ def _bricks(rng: Rng, size: int) -> Image.Image:
 
 
 def _autumn(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (206, 220, 226), (240, 226, 190))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (206, 220, 226), (240, 226, 190))
     leaves = ((226, 120, 30), (200, 70, 30), (238, 176, 50))
     for _ in range(rng.integers(3, 5)):
         x = rng.uniform(0, size)
@@ -289,8 +281,7 @@ def _autumn(rng: Rng, size: int) -> Image.Image:
 
 
 def _rain(rng: Rng, size: int) -> Image.Image:
-    image = _gradient(rng, size, (84, 92, 106), (140, 148, 158))
-    draw = ImageDraw.Draw(image)
+    image, draw = _sky(rng, size, (84, 92, 106), (140, 148, 158))
     for _ in range(rng.integers(3, 6)):
         x = rng.uniform(0, size)
         _disc(draw, x, 0.05 * size, rng.uniform(0.1, 0.15) * size, _vary(rng, (62, 68, 80), 6))

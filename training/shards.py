@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bootpig_rt.bundle.files import measure
 from bootpig_rt.errors import ConfigError, InputError
-from bootpig_rt.files.atomic import atomic_write_text
+from bootpig_rt.files.atomic import atomic_write, atomic_write_text
 from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
 from bootpig_rt.training.workers import spread
 
@@ -133,22 +133,20 @@ def write_shard(
     first = number * config.shard_size
     count = min(config.shard_size, config.num_samples - first)
     rejects: Counter[str] = Counter()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(first, first + count):
-                sample, row, rejected = sample_at(index, subjects, config)
-                rejects += rejected
-                _add_sample(tar, index, sample, subjects, row)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_write(path) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for index in range(first, first + count):
+            sample, row, rejected = sample_at(index, subjects, config)
+            rejects += rejected
+            _add_sample(tar, index, sample, subjects, row)
+    size_bytes, digest = measure(path)
     record = {
         "file": path.name,
         "first": first,
         "samples": count,
-        "bytes": path.stat().st_size,
+        "bytes": size_bytes,
         "sha256": digest,
         "rejects": dict(sorted(rejects.items())),
     }

@@ -60,12 +60,9 @@ def render_all(
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> Pixels:
-    """Render SVG documents, uint8 [N, SPRITE_PX, SPRITE_PX, 4].
+    """Render N SVG documents, uint8 [N, SPRITE_PX, SPRITE_PX, 4]; one that is none is left empty.
 
-    Args:
-        svgs: N documents; one that is not valid SVG is left empty.
-        workers: Number of processes.
-        on_progress: Called with the number of drawings just finished.
+    `on_progress` is called with the number of drawings just finished.
     """
     found = []
     chunks = [svgs[start : start + CHUNK] for start in range(0, len(svgs), CHUNK)]
@@ -87,12 +84,7 @@ def _render_chunk(svgs: Sequence[str]) -> Pixels:
 def choose_rows(
     drawings: Sequence[Drawing], sprites: Pixels, *, min_styles: int = 4
 ) -> tuple[list[int], Counter[str]]:
-    """Decide which drawings to keep.
-
-    Args:
-        drawings: N identities; within a concept, an earlier style wins over its repetition.
-        sprites: uint8 [N, SPRITE_PX, SPRITE_PX, 4].
-        min_styles: Concepts with fewer usable styles are left out.
+    """Decide which drawings to keep; within a concept, an earlier style wins over its repetition.
 
     Returns:
         Rows that are kept, ascending, and the number of rejected drawings for each reason.

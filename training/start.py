@@ -20,12 +20,10 @@ from bootpig_rt.training.config import PairSettings
 
 
 def load_start(folder: Path, device: torch.device) -> Pair:
-    """Load a pair, or a diffusers folder as the pair whose two U-Nets are its one.
+    """Load a pair, or a diffusers folder as the pair whose two U-Nets are its one; float32, frozen.
 
-    Args:
-        folder: What stage `base`, `pair` or `init-pair` wrote, a pair in the published layout with
-            the rest beside it, or a Stable Diffusion folder.
-        device: Where the modules go, in float32 and frozen.
+    The folder is what stage `base`, `pair` or `init-pair` wrote, a pair in the published layout
+    with the rest beside it, or a Stable Diffusion folder.
 
     Raises:
         CheckpointError: It is none of these, or incomplete, or its parts do not fit together.

@@ -33,12 +33,7 @@ def train_tokenizer(
     """Write `vocab.json`, `merges.txt` and `tokenizer_config.json` into a folder.
 
     Every byte is in the vocabulary, alone and at the end of a word, so any text has tokens.
-
-    Args:
-        captions: Texts to learn merges from.
-        folder: Made if missing.
-        vocabulary: Largest number of tokens, at least 514.
-        max_tokens: Length of a tokenised prompt.
+    `vocabulary` is the largest number of them, at least 514, `max_tokens` the length of a prompt.
 
     Raises:
         StorageError: A file cannot be written.
@@ -69,12 +64,8 @@ def train_tokenizer(
 def learn_merges(words: dict[tuple[str, ...], int], most: int) -> list[Pair]:
     """Learn byte-pair merges: each time the most frequent pair of neighbours, ties by name.
 
-    Args:
-        words: Words as tuples of tokens, with how often each is seen.
-        most: Largest number of merges.
-
-    Returns:
-        Merges in the order in which they apply; no two make the same token.
+    `words` are tuples of tokens, with how often each is seen. Merges come in the order in which
+    they apply, `most` of them; no two make the same token.
     """
     spelled = list(words)
     weights = [words[word] for word in spelled]

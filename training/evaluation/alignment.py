@@ -34,10 +34,7 @@ TOLERANCE = 24.0
 class AlignmentJudge:
     """See above. Pictures are reduced to 32 px first.
 
-    Args:
-        subjects: Of the suite.
-        config: Of the suite.
-        is_grey: Look at brightness alone, so that hues cannot decide.
+    With `is_grey` it looks at brightness alone, so that hues cannot decide.
     """
 
     def __init__(

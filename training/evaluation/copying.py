@@ -17,14 +17,9 @@ LENGTHS = (0.46, 0.52, 0.58, 0.64, 0.70)
 
 
 def paste_score(picture: NDArray[np.uint8], reference: Image.Image) -> float:
-    """Largest correlation of a reference with a picture over scales and shifts.
+    """Largest correlation of a reference with a picture over scales and shifts; 1: an exact paste.
 
-    Args:
-        picture: uint8 [S, S, 3].
-        reference: RGBA, the subject on nothing.
-
-    Returns:
-        -1 to 1; 1 for an exact paste.
+    `picture` is uint8 [S, S, 3], `reference` RGBA, the subject on nothing.
     """
     size = picture.shape[0]
     box = reference.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()

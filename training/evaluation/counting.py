@@ -18,14 +18,10 @@ MAIN_JUDGE = "pixels"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Pictures of one arm and what the judges say about them.
+    """Pictures of one arm, uint8 [N, S, S, 3], and what the judges say about them, N each.
 
-    Attributes:
-        shots: N.
-        pictures: uint8 [N, S, S, 3].
-        chosen: By judge, the index of the style that each picture is nearest to.
-        scenes: The scene of each picture.
-        measures: By name, a number for each picture; see `fidelity`.
+    `chosen` holds by judge the index of the style that each picture is nearest to, `scenes` the
+    scene that each shows, `measures` by name a number for each; see `fidelity`.
     """
 
     shots: list[Shot]

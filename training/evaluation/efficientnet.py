@@ -101,11 +101,8 @@ class EfficientNetLite0(nn.Module):
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Features where each of four resolutions ends: stem, and blocks 2, 4 and 10.
 
-        Args:
-            pixels: [N, 3, H, W] in [-1, 1].
-
-        Returns:
-            [N, 32, H/2, W/2], [N, 24, H/4, W/4], [N, 40, H/8, W/8] and [N, 112, H/16, W/16].
+        Pictures as for `forward` -> [N, 32, H/2, W/2], [N, 24, H/4, W/4], [N, 40, H/8, W/8] and
+        [N, 112, H/16, W/16].
         """
         x = F.relu6(self._bn0(_same_conv(pixels, self._conv_stem)))
         found = [x]
@@ -137,10 +134,7 @@ def weights_file() -> Path:
 
 
 def load_efficientnet(path: Path | None = None) -> EfficientNetLite0:
-    """Load the network with its ImageNet weights, in evaluation mode.
-
-    Args:
-        path: Weights; those of the installed package by default.
+    """Load the network with the ImageNet weights of a file, or of the package, for evaluation.
 
     Raises:
         BackendUnavailable: The package is not installed.
@@ -163,17 +157,7 @@ def load_efficientnet(path: Path | None = None) -> EfficientNetLite0:
 def embed(
     net: EfficientNetLite0, crops: NDArray[np.uint8], *, side_px: int, batch: int = 32
 ) -> NDArray[np.float32]:
-    """Features of crops.
-
-    Args:
-        net: From `load_efficientnet`.
-        crops: uint8 [N, h, w, 3].
-        side_px: Crops are enlarged to this side first.
-        batch: Crops at a time.
-
-    Returns:
-        float32 [N, 1280].
-    """
+    """Features of crops uint8 [N, h, w, 3], enlarged to `side_px` first: float32 [N, 1280]."""
     found = []
     for start in range(0, len(crops), batch):
         found.append(net(to_pixels(crops[start : start + batch], side_px)).numpy())

@@ -99,14 +99,9 @@ def build_judges(
     size_px: int,
     cache: Path,
 ) -> Judges:
-    """Make all judges; what takes long is kept in `cache`.
+    """Make all judges; what takes long is kept in the folder `cache`.
 
-    Args:
-        subjects: Of the suite.
-        config: Of the suite.
-        training_sprites: uint8 [M, P, P, 4], for the scene judge to learn from.
-        size_px: Side of the pictures.
-        cache: Folder.
+    The scene judge learns from `training_sprites`, uint8 [M, P, P, 4].
 
     Raises:
         BackendUnavailable: The weights of the network judge are not installed.

@@ -66,10 +66,7 @@ class _Views:
 class FidelityJudge:
     """Measures pictures against the renderer's drawing of their own subject.
 
-    Args:
-        subjects: Of the suite.
-        config: Of the suite.
-        network: Gives the features, in evaluation mode.
+    `network`, in evaluation mode, gives the features.
     """
 
     def __init__(
@@ -164,17 +161,10 @@ def perceptual_distances(
     *,
     batch: int = 32,
 ) -> Doubles:
-    """Distance of pictures in the network's features, mean over its stages.
+    """Distance of pictures in the network's features, mean over its stages, float64 [N].
 
-    Args:
-        network: In evaluation mode.
-        first: uint8 [N, S, S, 3].
-        second: uint8 [N, S, S, 3].
-        masks: uint8 [N, S, S], how much each place counts.
-        batch: Pictures at a time.
-
-    Returns:
-        float64 [N], 0 for equal pictures, at most 4.
+    Pictures are uint8 [N, S, S, 3]; `masks` uint8 [N, S, S] say how much each place counts. Equal
+    pictures have 0; the most is 4.
     """
     found = [np.zeros(0)]
     for start in range(0, len(first), batch):

@@ -41,12 +41,8 @@ class Generator(Protocol):
 class PipelineGenerator:
     """Draws shots with a pair, in large batches.
 
-    Args:
-        pipeline: Of the pair.
-        subjects: Of the suite.
-        config: Of the suite.
-        settings: A request whose steps, solver, merge, schedule and scales all shots have; the
-            pair's own if None.
+    All shots have steps, solver, merge, schedule and scales of the request `settings`; the pair's
+    own if None.
     """
 
     def __init__(
@@ -108,18 +104,15 @@ def draw_shots(
     resume: bool,
     on_progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw shots in chunks that are kept on disk.
+    """Draw shots, at least one, in chunks that are kept in a folder: uint8 [N, S, S, 3].
 
     Args:
         generator: Who draws.
-        shots: At least one.
+        shots: What.
         suite_digest: Of subjects and prompts, see `suite_digest`.
         folder: Where chunks are kept.
         resume: Take chunks that are there; otherwise all are drawn anew.
         on_progress: Called with the number of pictures just finished.
-
-    Returns:
-        uint8 [N, S, S, 3].
 
     Raises:
         StorageError: A chunk cannot be written.

@@ -48,11 +48,6 @@ class Candidates:
     """Every style in the scene and at the place of each prompt, drawn once for all judges.
 
     Scenes are drawn anew and views jittered as in training pictures; no draw is that of a shot.
-
-    Args:
-        subjects: Of the suite.
-        config: Of the suite.
-        size_px: Side of the pictures.
     """
 
     def __init__(
@@ -105,14 +100,8 @@ def colour_histogram(crops: NDArray[np.uint8]) -> Floats:
 class FeatureJudge:
     """Cosine to the candidates' mean features, centred and scaled by their spread within a style.
 
-    Args:
-        name: Of the judge.
-        about: One line for reports.
-        embedder: Crops to features.
-        parts: The features are so many parts of equal length, each with a cosine of its own.
-        candidates: Of the suite.
-        cache: File that keeps the candidates' features, named by all that they depend on; None
-            keeps nothing.
+    The features are `parts` of equal length, each with a cosine of its own. Those of the candidates
+    are kept in `cache`, a file named by all that they depend on; None keeps nothing.
     """
 
     def __init__(

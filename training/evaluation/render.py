@@ -60,12 +60,8 @@ def blur(picture: NDArray[np.uint8], radius_px: float) -> NDArray[np.uint8]:
 class RendererGenerator:
     """Draws shots with the renderer in place of a pair: the ceiling, and a stand-in for tests.
 
-    Args:
-        subjects: Of the suite.
-        config: Of the suite.
-        size_px: Side of the pictures.
-        blur_px: Radius of a blur over the whole picture.
-        noise: Standard deviation of noise over the whole picture, 0 to 255.
+    The whole picture is blurred with a radius of `blur_px`, and gets noise of a standard deviation
+    of `noise`, 0 to 255.
     """
 
     def __init__(

@@ -54,15 +54,11 @@ def scene_pictures(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Renders of any drawings in all scenes in turn, a third of them blurred.
 
-    Args:
-        sprites: uint8 [M, P, P, 4].
-        count: N.
-        seed: Same seed and name, same pictures.
-        name: Keeps pictures for training and for testing apart.
-        size_px: Side of the pictures.
+    Sprites are uint8 [M, P, P, 4]. Same seed and name, same pictures; the name keeps those for
+    training and for testing apart.
 
     Returns:
-        uint8 [N, S, S, 3] and indices into `SCENE_KEYS`, int64 [N].
+        uint8 [count, S, S, 3] and indices into `SCENE_KEYS`, int64 [count].
     """
     rng = stream(seed, "scene judge", name)
     positions: tuple[Position, ...] = ("left", "centre", "right")

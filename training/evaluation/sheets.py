@@ -24,14 +24,7 @@ class Tile:
 
 
 def sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Lay tiles out in rows; the first of each row stands apart.
-
-    Args:
-        rows: One or more, of one or more tiles each.
-
-    Returns:
-        An image of mode RGB.
-    """
+    """Lay tiles out in rows; the first of each row stands apart."""
     columns = max(len(row) for row in rows)
     step_x, step_y = TILE_PX + _GAP_PX, TILE_PX + _LINE_PX + _GAP_PX
     size = (columns * step_x + 3 * _GAP_PX, len(rows) * step_y + _GAP_PX)

@@ -19,10 +19,8 @@ Rate: TypeAlias = dict[str, float]
 def rate(values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0) -> Rate | None:
     """A mean over subjects with its 95 % interval; None without pictures.
 
-    Args:
-        values: One for each picture, for example 1 for a hit and 0 for a miss.
-        subjects: Whose picture it is.
-        seed: Of the bootstrap.
+    `values` has one for each picture, for example 1 for a hit and 0 for a miss, `subjects` whose
+    picture it is.
     """
     by_subject: dict[Hashable, list[float]] = defaultdict(list)
     for value, subject in zip(values, subjects, strict=True):

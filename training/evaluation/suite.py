@@ -228,11 +228,7 @@ def reference_pictures(
 ) -> list[Image.Image]:
     """Views of one style on nothing, as a user would give them: RGBA, never cut off.
 
-    Args:
-        subject: Whose concept.
-        which: Index of the style.
-        count: How many views; the first ones are the same whatever the count.
-        seed: Of the suite.
+    The first ones are the same whatever the count.
     """
     pictures = []
     for number in range(count):

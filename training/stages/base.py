@@ -87,12 +87,7 @@ def build_text_encoder(config: UNetConfig, vocabulary: int) -> Any:
 class BaseStage(DiffusionStage):
     """U-Net and text encoder from nothing; the VAE is frozen. See `stage.Stage`.
 
-    Args:
-        config: Of the stage; its table [unet] says what is built.
-        vae: Finished.
-        tokenizer_folder: Of the tokenizer that `data` uses.
-        vocabulary: Its size.
-        data: Samples.
+    The table [unet] says what is built. `vocabulary` is the size of the tokenizer that `data` uses.
     """
 
     def __init__(

@@ -26,11 +26,8 @@ VALIDATION_SEED = 1234
 class DiffusionStage:
     """A pair in training and the samples that it learns from; see `stage.Stage`.
 
-    Args:
-        config: Of the stage.
-        pair: Its U-Nets and text encoder are those that are trained, or frozen; its scheduler and
-            `pair.json` say how.
-        data: Samples.
+    Its U-Nets and text encoder are those that are trained, or frozen; its scheduler and `pair.json`
+    say how.
     """
 
     def __init__(self, config: TrainConfig, pair: Pair, data: DiffusionData) -> None:

@@ -42,11 +42,7 @@ NEUTRAL = 1.0
 
 
 def teacher_timesteps(steps: Tensor, substeps: int) -> list[list[int]]:
-    """Timesteps that the teacher visits inside each step of the student, falling.
-
-    Args:
-        steps: int64 [T], timesteps of the student, falling.
-        substeps: Teacher's steps in each.
+    """Timesteps that the teacher visits inside each of the student's steps [T], falling.
 
     Returns:
         T lists of at least one timestep; the first is the student's own. A gap with fewer than
@@ -60,12 +56,7 @@ def teacher_timesteps(steps: Tensor, substeps: int) -> list[list[int]]:
 
 
 class DistillStage:
-    """The student's Base U-Net; see `stage.Stage`.
-
-    Args:
-        config: Of the stage.
-        teacher: The finished pair.
-        data: Samples that lend their captions and references.
+    """The student's Base U-Net; see `stage.Stage`. Samples lend captions and references alone.
 
     Raises:
         ConfigError: The pair reads references with noise alone, or has too few timesteps.
@@ -114,11 +105,6 @@ class DistillStage:
 
     def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Difference to the teacher at each step of the student's own pictures.
-
-        Args:
-            indices: int64 [B], samples that lend their captions and references; their pictures are
-                not read.
-            draws: The noise, and what is dropped.
 
         Returns:
             The mean over pictures and steps, and the plain error of x_0 as `error`, that of the

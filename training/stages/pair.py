@@ -27,10 +27,8 @@ from bootpig_rt.training.start import with_settings
 class PairStage(DiffusionStage):
     """The untied pair; see `stage.Stage`.
 
-    Args:
-        config: Of the stage; its table [pair] changes what `pair.json` of the start says.
-        start: Where it begins; a shared U-Net is copied into a Reference U-Net of its own.
-        data: Samples.
+    A shared U-Net of the start is copied into a Reference U-Net of its own; the table [pair]
+    changes what its `pair.json` says.
     """
 
     def __init__(self, config: TrainConfig, start: Pair, data: DiffusionData) -> None:

@@ -44,14 +44,7 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class VaeStage:
-    """Trains on targets and references alike; see `stage.Stage`.
-
-    Args:
-        config: Of the stage.
-        pictures: To learn from.
-        validation: Held-out pictures, or None.
-        device: Where the VAE is trained.
-    """
+    """Trains on targets and references alike; see `stage.Stage`."""
 
     def __init__(
         self,
