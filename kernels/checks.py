@@ -113,6 +113,7 @@ def check_group_norm(
     _check_floats(x=x, weight=weight, bias=bias)
     rows, channels = x.shape[:2]
     _check_channels(channels, weight=weight, bias=bias)
+    _check_channels_last(x=x)
     if groups < 1 or channels % groups:
         raise ParameterError(f"groups is {groups}, expected a divisor of {channels} channels")
     if offset is None:
@@ -134,9 +135,11 @@ def check_layer_norm(x: Tensor, change: Tensor | None, weight: Tensor, bias: Ten
     _check_tokens(x)
     _check_floats(x=x, weight=weight, bias=bias)
     _check_channels(x.shape[-1], weight=weight, bias=bias)
+    check_contiguous(x=x)
     if change is not None:
         _check_floats(x=x, change=change)
         _check_same_shape(x, change)
+        check_contiguous(change=change)
 
 
 def check_geglu(x: Tensor) -> None:
@@ -149,6 +152,7 @@ def check_geglu(x: Tensor) -> None:
     _check_floats(x=x)
     if x.shape[-1] % 2:
         raise ParameterError(f"x has {x.shape[-1]} channels, expected an even number")
+    check_contiguous(x=x)
 
 
 def check_residual_add(x: Tensor, change: Tensor, bias: Tensor) -> None:
@@ -161,14 +165,10 @@ def check_residual_add(x: Tensor, change: Tensor, bias: Tensor) -> None:
     _check_floats(x=x, change=change, bias=bias)
     _check_same_shape(x, change)
     _check_channels(x.shape[1], bias=bias)
+    _check_channels_last(x=x, change=change)
 
 
-def check_channels_last(**pictures: Tensor) -> None:
-    """Layout, which fake tensors of a trace do not have.
-
-    Raises:
-        ParameterError: Names the tensor and what to do.
-    """
+def _check_channels_last(**pictures: Tensor) -> None:
     for name, picture in pictures.items():
         if not picture.is_contiguous(memory_format=torch.channels_last):
             raise ParameterError(
@@ -210,15 +210,6 @@ def check_attention_layout(
                 f"expected multiples of {_ALIGNMENT} bytes; use {name}.clone()"
             )
     check_contiguous(ref_k=ref_k, ref_v=ref_v, ref_of_row=ref_of_row, step=step)
-
-
-def check_merge_layout(projected: Tensor, change: Tensor, ref_of_row: Tensor) -> None:
-    """Contiguous memory.
-
-    Raises:
-        ParameterError: Names the tensor and what to do.
-    """
-    check_contiguous(projected=projected, change=change, ref_of_row=ref_of_row)
 
 
 def check_indices(ref_of_row: Tensor, step: Tensor, ref_k: Tensor) -> None:
@@ -275,6 +266,7 @@ def _check_channels(channels: int, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if list(tensor.shape) != [channels]:
             raise ParameterError(f"{name} has shape {list(tensor.shape)}, expected [{channels}]")
+    check_contiguous(**tensors)
 
 
 def _check_same_shape(x: Tensor, change: Tensor) -> None:

@@ -26,13 +26,6 @@ from bootpig_rt.kernels.launch import (
     find_kernel,
     launch_options,
 )
-from bootpig_rt.kernels.launch_blocks import (
-    block_options,
-    flat_constants,
-    group_constants,
-    layer_norm_constants,
-    pixel_constants,
-)
 from bootpig_rt.kernels.tiles import Tile
 from bootpig_rt.kernels.toolchain import is_interpreting, require_triton
 
@@ -48,8 +41,7 @@ class Variant:
 
     Attributes:
         name: Unique within a set; the file name.
-        kernel: `reference_attention`, `reference_merge`, `reference_attention_plugin`, or one of
-            `tiles.BLOCK_WARPS`.
+        kernel: A name that `launch.find_kernel` knows.
         architecture: Compute capability, 90 for 9.0.
         dtype: `float16`, `bfloat16` or `float32`.
         signature: Triton's type of each parameter, `constexpr` for those that are baked in.
@@ -230,57 +222,6 @@ def merge_variant(*, architecture: int, dtype: str, channels: int, merge: str) -
         ),
         options={"num_warps": num_warps, "enable_fp_fusion": True},
         grid=(f"ceil(num_tokens / {block_t})", "num_rows"),
-    )
-
-
-def block_variant(
-    name: str, *, architecture: int, dtype: str, channels: int, groups: int = 32
-) -> Variant:
-    """A binary of a kernel around attention, with all that it can do: SiLU, an offset, a change.
-
-    Args:
-        name: Of `tiles.BLOCK_WARPS`.
-        architecture: Compute capability, 90 for 9.0.
-        dtype: `float16`, `bfloat16` or `float32`.
-        channels: Of the picture or the tokens.
-        groups: Of a group norm.
-    """
-    kernel = find_kernel(name)
-    group = group_constants(channels // groups, has_offset=True)
-    all_pixels = f"ceil(num_pixels / {tiles.PIXELS_OF_BLOCK})"
-    all_channels = f"ceil(num_channels / {tiles.CHANNELS_OF_BLOCK})"
-    layer_norm = layer_norm_constants(channels, has_change=True)
-    flat = flat_constants(channels)
-    constants, grid = {
-        "group_norm": (
-            {**group, "BLOCK_P": tiles.group_norm_pixels(channels // groups), "HAS_SILU": True},
-            ("num_groups", "num_rows"),
-        ),
-        "group_norm_sums": (pixel_constants(), ("num_chunks", all_channels, "num_rows")),
-        "group_norm_scales": (
-            {**group, "BLOCK_K": tiles.CHUNKS_AT_ONCE},
-            ("num_groups", "num_rows"),
-        ),
-        "group_norm_apply": (
-            {**pixel_constants(), "HAS_SILU": True},
-            (all_pixels, all_channels, "num_rows"),
-        ),
-        "layer_norm": (layer_norm, (f"ceil(num_tokens / {layer_norm['BLOCK_T']})",)),
-        "geglu": (flat, (f"ceil(num_tokens * {channels} / {flat['BLOCK']})",)),
-        "residual_add": (flat, (f"ceil(num_pixels * {channels} / {flat['BLOCK']})",)),
-    }[name]
-    types = {"eps": "fp32", "sums_ptr": "*fp32", "scales_ptr": "*fp32"}
-    signature = _signature(kernel, constants, dtype, types)
-    return Variant(
-        name=f"{name}_sm_{architecture}_{dtype}_c{channels}",
-        kernel=name,
-        architecture=architecture,
-        dtype=dtype,
-        signature=signature,
-        constants=constants,
-        aligned=tuple(each for each in signature if each.endswith("_ptr")),
-        options=block_options(name),
-        grid=grid,
     )
 
 

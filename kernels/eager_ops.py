@@ -1,9 +1,25 @@
-"""The eager twins of the kernels: the same arguments and results, in plain torch.
+r"""The eager twins of the kernels: the same arguments and results, in plain torch, row by row.
 
-They run where there is no CUDA, and the fused kernels are compared with them. They compute in the
-dtype of their arguments, as a pipeline without the kernels would: give float32 or float64 tensors
-for an oracle. `reference_attention` in `bootpig_rt.kernels.eager` is the arithmetic in its plainest
-form, with the output projection; tests tie the two together.
+They are the oracles that kernels, graphs and the path that trains are compared with, written to be
+read beside the BootPIG paper (arXiv 2401.13974). With q, k, v of the base tokens and k_i, v_i of
+reference i, d the head dim, all heads apart:
+
+    plain attention       o   = softmax(q k^T / sqrt(d)) v
+    RSA with reference i  o_i = softmax(q [k; k_i]^T / sqrt(d)) [v; v_i]
+
+and after the output projection W, b over the joined heads, for several references:
+
+    change                delta_i = W (o_i - o)          (the bias cancels)
+    size of the change    n_i = || delta_i ||_2          per token, over all channels   (eq. 5, 6)
+    weights               p = softmax_i(n)                                              (eq. 7)
+    output                y = W o + b + sum_i p_i delta_i                               (eq. 8)
+
+The published code puts all weight on the largest n_i instead (`argmax`). `mean` is
+W mean_i(o_i) + b; `concat` is one softmax over own tokens and those of all references. With one
+reference all four are W o_1 + b.
+
+They compute in the dtype of their arguments, as a pipeline without the kernels would: give float32
+or float64 tensors for an oracle.
 
 They read `ref_of_row` and `step` on the host and so cannot be captured in a graph. Dim letters: B
 rows, H heads, N own tokens, D head dim, T table entries, R references of the table, M tokens of a

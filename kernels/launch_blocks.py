@@ -41,26 +41,31 @@ def launch_group_norm(
         BackendUnavailable: No Triton, or a driver that is too old.
     """
     rows, channels, height, width = x.shape
-    pixels = height * width
+    pixels, of_group = height * width, channels // groups
     out = torch.empty_like(x)  # keeps the layout
     given = x if offset is None else offset
     offset_stride = 0 if offset is None or offset.shape[0] == 1 else offset.stride(0)
-    group = group_constants(channels // groups, has_offset=offset is not None)
+    group = {
+        "GROUP": of_group,
+        "BLOCK_C": tiles.padded(of_group),
+        "HAS_OFFSET": offset is not None,
+    }
     if pixels <= most_pixels:
         _run(
             "group_norm", (groups, rows),
             x, given, weight, bias, out, pixels, channels, offset_stride, eps,
-            **group, BLOCK_P=tiles.group_norm_pixels(channels // groups), HAS_SILU=silu,
+            **group, BLOCK_P=tiles.group_norm_pixels(of_group), HAS_SILU=silu,
         )  # fmt: skip
         return out
     chunk = tiles.pixels_of_chunk(pixels)
     chunks = -(-pixels // chunk)
     blocks = -(-channels // tiles.CHANNELS_OF_BLOCK)
+    cut = {"BLOCK_C": tiles.CHANNELS_OF_BLOCK, "BLOCK_P": tiles.PIXELS_OF_BLOCK}
     sums = torch.empty(rows, chunks, 2, channels, dtype=torch.float32, device=x.device)
     scales = torch.empty(rows, 2, channels, dtype=torch.float32, device=x.device)
     _run(
         "group_norm_sums", (chunks, blocks, rows),
-        x, sums, pixels, channels, chunk, **pixel_constants(),
+        x, sums, pixels, channels, chunk, **cut,
     )  # fmt: skip
     _run(
         "group_norm_scales", (groups, rows),
@@ -69,7 +74,7 @@ def launch_group_norm(
     )  # fmt: skip
     _run(
         "group_norm_apply", (-(-pixels // tiles.PIXELS_OF_BLOCK), blocks, rows),
-        x, scales, out, pixels, channels, **pixel_constants(), HAS_SILU=silu,
+        x, scales, out, pixels, channels, **cut, HAS_SILU=silu,
     )  # fmt: skip
     return out
 
@@ -86,10 +91,12 @@ def launch_layer_norm(
     tokens = x.numel() // channels
     out = torch.empty_like(x)
     total = x if change is None else torch.empty_like(x)
-    constants = layer_norm_constants(channels, has_change=change is not None)
+    block = tiles.tokens_of_block(channels)
     _run(
-        "layer_norm", (-(-tokens // constants["BLOCK_T"]),),
-        x, x if change is None else change, weight, bias, total, out, tokens, eps, **constants,
+        "layer_norm", (-(-tokens // block),),
+        x, x if change is None else change, weight, bias, total, out, tokens, eps,
+        CHANNELS=channels, BLOCK_C=tiles.padded(channels), BLOCK_T=block,
+        HAS_CHANGE=change is not None,
     )  # fmt: skip
     return total, out
 
@@ -104,7 +111,7 @@ def launch_geglu(x: Tensor) -> Tensor:
     out = torch.empty(*x.shape[:-1], channels, dtype=x.dtype, device=x.device)
     _run(
         "geglu", (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),),
-        x, out, out.numel() // channels, **flat_constants(channels),
+        x, out, out.numel() // channels, CHANNELS=channels, BLOCK=tiles.NUMBERS_OF_BLOCK,
     )  # fmt: skip
     return out
 
@@ -119,47 +126,12 @@ def launch_residual_add(x: Tensor, change: Tensor, bias: Tensor) -> Tensor:
     channels = x.shape[1]
     _run(
         "residual_add", (-(-out.numel() // tiles.NUMBERS_OF_BLOCK),),
-        x, change, bias, out, out.numel() // channels, **flat_constants(channels),
+        x, change, bias, out, out.numel() // channels,
+        CHANNELS=channels, BLOCK=tiles.NUMBERS_OF_BLOCK,
     )  # fmt: skip
     return out
 
 
-# Compile-time arguments, here and in binaries that are compiled ahead.
-
-
-def group_constants(channels_of_group: int, *, has_offset: bool) -> dict[str, Any]:
-    """Of the kernels over one group."""
-    return {
-        "GROUP": channels_of_group,
-        "BLOCK_C": tiles.padded(channels_of_group),
-        "HAS_OFFSET": has_offset,
-    }
-
-
-def pixel_constants() -> dict[str, Any]:
-    """Of the kernels over many pixels and channels side by side."""
-    return {"BLOCK_C": tiles.CHANNELS_OF_BLOCK, "BLOCK_P": tiles.PIXELS_OF_BLOCK}
-
-
-def layer_norm_constants(channels: int, *, has_change: bool) -> dict[str, Any]:
-    """Of the layer norm."""
-    return {
-        "CHANNELS": channels,
-        "BLOCK_C": tiles.padded(channels),
-        "BLOCK_T": tiles.tokens_of_block(channels),
-        "HAS_CHANGE": has_change,
-    }
-
-
-def flat_constants(channels: int) -> dict[str, Any]:
-    """Of the kernels that go element by element."""
-    return {"CHANNELS": channels, "BLOCK": tiles.NUMBERS_OF_BLOCK}
-
-
-def block_options(name: str) -> dict[str, Any]:
-    """Options of the compiler."""
-    return {"num_warps": tiles.BLOCK_WARPS[name], "enable_fp_fusion": True}
-
-
 def _run(name: str, grid: tuple[int, ...], x: Tensor, *arguments: Any, **constants: Any) -> None:
-    run_kernel(find_kernel(name), grid, x, x, *arguments, **constants, **block_options(name))
+    options = {"num_warps": tiles.BLOCK_WARPS[name], "enable_fp_fusion": True}
+    run_kernel(find_kernel(name), grid, x, x, *arguments, **constants, **options)

@@ -10,6 +10,8 @@ Call the functions of this file, not `torch.ops`: they also check the values of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.jit._trace import is_tracing
@@ -152,11 +154,8 @@ def _attention(
 
 
 @_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, ref_k: Tensor, ref_v: Tensor, ref_of_row: Tensor, step: Tensor
-) -> Tensor:
-    rows, heads, tokens, head_dim = q.shape
-    return q.new_empty(rows, tokens, heads * head_dim)
+def _(q: Tensor, *_: Tensor) -> Tensor:
+    return _joined(q)
 
 
 @torch.library.custom_op("bootpig_rt::reference_attention_deltas", mutates_args=())
@@ -177,32 +176,27 @@ def _attention_deltas(
 
 @_attention_deltas.register_fake
 def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ref_k: Tensor,
-    ref_v: Tensor,
-    ref_of_row: Tensor,
-    step: Tensor,
-    first_delta_row: int,
+    q: Tensor, k: Tensor, v: Tensor, ref_k: Tensor, ref_v: Tensor, refs: Tensor, _: Tensor, row: int
 ) -> tuple[Tensor, Tensor]:
-    rows, heads, tokens, head_dim = q.shape
-    out = q.new_empty(rows, tokens, heads * head_dim)
-    slots = ref_of_row.shape[1]
-    return out, out.new_empty(rows - first_delta_row, slots, tokens, heads * head_dim)
+    out = _joined(q)
+    return out, out.new_empty(len(q) - row, refs.shape[1], *out.shape[1:])
 
 
 @torch.library.custom_op("bootpig_rt::reference_merge", mutates_args=())
 def _merge(
     projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
 ) -> Tensor:
-    checks.check_merge_layout(projected, change, ref_of_row)
+    checks.check_contiguous(projected=projected, change=change, ref_of_row=ref_of_row)
     run = launch_merge if launches(projected) else eager_ops.merge
     return run(projected, change, ref_of_row, first_delta_row, merge)
 
 
 @_merge.register_fake
-def _(
-    projected: Tensor, change: Tensor, ref_of_row: Tensor, first_delta_row: int, merge: str
-) -> Tensor:
+def _(projected: Tensor, *_: Any) -> Tensor:
     return projected.new_empty(projected.shape)
+
+
+def _joined(q: Tensor) -> Tensor:
+    """Queries [B, H, N, D] as the output [B, N, H * D]."""
+    rows, heads, tokens, head_dim = q.shape
+    return q.new_empty(rows, tokens, heads * head_dim)

@@ -1,7 +1,7 @@
 """Reference self-attention (RSA) of the Base U-Net: with the fused kernels, or eager.
 
 The eager path uses `scaled_dot_product_attention`, trains and exports. `bootpig_rt.kernels.choose`
-picks; `bootpig_rt.kernels.eager` holds the arithmetic in its plainest form, and tests compare all.
+picks; `bootpig_rt.kernels.eager_ops` holds the arithmetic row by row, and tests compare all.
 """
 
 from __future__ import annotations

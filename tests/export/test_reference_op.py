@@ -20,7 +20,7 @@ from bootpig_rt.export.reference_op import (
     needs_out_weight,
     token_attributes,
 )
-from bootpig_rt.kernels.eager import reference_attention
+from bootpig_rt.kernels import eager_ops
 
 HEADS, TOKENS, REF_TOKENS, WIDTH, OUT = 2, 5, 7, 4, 6
 
@@ -98,16 +98,21 @@ def run(
 
 
 def oracle(merge: str, inputs: Arrays) -> npt.NDArray[Any]:
-    """The same by `bootpig_rt.kernels.eager`."""
+    """The same by the eager twins of the kernels."""
     tensors = {name: torch.tensor(array) for name, array in inputs.items()}
     rows, reading = len(inputs["q"]), len(inputs["ref_of_row"])
     slots = inputs["ref_of_row"].shape[1]
     refs = torch.full((rows, slots), -1)
-    refs[rows - reading :] = tensors.pop("ref_of_row")
-    result = reference_attention(
-        **tensors, ref_of_row=refs, out_bias=None, merge="argmax" if merge == "one" else merge
-    )
-    return result.numpy()
+    refs[rows - reading :] = tensors["ref_of_row"]
+    table = (tensors["ref_k"][None], tensors["ref_v"][None], refs, torch.tensor([0]))
+    own, weight = (tensors["q"], tensors["k"], tensors["v"]), tensors["out_weight"]
+    if merge in ("one", "concat"):
+        projected: Any = eager_ops.attention(*own, *table) @ weight.T
+    else:
+        plain, deltas = eager_ops.attention_deltas(*own, *table, 0)
+        projected = eager_ops.merge(plain @ weight.T, deltas @ weight.T, refs, 0, merge)
+    found: npt.NDArray[Any] = projected.numpy()
+    return found
 
 
 @pytest.mark.parametrize("merge", ["argmax", "softmax", "mean", "concat"])

@@ -1,4 +1,4 @@
-"""The operators around attention: their twins, their behaviour under a trace, their refusals."""
+"""The operators around attention: their twins and their refusals."""
 
 from __future__ import annotations
 
@@ -50,24 +50,6 @@ def test_an_operator_is_its_twin(operator: Any, twin: Any, arguments: dict[str, 
     for mine, theirs in both:
         assert torch.equal(mine, theirs)
         assert mine.stride() == theirs.stride()
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("group_norm", norm_arguments()),
-        ("add_layer_norm", tokens_arguments()),
-        ("geglu", {"x": torch.randn(2, 5, 8)}),
-        ("residual_add", sum_arguments()),
-    ],
-)
-def test_a_trace_sees_the_shapes_and_layouts_of_the_outputs(
-    name: str, arguments: dict[str, Any]
-) -> None:
-    checks = ("test_schema", "test_faketensor")
-    operator = getattr(torch.ops.bootpig_rt, name).default
-    found = torch.library.opcheck(operator, tuple(arguments.values()), test_utils=checks)
-    assert found == dict.fromkeys(checks, "SUCCESS")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.kernels import compile as kernel_compile
-from bootpig_rt.kernels import tiles
+from bootpig_rt.kernels import launch_blocks, tiles
 from bootpig_rt.kernels.compile import (
+    TYPE_OF_DTYPE,
+    Variant,
     attention_variant,
-    block_variant,
     merge_variant,
     variants_of,
 )
@@ -146,10 +148,58 @@ def test_hosts_get_plain_pointers() -> None:
     assert len({variant.name for variant in variants}) == len(variants)
 
 
+def kind_of(argument: Any) -> str:
+    """Triton's type of what a launch passes."""
+    if isinstance(argument, torch.Tensor):
+        return f"*{TYPE_OF_DTYPE[str(argument.dtype).removeprefix('torch.')]}"
+    return "fp32" if isinstance(argument, float) else "i32"
+
+
+def launched_around_attention(monkeypatch: pytest.MonkeyPatch, dtype: str) -> list[dict[str, Any]]:
+    """What the launches of a U-Net's blocks ask the compiler for, with all that they can do."""
+    asked: list[dict[str, Any]] = []
+
+    def record(kernel: Any, grid: Any, of: Any, *arguments: Any, **settings: Any) -> None:
+        options = {name: settings.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+        rest = iter(arguments)
+        signature = {
+            name: "constexpr" if name in settings else kind_of(next(rest))
+            for name in kernel.arg_names
+        }
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        pointers = tuple(each for each in signature if each.endswith("_ptr"))
+        asked.append(
+            {
+                "name": name,
+                "kernel": name,
+                "dtype": dtype,
+                "signature": signature,
+                "constants": settings,
+                "aligned": pointers,
+                "options": options,
+                "grid": (),
+            }
+        )
+
+    monkeypatch.setattr(launch_blocks, "run_kernel", record)
+    x = torch.zeros(1, 960, 2, 2, dtype=getattr(torch, dtype))
+    row, numbers = x[:, :, 0, 0], x[0, :, 0, 0]
+    for most_pixels in (4, 0):
+        launch_blocks.launch_group_norm(
+            x, numbers, numbers, 32, 1e-5, True, row, most_pixels=most_pixels
+        )
+    launch_blocks.launch_layer_norm(row, row, numbers, numbers, 1e-5)
+    launch_blocks.launch_geglu(torch.cat([row, row], dim=1))
+    launch_blocks.launch_residual_add(x, x, numbers)
+    return asked
+
+
 @pytest.mark.parametrize("kernel", tiles.BLOCK_WARPS)
-def test_a_kernel_around_attention_fits(kernel: str) -> None:
+def test_a_kernel_around_attention_fits(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for architecture, dtype in ((80, "float32"), (90, "float16"), (120, "float16")):
-        variant = block_variant(kernel, architecture=architecture, dtype=dtype, channels=960)
+        asked = launched_around_attention(monkeypatch, dtype)
+        (settings,) = (each for each in asked if each["kernel"] == kernel)
+        variant = Variant(architecture=architecture, **settings)
         record = kernel_compile.compile_one(variant).describe()
         assert record["target"] == f"sm_{architecture}"
         assert_fits(record)

@@ -1,4 +1,4 @@
-"""Properties of the oracle, and the fast implementation against it."""
+"""Properties of the eager twins with a projection behind them, and the path that trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.kernels.eager import merge_references, reference_attention
+from bootpig_rt.kernels import eager_ops
 from bootpig_rt.models.attention import reference_self_attention, split_heads
 from bootpig_rt.models.rows import plan_rows
 
@@ -37,9 +37,20 @@ def _case(rows: int, seed: int = 0) -> dict[str, Tensor]:
 def _attend(
     case: dict[str, Tensor], refs: list[list[int]], merge: str, **changed: Tensor
 ) -> Tensor:
-    arguments = {**case, **changed}
-    q, k, v = (arguments.pop(name) for name in ("q", "k", "v"))
-    return reference_attention(q, k, v, ref_of_row=torch.tensor(refs), merge=merge, **arguments)
+    """Reference self-attention of a batch, output projection included: [B, N, C]."""
+    given = {**case, **changed}
+    table = (given["ref_k"][None], given["ref_v"][None], torch.tensor(refs), torch.tensor([0]))
+    own, weight, bias = (given["q"], given["k"], given["v"]), given["out_weight"], given["out_bias"]
+    if merge == "concat":
+        return eager_ops.attention(*own, *table) @ weight.T + bias
+    plain, deltas = eager_ops.attention_deltas(*own, *table, 0)
+    return eager_ops.merge(plain @ weight.T + bias, deltas @ weight.T, table[2], 0, merge)
+
+
+def _merged(change: Tensor, merge: str) -> Tensor:
+    """What the references of one row change, [R, N, C] -> [N, C]."""
+    nothing = torch.zeros_like(change[:1])
+    return eager_ops.merge(nothing, change[None], torch.arange(len(change))[None], 0, merge)[0]
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -107,20 +118,20 @@ def test_argmax_ignores_a_reference_without_effect() -> None:
 
 def test_argmax_takes_the_lowest_index_of_equal_norms() -> None:
     change = torch.tensor([[[3.0, 4.0]], [[-3.0, 4.0]], [[0.0, 5.0]]])
-    assert merge_references(change, merge="argmax").tolist() == [[3.0, 4.0]]
-    assert merge_references(change.flip(0), merge="argmax").tolist() == [[0.0, 5.0]]
+    assert _merged(change, "argmax").tolist() == [[3.0, 4.0]]
+    assert _merged(change.flip(0), "argmax").tolist() == [[0.0, 5.0]]
 
 
 def test_argmax_chooses_per_token_over_all_channels() -> None:
     change = torch.tensor([[[1.0, 1.0], [0.0, 9.0]], [[1.2, 0.0], [8.0, 8.0]]])
-    assert merge_references(change, merge="argmax").tolist() == [[1.0, 1.0], [8.0, 8.0]]
+    assert _merged(change, "argmax").tolist() == [[1.0, 1.0], [8.0, 8.0]]
 
 
 def test_softmax_weighs_by_the_norms() -> None:
     change = torch.tensor([[[3.0, 4.0]], [[0.0, 6.0]]], dtype=torch.float64)
     weights = torch.tensor([5.0, 6.0], dtype=torch.float64).softmax(0)
     expected = weights[0] * change[0] + weights[1] * change[1]
-    torch.testing.assert_close(merge_references(change, merge="softmax"), expected)
+    torch.testing.assert_close(_merged(change, "softmax"), expected)
 
 
 def test_the_norm_is_taken_after_the_output_projection() -> None:
@@ -138,7 +149,7 @@ def test_the_norm_is_taken_after_the_output_projection() -> None:
 @pytest.mark.parametrize("merge", ["median", "concat"])
 def test_an_unknown_merge_is_refused(merge: str) -> None:
     with pytest.raises(ParameterError, match="expected argmax, softmax or mean"):
-        merge_references(torch.zeros(2, 1, 1), merge=merge)
+        _merged(torch.zeros(2, 1, 1), merge)
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -163,16 +174,15 @@ def test_the_fast_attention_equals_the_oracle(
                 attn, plan.sort(tokens), (table[0], table[1]), plan, merge=merge
             )
         )
-        oracle = reference_attention(
-            split_heads(attn.to_q(tokens), HEADS),
-            split_heads(attn.to_k(tokens), HEADS),
-            split_heads(attn.to_v(tokens), HEADS),
-            ref_k=table[0],
-            ref_v=table[1],
-            ref_of_row=torch.tensor(refs),
-            out_weight=attn.to_out[0].weight,
-            out_bias=attn.to_out[0].bias,
-            merge=merge,
-        )
+        case = {
+            "q": split_heads(attn.to_q(tokens), HEADS),
+            "k": split_heads(attn.to_k(tokens), HEADS),
+            "v": split_heads(attn.to_v(tokens), HEADS),
+            "ref_k": table[0],
+            "ref_v": table[1],
+            "out_weight": attn.to_out[0].weight,
+            "out_bias": attn.to_out[0].bias,
+        }
+        oracle = _attend(case, refs, merge)
     # float32 norms of the fast path may swap two references whose norms differ in the 7th digit.
     torch.testing.assert_close(fast, oracle, rtol=1e-5, atol=1e-6)

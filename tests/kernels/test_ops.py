@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.kernels import eager_ops
-from bootpig_rt.kernels.eager import reference_attention as plain_oracle
 from bootpig_rt.kernels.launch import with_usable_loads
 from bootpig_rt.kernels.ops import (
     reference_attention,
@@ -29,32 +27,6 @@ def _merge_arguments(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor
     projected = torch.randn(3, 6, 8, generator=generator, dtype=dtype)
     change = torch.randn(2, 2, 6, 8, generator=generator, dtype=dtype)
     return projected, change, torch.tensor(REFS, dtype=torch.int32)
-
-
-@pytest.mark.parametrize("merge", [*MERGES, "concat"])
-def test_the_operators_together_are_the_plain_oracle(make_case: Any, merge: str) -> None:
-    case = make_case(REFS, **SMALL).to(torch.float64)
-    width = 2 * 16
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    bias = torch.randn(width, generator=generator, dtype=torch.float64)
-    if merge == "concat":
-        found = eager_ops.attention(*case.arguments) @ weight.T + bias
-    else:
-        own, deltas = case.run(eager_ops.attention_deltas, first_delta_row=2)
-        found = eager_ops.merge(own @ weight.T + bias, deltas @ weight.T, case.ref_of_row, 2, merge)
-    expected = plain_oracle(
-        case.q,
-        case.k,
-        case.v,
-        ref_k=case.ref_k[1],
-        ref_v=case.ref_v[1],
-        ref_of_row=case.ref_of_row,
-        out_weight=weight,
-        out_bias=bias,
-        merge=merge,
-    )
-    torch.testing.assert_close(found, expected)
 
 
 def test_opcheck_accepts_the_operators(make_case: Any) -> None:

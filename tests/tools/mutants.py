@@ -52,7 +52,7 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         (
             "bootpig_rt/models/attention.py",
             "bootpig_rt/models/rows.py",
-            "bootpig_rt/kernels/eager.py",
+            "bootpig_rt/kernels/eager_ops.py",
         ),
         (
             "tests/models/test_attention.py",
