@@ -3,11 +3,10 @@
     DIR/kernels.json                 versions, and a record for each binary
     DIR/<name>.cubin, DIR/<name>.ptx
 
-The manifest is written last: a folder without one is not finished. Until then a list of the
-binaries lies in its place, so that the next run knows what an interrupted one left: it takes away
-what earlier runs wrote, and no other file. The record of a binary holds its
-entry function, parameters in order, grid in the words of the parameters, threads and shared memory
-of a program, constants baked in, hashes of both files, and the resources of the machine code.
+A folder changes once all is compiled: what the manifest of an earlier run names goes, and no other
+file; the new manifest is written last. The record of a binary holds its entry function, parameters
+in order, grid in the words of the parameters, threads and shared memory of a program, constants
+baked in, hashes of both files, and the resources of the machine code.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from bootpig_rt.files.atomic import atomic_write_bytes, atomic_write_text
 from bootpig_rt.kernels.compile import Compiled, Variant, compile_one, tool_versions
 
 MANIFEST = "kernels.json"
-UNFINISHED = "kernels.unfinished.json"
 FORMAT = 1
 
 
@@ -35,13 +33,7 @@ def write_artifacts(
 ) -> dict[str, Any]:
     """Compile variants into a folder, in place of what an earlier run put there.
 
-    Args:
-        variants: What to compile.
-        folder: Where; made if it is not there.
-        progress: Called with each binary.
-
-    Returns:
-        The manifest.
+    `progress` is called with each binary. Returns the manifest.
 
     Raises:
         StorageError: The folder cannot be made or written.
@@ -50,31 +42,27 @@ def write_artifacts(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_earlier(folder)
+        all_compiled = []
+        for variant in variants:
+            all_compiled.append(compile_one(variant))
+            if progress is not None:
+                progress(all_compiled[-1])
+        for path in (*_listed(folder), folder / MANIFEST):
+            path.unlink(missing_ok=True)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"cannot write {str(folder)!r}: {describe_os_error(error)}") from error
-    records: list[dict[str, Any]] = []
-    for variant in variants:
-        compiled = compile_one(variant)
-        record = compiled.describe()
-        names = [{name: one[name] for name in _FILES} for one in (*records, record)]
-        atomic_write_text(folder / UNFINISHED, json.dumps({"kernels": names}) + "\n")
-        atomic_write_bytes(folder / record["cubin"], compiled.cubin)
-        atomic_write_text(folder / record["ptx"], compiled.ptx)
-        records.append(record)
-        if progress is not None:
-            progress(compiled)
     manifest = {
         "format": FORMAT,
         "bootpig_rt": bootpig_rt.__version__,
         **tool_versions(),
-        "kernels": records,
+        "kernels": [compiled.describe() for compiled in all_compiled],
     }
+    for compiled, record in zip(all_compiled, manifest["kernels"], strict=True):
+        atomic_write_bytes(folder / record["cubin"], compiled.cubin)
+        atomic_write_text(folder / record["ptx"], compiled.ptx)
     atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    try:
-        (folder / UNFINISHED).unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {str(folder)!r}: {describe_os_error(error)}") from error
     return manifest
 
 
@@ -82,28 +70,18 @@ _FILES = ("cubin", "ptx")
 """Fields of a record that name files; each name ends with that of its field."""
 
 
-def _remove_earlier(folder: Path) -> None:
-    """Take away the binaries that the lists in a folder name, then the lists.
-
-    Raises:
-        OSError: A file cannot be removed.
-    """
-    lists = [folder / name for name in (MANIFEST, UNFINISHED)]
-    for path in lists:
-        for name in _listed(path):
-            (folder / name).unlink(missing_ok=True)
-    for path in lists:
-        path.unlink(missing_ok=True)
-
-
-def _listed(path: Path) -> list[str]:
-    """Binaries that a list names; nothing outside of its folder, and nothing of a damaged list."""
+def _listed(folder: Path) -> list[Path]:
+    """Binaries that an earlier manifest names; nothing outside, nothing of a damaged one."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["kernels"]
+        records = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kernels"]
         names = [(str(record[kind]), kind) for record in records for kind in _FILES]
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return []
-    return [name for name, kind in names if Path(name).name == name and name.endswith(f".{kind}")]
+    return [
+        folder / name
+        for name, kind in names
+        if Path(name).name == name and name.endswith(f".{kind}")
+    ]
 
 
 COLUMNS = (

@@ -143,15 +143,9 @@ class Compiled:
 def attention_variant(
     *, architecture: int, mode: str, dtype: str, head_dim: int, tile: Tile, is_even: bool = True
 ) -> Variant:
-    """A binary of `reference_attention_kernel`.
+    """A binary of `reference_attention_kernel`; `mode` is `joint` or `separate`.
 
-    Args:
-        architecture: 90 for 9.0.
-        mode: `joint` or `separate`.
-        dtype: `float16`, `bfloat16` or `float32`.
-        head_dim: D.
-        tile: Its configuration.
-        is_even: Token counts are multiples of the tile: no masks. False takes any count.
+    With `is_even` token counts are multiples of the tile: no masks. Otherwise it takes any count.
     """
     kernel = find_kernel("reference_attention")
     block = max(tile.block_m, tile.block_n)

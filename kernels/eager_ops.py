@@ -72,15 +72,7 @@ def attention_deltas(
 ) -> tuple[Tensor, Tensor]:
     """Attention to own tokens, and what each reference changes, for the last rows of a batch.
 
-    Args:
-        q: As for `attention`, and so are `k` to `step`.
-        k: [B, H, N, D].
-        v: [B, H, N, D].
-        ref_k: [T, R, H, M, D].
-        ref_v: [T, R, H, M, D].
-        ref_of_row: [B, S].
-        step: [1].
-        first_delta_row: Rows ahead of it are computed as in `attention`.
+    Arguments are those of `attention`; rows ahead of `first_delta_row` are computed as there.
 
     Returns:
         `o` [B, N, H * D]: own tokens alone, for rows from `first_delta_row` on. `deltas`
@@ -179,20 +171,7 @@ def group_norm(
     silu: bool,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """Group norm of pictures, and SiLU behind it.
-
-    Args:
-        x: [B, C, h, w].
-        weight: [C].
-        bias: [C].
-        groups: Divides C.
-        eps: Added to the variance.
-        silu: Apply it.
-        offset: [B, C] or [1, C], added to x ahead of the norm.
-
-    Returns:
-        [B, C, h, w], in the dtype of x.
-    """
+    """Group norm of pictures [B, C, h, w], and SiLU behind it; see `block_ops.group_norm`."""
     if offset is not None:
         x = x + offset[:, :, None, None]
     normed = F.group_norm(x, groups, weight, bias, eps)

@@ -48,16 +48,9 @@ def launch_attention(
 ) -> tuple[Tensor, Tensor]:
     """Run `reference_attention_kernel`.
 
-    Args:
-        q: [B, H, N, D], and so on as for `bootpig_rt.kernels.eager_ops.attention_deltas`.
-        k: [B, H, N, D].
-        v: [B, H, N, D].
-        ref_k: [T, R, H, M, D], contiguous.
-        ref_v: [T, R, H, M, D], contiguous.
-        ref_of_row: int32 [B, S], contiguous.
-        step: int32 [1].
-        first_delta_row: None for joint attention of all rows.
-        tile: In place of that of the table; for tuning.
+    Arguments are those of `bootpig_rt.kernels.eager_ops.attention_deltas`; the table and the
+    indices, int32, are contiguous. Without `first_delta_row` all rows are joint. A `tile` takes the
+    place of that of the table; for tuning.
 
     Returns:
         `o` [B, N, H * D] and `deltas` [E, S, N, H * D]; E is 0 for joint attention.

@@ -25,17 +25,9 @@ def launch_group_norm(
     *,
     most_pixels: int = tiles.MOST_PIXELS_OF_ONE_LAUNCH,
 ) -> Tensor:
-    """Run the kernels of `bootpig_rt.kernels.group_norm`.
+    """Run the kernels of `bootpig_rt.kernels.group_norm`; arguments as for the eager twin.
 
-    Args:
-        x: [B, C, h, w], and so on as for `bootpig_rt.kernels.eager_ops.group_norm`.
-        weight: [C].
-        bias: [C].
-        groups: Divides C.
-        eps: Added to the variance.
-        silu: Apply it.
-        offset: [B, C] or [1, C].
-        most_pixels: Of a picture that takes one launch; larger ones take three.
+    Pictures of at most `most_pixels` take one launch, larger ones three.
 
     Raises:
         BackendUnavailable: No Triton, or a driver that is too old.

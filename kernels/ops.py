@@ -77,16 +77,8 @@ def reference_attention_deltas(
 ) -> tuple[Tensor, Tensor]:
     """Attention to own tokens, and what each reference changes, for the last rows of a batch.
 
-    Args:
-        q: As for `reference_attention`, and so are `k` to `step`.
-        k: [B, H, N, D].
-        v: [B, H, N, D].
-        ref_k: [T, R, H, M, D].
-        ref_v: [T, R, H, M, D].
-        ref_of_row: int32 [B, S].
-        step: int32 [1].
-        first_delta_row: Rows ahead of it are computed as in `reference_attention`.
-        checks_indices: As for `reference_attention`.
+    Arguments are those of `reference_attention`; rows ahead of `first_delta_row` are computed as
+    there.
 
     Returns:
         `o` [B, N, H * D]: own tokens alone, for rows from `first_delta_row` on. `deltas`

@@ -94,14 +94,7 @@ def padded(count: int) -> int:
 
 
 def attention_tile(*, architecture: int, mode: str, dtype: str, head_dim: int, tokens: int) -> Tile:
-    """Configuration of `reference_attention_kernel`.
-
-    Args:
-        architecture: Compute capability, 90 for 9.0.
-        mode: `joint` or `separate`.
-        dtype: `float16`, `bfloat16` or `float32`.
-        head_dim: D.
-        tokens: N, own tokens.
+    """Configuration of `reference_attention_kernel` for `joint` or `separate` and N own tokens.
 
     Raises:
         BackendUnavailable: The table has no row for this architecture.

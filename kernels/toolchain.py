@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
+
+from packaging.version import Version
 
 from bootpig_rt.errors import BackendUnavailable
 
@@ -19,11 +20,10 @@ def triton_version() -> tuple[int, int] | None:
     """(major, minor) of the installed Triton, None where there is none."""
     for package in ("triton", "pytorch-triton", "triton-windows"):
         try:
-            found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version(package))
+            version = Version(importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             continue
-        if found:
-            return int(found[1]), int(found[2])
+        return version.major, version.minor
     return None
 
 
