@@ -21,12 +21,12 @@ from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training import splits
 from bootpig_rt.training.art_packages import fetch_archive
 from bootpig_rt.training.emoji import (
-    RULES_FILE,
+    DRAWINGS_FILE,
     ArtSource,
-    join_concepts,
-    load_rules,
+    Drawing,
+    load_drawings,
     load_sources,
-    read_icon_set,
+    read_svgs,
 )
 from bootpig_rt.training.sprites import FORMAT, LIST_FILE, PIXELS_FILE, render_sprites
 
@@ -42,6 +42,7 @@ def fetch_data(
     *,
     from_folder: Path | None = None,
     sources: Sequence[ArtSource] | None = None,
+    drawings: Sequence[Drawing] | None = None,
     workers: int = 1,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def fetch_data(
         folder: Data folder, made if need be.
         from_folder: Where the archives are; without it, `npm` fetches them.
         sources: The packages; the pinned ones by default.
+        drawings: What is taken from them; all that is known of their styles by default.
         workers: Number of processes that render, at least 1.
         on_progress: Called as the work goes on.
 
@@ -75,13 +77,16 @@ def fetch_data(
         if on_progress is not None:
             on_progress(stage, done, total)
 
-    sets = {}
+    if drawings is None:
+        drawings = load_drawings([source.style for source in sources])
+    svgs = {}
     for done, source in enumerate(sources):
         report("packages", done, len(sources))
         archive = fetch_archive(source, folder / "packages", from_folder=from_folder)
-        sets[source.style] = read_icon_set(archive, source.style)
+        own = [drawing for drawing in drawings if drawing.style == source.style]
+        found = read_svgs(archive, [drawing.icon for drawing in own])
+        svgs.update(zip(own, found, strict=True))
     report("packages", len(sources), len(sources))
-    drawings = join_concepts(list(sets.values()), load_rules(), min_styles=MIN_STYLES)
     rendered = 0
 
     def on_rendered(count: int) -> None:
@@ -91,7 +96,7 @@ def fetch_data(
 
     rejects = render_sprites(
         drawings,
-        sets,
+        [svgs[drawing] for drawing in drawings],
         folder,
         split_of=splits.load_splits().split_of,
         min_styles=MIN_STYLES,
@@ -111,7 +116,7 @@ def fetch_data(
 def _key_of(sources: Sequence[ArtSource]) -> str:
     """Fingerprint of everything that the sprites depend on."""
     digest = hashlib.sha256(json.dumps([asdict(source) for source in sources]).encode())
-    for path in (RULES_FILE, *sorted(splits.FOLDER.glob("*.json"))):
+    for path in (DRAWINGS_FILE, *sorted(splits.FOLDER.glob("*.json"))):
         digest.update(path.read_bytes())
     try:
         renderer = importlib.metadata.version("resvg-py")

@@ -12,7 +12,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from bootpig_rt.errors import StorageError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write_bytes
-from bootpig_rt.training.emoji import Drawing, IconSet
+from bootpig_rt.training.emoji import Drawing
 from bootpig_rt.training.raster import (
     SPRITE_PX,
     Pixels,
@@ -116,7 +116,7 @@ def choose_rows(
 
 def render_sprites(
     drawings: Sequence[Drawing],
-    sets: Mapping[str, IconSet],
+    svgs: Sequence[str],
     folder: Path,
     *,
     split_of: Callable[[str, str], str],
@@ -127,8 +127,8 @@ def render_sprites(
     """Render drawings and write `sprites.npz` and `sprites.json` into a folder.
 
     Args:
-        drawings: What `join_concepts` found.
-        sets: Style to icon set.
+        drawings: Identities; within a concept, an earlier style wins over its repetition.
+        svgs: Of each, a document.
         folder: Data folder.
         split_of: Split of a (concept, style).
         min_styles: Concepts with fewer usable styles are left out.
@@ -141,7 +141,6 @@ def render_sprites(
     Raises:
         StorageError: The folder cannot be written.
     """
-    svgs = [sets[d.style].svg(d.icon) for d in drawings]
     pixels = render_all(svgs, workers=workers, on_progress=on_progress)
     rows, rejects = choose_rows(drawings, pixels, min_styles=min_styles)
     entries = [

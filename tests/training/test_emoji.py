@@ -1,125 +1,49 @@
-"""Joining icon sets by concept."""
+"""The table of drawings, and the packages that they come from."""
 
 from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bootpig_rt.errors import StorageError
-from bootpig_rt.training.emoji import (
-    ConceptRules,
-    Drawing,
-    IconSet,
-    join_concepts,
-    load_sources,
-    read_icon_set,
-)
+from bootpig_rt.training.emoji import load_drawings, load_sources, read_svgs
 
 ROOT = Path(__file__).parents[2]
-RULES = ConceptRules(("Food & Drink",), frozenset({"sign"}), {}, {"red-apple": "apple"})
 
 
-def icon_set(
-    style: str,
-    icons: list[str],
-    *,
-    aliases: dict[str, str] | None = None,
-    chars: dict[str, str] | None = None,
-    categories: dict[str, list[str]] | None = None,
-) -> IconSet:
-    return IconSet(
-        style=style,
-        icons=dict.fromkeys(icons, "<path/>"),
-        boxes=dict.fromkeys(icons, (0.0, 0.0, 32.0, 32.0)),
-        aliases=aliases or {},
-        icon_of_char=chars or {},
-        categories=categories or {"Food & Drink": icons},
-    )
+def test_every_concept_is_drawn_in_five_styles_or_more_and_no_icon_twice_in_one() -> None:
+    drawings = load_drawings([source.style for source in load_sources()])
+    assert min(Counter(drawing.concept for drawing in drawings).values()) == 5
+    icons = [(drawing.style, drawing.icon) for drawing in drawings]
+    assert len(set(icons)) == len(icons)
+    concepts = {drawing.concept: drawing for drawing in drawings}
+    assert len(concepts) == 472
+    assert concepts["hot-dog"].noun == "hot dog"
+    assert concepts["automobile"].noun == "car"
+    order = [(drawing.category, drawing.concept) for drawing in drawings]
+    assert order == sorted(order)
 
 
-def found(drawings: list[Drawing]) -> dict[tuple[str, str], str]:
-    return {(d.concept, d.style): d.icon for d in drawings}
-
-
-def test_a_concept_is_found_by_code_point_alias_dashless_name_and_face() -> None:
-    noto = icon_set("noto", ["hot-dog", "bear"], chars={"1f32d": "hot-dog", "1f43b": "bear"})
-    by_char = icon_set("char", ["sausage-bun"], chars={"1f32d": "sausage-bun"})
-    by_alias = icon_set("alias", ["sausage-bun", "other"], aliases={"hot-dog": "other"})
-    squeezed = icon_set("squeezed", ["hotdog"])
-    face = icon_set("face", ["bear-face"])
-    joined = found(join_concepts([noto, by_char, by_alias, squeezed, face], RULES, min_styles=2))
-    assert joined == {
-        ("hot-dog", "noto"): "hot-dog",
-        ("hot-dog", "char"): "sausage-bun",
-        ("hot-dog", "alias"): "other",
-        ("hot-dog", "squeezed"): "hotdog",
-        ("bear", "noto"): "bear",
-        ("bear", "face"): "bear-face",
-    }
-
-
-def test_rules_override_a_match_and_can_deny_one() -> None:
-    noto = icon_set("noto", ["cat", "dog"])
-    other = icon_set("other", ["cat", "catside", "dog"])
-    rules = ConceptRules(
-        ("Food & Drink",), frozenset(), {"other": {"cat": "catside", "dog": ""}}, {}
-    )
-    joined = found(join_concepts([noto, other], rules, min_styles=1))
-    assert joined[("cat", "other")] == "catside"
-    assert ("dog", "other") not in joined
-
-
-def test_excluded_concepts_other_categories_and_rare_concepts_are_left_out() -> None:
-    categories = {"Food & Drink": ["pie", "sign", "rare"], "Flags": ["flag"]}
-    noto = icon_set("noto", ["pie", "sign", "rare", "flag"], categories=categories)
-    other = icon_set("other", ["pie", "sign", "flag"])
-    assert {d.concept for d in join_concepts([noto, other], RULES, min_styles=2)} == {"pie"}
-
-
-def test_an_icon_is_never_given_to_two_concepts() -> None:
-    noto = icon_set("noto", ["bear", "bear-face"])
-    other = icon_set("other", ["bear-face"])
-    joined = found(join_concepts([noto, other], RULES, min_styles=1))
-    assert joined[("bear-face", "other")] == "bear-face"
-    assert ("bear", "other") not in joined
-
-
-def test_the_noun_is_the_name_with_spaces_unless_the_rules_say_otherwise() -> None:
-    drawings = join_concepts([icon_set("noto", ["hot-dog", "red-apple"])], RULES, min_styles=1)
-    assert {d.concept: d.noun for d in drawings} == {"hot-dog": "hot dog", "red-apple": "apple"}
-
-
-def test_the_join_needs_the_naming_style() -> None:
-    with pytest.raises(StorageError, match="noto"):
-        join_concepts([icon_set("other", ["pie"])], RULES)
-
-
-def test_a_set_is_read_with_its_boxes_and_without_mirrored_aliases(tmp_path: Path) -> None:
-    icons_json = {
-        "icons": {"pie": {"body": "<g/>"}, "wide": {"body": "<g/>", "width": 48}},
-        "aliases": {"tart": {"parent": "pie"}, "turned": {"parent": "pie", "rotate": 1}},
+def test_icons_are_read_as_documents_with_their_boxes(tmp_path: Path) -> None:
+    icons = {
+        "icons": {"pie": {"body": "<g/>"}, "wide": {"body": "<b/>", "width": 48, "top": -2}},
         "width": 32,
         "height": 32,
     }
-    files = {
-        "icons.json": icons_json,
-        "metadata.json": {"categories": {"Food & Drink": ["pie"]}},
-        "chars.json": {"1f967-fe0f": "pie"},
-        "index.js": "not read",
-    }
     (tmp_path / "package").mkdir()
-    for name, content in files.items():
-        (tmp_path / "package" / name).write_text(json.dumps(content))
+    (tmp_path / "package" / "icons.json").write_text(json.dumps(icons))
+    (tmp_path / "package" / "index.js").write_text("not read")
     with tarfile.open(tmp_path / "noto.tgz", "w:gz") as tar:
         tar.add(tmp_path / "package", "package")
-    icons = read_icon_set(tmp_path / "noto.tgz", "noto")
-    assert icons.find("tart") == "pie"
-    assert icons.find("turned") is None
-    assert icons.icon_of_char == {"1f967": "pie"}
-    assert 'viewBox="0 0 48 32"' in icons.svg("wide")
+    wide, pie = read_svgs(tmp_path / "noto.tgz", ["wide", "pie"])
+    assert 'width="48" height="32" viewBox="0 -2 48 32"><b/></svg>' in wide
+    assert 'viewBox="0 0 32 32"><g/></svg>' in pie
+    with pytest.raises(StorageError, match=r"lacks a drawing .*'tart'.*fetch-data"):
+        read_svgs(tmp_path / "noto.tgz", ["tart"])
 
 
 def test_the_pinned_sources_are_complete_and_attributed() -> None:

@@ -15,7 +15,7 @@ from bootpig_rt.bundle.files import measure
 from bootpig_rt.errors import BackendUnavailable, InputError, ParameterError, StorageError
 from bootpig_rt.training import fetch, sprites
 from bootpig_rt.training.art_packages import fetch_archive
-from bootpig_rt.training.emoji import ArtSource, read_icon_set
+from bootpig_rt.training.emoji import ArtSource, Drawing, read_svgs
 from bootpig_rt.training.fetch import fetch_data
 from bootpig_rt.training.raster import SPRITE_PX
 
@@ -115,13 +115,13 @@ def test_a_failed_fetch_says_what_npm_said(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("fault", ["cut", "no archive", "lacks a file"])
 def test_a_bad_archive_says_to_fetch_it_again(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "a.tgz"
-    tar_of(path, {"package/icons.json": json.dumps({"icons": [0.1] * 9000}).encode()})
+    tar_of(path, {"package/icons.json": json.dumps({"icons": {}, "more": [0.1] * 9000}).encode()})
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:60])
     elif fault == "no archive":
         path.write_bytes(b"no archive at all")
-    with pytest.raises(StorageError, match=r"a\.tgz is damaged .*delete it and run"):
-        read_icon_set(path, "noto")
+    with pytest.raises(StorageError, match=r"a\.tgz is damaged or .*delete it and run"):
+        read_svgs(path, ["pie"])
 
 
 SHAPES = {
@@ -133,31 +133,29 @@ SHAPES = {
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> tuple[Path, list[ArtSource]]:
+def packages(tmp_path: Path) -> tuple[Path, list[ArtSource], list[Drawing]]:
     folder = tmp_path / "given"
     folder.mkdir()
-    sources = []
+    sources, drawings = [], list[Drawing]()
     for style, shape in zip(("noto", "x", "y", "z"), SHAPES.values(), strict=True):
         bodies = {"frog-pie": shape, "plain-pie": shape, "line-pie": '<path d="M1 1"/>'}
         icons = {"icons": {k: {"body": v} for k, v in bodies.items()}, "width": 32, "height": 32}
-        categories = {"categories": {"Food & Drink": list(bodies)}}
         archive = folder / f"{style}.tgz"
-        tar_of(
-            archive,
-            {
-                "package/icons.json": json.dumps(icons).encode(),
-                "package/metadata.json": json.dumps(categories).encode(),
-            },
-        )
+        tar_of(archive, {"package/icons.json": json.dumps(icons).encode()})
         sources.append(source_of(archive, style))
-    return folder, sources
+        drawings += [
+            Drawing(concept, style, concept, concept.replace("-", " "), "Food & Drink")
+            for concept in bodies
+        ]
+    drawings.sort(key=lambda drawing: drawing.concept)
+    return folder, sources, drawings
 
 
 def test_fetched_data_is_rendered_counted_and_not_made_twice(
-    tmp_path: Path, packages: tuple[Path, list[ArtSource]]
+    tmp_path: Path, packages: tuple[Path, list[ArtSource], list[Drawing]]
 ) -> None:
     pytest.importorskip("resvg_py", reason="rendering needs the train extra")
-    given, sources = packages
+    given, sources, drawings = packages
     stages: list[str] = []
 
     def fetch_it() -> dict[str, Any]:
@@ -165,6 +163,7 @@ def test_fetched_data_is_rendered_counted_and_not_made_twice(
             tmp_path / "data",
             from_folder=given,
             sources=sources,
+            drawings=drawings,
             on_progress=lambda stage, done, total: stages.append(stage),
         )
 
@@ -193,15 +192,16 @@ def test_fetched_data_is_rendered_counted_and_not_made_twice(
 
 def test_the_command_prints_its_counts_as_json(
     tmp_path: Path,
-    packages: tuple[Path, list[ArtSource]],
+    packages: tuple[Path, list[ArtSource], list[Drawing]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("resvg_py", reason="rendering needs the train extra")
     from bootpig_rt.cli.main import main
 
-    given, sources = packages
+    given, sources, drawings = packages
     monkeypatch.setattr(fetch, "load_sources", lambda: tuple(sources))
+    monkeypatch.setattr(fetch, "load_drawings", lambda styles: drawings)
     data = tmp_path / "data"
     arguments = ["fetch-data", "-o", str(data), "--from-folder", str(given), "--workers", "1"]
     assert main([*arguments, "--json"]) == 0
