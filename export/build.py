@@ -9,13 +9,14 @@ manifest, `describe.py`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -307,24 +308,13 @@ def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
                     sm=order.options.target,
                     profile=order.options.profile,
                     plugin=order.options.plugin,
-                    progress=_without_time_left(tell),
+                    progress=tell,
                 )
                 layers = report.to_dict()
                 work.finish(file, layers)
             text = json.dumps(layers, indent=1) + "\n"
             (engines / f"{name}.layers.json").write_text(text, encoding="utf-8")
     return resumed
-
-
-def _without_time_left(
-    tell: Callable[[str, float], None],
-) -> Callable[[str, float, float | None], None]:
-    """The bar computes the time left of the whole build, of which an engine is a part."""
-
-    def show(what: str, share: float, _seconds_left: float | None) -> None:
-        tell(what, share)
-
-    return show
 
 
 def _require_parity(order: _Order, reference: Reference, gate: GateRun) -> None:
@@ -468,9 +458,13 @@ class _Track:
         self._done = 0.0
         self._progress = progress
 
-    def part(self, kind: str, what: str) -> _Part:
-        """A part that begins and ends with a `with` block."""
-        return _Part(self, what, _COST[kind])
+    @contextlib.contextmanager
+    def part(self, kind: str, what: str) -> Iterator[Callable[[str, float], None]]:
+        """One part, while a `with` block runs, which gets what to tell its progress with."""
+        done, cost = self._done, _COST[kind]
+        self.tell(what, done)
+        yield lambda inside, share: self.tell(f"{what}: {inside}", done + cost * share)
+        self._done += cost
 
     def end(self) -> None:
         """All is done."""
@@ -479,20 +473,3 @@ class _Track:
     def tell(self, what: str, done: float) -> None:
         if self._progress is not None:
             self._progress(what, min(1.0, done / self._total))
-
-
-class _Part:
-    """One part of a build; entering gives what to tell its progress with."""
-
-    def __init__(self, track: _Track, what: str, cost: float) -> None:
-        self._track, self._what, self._cost = track, what, cost
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        self._track.tell(self._what, self._track._done)
-        return self._inside
-
-    def __exit__(self, *_: Any) -> None:
-        self._track._done += self._cost
-
-    def _inside(self, what: str, share: float) -> None:
-        self._track.tell(f"{self._what}: {what}", self._track._done + self._cost * share)

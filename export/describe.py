@@ -31,13 +31,8 @@ def describe_graphs(
 ) -> Manifest:
     """The manifest of a folder with a pair and its ONNX graphs.
 
-    Args:
-        folder: Holds `*.onnx` beside the pair.
-        options: That it was built with.
-        config: Of the pair.
-        fingerprint: Of the pair in the folder.
-        parity: What the gate found.
-        source_fingerprint: Of the pair as it was given, if its files were written anew.
+    `fingerprint` is that of the pair in the folder, `source_fingerprint` that of the pair as it was
+    given, if its files were written anew.
 
     Raises:
         CheckpointError: A graph is damaged.
@@ -83,14 +78,7 @@ def describe_engines(
 ) -> Manifest:
     """The manifest of a folder with engines; interfaces are those of the graphs they came from.
 
-    Args:
-        graphs: Holds `*.onnx` beside the pair.
-        engines: Holds `*.engine`, `*.layers.json` and the pair's configurations.
-        options: That it was built with.
-        config: Of the pair.
-        fingerprint: Of the pair beside the graphs.
-        parity: What the gate found.
-        source_fingerprint: Of the pair as it was given, if its files were written anew.
+    Beside `*.engine` lie `*.layers.json` and the pair's configurations; see `describe_graphs`.
     """
     source = describe_graphs(graphs, options, config, fingerprint, parity, source_fingerprint)
     files = {file.path: file for file in list_files(engines)}

@@ -13,3 +13,6 @@ Dialect: TypeAlias = Literal["portable", "cpu", "cpu-large"]
 - `cpu-large`: ONNX Runtime on a CPU and more tokens; attention is the runtime's operator
   `com.microsoft::MultiHeadAttention`, which never holds all scores.
 """
+
+OPSETS: dict[Dialect, int] = {"portable": 20, "cpu": 23, "cpu-large": 20}
+"""The first with what is needed: `Gelu`, which every runtime that we know of reads, `Attention`."""

@@ -5,13 +5,13 @@ Needs no torch and reads no weights, so `build-engine --dry-run` answers at once
 
 from __future__ import annotations
 
-import json
-import struct
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from bootpig_rt.backends.bundle_spec import self_attention_shapes
 from bootpig_rt.backends.host_table import TABLE_DTYPES, TableDtype, table_bytes
@@ -34,7 +34,6 @@ NUM_FIXED_GRAPHS = 5
 _BYTES_OF = {"float32": 4, "float16": 2}
 _BYTES_OF_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _GRAPH_BYTES = 400_000
-_HEADER_LIMIT = 100 << 20
 
 # Bytes of activations that a decoder keeps at once, in pictures of its first width.
 _DECODER_PICTURES = 3
@@ -150,6 +149,7 @@ def estimate(
         check_name("table_dtype", table_dtype, TABLE_DTYPES)
         dtype = dtype if options.is_engine else cast("TableDtype", table_dtype)
     unet = read_json(folder / "base_unet" / "config.json")
+    decoder_width = read_json(rest / "vae" / "config.json")["block_out_channels"][0]
     shape = pair_shape(folder, rest)
     profile = options.profile
     held = engines if options.is_engine else width * total
@@ -157,7 +157,10 @@ def estimate(
     def memory(side_px: int, batch: int, references: int) -> Memory:
         shapes = self_attention_shapes(unet, side_px // shape.pixels_per_latent)
         table = table_bytes(shapes, num_entries=entries, num_references=references, dtype=dtype)
-        attention, pictures = _activation_bytes(folder, rest, side_px, batch)
+        # In float32, over own tokens and as many of a reference.
+        scores = max(heads * 2 * tokens**2 * 4 for heads, tokens, _ in shapes)
+        attention = GUIDANCE_ROWS * batch * scores
+        pictures = _DECODER_PICTURES * batch * side_px**2 * decoder_width * 4
         channels = sum(heads * dim for heads, _, dim in shapes)  # as of the cross-attentions
         text = 2 * GUIDANCE_ROWS * batch * shape.text_length * channels * width
         return Memory(held, table, text, attention, pictures)
@@ -185,23 +188,6 @@ def _schedule(
     return schedule, len(schedule.timesteps(np.zeros(steps, np.int64)))
 
 
-def _activation_bytes(folder: Path, rest: Path, side_px: int, batch: int) -> tuple[int, int]:
-    """(scores of the largest self-attention in float32, what the decoder keeps at once)."""
-    shape = pair_shape(folder, rest)
-    unet = read_json(folder / "base_unet" / "config.json")
-    vae = read_json(rest / "vae" / "config.json")
-    level = min(shape.level_of_layer)
-    tokens = (side_px // shape.pixels_per_latent) ** 2 // 4**level
-    scores = GUIDANCE_ROWS * batch * _heads(unet, level) * tokens * 2 * tokens * 4
-    return scores, _DECODER_PICTURES * batch * side_px**2 * vae["block_out_channels"][0] * 4
-
-
-def _heads(unet: dict[str, Any], level: int) -> int:
-    """Heads of the self-attentions of a level; diffusers' `attention_head_dim` is their number."""
-    heads = unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)
-    return int(heads[level] if isinstance(heads, list) else heads)
-
-
 def _count(folder: Path) -> tuple[int, int]:
     """Numbers and bytes of the weights of one module, from the headers of its files."""
     paths = sorted(folder.glob("*.safetensors"))
@@ -209,17 +195,13 @@ def _count(folder: Path) -> tuple[int, int]:
     numbers = size = 0
     for path in plain or paths:
         try:
-            with path.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > _HEADER_LIMIT:
-                    raise ValueError("header too long")
-                header = json.loads(stream.read(length))
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    begin, end = entry["data_offsets"]
-                    size += end - begin
-                    numbers += (end - begin) // _BYTES_OF_STORED.get(entry["dtype"], 4)
-        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+            with safe_open(path, framework="numpy") as stream:
+                for name in stream.keys():
+                    tensor = stream.get_slice(name)
+                    count = math.prod(tensor.get_shape())
+                    numbers += count
+                    size += count * _BYTES_OF_STORED.get(tensor.get_dtype(), 4)
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} is truncated or damaged ({type(error).__name__}); "
                 "download or copy it again",

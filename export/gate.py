@@ -71,15 +71,7 @@ def record_reference(
     steps: int | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Run the gate's inputs through torch.
-
-    Args:
-        backend: Torch's, with the pair.
-        profile: Sizes that the bundle takes.
-        merges: That the bundle has graphs for.
-        steps: Of the longest run; a fitting number by default.
-        progress: Told about each launch.
-    """
+    """Run the gate's inputs through torch; `steps`, of the longest run, fit by default."""
     plan = make_plan(backend, profile=profile, merges=merges, steps=steps)
     return Reference(plan, record(backend, plan, progress), backend.spec.fingerprint)
 
@@ -91,14 +83,7 @@ def compare_backend(
     precision: Precision,
     progress: Progress | None = None,
 ) -> GateRun:
-    """Run the gate's inputs through a bundle and compare.
-
-    Args:
-        folder: The bundle.
-        place: Backend and device.
-        reference: Torch's side.
-        precision: Decides the limits.
-        progress: Told about each launch.
+    """Run the gate's inputs through a bundle and compare, with the limits of a precision.
 
     Raises:
         BundleError: The bundle may not be loaded.

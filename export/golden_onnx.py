@@ -27,7 +27,7 @@ from bootpig_rt.backends.step_inputs import graph_name, step_inputs
 from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.export.golden import Choices, FloatArray, IntArray, Prediction, References
 from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph
-from bootpig_rt.export.onnx_export import DEFAULT_OPSET, write_graph
+from bootpig_rt.export.onnx_export import write_graph
 from bootpig_rt.export.reference_op import OpMerge
 from bootpig_rt.models.load import load_unet
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
@@ -146,7 +146,7 @@ class OnnxGoldenPair:
         graph = reference_graph(
             self._base, self._reference, scale, self._text_length, torch.float32
         )
-        return write_graph(graph, self._folder, opset=DEFAULT_OPSET).read_bytes()
+        return write_graph(graph, self._folder).read_bytes()
 
     def _read_step(self, name: str) -> bytes:
         if name == "text_kv":
@@ -154,7 +154,7 @@ class OnnxGoldenPair:
         else:
             merge: OpMerge = "one" if name == "denoise_step" else "argmax"
             graph = step_graph(self._base, merge, self._text_length, torch.float32)
-        return _opened(write_graph(graph, self._folder, opset=DEFAULT_OPSET).read_bytes())
+        return _opened(write_graph(graph, self._folder).read_bytes())
 
 
 def _opened(graph: bytes) -> bytes:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bootpig_rt.export.cpu_modules import with_plane_norms
 from bootpig_rt.export.dialect import Dialect
-from bootpig_rt.export.plane_norm import with_plane_norms
 from bootpig_rt.export.reference_op import OpMerge, reference_attention
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 

@@ -67,16 +67,10 @@ class Graph:
 def build_graph(
     name: str, pair: Pair, *, dtype: torch.dtype = torch.float32, dialect: Dialect = "portable"
 ) -> Graph:
-    """A graph of a pair with its example inputs.
-
-    Args:
-        name: One of `GRAPH_NAMES`.
-        pair: Modules of type `dtype`, on the CPU.
-        dtype: What the graph computes in.
-        dialect: What it is written for.
+    """A graph of a pair, whose modules are of type `dtype` on the CPU, with its example inputs.
 
     Raises:
-        ParameterError: An unknown name.
+        ParameterError: A name that is none of `GRAPH_NAMES`.
     """
     if name not in GRAPH_NAMES:
         raise ParameterError(f"graph is {name!r}, expected one of {', '.join(GRAPH_NAMES)}")

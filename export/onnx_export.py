@@ -31,25 +31,14 @@ from bootpig_rt import __version__
 from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.cpu_modules import for_cpu
-from bootpig_rt.export.dialect import Dialect
-from bootpig_rt.export.graphs import GRAPH_NAMES, Graph, build_graph
+from bootpig_rt.export.dialect import OPSETS, Dialect
+from bootpig_rt.export.graphs import Graph, build_graph
 from bootpig_rt.export.reference_op import function_body
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
 from bootpig_rt.export.translations import name_attention, translations
 from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-
-__all__ = ["DEFAULT_OPSET", "GRAPH_NAMES", "export_graph", "write_graph"]
-
-DEFAULT_OPSET = 20
-"""The first with `Gelu`; every runtime that we know of reads it."""
-
-ATTENTION_OPSET = 23
-"""The first with `Attention`."""
-
-OPSETS = range(20, 24)
-"""Opsets that graphs can be written in."""
 
 METADATA_KEY = "bootpig_rt"
 """Key of a graph's metadata: json with `graph`, `precision`, `merge` and `layers`."""
@@ -75,7 +64,6 @@ def export_graph(
     *,
     precision: Literal["float32", "float16"] = "float32",
     dialect: Dialect = "portable",
-    opset: int | None = None,
 ) -> Path:
     """Write one graph of a pair, `folder/name.onnx`.
 
@@ -85,13 +73,12 @@ def export_graph(
         folder: Holds the weights that the graph points to.
         precision: What the graph computes in; text states and reference tables have this type.
         dialect: What it is written for; all but `portable` take float32.
-        opset: Of ONNX, one of `OPSETS`; by default the first that has what is needed.
 
     Returns:
         The file, of a few hundred kilobytes.
 
     Raises:
-        ParameterError: An unknown name, precision or opset.
+        ParameterError: An unknown name or precision.
         CheckpointError: The folder does not hold the pair's weights.
         EngineError: The exporter failed.
         StorageError: The file cannot be written.
@@ -113,7 +100,6 @@ def export_graph(
         half=precision == "float16",
         shared=pair.config.shared_unet,
         dialect=dialect,
-        opset=opset,
     )
 
 
@@ -124,7 +110,6 @@ def write_graph(
     half: bool = False,
     shared: bool = False,
     dialect: Dialect = "portable",
-    opset: int | None = None,
 ) -> Path:
     """Write a graph whose modules are at hand; see `export_graph`.
 
@@ -134,14 +119,9 @@ def write_graph(
         half: The modules are float16.
         shared: Both U-Nets have the weights in `base_unet`.
         dialect: What it is written for.
-        opset: One of `OPSETS`.
     """
-    if opset is None:
-        opset = ATTENTION_OPSET if dialect == "cpu" else DEFAULT_OPSET
-    if opset not in OPSETS:
-        raise ParameterError(f"opset is {opset}, expected {OPSETS[0]}..{OPSETS[-1]}")
     stored = _stored_parameters(graph.module, folder, shared=shared)
-    model = _translate(graph, opset, dialect)
+    model = _translate(graph, dialect)
     _optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, stored))
     _drop_traces(model)
     _point_to_files(model, stored, folder)
@@ -149,13 +129,12 @@ def write_graph(
     model.producer_name, model.producer_version = "bootpig_rt", __version__
     model.graph.name = graph.name
     name_attention(model)
-    model.opset_imports[""] = opset
+    model.opset_imports[""] = OPSETS[dialect]
     if dialect == "cpu-large":
         model.opset_imports[ORT_DOMAIN] = 1
     proto = ir.to_proto(model)
     if graph.merge is not None:
-        body = function_body(graph.merge, half=half, dialect=dialect, opset=opset)
-        proto.functions.append(body)
+        proto.functions.append(function_body(graph.merge, half=half, dialect=dialect))
     path = folder / f"{graph.name}.onnx"
     atomic_write_bytes(path, proto.SerializeToString())
     return path
@@ -201,7 +180,7 @@ def _stored_parameters(module: nn.Module, folder: Path, *, shared: bool) -> dict
     return stored
 
 
-def _translate(graph: Graph, opset: int, dialect: Dialect) -> Any:
+def _translate(graph: Graph, dialect: Dialect) -> Any:
     """Trace and translate, without optimisations."""
     names = list(graph.inputs)
     axes: list[Any] = [graph.axes.get(name) for name in names]
@@ -218,7 +197,7 @@ def _translate(graph: Graph, opset: int, dialect: Dialect) -> Any:
                 input_names=names,
                 output_names=list(graph.outputs),
                 custom_translation_table=translations(dialect),
-                opset_version=min(opset, DEFAULT_OPSET),  # what is newer is `Attention` alone
+                opset_version=OPSETS["portable"],  # what is newer is `Attention` alone
                 optimize=False,
                 verbose=False,
             )

@@ -104,13 +104,7 @@ def make_plan(
 
     A step of Stable Diffusion takes torch on a CPU half a minute at 512 px. So pairs of large
     pictures are run at 256 px where the profile allows it, for two steps, and one picture is
-    decoded.
-
-    Args:
-        backend: Of the pair; only its `spec` is read.
-        profile: Sizes that the bundle takes.
-        merges: That the bundle has graphs for.
-        steps: Of the longest run; by default the pair's own, or 2 for large pictures.
+    decoded. `steps` are those of the longest run. Of the backend only its `spec` is read.
     """
     spec = backend.spec
     config = spec.config
@@ -156,13 +150,7 @@ def at_reduced_size(profile: Profile) -> Profile:
 
 
 def record(backend: Backend, plan: Plan, progress: Progress | None = None) -> Recording:
-    """Run everything on one backend.
-
-    Args:
-        backend: A pair on a device.
-        plan: What to run.
-        progress: Told about each launch.
-    """
+    """Run everything on one backend."""
     recorder = _Recorder(_NUM_GRAPHS + sum(case.steps + 1 for case in plan.cases), progress)
     _run_graphs(backend, plan, recorder)
     for case in plan.cases:
@@ -171,13 +159,7 @@ def record(backend: Backend, plan: Plan, progress: Progress | None = None) -> Re
 
 
 def compare(reference: Recording, new: Recording, limits: Limits) -> tuple[ParityResult, ...]:
-    """Compare two recordings of one plan, worst output first within each part.
-
-    Args:
-        reference: Of torch.
-        new: Of the backend under test.
-        limits: For its precision.
-    """
+    """Compare two recordings of one plan, of torch and new, worst output first within each part."""
     return tuple(
         _compare(name, arrays, new.get(name, ()), limits) for name, arrays in reference.items()
     )

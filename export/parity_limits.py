@@ -15,35 +15,21 @@ class Limits:
         graph: Relative error of one launch of a graph.
         end_to_end: Relative error of latents after all steps.
         psnr_db: Least peak signal-to-noise ratio of decoded pictures, by end-to-end runs.
-        reason: Why these.
     """
 
     graph: float
     end_to_end: float
     psnr_db: float
-    reason: str
 
 
 LIMITS: dict[Precision, Limits] = {
-    "float32": Limits(
-        graph=1e-4,
-        end_to_end=1e-3,
-        psnr_db=60.0,
-        reason=(
-            "Both sides compute in float32 and differ in the order of sums: about 5e-7 a launch "
-            "and 2e-6 after 25 steps for the shipped pair. The rest is room for deeper pairs, and "
-            "for argmax, which may choose another reference for a token whose references are "
-            "nearly equal. 60 dB is a quarter of one level of 256 on average."
-        ),
-    ),
-    "float16": Limits(
-        graph=2e-2,
-        end_to_end=1e-1,
-        psnr_db=25.0,
-        reason=(
-            "float16 keeps 11 bits: 5e-4 for each rounding, and some hundred layers add up to "
-            "about 5e-3. Guidance of 5 multiplies that in every step. At 25 dB a picture "
-            "shows the same thing in the same place."
-        ),
-    ),
+    # Both sides compute in float32 and differ in the order of sums: about 5e-7 a launch and 2e-6
+    # after 25 steps for the shipped pair. The rest is room for deeper pairs, and for argmax, which
+    # may choose another reference for a token whose references are nearly equal. 60 dB is a quarter
+    # of one level of 256 on average.
+    "float32": Limits(graph=1e-4, end_to_end=1e-3, psnr_db=60.0),
+    # float16 keeps 11 bits: 5e-4 for each rounding, and some hundred layers add up to about 5e-3.
+    # Guidance of 5 multiplies that in every step. At 25 dB a picture shows the same thing in the
+    # same place.
+    "float16": Limits(graph=2e-2, end_to_end=1e-1, psnr_db=25.0),
 }

@@ -30,12 +30,6 @@ def write_report(
     A PNG shows torch's picture, the new one and their difference beside each other. The difference
     is grey where there is none and amplified as the file name says.
 
-    Args:
-        folder: The folder to make.
-        report: What the gate found.
-        reference: Torch's recording.
-        new: The other recording.
-
     Returns:
         The files.
 

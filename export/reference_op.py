@@ -32,7 +32,7 @@ from torch import Tensor
 
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.export.attention_text import ORT_DOMAIN, expand
-from bootpig_rt.export.dialect import Dialect
+from bootpig_rt.export.dialect import OPSETS, Dialect
 from bootpig_rt.models.attention import join_heads, split_heads
 
 DOMAIN = "bootpig_rt"
@@ -59,21 +59,9 @@ def reference_attention(
 ) -> Tensor:
     """Put the operator into a graph that is being traced; it is not computed.
 
-    Args:
-        q: Queries of the rows, tokens [N, S, H * D].
-        k: Their keys, likewise.
-        v: Their values, likewise.
-        heads: H.
-        ref_k: Keys of the table, [F, H, M, D].
-        ref_v: Its values, likewise.
-        ref_of_row: int64 [Nr, R], what the last rows read.
-        out_weight: Weight of the output projection.
-        merge: How references are combined.
-        scale: Of the scores.
-        dialect: What the graph is written for.
-
-    Returns:
-        [N, S, H * D].
+    q, k, v and the result are tokens [N, S, H * D], `heads` is H, the table [F, H, M, D];
+    `ref_of_row` int64 [Nr, R] is what the last rows read, `out_weight` that of the output
+    projection, `scale` that of the scores.
     """
     attributes: dict[str, Any] = {"merge": merge, "scale": scale}
     own = (q, k, v)
@@ -108,7 +96,7 @@ def token_attributes(heads: int, inner: int) -> dict[str, Any]:
 
 
 def function_body(
-    merge: OpMerge, *, half: bool, dialect: Dialect = "portable", opset: int
+    merge: OpMerge, *, half: bool, dialect: Dialect = "portable"
 ) -> onnx.FunctionProto:
     """The operator as a function of others.
 
@@ -118,7 +106,6 @@ def function_body(
             the scores of Stable Diffusion 2.1 are too large for float16.
         dialect: How attention is written. But for `portable`, the operator takes tokens and has the
             attributes of `token_attributes`, and all is float32.
-        opset: Of the standard operators.
     """
     is_operator = dialect != "portable"
     weight = ", out_weight" if needs_out_weight(merge) else ""
@@ -133,7 +120,7 @@ def function_body(
         merged = _BY_HEAD + merged + _BY_TOKEN
         join = join.replace("merged", "merged_tokens")
     text = f"""
-    <opset_import: ["" : {opset}{imports}], domain: "{DOMAIN}">
+    <opset_import: ["" : {OPSETS[dialect]}{imports}], domain: "{DOMAIN}">
     {OP_TYPE} <merge, scale{more}> (q, k, v, ref_k, ref_v, ref_of_row{weight}) => (attended) {{
         {_SHAPES if is_operator else ""}
         {split}

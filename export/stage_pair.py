@@ -29,11 +29,7 @@ _GRAPH_SUFFIXES = (".onnx", ".engine", ".layers.json")
 
 
 def pair_files(folder: Path) -> list[str] | None:
-    """Paths of the files of a pair that graphs can point into, or None if they cannot.
-
-    Args:
-        folder: The pair; checked already.
-    """
+    """Paths of the files of a checked pair that graphs can point into, or None if they cannot."""
     if not (folder / "pair.json").is_file():
         return None
     config = read_pair_config(folder / "pair.json")
@@ -66,10 +62,6 @@ def is_stored_half(folder: Path, files: list[str]) -> bool:
 def check_in_place(folder: Path, files: list[str] | None) -> None:
     """Refuse to turn a pair's own folder into a bundle where that cannot end well.
 
-    Args:
-        folder: The pair and the bundle.
-        files: From `pair_files`.
-
     Raises:
         ParameterError: The weights would have to be converted, or other files lie in the folder.
         BundleError: One of the files is a symbolic link.
@@ -89,12 +81,9 @@ def check_in_place(folder: Path, files: list[str] | None) -> None:
 
 
 def link_pair(source: Path, files: list[str], folder: Path) -> None:
-    """Give a pair a second place, where its weights are the same files.
+    """Give a pair with its `pair_files` a second place, where its weights are the same files.
 
-    Args:
-        source: Where the pair lies.
-        files: From `pair_files`.
-        folder: Where graphs will be written; may hold what an earlier build left.
+    The folder may hold what an earlier build left.
 
     Raises:
         OSError: The disk is full, read-only or otherwise refuses.
@@ -109,12 +98,9 @@ def link_pair(source: Path, files: list[str], folder: Path) -> None:
 
 
 def write_pair(pair: Pair, folder: Path, *, dtype: torch.dtype) -> None:
-    """Write a pair anew, as files that graphs can point into.
+    """Write a pair anew, as files of type `dtype` that graphs can point into; see `stored_type`.
 
-    Args:
-        pair: What to write.
-        folder: Where graphs will be written; may hold what an earlier build left.
-        dtype: Of the weights on disk; see `stored_type`.
+    The folder may hold what an earlier build left.
 
     Raises:
         NumericalError: A weight is too large for float16.

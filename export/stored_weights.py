@@ -46,12 +46,9 @@ class StoredTensor:
 
 
 def find_weights(folder: Path, part: str, module: nn.Module) -> dict[str, StoredTensor]:
-    """Find each parameter of a module in the files of its folder.
+    """Find each parameter of a module in the files of its folder, `base_unet` or another part.
 
-    Args:
-        folder: The pair.
-        part: `base_unet`, `ref_unet`, `vae` or `text_encoder`.
-        module: Its parameters have the names of the installed libraries; files may have older ones.
+    Its parameters have the names of the installed libraries; files may have older ones.
 
     Returns:
         Stored tensors by parameter name. A shape may differ from the parameter's in trailing ones.

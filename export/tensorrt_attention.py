@@ -26,13 +26,8 @@ LARGEST_FUSED_HEAD_DIM = 256
 def cast_behind_scores(model: ModelProto) -> int:
     """Move the casts to float32 from ahead of each attention's first product to behind it.
 
-    Heads that are known to be too wide to be fused are left as they are.
-
-    Args:
-        model: Changed in place, bodies of functions too.
-
-    Returns:
-        How many attentions were changed.
+    The model is changed in place, bodies of functions too; heads that are known to be too wide to
+    be fused are left as they are. Returns how many attentions were changed.
     """
     changed = 0
     head_dims = _last_sizes(model)

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Progress: TypeAlias = Callable[[str, float, "float | None"], None]
-"""(what is being done, share done 0..1, seconds left or None) -> None; may raise to cancel."""
+Progress: TypeAlias = Callable[[str, float], None]
+"""(what is being done, share done 0..1) -> None; may raise to cancel."""
 
 _JOIN_SECONDS = 0.2
 _WORKSPACE_BYTES = 4 << 30
@@ -197,13 +197,8 @@ class _Build:
     def parse(self, onnx: Path, attention: Capability, *, moves_casts: bool) -> int:
         """Read the graph and the weights that it points to.
 
-        Args:
-            onnx: The graph.
-            attention: Whether there is a plugin for its reference attentions.
-            moves_casts: Have attentions in the form that TensorRT fuses.
-
         Returns:
-            How many attentions were brought into that form.
+            How many attentions were brought into the form that TensorRT fuses, if `moves_casts`.
 
         Raises:
             CheckpointError: It is damaged, or has an operator that TensorRT does not take.
@@ -358,7 +353,7 @@ def _make_monitor(trt: Any, graph: str, progress: Progress | None) -> Any:
             if progress is None or self.is_cancelled:
                 return
             try:
-                progress(f"{graph}: {name}", self._clock.share, self._clock.seconds_left())
+                progress(f"{graph}: {name}", self._clock.share)
             except BaseException as error:  # raised again where the build was called
                 self.error, self.is_cancelled = error, True
 
@@ -374,7 +369,6 @@ class PhaseClock:
     def __init__(self) -> None:
         """Start the clock."""
         self.share = 0.0
-        self._began = time.monotonic()
         self._phases: dict[str, tuple[str | None, int, int]] = {}
 
     def start(self, name: str, parent: str | None, num_steps: int) -> None:
@@ -395,13 +389,6 @@ class PhaseClock:
             self._phases[name] = (parent, num_steps, num_steps)
             self._update(name)
             del self._phases[name]
-
-    def seconds_left(self) -> float | None:
-        """By the pace so far; None while that says nothing."""
-        if self.share < 0.02:
-            return None
-        elapsed = time.monotonic() - self._began
-        return elapsed * (1 - self.share) / self.share
 
     def _update(self, name: str) -> None:
         share, at = 0.0, name

@@ -82,11 +82,7 @@ def supports(merge: str) -> bool:
 
 
 def check_inputs(dtypes: Sequence[str], head_dim: int) -> str:
-    """The kernel's name for the type of the tensors.
-
-    Args:
-        dtypes: Names of `tensorrt.DataType` of the six inputs.
-        head_dim: D.
+    """The kernel's name for the type of the six inputs, which have `tensorrt.DataType`'s names.
 
     Raises:
         ParameterError: A type or a head dim that the kernel does not take.
@@ -141,14 +137,8 @@ def launch(
 ) -> Launch:
     """The kernel of one tactic and how it is launched for inputs of these shapes.
 
-    Args:
-        tactic: 1 to the number of `TACTICS`.
-        shapes: Of the inputs, in the order of `INPUTS`; numbers or symbolic expressions.
-        architecture: Compute capability, 90 for 9.0.
-        dtype: `float16`, `bfloat16` or `float32`.
-        head_dim: D.
-        scale: The operator's.
-        divide_up: Division of an expression by a number, rounded up.
+    Shapes, in the order of `INPUTS`, are numbers or symbolic expressions; `divide_up` divides such
+    a one by a number, rounded up. `tactic` counts from 1, `architecture` is 90 for 9.0.
     """
     compiled = _compiled(tactic, architecture, dtype, head_dim, scale)
     rows, heads, tokens = shapes[0][:3]
@@ -204,11 +194,8 @@ def capability(
 ) -> Capability:
     """Register the plugin where a build can have it; once in a process.
 
-    Args:
-        flavour: The TensorRT that builds.
-        devices: GPUs of this machine; TensorRT builds for the first.
-        is_wanted: The user did not ask for a build without.
-        plugin: The module `tensorrt.plugin`; imported by default.
+    TensorRT builds for the first of the devices. `plugin` is the module `tensorrt.plugin`, imported
+    by default.
     """
     if not flavour.has_plugins:
         return Capability(None, f"{flavour.name} has no ahead-of-time plugins")
@@ -245,14 +232,11 @@ def _register_once(architecture: int, plugin: Any) -> None:
 
 
 def use_plugin(model: ModelProto) -> str:
-    """Have TensorRT's parser take the plugin for a graph's reference attentions.
+    """Have TensorRT's parser take the plugin for a graph's reference attentions, in place.
 
     Their nodes get the attributes that it looks a plugin up by, and the operator's body is taken
     out, so that there is one way to read them. A graph with a merge or a head dim that the plugin
     does not support stays as it is.
-
-    Args:
-        model: Changed in place.
 
     Returns:
         Why the graph stays as it is; empty if its nodes are the plugin's now.
@@ -308,10 +292,6 @@ def register(architecture: int, *, plugin: Any = None) -> None:
 
     Call it once, ahead of parsing a graph, as `capability` does. A plan built then holds PTX for
     `architecture` alone.
-
-    Args:
-        architecture: Compute capability of the GPU that the plan is for.
-        plugin: The module `tensorrt.plugin`; imported by default.
 
     Raises:
         BackendUnavailable: TensorRT is not installed or has no ahead-of-time plugins.

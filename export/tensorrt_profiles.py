@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bootpig_rt.backends.bundle_spec import self_attention_levels
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, ParameterError
 
@@ -101,9 +102,7 @@ _TEXT = re.compile(r"text_[kv]_\d+")
 def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
     """Read what graphs leave open from the configurations of a pair.
 
-    Args:
-        folder: The pair; its graphs lie beside `base_unet`, `vae` and `text_encoder`.
-        base_model: Holds `vae` and `text_encoder` where the pair does not.
+    `base_model` holds `vae` and `text_encoder` where the pair does not.
 
     Raises:
         CheckpointError: A configuration is missing or lacks a field.
@@ -113,8 +112,7 @@ def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
     vae = read_json(rest / "vae" / "config.json")
     text = read_json(rest / "text_encoder" / "config.json")
     try:
-        down, up = list(unet["down_block_types"]), list(unet["up_block_types"])
-        depth = int(unet.get("layers_per_block", 2))
+        levels = self_attention_levels(unet)
         vae_levels = len(vae["block_out_channels"])
         tokens = int(text["max_position_embeddings"])
     except (KeyError, TypeError, ValueError) as error:
@@ -123,12 +121,7 @@ def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
             f"wrong one ({error}); copy the model folder again",
             folder,
         ) from error
-    last = len(down) - 1
-    levels = [level for level, kind in enumerate(down) if "CrossAttn" in kind for _ in range(depth)]
-    levels.append(last)  # the middle
-    for index, kind in enumerate(up):
-        levels += [last - index] * (depth + 1) if "CrossAttn" in kind else []
-    return PairShape(2 ** (vae_levels - 1), tokens, tuple(levels))
+    return PairShape(2 ** (vae_levels - 1), tokens, levels)
 
 
 def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
@@ -173,11 +166,8 @@ def input_ranges(
 ) -> dict[str, ShapeRange]:
     """Smallest, usual and largest shape of each input of a graph.
 
-    Args:
-        graph: Name of the graph; variants of the step are `denoise_step_<merge>`.
-        inputs: Name -> sizes as the graph gives them, -1 for an open axis.
-        profile: What the engine is to be built for.
-        shape: Of the pair.
+    `inputs` gives sizes by name, -1 for an open axis; variants of the step are
+    `denoise_step_<merge>`.
 
     Raises:
         ParameterError: The graph has an input or an open axis that its interface does not name.

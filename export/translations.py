@@ -31,11 +31,7 @@ def translations(dialect: Dialect) -> dict[Callable[..., Any], Callable[..., Any
 
 
 def name_attention(model: Any) -> None:
-    """Give `Attention` its own domain; the exporter mixes no opsets, so it was traced in ours.
-
-    Args:
-        model: `onnxscript.ir.Model`; changed in place.
-    """
+    """Give `Attention` its own domain; the exporter mixes no opsets, so it was traced in ours."""
     for node in model.graph:
         if (node.domain, node.op_type) == (DOMAIN, "Attention"):
             node.domain, node.version = "", None

@@ -17,14 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bootpig_rt.bundle.files import measure
 from bootpig_rt.errors import ParityError, StorageError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write_text
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # None stands for a module that is not there
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +43,9 @@ class WorkFolder:
         self._finished: dict[str, dict[str, Any]] = {}
 
     def resume(self, key: str) -> None:
-        """Read what an earlier build of the same order finished, and drop all else.
+        """Read what an earlier build of the same key finished, and drop all else.
 
-        Args:
-            key: Stands for everything that the files depend on.
+        The key stands for everything that the files depend on.
         """
         self._key = key
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
@@ -60,27 +56,17 @@ class WorkFolder:
         self._drop_unfinished()
 
     def close(self) -> int:
-        """Drop what is not finished, and the folder if nothing is.
+        """Drop what is not finished.
 
         Returns:
             How many files are kept.
         """
-        if self._key is None:  # what an earlier build left is not ours to judge
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
-            return 0
-        if not self._finished:
-            remove(self.path)
-        else:
+        if self._key is not None:  # else what an earlier build left is not ours to judge
             self._drop_unfinished()
         return len(self._finished)
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """What `finish` was told of a file, if it is still there and unchanged.
-
-        Args:
-            name: Path within the folder.
-        """
+        """What `finish` was told of a file, by its path, if it is still there and unchanged."""
         entry = self._finished.get(name)
         path = self.path / name
         if entry is None or not path.is_file() or measure(path)[1] != entry["sha256"]:
@@ -89,12 +75,7 @@ class WorkFolder:
         return details
 
     def finish(self, name: str, details: dict[str, Any]) -> None:
-        """Remember that a file is done, so that it is not made again.
-
-        Args:
-            name: Path within the folder.
-            details: For `finished`; must fit into json.
-        """
+        """Remember that a file is done, so that it is not made again; json holds the details."""
         sha256 = measure(self.path / name)[1]
         self._finished[name] = {"sha256": sha256, "details": details}
         state = {"key": self._key, "finished": self._finished}
@@ -173,46 +154,24 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Make a folder and hold it against other processes.
-
-    The lock is on the folder itself, so it leaves no file and ends with the process.
-    """
-    taken = (
-        f"another build is writing {str(path)!r}; wait for it, stop it, or choose another output"
-    )
+    """Make a folder and hold it against other processes; nothing is left of the lock."""
+    file = path / _LOCK
     try:
         path.mkdir(exist_ok=True)
+        lock = FileLock(file, thread_local=False)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise StorageError(
+            f"another build is writing {str(path)!r}; wait for it, stop it, or choose another "
+            "output"
+        ) from error
     except OSError as error:
         raise StorageError(f"cannot build in {path.parent}: {describe_os_error(error)}") from error
-    if fcntl is None:
-        with _lock_file(path / _LOCK, taken):
-            yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The build that held it may have removed the folder between the two calls.
-            is_same = os.path.samestat(os.fstat(descriptor), os.stat(path))
-        except OSError as error:
-            raise StorageError(taken) from error
-        if not is_same:
-            raise StorageError(taken)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _lock_file(path: Path, taken: str) -> Iterator[None]:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    except FileExistsError as error:
-        raise StorageError(f"{taken}; if none runs, remove {str(path)!r}") from error
-    os.close(descriptor)
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # while it is held: who has just opened it, opens again
+            file.unlink()
+        lock.release()
         with contextlib.suppress(OSError):
-            path.unlink()
-            path.parent.rmdir()  # if nothing is kept in it
+            path.rmdir()  # if nothing is kept in it

@@ -53,13 +53,14 @@ def write_artifacts(
         raise
     except OSError as error:
         raise StorageError(f"cannot write {str(folder)!r}: {describe_os_error(error)}") from error
+    records = [compiled.describe() for compiled in all_compiled]
     manifest = {
         "format": FORMAT,
         "bootpig_rt": bootpig_rt.__version__,
         **tool_versions(),
-        "kernels": [compiled.describe() for compiled in all_compiled],
+        "kernels": records,
     }
-    for compiled, record in zip(all_compiled, manifest["kernels"], strict=True):
+    for compiled, record in zip(all_compiled, records, strict=True):
         atomic_write_bytes(folder / record["cubin"], compiled.cubin)
         atomic_write_text(folder / record["ptx"], compiled.ptx)
     atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -76,27 +76,32 @@ def self_attention_shapes(unet: Mapping[str, Any], side: int) -> tuple[LayerShap
             lists may be one number for all blocks.
         side: Of the latents.
     """
-    down, up = list(unet["down_block_types"]), list(unet["up_block_types"])
     widths = [int(width) for width in unet["block_out_channels"]]
-    count = len(down)
-
-    def per_block(name: str, default: Any) -> list[Any]:
-        value = unet.get(name, default)
-        return list(value) if isinstance(value, (list, tuple)) else [value] * count
-
-    heads = per_block("num_attention_heads", None)
+    heads = _per_block(unet, "num_attention_heads", None)
     if heads[0] is None:
-        heads = per_block("attention_head_dim", 8)
-    depth = [int(layers) for layers in per_block("layers_per_block", 2)]
-    blocks = per_block("transformer_layers_per_block", 1)
+        heads = _per_block(unet, "attention_head_dim", 8)
+    return tuple(
+        (int(heads[level]), (side >> level) ** 2, widths[level] // int(heads[level]))
+        for level in self_attention_levels(unet)
+    )
+
+
+def self_attention_levels(unet: Mapping[str, Any]) -> tuple[int, ...]:
+    """How often latents were halved ahead of each self-attention, in the order down, mid, up."""
+    down, up = list(unet["down_block_types"]), list(unet["up_block_types"])
+    depth = [int(layers) for layers in _per_block(unet, "layers_per_block", 2)]
+    blocks = _per_block(unet, "transformer_layers_per_block", 1)
     levels: list[int] = []
     for level, kind in enumerate(down):
         levels += [level] * (depth[level] * blocks[level]) if "CrossAttn" in kind else []
-    levels += [count - 1] * blocks[-1]
+    levels += [len(down) - 1] * blocks[-1]
     for index, kind in enumerate(up):
-        level = count - 1 - index
+        level = len(down) - 1 - index
         levels += [level] * ((depth[level] + 1) * blocks[level]) if "CrossAttn" in kind else []
-    return tuple(
-        (int(heads[level]), (side >> level) ** 2, widths[level] // int(heads[level]))
-        for level in levels
-    )
+    return tuple(levels)
+
+
+def _per_block(unet: Mapping[str, Any], name: str, default: Any) -> list[Any]:
+    value = unet.get(name, default)
+    count = len(unet["down_block_types"])
+    return list(value) if isinstance(value, (list, tuple)) else [value] * count

@@ -471,16 +471,6 @@ def test_two_builds_into_one_folder_are_refused(pair: Path, tmp_path: Path, stan
     open_bundle(out)
 
 
-def test_the_lock_works_where_folders_cannot_be_locked(
-    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bootpig_rt.export import work_folder
-
-    monkeypatch.setattr(work_folder, "fcntl", None)
-    test_two_builds_into_one_folder_are_refused(pair, tmp_path, stand)
-    assert names(tmp_path) == ["out", "pair"]
-
-
 def test_parity_over_the_limit_makes_no_bundle_and_leaves_a_report(
     pair: Path, tmp_path: Path, stand: Stand
 ) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bootpig_rt.export.onnx_export import GRAPH_NAMES, export_graph
+from bootpig_rt.export.graphs import GRAPH_NAMES
+from bootpig_rt.export.onnx_export import export_graph
 from bootpig_rt.models.load import load_pair
 
 SLOW = ("vae_encoder", "reference_kv", *(name for name in GRAPH_NAMES if "denoise" in name))

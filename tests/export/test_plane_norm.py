@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bootpig_rt.export.plane_norm import PlaneNorm, with_plane_norms
+from bootpig_rt.export.cpu_modules import PlaneNorm, with_plane_norms
 
 SHAPES = ((2, 8, 6, 4), (1, 4, 256, 256))
 

@@ -53,7 +53,7 @@ def session(merge: Any, *, half: bool = False, dialect: Any = "portable") -> ort
         opset_imports=opsets,
         ir_version=10,
     )
-    model.functions.append(function_body(merge, half=half, dialect=dialect, opset=standard))
+    model.functions.append(function_body(merge, half=half, dialect=dialect))
     return ort.InferenceSession(model.SerializeToString())
 
 
@@ -184,7 +184,7 @@ def test_scores_beyond_float16_stay_finite() -> None:
 
 def test_the_body_holds_standard_operators_alone() -> None:
     for merge in ("one", "argmax", "softmax", "mean", "concat"):
-        body = function_body(merge, half=True, opset=20)
+        body = function_body(merge, half=True)
         assert {node.domain for node in body.node} == {""}
         assert all(onnx.defs.has(node.op_type, 20) for node in body.node)
 
@@ -194,7 +194,7 @@ def test_the_body_holds_standard_operators_alone() -> None:
 )
 def test_a_body_for_a_cpu_leaves_attention_to_one_operator(dialect: Any, operator: str) -> None:
     for merge in ("one", "argmax", "softmax", "mean"):
-        body = function_body(merge, half=False, dialect=dialect, opset=23)
+        body = function_body(merge, half=False, dialect=dialect)
         kinds = [node.op_type for node in body.node]
         # Rows without references, rows with, and those once more without for their change.
         assert kinds.count(operator) == (3 if needs_out_weight(merge) else 2)

@@ -255,7 +255,7 @@ def _graph(*merges: str, head_dims: tuple[int, ...] = (64,)) -> Any:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     layers = [[5, head_dim, 0] for head_dim in head_dims]
     helper.set_model_props(model, {METADATA_KEY: json.dumps({"layers": layers})})
-    model.functions.append(function_body(merges[0], half=True, opset=20))  # type: ignore[arg-type]
+    model.functions.append(function_body(merges[0], half=True))  # type: ignore[arg-type]
     return model
 
 
