@@ -86,7 +86,6 @@ class _Order:
     options: BuildOptions
     key: Path | None
     overwrite: bool
-    gate_steps: int | None
 
     @property
     def is_in_place(self) -> bool:
@@ -108,7 +107,6 @@ def build_engine(
     base_model: Path | None = None,
     key: Path | None = None,
     overwrite: bool = False,
-    gate_steps: int | None = None,
     progress: BuildProgress | None = None,
 ) -> BuildResult:
     """Build a bundle: all of it, or nothing in `output`.
@@ -123,7 +121,6 @@ def build_engine(
         base_model: The Stable Diffusion folder of a pair in the published layout.
         key: Private key, PEM, to sign the manifest with.
         overwrite: Replace a folder that is a bundle.
-        gate_steps: Steps of the longest run of the parity gate; a fitting number by default.
         progress: Told what is being done; called from the thread that builds.
 
     Raises:
@@ -133,7 +130,7 @@ def build_engine(
         ParityError: The new graphs differ from torch; a report was left beside the output.
         StorageError: Disk full, read-only folder, or another build holds the output.
     """
-    order = _Order(pair_folder, output, base_model, options, key, overwrite, gate_steps)
+    order = _Order(pair_folder, output, base_model, options, key, overwrite)
     check_output(pair_folder, output, options, overwrite=overwrite)
     if key is not None:
         check_private_key(key)
@@ -174,7 +171,6 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
             TorchBackend(pair, "cpu"),
             profile=profile,
             merges=options.merges,
-            steps=order.gate_steps,
             progress=tell,
         )
     config = pair.config

@@ -8,12 +8,12 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from bootpig_rt.backends.tensorrt.flavours import flavour_of
-from bootpig_rt.bundle.bundle import GraphInfo, Manifest, ParityReport, RuntimeInfo, list_files
+from bootpig_rt.bundle.bundle import Manifest, ParityReport, RuntimeInfo, list_files
 from bootpig_rt.bundle.files import digest_files, split_pair_files
-from bootpig_rt.bundle.manifest import FileInfo, PairInfo, SolverInfo
+from bootpig_rt.bundle.manifest import PairInfo, SolverInfo
 from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.export.build_options import BuildOptions
-from bootpig_rt.export.graph_info import OnnxInfo, read_onnx
+from bootpig_rt.export.graph_info import read_graph
 from bootpig_rt.export.targets import tool_versions
 from bootpig_rt.export.tensorrt_layers import read_layers
 
@@ -41,8 +41,7 @@ def describe_graphs(
 
     files = {file.path: file for file in list_files(folder)}
     runtime = RuntimeInfo("onnxruntime", onnxruntime.__version__, MINIMUM_ONNXRUNTIME)
-    found = {path: read_onnx(folder / path) for path in files if _is_graph(path)}
-    graphs = [_graph(files[path], info) for path, info in found.items()]
+    found = [read_graph(folder, file) for path, file in files.items() if _is_graph(path)]
     weights, others = split_pair_files(files.values())
     return Manifest(
         target=options.target,
@@ -55,13 +54,13 @@ def describe_graphs(
             source_fingerprint if source_fingerprint != fingerprint else None,
         ),
         precision=options.precision,
-        opset=max(info.opset for info in found.values()),
+        opset=max(opset for _, opset in found),
         profile=options.profile,
         merges=options.merges,
         solver=SolverInfo(config.default_solver, config.default_steps),
         rsa_kernel_sha256=None,
         tools=tool_versions(),
-        graphs=tuple(graphs),
+        graphs=tuple(info for info, _ in found),
         parity=parity,
         files=tuple(files.values()),
     )
@@ -119,15 +118,3 @@ def _digest_kernels(kernels: set[str]) -> str | None:
 
 def _is_graph(path: str) -> bool:
     return "/" not in path and path.endswith(".onnx")
-
-
-def _graph(file: FileInfo, info: OnnxInfo) -> GraphInfo:
-    return GraphInfo(
-        name=Path(file.path).stem,
-        file=file.path,
-        sha256=file.sha256,
-        size_bytes=file.size_bytes,
-        num_nodes=info.num_nodes,
-        inputs=info.inputs,
-        outputs=info.outputs,
-    )

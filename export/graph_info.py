@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from bootpig_rt.bundle.manifest import TensorInfo, TensorType
+from bootpig_rt.bundle.manifest import FileInfo, GraphInfo, TensorInfo, TensorType
 from bootpig_rt.errors import CheckpointError
-
-_STANDARD = ("", "ai.onnx")
 
 _DTYPES: dict[int, TensorType] = {
     onnx.TensorProto.FLOAT: "float32",
@@ -23,53 +21,50 @@ _DTYPES: dict[int, TensorType] = {
 }
 
 
-@dataclass(frozen=True)
-class OnnxInfo:
-    """Interface and size of a graph.
-
-    Attributes:
-        inputs: In the order of the graph.
-        outputs: In the order of the graph.
-        num_nodes: Of the main graph; the body of a function counts as one.
-        opset: Of the standard operators.
-        operators: Name -> number of nodes, with the domain where it is not the standard one.
-    """
-
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    num_nodes: int
-    opset: int
-    operators: dict[str, int]
-
-
-def read_onnx(path: Path) -> OnnxInfo:
-    """Read a graph without its weights.
+def read_graph(folder: Path, file: FileInfo) -> tuple[GraphInfo, int]:
+    """Read a graph without its weights: what it is, and the opset of the standard operators.
 
     Raises:
         CheckpointError: The file is missing, truncated or no ONNX graph.
     """
+    path = folder / file.path
+    model = _load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    info = GraphInfo(
+        name=path.stem,
+        file=file.path,
+        sha256=file.sha256,
+        size_bytes=file.size_bytes,
+        num_nodes=len(model.graph.node),
+        inputs=tuple(_tensor(v) for v in model.graph.input if v.name not in weights),
+        outputs=tuple(_tensor(value) for value in model.graph.output),
+    )
+    opsets = (o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return info, max(opsets, default=1)
+
+
+def read_operators(path: Path) -> dict[str, int]:
+    """Name -> number of nodes of a graph, with the domain where it is not the standard one.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or no ONNX graph.
+    """
+    found = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in _load(path).graph.node
+    )
+    return dict(found.most_common())
+
+
+def _load(path: Path) -> onnx.ModelProto:
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own kinds, which differ between its versions
         raise CheckpointError(
             f"{path} is missing, truncated or no ONNX graph ({type(error).__name__}); "
             "build it again with: bootpig-rt build-engine",
             path,
         ) from error
-    operators: dict[str, int] = {}
-    for node in model.graph.node:
-        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        operators[name] = operators.get(name, 0) + 1
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return OnnxInfo(
-        inputs=tuple(_tensor(v) for v in model.graph.input if v.name not in weights),
-        outputs=tuple(_tensor(value) for value in model.graph.output),
-        num_nodes=len(model.graph.node),
-        opset=max(
-            (o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1
-        ),
-        operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
-    )
 
 
 def _tensor(value: Any) -> TensorInfo:

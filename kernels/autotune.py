@@ -56,6 +56,8 @@ FIRST_WITH_TMA = 90
 ROTATION_BYTES = 100 * 2**20
 """Inputs are used in turn so long as they take this much: twice the cache of an H100."""
 
+REPLAYS = 20
+
 _log = logging.getLogger(__name__)
 
 
@@ -161,7 +163,7 @@ def replace_rows(old: Iterable[TileRow], new: Sequence[TileRow]) -> list[TileRow
     return [row for row in old if row.key not in tuned] + list(new)
 
 
-def time_tile(shape: Shape, tile: Tile, device: str, *, replays: int = 20) -> float:
+def time_tile(shape: Shape, tile: Tile, device: str) -> float:
     """Median time of one launch in microseconds."""
     inputs = _inputs(shape, device)
     run: Callable[..., object] = functools.partial(
@@ -176,7 +178,7 @@ def time_tile(shape: Shape, tile: Tile, device: str, *, replays: int = 20) -> fl
             run(*arguments)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times: list[float] = []
-    for _ in range(replays):
+    for _ in range(REPLAYS):
         start.record()
         graph.replay()
         end.record()

@@ -202,8 +202,8 @@ class TrainConfig(_Table, frozen=True):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """For json, tables too."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        """As json has it, tables too."""
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return plain
 
 

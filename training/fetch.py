@@ -79,7 +79,7 @@ def fetch_data(
 
     if drawings is None:
         drawings = load_drawings([source.style for source in sources])
-    svgs = {}
+    svgs: dict[Drawing, str] = {}
     for done, source in enumerate(sources):
         report("packages", done, len(sources))
         archive = fetch_archive(source, folder / "packages", from_folder=from_folder)

@@ -86,8 +86,8 @@ def subject_difference(a: Tensor, b: Tensor, masks: Tensor) -> float:
     return float(((a - b).abs() * mask).sum() / (3 * mask.sum()))
 
 
-def save_sheet(rows: list[NDArray[np.uint8]], path: Path, *, zoom: int = 2) -> None:
-    """Write rows of pictures, each uint8 [N, S, S, 3], as one PNG, enlarged `zoom` times."""
+def save_sheet(rows: list[NDArray[np.uint8]], path: Path) -> None:
+    """Write rows of pictures, each uint8 [N, S, S, 3], as one PNG, twice as large."""
     sheet = grid([Image.fromarray(each) for row in rows for each in row], len(rows[0]), gap_px=0)
-    size = (sheet.width * zoom, sheet.height * zoom)
+    size = (2 * sheet.width, 2 * sheet.height)
     save_png(sheet.resize(size, Image.Resampling.NEAREST), path)

@@ -289,7 +289,7 @@ class Trainer:
         """Load the newest checkpoint of the folder; refuse one of another configuration."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.json"
-        now = _plain(self.config)
+        now = self.config.to_dict()
         found = self.checkpoints.all()
         if found:
             try:
@@ -297,7 +297,7 @@ class Trainer:
                 least = TrainConfig(
                     self.config.stage, self.config.output, start_from=self.config.start_from
                 )
-                before = {**_plain(least), **json.loads(path.read_text())}
+                before = {**least.to_dict(), **json.loads(path.read_text())}
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{self.folder} has checkpoints but no readable config.json ({error}); "
@@ -342,11 +342,6 @@ class Trainer:
     def ask_to_stop(self) -> None:
         """Finish the current step, write a checkpoint and return from `run`."""
         self._stop = True
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
-    return plain
 
 
 @contextlib.contextmanager

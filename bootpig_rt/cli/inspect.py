@@ -90,9 +90,9 @@ def _layers(bundle: Bundle, name: str) -> dict[str, Any]:
     """Operators of a graph by number, or the layer report of an engine."""
     path = bundle.graph_path(name)
     if path.suffix == ".onnx":
-        from bootpig_rt.export.graph_info import read_onnx
+        from bootpig_rt.export.graph_info import read_operators
 
-        return dict(read_onnx(path).operators)
+        return dict(read_operators(path))
     from bootpig_rt.export.tensorrt_layers import read_layers
 
     layers: dict[str, Any] = read_layers(bundle.folder, name)["layers"]

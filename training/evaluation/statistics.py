@@ -16,7 +16,7 @@ Rate: TypeAlias = dict[str, float]
 97.5 of the bootstrap over subjects; how many `subjects` and `pictures` there are."""
 
 
-def rate(values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0) -> Rate | None:
+def rate(values: Sequence[float], subjects: Sequence[Hashable]) -> Rate | None:
     """A mean over subjects with its 95 % interval; None without pictures.
 
     `values` has one for each picture, for example 1 for a hit and 0 for a miss, `subjects` whose
@@ -28,7 +28,7 @@ def rate(values: Sequence[float], subjects: Sequence[Hashable], *, seed: int = 0
     if not by_subject:
         return None
     means = np.array([np.mean(found) for found in by_subject.values()])
-    picks = np.random.default_rng(seed).integers(len(means), size=(RESAMPLES, len(means)))
+    picks = np.random.default_rng(0).integers(len(means), size=(RESAMPLES, len(means)))
     low, high = np.percentile(means[picks].mean(axis=1), (2.5, 97.5))
     return {
         "value": float(means.mean()),
