@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,5 +213,5 @@ def test_ways_to_train_that_are_not_done_are_refused_by_name(
 ) -> None:
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ConfigError, match=f"asks for {name} .*{variable}.* take it out"):
-        run.train(replace(make_config("vae", tmp_path / "run"), steps=1))
+        run.train(make_config("vae", tmp_path / "run", steps=1))
     assert not (tmp_path / "run").exists()
