@@ -32,8 +32,6 @@ NAMES = {
     "lost": "lost",
     "refusal_p99_ms": "p99 of refusals, ms",
     "batch_mean": "pictures a launch",
-    "client_share": "client, of a core",
-    "client_late_ms": "client late by, ms",
     "rss_bytes": "resident memory",
     "slope_bytes": "growth an hour",
     "fds": "open files",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,7 @@ _OURS, _OVERLOAD = "ours", "ours_overload"
 _TIMES_ALONE, _TIMES_PEAK = 5, 10
 _LEAST_RATIO, _LEAST_AT_OVERLOAD = 4.0, 0.9
 _SIZE_PX = 64
+_NOT_SHOWN = ("client_", "done_")
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,8 @@ class Contest:
 
     def with_points(self, row: Row) -> Row:
         """A row with the medians of its rounds."""
-        points = [point.values() for point in self._points.get(row.name, ())]
-        if not points:
-            return row
-        columns = {name: [each[name] for each in points] for name in points[0]}
+        points = [_shown(point) for point in self._points.get(row.name, ())]
+        columns = {name: [each[name] for each in points] for name in (points or [{}])[0]}
         return row.with_values(**{name: _median(column) for name, column in columns.items()})
 
     def sweep_rows(self) -> Iterator[Row]:
@@ -210,7 +210,7 @@ class Contest:
             for rate, point in points:
                 yield Row(
                     f"{name} {rate:.3g}", f"{rate:.3g} requests a second", SWEEP + name,
-                    values=point.values(),
+                    values=_shown(point),
                 )  # fmt: skip
 
     def checks(self) -> list[Check]:
@@ -219,10 +219,15 @@ class Contest:
         return [make_check("accepted and lost by ours under overload", lost, 0.0)]
 
     def remarks(self, rows: Sequence[Row]) -> Iterator[str]:
-        """What the figures say, beside the targets."""
+        """What the figures say, beside the targets, and what the client took."""
+        points = [point for _, point in chain.from_iterable(self._sweeps.values())]
+        points += chain.from_iterable(self._points.values())
+        share = max((point.client_share for point in points), default=0.0)
+        late_ms = max((point.client_late_ms for point in points), default=0.0)
         yield (
             f"In time is within {self.limit_s:.2f} s: {_TIMES_ALONE} times what the first takes "
-            "for a request when nobody else asks."
+            f"for a request when nobody else asks. The client took {share:.0%} of a core at most, "
+            f"and no request was sent more than {late_ms:.0f} ms late."
         )
         by_name = {row.name: row for row in rows}
         ours, overload = by_name.get(_OURS), by_name.get(_OVERLOAD)
@@ -233,17 +238,22 @@ class Contest:
             )
         kept = None if ours is None or overload is None else ratio_of_rows(overload, ours)
         if kept is not None:
-            points = self._points.get(_OVERLOAD, [])
+            lost = sum(point.lost for point in self._points.get(_OVERLOAD, ()))
             yield (
                 f"At {_TIMES_PEAK} times its best rate ours keeps {kept.value:.2f} of its goodput "
                 f"({kept.low:.2f} to {kept.high:.2f}), the target is {_LEAST_AT_OVERLOAD:g}; of "
-                f"what it accepted it lost {sum(point.lost for point in points):.0f}."
+                f"what it accepted it lost {lost:.0f}."
             )
 
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
+
+
+def _shown(point: Point) -> dict[str, float | None]:
+    values = point.values()
+    return {name: value for name, value in values.items() if not name.startswith(_NOT_SHOWN)}
 
 
 def _to_journal(rate: float, point: Point) -> dict[str, list[float]]:

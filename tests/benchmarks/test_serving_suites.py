@@ -83,7 +83,7 @@ def test_a_service_that_runs_already_is_measured_with_what_it_can_draw(
     assert measured.settings["load"].startswith("sides in px 100% 64,")
     peak = measured.row("ours")
     assert len(peak.samples_ms) == 1
-    assert (peak.values["done_per_s"] or 0) > 1
+    assert (peak.values["offered_per_s"] or 0) > 1
     assert peak.values["batch_mean"] == 3
     assert len([row for row in measured.rows if row.group.startswith(serving.SWEEP)]) >= 2
     overload = measured.row("ours_overload").values
