@@ -48,7 +48,7 @@ def _lines(result: SuiteResult) -> dict[str, list[Row]]:
 def _against_load(
     axes: Any, lines: dict[str, list[Row]], values: Sequence[str], limit: float | None = None
 ) -> None:
-    """Values over pictures that were asked for, a line for each server; both axes logarithmic."""
+    """Values over pictures that were asked for, a line for each server."""
     for name, rows in lines.items():
         for value, style in zip(values, ("-o", "--s"), strict=False):
             known = [row for row in rows if row.values.get(value) and row.values["offered_per_s"]]
@@ -61,7 +61,10 @@ def _against_load(
     if limit is not None:
         axes.axhline(limit, color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    if len(values) > 1:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(NAMES["offered_per_s"])
     axes.set_ylabel(NAMES[values[0]] if len(values) == 1 else "latency, ms")
     axes.legend(fontsize=7, frameon=False)
