@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,12 +48,14 @@ class Contenders:
         mix: What they are asked for.
         pace: How.
         logs: Folder for what they write.
+        stack: Ends them, whatever happens.
     """
 
     settings: Settings
     mix: Mix
     pace: Pace
     logs: Path
+    stack: ExitStack
 
     def all(self) -> list[Contender]:
         """The one that others are compared with comes first."""
@@ -103,5 +106,6 @@ class Contenders:
             environment={"OMP_NUM_THREADS": str(self.settings.threads)},
         )  # fmt: skip
         target = Target(dialect, start=start, mix=self.mix, pace=self.pace)
+        self.stack.callback(target.stop)
         target.begin()
         return target

@@ -118,7 +118,7 @@ class Contest:
             yield self._way(Contender(_OURS, "the service", self._remote))
         else:
             logs = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            made = Contenders(self._settings, self.mix, self.plan.pace, logs)
+            made = Contenders(self._settings, self.mix, self.plan.pace, logs, self._stack)
             yield from map(self._way, made.all())
         label = f"{_OURS}, at {_TIMES_PEAK} times that rate"
         yield Way(_OVERLOAD, label, self._overload, group=PEAK)
@@ -129,7 +129,6 @@ class Contest:
     def _made(self, contender: Contender) -> Ready:
         """Start a server, compare its pictures with those of the first, find its best rate."""
         target = contender.begin(self.limit_s or None)
-        self._stack.callback(target.stop)
         self._targets[contender.name] = target
         alone_s = statistics.mean(target.alone())
         if not self.limit_s:
