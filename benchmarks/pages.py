@@ -49,7 +49,7 @@ ABOUT = {
         "Each server is offered more and more until it draws no more pictures in time; then all "
         "take turns at the rate that was best for each, on the same pair, cores and client. A time "
         "is that between pictures that came in time, so a ratio is one of goodput. Ours draws with "
-        "the schedule `exact`, and as many pictures may wait as it draws in half the limit.",
+        "the schedule `exact`, and takes as many pictures as it draws in 70 % of the limit.",
     ),
     "soak": (
         "A service for long, with faults",

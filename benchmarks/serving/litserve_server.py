@@ -1,6 +1,7 @@
 """LitServe with the published way, with its batching.
 
-python -m bootpig_rt.benchmarks.serving.litserve_server FOLDER --port N --threads N --timeout S
+python -m bootpig_rt.benchmarks.serving.litserve_server FOLDER --port N --threads N --max-batch N
+    --timeout S
 """
 
 # No annotations of the future here: LitServe reads those of `decode_request`.
@@ -17,7 +18,6 @@ from fastapi import HTTPException, Request
 from bootpig_rt.benchmarks.serving.drawer import Body, Drawer, Drawn
 from bootpig_rt.errors import ImageError
 
-MAX_BATCH = 4
 _BATCH_TIMEOUT_S = 0.02
 
 
@@ -27,10 +27,11 @@ class DrawingAPI(litserve.LitAPI):  # type: ignore[misc]  # it has no types
     Args:
         folder: Of the pair.
         threads: Of torch.
+        max_batch: Requests that are drawn together.
     """
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        super().__init__(max_batch_size=MAX_BATCH, batch_timeout=_BATCH_TIMEOUT_S)
+    def __init__(self, folder: Path, threads: int, max_batch: int) -> None:
+        super().__init__(max_batch_size=max_batch, batch_timeout=_BATCH_TIMEOUT_S)
         self._folder, self._threads = folder, threads
 
     def setup(self, device: str) -> None:
@@ -70,9 +71,10 @@ def main(words: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--timeout", type=float, required=True)
     args = parser.parse_args(words)
-    api = DrawingAPI(args.folder, args.threads)
+    api = DrawingAPI(args.folder, args.threads, args.max_batch)
     server = litserve.LitServer(api, accelerator="cpu", timeout=args.timeout)
     server.run(
         host="127.0.0.1", port=args.port, log_level="warning", generate_client_file=False,
