@@ -435,7 +435,8 @@ class Pipeline:
         Raises:
             PromptError: Not text, or too long.
         """
-        return self._tokenizer.num_tokens(prompt), self._tokenizer.max_length
+        checked = check_prompt(prompt, allow_empty=True)
+        return self._tokenizer.num_tokens(checked), self._tokenizer.max_length
 
     def table_bytes(
         self,

@@ -196,6 +196,10 @@ class Loop:
                     logger.exception("a step failed in a way that was not foreseen")
                     for picture in [*self.waiting(), *self.running()]:
                         picture.job.fail(error)
+                    with self._changed:
+                        if self._is_closing:
+                            break
+                        self._wait_for_news(self._num_changes)  # or it might fail for ever
         finally:
             with self._changed:
                 self._driver = None
@@ -207,8 +211,11 @@ class Loop:
         if self.step():
             return
         with self._changed:
-            timeout_s = LOOK_AGAIN_S if len(self._queue) else None
-            self._changed.wait_for(lambda: self._num_changes != seen, timeout_s)
+            self._wait_for_news(seen, LOOK_AGAIN_S if len(self._queue) else None)
+
+    def _wait_for_news(self, seen: int, timeout_s: float | None = None) -> None:
+        """Return when something changed since; the lock is held."""
+        self._changed.wait_for(lambda: self._num_changes != seen, timeout_s)
 
     def step(self) -> bool:
         """Let pictures in and out, and do one launch. Returns False where nothing could be done."""

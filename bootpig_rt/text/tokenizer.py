@@ -133,11 +133,7 @@ class Tokenizer:
             self._tell_cut(prompt)
 
     def num_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, begin and end token included; over `max_length` its end is ignored.
-
-        Raises:
-            PromptError: As for `__call__`.
-        """
+        """Tokens of a prompt, begin and end token included; what is over S is ignored."""
         return len(self._tokens(prompt))
 
     def _tell_cut(self, prompt: str) -> list[int]:

@@ -985,6 +985,54 @@ def test_who_watches_the_engine_cannot_break_it(
     assert "no disk for metrics" in caplog.text
 
 
+def test_a_served_engine_outlives_a_step_that_fails_as_nobody_foresaw(
+    paper: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps: list[str] = []
+
+    def fail(self: Loop) -> bool:
+        steps.append("failed")
+        raise LookupError("a fault of the engine itself")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "step", fail)
+        with paper.engine.start():
+            for count in (1, 2):  # it fails once for each, and does not spin between
+                job = paper.submit()
+                with pytest.raises(LookupError, match="of the engine itself"):
+                    job.result(timeout=30)
+                assert count <= len(steps) <= 3 * count
+    assert "a step failed in a way that was not foreseen" in caplog.text
+    with paper.engine.start():
+        assert len(paper.submit().result(timeout=30).images) == 1
+
+
+def test_a_closing_engine_takes_no_more_requests_and_draws_what_it_has(paper: Any) -> None:
+    refused: list[EngineFull] = []
+
+    def ask_while_it_closes(what: str) -> None:
+        if paper.engine._loop._is_closing and not refused:
+            with pytest.raises(EngineFull, match="is closing") as error:
+                paper.submit()
+            refused.append(error.value)
+        time.sleep(0.001)
+
+    paper.backend.hook = ask_while_it_closes
+    with paper.engine.start():
+        job = paper.submit(steps=50)
+    assert len(job.result(timeout=0).images) == 1
+    assert refused[0].retry_after_s > 0
+
+
+def test_a_job_runs_from_its_first_work_to_its_end(paper: Any) -> None:
+    job = paper.submit(steps=2)
+    states = [job.running()]
+    for _ in range(2):
+        paper.engine.step()
+        states.append(job.running())
+    assert states == [False, True, False]
+
+
 def test_an_engine_that_is_closed_at_once_cancels_what_it_has(paper: Any) -> None:
     paper.backend.hook = lambda what: time.sleep(0.001)
     engine = paper.engine.start()

@@ -83,7 +83,6 @@ class Sessions:
         self._lock = threading.Lock()
         # In the order of their last use.
         self._futures: OrderedDict[str, Future[ort.InferenceSession]] = OrderedDict()
-        self._metadata: dict[str, dict[str, Any]] = {}
 
     def prepare(self, names: Iterable[str]) -> None:
         """Create several sessions, two at a time, and wait for them.
@@ -135,8 +134,6 @@ class Sessions:
 
     def metadata(self, name: str) -> dict[str, Any]:
         """What the exporter wrote into a graph: `precision`, `merge`, `layers`."""
-        if name in self._metadata:
-            return self._metadata[name]
         found: dict[str, str] = self.get(name).get_modelmeta().custom_metadata_map
         try:
             values: dict[str, Any] = json.loads(found[METADATA_KEY])
@@ -146,7 +143,6 @@ class Sessions:
                 f"metadata {METADATA_KEY!r}; build the bundle again",
                 self._folder,
             ) from error
-        self._metadata[name] = values
         return values
 
     def launch(
