@@ -232,10 +232,18 @@ class Loop:
         skipped: set[Picture] = set()
         while self._queue.is_used and (picture := self._next(skipped, passed)) is not None:
             with self._losing([picture], "the start of a picture"):
-                if self._has_table(picture):
-                    self._begin(picture)
-                else:
-                    skipped.add(picture)
+                try:
+                    if self._has_table(picture):
+                        self._begin(picture)
+                    else:
+                        skipped.add(picture)
+                except Exception:
+                    raise
+                except BaseException:  # Ctrl-C: whoever drives next begins it again
+                    with self._changed:
+                        if not picture.waits and picture not in self.running():
+                            self._queue.add([picture])
+                    raise
         for picture in passed:
             picture.passed_over += 1
         if self._tables.sought:
@@ -278,7 +286,8 @@ class Loop:
         job = picture.job
         with self._changed:
             self._queue.take(picture)  # nested steps leave it alone
-        job.begin()
+        if not job.has_begun:
+            job.begin()
 
         def after_launch(done: int, total: int) -> None:
             self._end_late([picture])
@@ -288,14 +297,7 @@ class Loop:
                 raise Cancelled(f"cancelled after {done} of {total} rows of the reference pass")
             self._advance()
 
-        try:
-            picture.table = self._tables.make(picture, claim, after_launch)
-        except Exception:
-            raise
-        except BaseException:  # Ctrl-C: whoever drives next begins it again
-            with self._changed:
-                self._queue.add([picture])
-            raise
+        picture.table = self._tables.make(picture, claim, after_launch)
 
     def _begin(self, picture: Picture) -> None:
         """Put a picture beside the others of its group."""

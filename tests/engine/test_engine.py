@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.engine.batch import Batch
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
@@ -740,6 +741,25 @@ def test_an_interrupt_between_two_launches_of_a_pass_loses_nothing(make_paper: M
         paper.engine.step()
     paper.run()
     assert [len(job.result(timeout=0).images) for job in (running, starting)] == [1, 1]
+
+
+def test_an_interrupt_as_a_picture_joins_others_loses_neither(
+    paper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = paper.submit(steps=20)
+    paper.engine.step()
+    joining = paper.submit(paper.subject(), steps=3)
+
+    def interrupt(self: Batch) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "close", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            paper.engine.step()
+    paper.run()
+    assert [len(job.result(timeout=0).images) for job in (running, joining)] == [1, 1]
+    assert paper.backend.log.count("pass") == 1  # its table was made already
 
 
 def test_an_interrupted_call_takes_its_own_requests_back(
