@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from threading import Lock
+from typing import Literal
 
 from PIL import Image
 
@@ -58,7 +59,8 @@ class Job(Future[GenerationResult]):
         self.deadline_s = deadline_s
         self.deadline = None if deadline_s is None else self._submitted + deadline_s
         self.has_begun = False
-        self._ending, self._is_notified = Lock(), False
+        self._ending: Literal["cancelled", "made"] | None = None
+        self._ending_lock = Lock()
         self._made: list[tuple[Image.Image, PictureParameters] | None] = [None] * len(plans)
 
     def running(self) -> bool:
@@ -108,17 +110,26 @@ class Job(Future[GenerationResult]):
 
     def cancel(self) -> bool:
         """Leave within a step. May be called twice; False once it has ended otherwise."""
-        if not super().cancel():
-            return False
-        with self._ending:
-            if not self._is_notified:
-                self._is_notified = True
-                self.set_running_or_notify_cancel()
-        return True
+        if self._ends("cancelled"):
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        return self._ending == "cancelled"
 
     def _may_end(self) -> bool:
         """Whether there is something to end: False where it has ended or was cancelled."""
-        return not self.done() and self.set_running_or_notify_cancel()
+        return self._ends("made") and self.set_running_or_notify_cancel()
+
+    def _ends(self, how: Literal["cancelled", "made"]) -> bool:
+        """Decide how it ends; False where that is decided already.
+
+        A caller may cancel it on one thread just when another has its result: one of them is first,
+        and the other must not touch the future any more.
+        """
+        with self._ending_lock:
+            if self._ending is not None:
+                return False
+            self._ending = how
+            return True
 
     def _told(self, what: str) -> str:
         return f"the request {self.request_id} {what}" if self.request_id else f"the request {what}"

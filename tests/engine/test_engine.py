@@ -596,6 +596,25 @@ def test_cancelling_after_the_end_changes_nothing(paper: Any) -> None:
     assert len(job.result().images) == 1
 
 
+def test_a_request_that_is_cancelled_just_when_it_ends_breaks_no_other(
+    paper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, other = paper.submit(), paper.submit()
+    end = ending.set_running_or_notify_cancel
+    answers: list[bool] = []
+
+    def cancelled_meanwhile() -> bool:
+        if not answers:
+            answers.append(True)
+            answers[0] = ending.cancel()
+        return bool(end())
+
+    monkeypatch.setattr(ending, "set_running_or_notify_cancel", cancelled_meanwhile)
+    paper.run()
+    assert answers == [False]
+    assert len(ending.result().images) == len(other.result().images) == 1
+
+
 def test_those_who_wait_for_several_hear_of_a_cancelled_one(paper: Any) -> None:
     jobs = [paper.submit(), paper.submit()]
     jobs[0].cancel()
