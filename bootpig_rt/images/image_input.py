@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable
@@ -25,6 +26,10 @@ FORMATS = "PNG, JPEG, WebP or BMP"
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 16384
 MAX_PIXELS = 64 * 2**20
+
+_MAX_SCANS = 100
+"""Of a JPEG. Others write ten or so; each is a pass over all pixels, and takes as little as ten
+bytes of a file."""
 
 _EXIF_ORIENTATION = 0x0112
 _HEAD_BYTES = 512
@@ -103,8 +108,8 @@ def load_image(
 
     Raises:
         ImageError: Not a still PNG, JPEG, WebP or BMP; damaged; outside 8 to 16384 px a side or
-            over `max_pixels`; an array of another type, shape or range; a file that cannot be
-            read. Says which and what to do.
+            over `max_pixels`; a JPEG of over a hundred scans; an array of another type, shape or
+            range; a file that cannot be read. Says which and what to do.
     """
     if isinstance(source, Image.Image):
         return _normalise(source, what, max_pixels, is_ours=False)
@@ -146,7 +151,10 @@ def _load_file(path: str, what: str, max_pixels: int) -> Image.Image:
 
 def _decode(stream: IO[bytes], what: str, max_pixels: int) -> Image.Image:
     """Decode a file's contents; what comes back no longer needs the stream."""
-    return _normalise(open_header(stream, what, max_pixels), what, max_pixels, is_ours=True)
+    image = open_header(stream, what, max_pixels)
+    if image.format == "JPEG":
+        _check_scans(stream, what)
+    return _normalise(image, what, max_pixels, is_ours=True)
 
 
 def open_header(stream: IO[bytes], what: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -177,6 +185,31 @@ def open_header(stream: IO[bytes], what: str, max_pixels: int = MAX_PIXELS) -> I
         ) from error
     except _DECODER_ERRORS as error:
         raise _damaged(what, name) from error
+
+
+# A byte of markers, FF, and their code: no stuffed zero, restart or filling.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
+
+
+def _check_scans(stream: IO[bytes], what: str) -> None:
+    """Refuse a JPEG of so many scans that decoding takes minutes, however few its pixels."""
+    before = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(before)
+    num_scans = at = 0
+    while (marker := _JPEG_MARKER.search(data, at)) is not None:
+        code, at = marker[1][0], marker.end()
+        if code == _END_OF_IMAGE:
+            break
+        num_scans += code == _START_OF_SCAN
+        if num_scans > _MAX_SCANS:
+            raise ImageError(
+                f"{what} is a JPEG of over {_MAX_SCANS} scans, expected about ten; save it again"
+            )
+        if code not in _WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2], "big")
 
 
 def format_name(head: bytes) -> str:

@@ -7,7 +7,8 @@ the body, then the routes. What a route raises becomes OpenAI's error body here.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -15,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bootpig_rt import __version__
 from bootpig_rt.errors import BootPIGError
@@ -27,6 +29,9 @@ from bootpig_rt.server.service import Service
 from bootpig_rt.server.subject_routes import subject_routes
 
 logger = logging.getLogger(__name__)
+
+Answer: TypeAlias = Callable[[HttpRequest, Exception], Awaitable[Response]]
+"""What a caller is told of an error."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -76,6 +81,34 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, client_left)
     app.add_exception_handler(RequestValidationError, refuse_parameter)
     app.add_exception_handler(HTTPException, refuse_route)
-    for kind in (ApiError, BootPIGError, Exception):
+    for kind in (ApiError, BootPIGError):
         app.add_exception_handler(kind, refuse)
+    app.add_middleware(_AnyOther, answer=refuse)
     return app
+
+
+class _AnyOther:
+    """Middleware: answers whatever else the routes raise.
+
+    A handler for `Exception` would not do: Starlette raises that again after its answer, and the
+    server then closes the connection amid what the client sends next.
+    """
+
+    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+        self._app, self._answer = app, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        except Exception as error:  # of any kind: the caller gets a fixed text, the log the rest
+            if has_begun:
+                raise
+            response = await self._answer(HttpRequest(scope), error)
+            await response(scope, receive, send)

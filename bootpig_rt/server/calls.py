@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Receive
 
+from bootpig_rt.errors import ImageError, StorageError, describe_os_error
+from bootpig_rt.images.image_input import format_name
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.keys import Principal
-from bootpig_rt.server.schema import Fields, from_form
+from bootpig_rt.server.schema import Fields, from_form, printable_name
 
 MAX_FILES = 64
 MAX_FIELDS = 64
 _MAX_FIELD_BYTES = 1 << 20
+_FORMATS = ("PNG", "JPEG", "WebP")
+_HEAD_BYTES = 512
+_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
 
 ResultT = TypeVar("ResultT")
 FieldsT = TypeVar("FieldsT", bound=Fields)
@@ -71,21 +77,46 @@ async def read_form(http: HttpRequest) -> AsyncIterator[FormData]:
     """The form of a multipart request; its files are gone at the end of the block.
 
     Raises:
-        ApiError: 415: it is no form; 400: it is damaged, or has too many parts.
+        ApiError: 415: it is no form, or not in UTF-8; 400: it is damaged, cut short, or has too
+            many parts.
+        StorageError: No room for a temporary file.
     """
     if media_type(http) != "multipart/form-data":
         raise ApiError(415, "unsupported_media_type", "expected Content-Type: multipart/form-data")
+    _, parameters = parse_options_header(http.headers["content-type"])
+    # Starlette would decode by any codec of Python's, some of which raise what it does not catch.
+    if parameters.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+        raise ApiError(415, "unsupported_media_type", "expected a form in UTF-8")
+    parser = _FormParser(
+        http.headers,
+        http.stream(),
+        max_files=MAX_FILES,
+        max_fields=MAX_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
     try:
-        form = await http.form(
-            max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-        )
-    except HTTPException as error:
+        form = await parser.parse()
+    except MultiPartException as error:
         text = f"the form is damaged or has too many parts ({MAX_FILES} files, {MAX_FIELDS} fields)"
         raise ApiError(400, "invalid_form", text) from error
+    except OSError as error:
+        raise StorageError(f"cannot keep an upload: {describe_os_error(error)}") from error
     try:
+        if not parser.is_whole:
+            text = "the form is cut short: its last boundary is missing"
+            raise ApiError(400, "invalid_form", text)
         yield form
     finally:
         await form.close()
+
+
+class _FormParser(MultiPartParser):
+    """Knows whether the form came to its end: a field that was cut off is not in it."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
 
 
 def fields_of(kind: type[FieldsT], form: FormData) -> FieldsT:
@@ -113,7 +144,7 @@ async def files_of(form: FormData, names: Sequence[str], *, most: int) -> list[b
         if isinstance(value, UploadFile):
             if name not in names:
                 text = f"a file is named otherwise than {' or '.join(names)}"
-                raise ApiError(400, "unknown_field", text, param=name[:60])
+                raise ApiError(400, "unknown_field", text, param=printable_name(name))
             uploads.append(value)
     if not uploads:
         text = f"{names[0]} is missing: expected at least one file"
@@ -122,6 +153,31 @@ async def files_of(form: FormData, names: Sequence[str], *, most: int) -> list[b
         text = f"{len(uploads)} files, expected at most {most} for this model"
         raise ApiError(400, "too_many_images", text, param=names[0])
     return [await one.read() for one in uploads]
+
+
+async def images_of(form: FormData, *, most: int) -> list[bytes]:
+    """Contents of the image files of a form, in their order.
+
+    Raises:
+        ApiError: As `files_of`.
+        ImageError: As `check_formats`.
+    """
+    images = await files_of(form, ("image", "image[]"), most=most)
+    check_formats(images)
+    return images
+
+
+def check_formats(images: Sequence[bytes]) -> None:
+    """Refuse files of other formats than strangers may send, before anything opens them.
+
+    Raises:
+        ImageError: One is no PNG, JPEG or WebP.
+    """
+    for image in images:
+        name = format_name(image[:_HEAD_BYTES])
+        if name not in _FORMATS:
+            got = f"is {name}" if name else "is not a picture" if image else "is empty (0 bytes)"
+            raise ImageError(f"reference image {got}, expected PNG, JPEG or WebP; convert it")
 
 
 async def unless_gone(

@@ -21,8 +21,9 @@ from bootpig_rt.server.calls import (
     MAX_FILES,
     Call,
     call_of,
+    check_formats,
     fields_of,
-    files_of,
+    images_of,
     media_type,
     read_form,
     read_json,
@@ -63,6 +64,7 @@ def image_routes(service: Service) -> APIRouter:
             edit = validated(EditFields, parse_json(await read_json(http)))
             fields: ImageFields = edit
             references = image_bytes(edit.images)
+            check_formats(references)
             most = service.client(fields.model).facts.max_references
             if len(references) > most:
                 text = f"{len(references)} images, expected at most {most} for this model"
@@ -71,8 +73,7 @@ def image_routes(service: Service) -> APIRouter:
             async with read_form(http) as form:
                 fields = fields_of(ImageFields, form)
                 most = service.client(fields.model).facts.max_references
-                names = ("image", "image[]")
-                references = await files_of(form, names, most=min(most, MAX_FILES))
+                references = await images_of(form, most=min(most, MAX_FILES))
         return await _answer(service, http, call_of(http), fields, references, "image_edit")
 
     return routes

@@ -27,7 +27,8 @@ class JobRecord:
         drawing: None while its references are being encoded.
         num_images: That it asked for.
         created_at: Unix seconds.
-        ended_at: Unix seconds; None while it is on its way.
+        begun_at: By `time.monotonic`, which no one can set back.
+        ended_at: Likewise; None while it is on its way.
         outcome: How it ended.
         is_cancelled: It was asked to stop.
     """
@@ -37,6 +38,7 @@ class JobRecord:
     client: EngineClient
     num_images: int
     created_at: float
+    begun_at: float
     drawing: Drawing | None = None
     ended_at: float | None = None
     outcome: JobStatus | None = None
@@ -94,14 +96,14 @@ class JobBook:
         if known is not None and known.ended_at is None:
             raise ApiError(409, "duplicate_request", "a request of this id is on its way")
         self._drop_old()
-        record = JobRecord(id, tenant, client, num_images, time.time())
+        record = JobRecord(id, tenant, client, num_images, time.time(), time.monotonic())
         self._jobs[tenant, id] = record
         self._jobs.move_to_end((tenant, id))
         return record
 
     def close(self, record: JobRecord, outcome: JobStatus) -> None:
         """It has ended; it can be asked after for ten minutes."""
-        record.ended_at, record.outcome = time.time(), outcome
+        record.ended_at, record.outcome = time.monotonic(), outcome
 
     def get(self, tenant: str, id: str) -> JobRecord:
         """A job of a tenant.
@@ -128,23 +130,23 @@ class JobBook:
 
     def wait_for_rate_s(self, tenant: str, num_images: int, per_minute: int) -> float:
         """Seconds until a tenant may begin so many pictures more; 60 where that is never."""
-        now = time.time()
+        now = time.monotonic()
         begun = [
-            (one.created_at, one.num_images)
+            (one.begun_at, one.num_images)
             for one in self._jobs.values()
-            if one.tenant == tenant and one.created_at > now - 60.0
+            if one.tenant == tenant and one.begun_at > now - 60.0
         ]
         room = per_minute - sum(count for _, count in begun)
-        for created_at, count in begun:
+        for begun_at, count in begun:
             if room >= num_images:
                 break
             room += count
             if room >= num_images:
-                return max(0.05, created_at + 60.0 - now)
+                return max(0.05, begun_at + 60.0 - now)
         return 0.0 if room >= num_images else 60.0
 
     def _drop_old(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         ended = [key for key, one in self._jobs.items() if one.ended_at is not None]
         too_many = max(0, len(self._jobs) - _KEPT)
         for at, key in enumerate(ended):

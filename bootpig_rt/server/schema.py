@@ -25,9 +25,18 @@ MAX_SEED = 2**63 - 1
 REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 SUBJECT_ID = r"^sub_[0-9a-f]{24}$"
 
+_MAX_MARKS = 50_000
+"""Commas, colons and brackets of a body: memory for its values is bounded before they are made."""
+
 _SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.ASCII)
+
+_EXPECTED = {
+    "size": 'expected "auto" or WIDTHxHEIGHT in pixels, such as "512x512"',
+    "subject_id": "expected the id of a kept subject, sub_ and 24 hexadecimal digits",
+}
+"""What fields look like that have a pattern."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -127,8 +136,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """A JSON object, of any caller.
 
     Raises:
-        ApiError: Not UTF-8, not JSON, nested too deeply, a key twice, NaN, or no object.
+        ApiError: Not UTF-8, not JSON, nested too deeply, too many values, a key twice, NaN, or no
+            object.
     """
+    if sum(map(body.count, b",:[{")) > _MAX_MARKS:
+        raise ApiError(400, "invalid_json", "the body has more values than any request needs")
     try:
         value = json.loads(
             body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
@@ -155,12 +167,15 @@ def validated(kind: type[FieldsT], values: Mapping[str, Any]) -> FieldsT:
     except RecursionError:
         raise ApiError(400, "invalid_value", "a value is nested too deeply") from None
     param = ".".join(str(part) for part in first["loc"][:3]) or None
-    name = _short(param or "the body")
+    name = printable_name(param or "the body")
     if first["type"] == "missing":
         raise ApiError(422, "missing_field", f"{name} is missing", param=param)
     if first["type"] == "extra_forbidden":
         raise ApiError(400, "unknown_field", f"{name} is no field of this request", param=name)
-    raise ApiError(400, "invalid_value", f"{name}: {first['msg']}", param=param)
+    told = first["msg"]
+    if first["type"] == "string_pattern_mismatch":
+        told = _EXPECTED.get(name, told)
+    raise ApiError(400, "invalid_value", f"{name}: {told}", param=param)
 
 
 def from_form(kind: type[FieldsT], items: Iterable[tuple[str, str]]) -> FieldsT:
@@ -172,7 +187,7 @@ def from_form(kind: type[FieldsT], items: Iterable[tuple[str, str]]) -> FieldsT:
     values: dict[str, Any] = {}
     for name, text in items:
         if name in values:
-            shown = _short(name)
+            shown = printable_name(name)
             raise ApiError(400, "invalid_value", f"{shown} is there twice", param=shown)
         field = kind.model_fields.get(name)
         values[name] = text if field is None else _from_text(field.annotation, text)
@@ -241,7 +256,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _short(name: str) -> str:
-    """A caller's name for a field, fit to be repeated."""
+def printable_name(name: str) -> str:
+    """A caller's name for a field, fit to be repeated: short, and no control characters."""
     shown = "".join(one if one.isprintable() else "?" for one in name[:60])
     return shown + ("..." if len(name) > 60 else "")

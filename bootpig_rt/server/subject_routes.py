@@ -5,22 +5,33 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from bootpig_rt.backends.base import FloatArray
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.images.encode_image import encode_image
 from bootpig_rt.reference.subject import Subject
-from bootpig_rt.server.calls import MAX_FILES, call_of, fields_of, files_of, read_form
+from bootpig_rt.server.calls import (
+    MAX_FILES,
+    call_of,
+    fields_of,
+    files_of,
+    images_of,
+    read_form,
+)
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.schema import ReferenceFields, SubjectFields, SubjectFileFields
 from bootpig_rt.server.service import Service
 from bootpig_rt.server.subject_folder import read_subject, subject_bytes
 from bootpig_rt.server.subjects import KeptSubject, data_url
 
-_IMAGES = ("image", "image[]")
 _MOST_LISTED = 100
+
+_MAX_LATENT, _MAX_STATE = 1e3, 1e4
+"""Far above what any encoder gives, far below what makes a model overflow."""
 
 
 def subject_routes(service: Service) -> APIRouter:
@@ -41,6 +52,7 @@ def subject_routes(service: Service) -> APIRouter:
                 data = (await files_of(form, ("file",), most=1))[0]
                 subject = await asyncio.to_thread(_from_file, data)
                 client.check_subject(subject)
+                _check_count(subject.num_references, client.facts.max_references)
                 service.output.check_prompts({"reference_prompt": subject.reference_prompt})
                 kept = library.add(
                     call.principal, client, [], subject, ttl_s=file_fields.ttl_s, is_explicit=True
@@ -50,7 +62,7 @@ def subject_routes(service: Service) -> APIRouter:
                 service.output.check_prompts({"reference_prompt": fields.reference_prompt})
                 client = service.client(fields.model)
                 most = min(client.facts.max_references, MAX_FILES)
-                images = await files_of(form, _IMAGES, most=most)
+                images = await images_of(form, most=most)
                 prepared = await client.prepare(images, warnings=warnings)
                 origins = await asyncio.to_thread(service.output.origins, images)
                 subject = await client.encode(
@@ -75,7 +87,7 @@ def subject_routes(service: Service) -> APIRouter:
         async with read_form(http) as form:
             client = service.client(fields_of(ReferenceFields, form).model)
             most = min(client.facts.max_references, MAX_FILES)
-            images = await files_of(form, _IMAGES, most=most)
+            images = await images_of(form, most=most)
             seen = []
             for image in images:
                 warnings: list[str] = []
@@ -95,10 +107,11 @@ def subject_routes(service: Service) -> APIRouter:
         if after is not None and after not in ids:
             raise ApiError(400, "invalid_value", "after is no id of a subject", param="after")
         page = mine[first : first + limit]
+        data = await asyncio.to_thread(lambda: [one.to_dict() for one in page])  # makes previews
         return JSONResponse(
             {
                 "object": "list",
-                "data": [one.to_dict() for one in page],
+                "data": data,
                 "has_more": first + limit < len(mine),
                 "first_id": page[0].id if page else None,
                 "last_id": page[-1].id if page else None,
@@ -144,11 +157,27 @@ def subject_routes(service: Service) -> APIRouter:
 
 
 def _from_file(data: bytes) -> Subject:
+    text = "the file is no subject of this version: damaged, changed, or something else"
     try:
-        return read_subject(data)
+        subject = read_subject(data)
     except CheckpointError:
-        text = "the file is no subject of this version: damaged, changed, or something else"
         raise ApiError(400, "invalid_subject_file", text, param="file") from None
+    states = subject.prompt_states
+    if _is_over(subject.latents, _MAX_LATENT) or (
+        states is not None and _is_over(states, _MAX_STATE)
+    ):
+        raise ApiError(400, "invalid_subject_file", text, param="file")
+    return subject
+
+
+def _is_over(array: FloatArray, most: float) -> bool:
+    return bool(np.abs(array).max(initial=0.0) > most)
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        text = f"the subject has {count} references, expected at most {most} for this model"
+        raise ApiError(400, "too_many_images", text, param="file")
 
 
 def _known(service: Service, kept: KeptSubject) -> str | None:

@@ -320,4 +320,5 @@ def read_png(data: bytes) -> Image.Image:
 
 def _subject_bytes(subject: Subject) -> int:
     arrays = (subject.pixels, subject.latents, subject.prompt_states, subject.preview)
-    return sum(one.nbytes for one in arrays if one is not None)
+    tables = sum(one.size_bytes for one in subject.tables)
+    return tables + sum(one.nbytes for one in arrays if one is not None)

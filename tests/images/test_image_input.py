@@ -353,6 +353,16 @@ def test_main_picture_of_a_multi_picture_jpeg_is_taken() -> None:
     assert np.abs(difference).mean() < 15  # the second picture is noise, about 70
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_and_one_with_a_film_behind_it_is_not() -> None:
+    jpeg = encode(picture((64, 64)), "JPEG", progressive=True)
+    last = jpeg.rfind(b"\xff\xda")
+    scan = jpeg[last : last + 10]
+    with pytest.raises(ImageError, match="over 100 scans"):
+        load_image(jpeg[:-2] + scan * 100 + b"\xff\xd9")
+    assert load_image(jpeg[:-2] + scan * 50 + b"\xff\xd9").size == (64, 64)
+    assert load_image(jpeg + scan * 1000).size == (64, 64)  # as phones append to a picture
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [

@@ -133,7 +133,7 @@ def test_the_wait_for_a_rate_ends_when_enough_pictures_are_a_minute_old(
 ) -> None:
     book, client = JobBook(), Any
     now = 1000.0
-    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     for number, count in enumerate((2, 3)):
         book.open(str(number), "anna", client, count)  # type: ignore[arg-type]
         now += 10.0
