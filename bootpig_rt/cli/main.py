@@ -53,6 +53,7 @@ MODULE_OF_COMMAND = {
     "train": "bootpig_rt.cli.train",
     "evaluate": "bootpig_rt.cli.evaluate",
     "export-triton": "bootpig_rt.cli.export_triton",
+    "plan-fleet": "bootpig_rt.cli.plan_fleet",
     "bench": "bootpig_rt.cli.bench",
 }
 

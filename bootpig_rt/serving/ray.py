@@ -147,7 +147,6 @@ def _engine_deployment(options: RayOptions, name: str) -> Any:
     actor: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     if options.memory_bytes is not None:
         actor["memory"] = options.memory_bytes
-    spill_over = server.max_batch if options.spill_over is None else options.spill_over
     how_many: dict[str, Any] = {"num_replicas": options.min_replicas}
     if options.max_replicas > options.min_replicas:
         target = options.target_ongoing or float(server.max_batch)
@@ -171,7 +170,10 @@ def _engine_deployment(options: RayOptions, name: str) -> Any:
         health_check_timeout_s=30.0,
         request_router_config={
             "request_router_class": "bootpig_rt.serving.routing.SubjectRouter",
-            "request_router_kwargs": {"spill_over": spill_over, "is_sticky": options.is_sticky},
+            "request_router_kwargs": {
+                "spill_over": options.spill_over,
+                "is_sticky": options.is_sticky,
+            },
         },
         **how_many,
     )

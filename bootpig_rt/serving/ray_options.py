@@ -32,8 +32,8 @@ class RayOptions:
         target_ongoing: Requests under way for each replica that Ray aims at; None for `max_batch`.
         upscale_delay_s: How long there must be too few replicas.
         downscale_delay_s: How long there must be too many.
-        spill_over: Requests of a replica from which its subjects go to their next choice; None for
-            `max_batch`.
+        spill_over: Requests that a replica may have before its subjects go to their next choice,
+            while the mean is lower.
         is_sticky: Requests of a subject go to the replica that holds its table. False only to
             compare with.
         subjects: Where subjects are shared: a folder, or a URL of object storage for fsspec. None
@@ -56,7 +56,7 @@ class RayOptions:
     target_ongoing: float | None = None
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
-    spill_over: int | None = None
+    spill_over: int = 3
     is_sticky: bool = True
     subjects: str | None = None
     ingress_replicas: int = 1
@@ -68,8 +68,7 @@ class RayOptions:
         check_int("min_replicas", self.min_replicas, 1, 100_000)
         check_int("max_replicas", self.max_replicas, self.min_replicas, 100_000)
         check_int("ingress_replicas", self.ingress_replicas, 1, 10_000)
-        if self.spill_over is not None:
-            check_int("spill_over", self.spill_over, 1, 1 << 20)
+        check_int("spill_over", self.spill_over, 1, 1 << 20)
         if self.memory_bytes is not None:
             check_int("memory_bytes", self.memory_bytes, 1 << 20, 1 << 50)
         for name in ("num_cpus", "num_gpus", "ingress_cpus"):

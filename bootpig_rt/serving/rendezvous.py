@@ -46,8 +46,8 @@ def by_preference_and_load(
     Args:
         order: By preference.
         loads: Requests that each has; none where it is not known.
-        spill_over: Requests that a replica may always have, however idle the others are: what it
-            draws at once.
+        spill_over: Requests that a replica may always have, however idle the others are. Few: a
+            step of a full batch takes several times as long as one of two pictures.
         imbalance: And beyond that, this many times the mean of all.
 
     Returns:

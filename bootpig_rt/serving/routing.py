@@ -28,7 +28,7 @@ class SubjectRouter(RequestRouter):
         is_sticky: False sends every request where it is quiet, to compare with.
     """
 
-    def initialize_state(self, spill_over: int = 8, is_sticky: bool = True, **unknown: Any) -> None:
+    def initialize_state(self, spill_over: int = 3, is_sticky: bool = True, **unknown: Any) -> None:
         """Ray calls this with `request_router_kwargs`.
 
         Raises:

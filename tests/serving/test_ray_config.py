@@ -65,7 +65,7 @@ def test_replicas_are_scaled_by_the_requests_that_fill_a_batch() -> None:
     assert (actor["num_gpus"], actor["memory"]) == (1, 2 << 30)
     router = engine._deployment_config.request_router_config
     assert router.request_router_class.endswith("routing.SubjectRouter")
-    assert router.request_router_kwargs == {"spill_over": 16, "is_sticky": True}
+    assert router.request_router_kwargs == {"spill_over": 3, "is_sticky": True}
 
 
 def test_the_app_has_the_settings_of_the_file_that_the_environment_names(
