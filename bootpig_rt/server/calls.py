@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -180,15 +180,12 @@ def check_formats(images: Sequence[bytes]) -> None:
             raise ImageError(f"reference image {got}, expected PNG, JPEG or WebP; convert it")
 
 
-async def unless_gone(
-    receive: Receive, work: Awaitable[ResultT], on_gone: Callable[[], Any]
-) -> ResultT | None:
-    """The result of some work; None where the client went away first, and the work was stopped.
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
+    """The result of some work; None where the client went away first, and the work was cancelled.
 
     Args:
         receive: Of a request whose body was read.
         work: What the client waits for.
-        on_gone: Called once the client is gone; the work should then end by itself.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(receive))
@@ -196,7 +193,6 @@ async def unless_gone(
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        on_gone()
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):  # nobody is left to be told
             await working

@@ -168,7 +168,7 @@ async def _begun(
 
 def close_job(service: Service, job: JobRecord, error: BaseException | None) -> None:
     """Its record ends; how, the error says. May be called twice: the first one counts."""
-    if job.ended_at is not None:
+    if job.outcome is not None:
         return
     job.stop()
     if error is None:

@@ -96,11 +96,7 @@ async def _answer(
             lambda: close_job(service, begun.job, left),
             service.options.max_deadline_s + 60.0,
         )
-    answer = await unless_gone(
-        http.receive,
-        _draw(service, call, client, fields, references),
-        lambda: service.cancel_call(call.tenant, call.id),
-    )
+    answer = await unless_gone(http.receive, _draw(service, call, client, fields, references))
     if answer is None:  # nobody is left to read it
         return Response(status_code=499)
     if "image/" in http.headers.get("accept", "") and fields.n == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ from bootpig_rt.server.engine_client import Drawing, EngineClient
 from bootpig_rt.server.errors import ApiError
 
 JobStatus: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+_Key: TypeAlias = tuple[str, str]
 
 _KEPT_S = 600.0
 _KEPT = 10_000
@@ -18,7 +19,7 @@ _KEPT = 10_000
 
 @dataclass(eq=False)
 class JobRecord:
-    """One request.
+    """One request on its way.
 
     Attributes:
         id: The request's.
@@ -27,9 +28,7 @@ class JobRecord:
         drawing: None while its references are being encoded.
         num_images: That it asked for.
         created_at: Unix seconds.
-        begun_at: By `time.monotonic`, which no one can set back.
-        ended_at: Likewise; None while it is on its way.
-        outcome: How it ended.
+        outcome: How it ended; None while it has not.
         is_cancelled: It was asked to stop.
     """
 
@@ -38,9 +37,7 @@ class JobRecord:
     client: EngineClient
     num_images: int
     created_at: float
-    begun_at: float
     drawing: Drawing | None = None
-    ended_at: float | None = None
     outcome: JobStatus | None = None
     is_cancelled: bool = False
 
@@ -80,11 +77,17 @@ class JobRecord:
 
 
 class JobBook:
-    """Jobs by tenant and id. Used from the thread of the event loop alone."""
+    """Jobs by tenant and id. Used from the thread of the event loop alone.
+
+    Of a job that has ended only what the API shows of it is kept: its pictures, and the model that
+    drew them, would take gigabytes in ten minutes.
+    """
 
     def __init__(self) -> None:
         """None yet."""
-        self._jobs: OrderedDict[tuple[str, str], JobRecord] = OrderedDict()
+        self._live: dict[_Key, JobRecord] = {}
+        self._ended: OrderedDict[_Key, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._begun: dict[str, deque[tuple[float, int]]] = {}
 
     def open(self, id: str, tenant: str, client: EngineClient, num_images: int) -> JobRecord:
         """A new one.
@@ -92,64 +95,71 @@ class JobBook:
         Raises:
             ApiError: 409: one of that id is on its way.
         """
-        known = self._jobs.get((tenant, id))
-        if known is not None and known.ended_at is None:
+        if (tenant, id) in self._live:
             raise ApiError(409, "duplicate_request", "a request of this id is on its way")
-        self._drop_old()
-        record = JobRecord(id, tenant, client, num_images, time.time(), time.monotonic())
-        self._jobs[tenant, id] = record
-        self._jobs.move_to_end((tenant, id))
+        record = JobRecord(id, tenant, client, num_images, time.time())
+        self._live[tenant, id] = record
+        self._ended.pop((tenant, id), None)
+        self._lately(tenant).append((time.monotonic(), num_images))
         return record
 
     def close(self, record: JobRecord, outcome: JobStatus) -> None:
         """It has ended; it can be asked after for ten minutes."""
-        record.ended_at, record.outcome = time.monotonic(), outcome
+        record.outcome, now = outcome, time.monotonic()
+        key = record.tenant, record.id
+        del self._live[key]
+        self._ended[key] = now, record.to_dict()
+        while self._ended:
+            first, (ended_at, _) = next(iter(self._ended.items()))
+            if len(self._ended) <= _KEPT and now - ended_at <= _KEPT_S:
+                break
+            del self._ended[first]
 
-    def get(self, tenant: str, id: str) -> JobRecord:
-        """A job of a tenant.
+    def show(self, tenant: str, id: str) -> dict[str, Any]:
+        """A job of a tenant, as the API shows it.
 
         Raises:
             ApiError: 404: none of that id, or another tenant's.
         """
-        record = self._jobs.get((tenant, id))
-        if record is None:
+        record = self._live.get((tenant, id))
+        if record is not None:
+            return record.to_dict()
+        if (tenant, id) not in self._ended:
             raise ApiError(404, "job_not_found", "no such job; those that ended are soon forgotten")
-        return record
+        return self._ended[tenant, id][1]
 
-    def live(self, tenant: str | None = None) -> list[JobRecord]:
-        """Jobs on their way, of one tenant or of all."""
-        return [
-            one
-            for one in self._jobs.values()
-            if one.ended_at is None and tenant in (None, one.tenant)
-        ]
+    def cancel(self, tenant: str, id: str) -> None:
+        """Stop a job of a tenant. One that has ended, or never was, stays so."""
+        record = self._live.get((tenant, id))
+        if record is not None:
+            record.cancel()
+
+    def live(self) -> list[JobRecord]:
+        """Jobs on their way, of all tenants."""
+        return list(self._live.values())
 
     def images_under_way(self, tenant: str) -> int:
         """Pictures of a tenant that wait or run."""
-        return sum(one.num_images for one in self.live(tenant))
+        return sum(one.num_images for one in self._live.values() if one.tenant == tenant)
 
     def wait_for_rate_s(self, tenant: str, num_images: int, per_minute: int) -> float:
         """Seconds until a tenant may begin so many pictures more; 60 where that is never."""
-        now = time.monotonic()
-        begun = [
-            (one.begun_at, one.num_images)
-            for one in self._jobs.values()
-            if one.tenant == tenant and one.begun_at > now - 60.0
-        ]
+        begun = self._lately(tenant)
         room = per_minute - sum(count for _, count in begun)
         for begun_at, count in begun:
             if room >= num_images:
                 break
             room += count
             if room >= num_images:
-                return max(0.05, begun_at + 60.0 - now)
+                return max(0.05, begun_at + 60.0 - time.monotonic())
         return 0.0 if room >= num_images else 60.0
 
-    def _drop_old(self) -> None:
-        now = time.monotonic()
-        ended = [key for key, one in self._jobs.items() if one.ended_at is not None]
-        too_many = max(0, len(self._jobs) - _KEPT)
-        for at, key in enumerate(ended):
-            ended_at = self._jobs[key].ended_at or now
-            if at < too_many or now - ended_at > _KEPT_S:
-                del self._jobs[key]
+    def _lately(self, tenant: str) -> deque[tuple[float, int]]:
+        """When a tenant began how many pictures, within a minute.
+
+        Not read off the jobs: of two that a tenant gave one id, the first is forgotten.
+        """
+        begun = self._begun.setdefault(tenant, deque())
+        while begun and begun[0][0] <= time.monotonic() - 60.0:
+            begun.popleft()
+        return begun

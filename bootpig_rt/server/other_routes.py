@@ -75,15 +75,14 @@ def job_routes(service: Service) -> APIRouter:
     @routes.get("/{job_id}")
     async def show(http: HttpRequest, job_id: str) -> Response:
         """How far a request is."""
-        return JSONResponse(service.jobs.get(call_of(http).tenant, job_id).to_dict())
+        return JSONResponse(service.jobs.show(call_of(http).tenant, job_id))
 
     @routes.post("/{job_id}/cancel")
     async def cancel(http: HttpRequest, job_id: str) -> Response:
         """Stop a request within a step. May be asked twice, also when it has ended."""
-        job = service.jobs.get(call_of(http).tenant, job_id)
-        if job.ended_at is None:
-            job.cancel()
-        return JSONResponse(job.to_dict())
+        tenant = call_of(http).tenant
+        service.jobs.cancel(tenant, job_id)
+        return JSONResponse(service.jobs.show(tenant, job_id))
 
     return routes
 

@@ -149,12 +149,6 @@ class Service:
                 raise ApiError(429, "quota_exceeded", text, retry_after_s=wait_s)
         return self.jobs.open(id, tenant, client, num_images)
 
-    def cancel_call(self, tenant: str, id: str) -> None:
-        """Stop a request whose caller is gone, wherever it is."""
-        for job in self.jobs.live(tenant):
-            if job.id == id:
-                job.cancel()
-
     async def reload(self, name: str | None) -> EngineClient:
         """Load a model again from its folder. The old one draws until the new one is warm.
 
