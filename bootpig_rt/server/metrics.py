@@ -79,6 +79,7 @@ REASONS = (
     "subject_mismatch",
     "subject_not_found",
     "subject_quota",
+    "too_many_connections",
     "too_many_images",
     "too_many_uploads",
     "unknown_field",

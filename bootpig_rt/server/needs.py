@@ -25,6 +25,7 @@ from bootpig_rt.images.signing_files import read_signing_files
 from bootpig_rt.pipeline import default_model
 from bootpig_rt.server.blocklist import Blocklist
 from bootpig_rt.server.guard.authority import is_loopback
+from bootpig_rt.server.guard.capacity import RESERVE
 from bootpig_rt.server.guard.keys import read_keys
 from bootpig_rt.server.nsfw import find_network
 from bootpig_rt.server.options import ServerOptions
@@ -32,8 +33,8 @@ from bootpig_rt.server.options import ServerOptions
 FILES_BESIDE_CLIENTS = 256
 """File descriptors of libraries, logs, model files and sockets that listen."""
 
-FILES_WANTED = 4096
-"""Room for some thousand clients that wait, watch a stream or keep their connection."""
+_KINDS_OF_UPLOADS = 2
+"""Images to draw with, and subjects: each has `max_uploads` places."""
 
 OLDEST_CUDA = (12, 0)
 """What current builds of ONNX Runtime, PyTorch and TensorRT ask of a driver."""
@@ -169,7 +170,9 @@ def _device(options: ServerOptions) -> Need:
 
 
 def _open_files(options: ServerOptions) -> Need:
-    wanted = max(FILES_WANTED, 2 * options.max_waiting + FILES_BESIDE_CLIENTS)
+    in_upload = 1 + (options.max_body_bytes >> 20)  # files of under 1 MiB stay in memory
+    uploads = _KINDS_OF_UPLOADS * options.max_uploads * in_upload
+    wanted = options.max_connections + RESERVE + uploads + FILES_BESIDE_CLIENTS
     try:
         import resource
     except ImportError:  # Windows has no such limit

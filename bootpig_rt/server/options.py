@@ -49,9 +49,12 @@ class ServerOptions:
         max_body_bytes: Of an upload.
         body_timeout_s: In which a body must have arrived, however it drips.
         max_uploads: Bodies that are read at once.
+        max_connections: That are open at once. The one that has been idle longest gives way; where
+            none is, a new one gets 503, but for probes.
         default_deadline_s: In which a picture must be done, unless the request says otherwise.
         max_deadline_s: The longest that a request may say.
         tenant_max_waiting: Pictures of one tenant that may wait or run.
+        tenant_max_uploads: Bodies of one tenant with keys that are read at once.
         tenant_subject_bytes: Host memory for the subjects of one tenant.
         subject_ttl_s: How long a subject is kept after its last use, unless its maker says.
         subject_folder: Keeps subjects over restarts; None keeps them in memory alone.
@@ -105,10 +108,12 @@ class ServerOptions:
     max_body_bytes: int = 32 << 20
     body_timeout_s: float = 30.0
     max_uploads: int = 16
+    max_connections: int = 512
     default_deadline_s: float | None = 120.0
     max_deadline_s: float = 600.0
 
     tenant_max_waiting: int | None = None
+    tenant_max_uploads: int | None = None
     tenant_subject_bytes: int = 256 << 20
     subject_ttl_s: float = 86400.0
     subject_folder: str | None = None
@@ -141,11 +146,12 @@ class ServerOptions:
             ("max_image_pixels", 64, 1 << 28),
             ("max_body_bytes", 1024, 1 << 32),
             ("max_uploads", 1, 4096),
+            ("max_connections", 1, 1 << 20),
             ("tenant_subject_bytes", 0, 1 << 50),
             ("device_table_bytes", 0, 1 << 50),
         ):
             check_int(name, getattr(self, name), low, high)
-        for name in ("threads", "max_table_bytes", "tenant_max_waiting"):
+        for name in ("threads", "max_table_bytes", "tenant_max_waiting", "tenant_max_uploads"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 1, 1 << 50)
         for name in ("body_timeout_s", "max_deadline_s", "subject_ttl_s", "drain_s"):

@@ -122,9 +122,14 @@ def serve(
     Raises:
         BootPIGError: A model cannot be used.
     """
+    protocol = http_protocol(
+        header_deadline_s=_HEADER_DEADLINE_S,
+        stall_s=_STALL_S,
+        max_connections=service.options.max_connections,
+    )
     config = uvicorn.Config(
         app,
-        http=http_protocol(header_deadline_s=_HEADER_DEADLINE_S, stall_s=_STALL_S),
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,

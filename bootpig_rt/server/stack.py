@@ -10,6 +10,7 @@ from bootpig_rt.server.guard.access import Access
 from bootpig_rt.server.guard.body import BodyLimits
 from bootpig_rt.server.guard.keys import KeyFile
 from bootpig_rt.server.guard.stack import guard_app
+from bootpig_rt.server.observe import PROBES
 from bootpig_rt.server.options import ServerOptions
 
 ACCESS: Mapping[str, Access] = {
@@ -70,7 +71,12 @@ def guarded(
         ParameterError: A host or origin that cannot be read.
     """
     small = BodyLimits(_JSON_BYTES, options.body_timeout_s)
-    uploads = BodyLimits(options.max_body_bytes, options.body_timeout_s, options.max_uploads)
+    uploads = BodyLimits(
+        options.max_body_bytes,
+        options.body_timeout_s,
+        options.max_uploads,
+        options.tenant_max_uploads,
+    )
     return guard_app(
         app,
         keys=None if options.keys is None else KeyFile.load(options.keys),
@@ -78,5 +84,6 @@ def guarded(
         body_limits={"/": small} | dict.fromkeys(_UPLOADS, uploads),
         allowed_hosts=options.allowed_hosts,
         allowed_origins=options.allowed_origins,
+        always=PROBES,
         observe=observe,
     )

@@ -1,8 +1,12 @@
-"""Connections of uvicorn whose client is too slow: cut off, as slow bodies are.
+"""Connections of uvicorn: so many at most, and none whose client is too slow.
 
 A client that sends its headers a byte at a time would hold a connection for ever, before any
 middleware sees a request; so would one that asks and does not read the answer. The size of headers
 is bounded by h11 (`h11_max_incomplete_event_size`) and not by httptools, so it is h11's protocol.
+
+Where there are too many, the one that has been idle longest gives way to a new one, so that a crowd
+of idle clients keeps nobody out. Where all are being answered, `capacity.py` refuses what comes on
+a new one, unless it is a probe.
 """
 
 from __future__ import annotations
@@ -13,13 +17,16 @@ import json
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from bootpig_rt.server.guard.capacity import RESERVE, over_capacity
 from bootpig_rt.server.guard.headers import FIXED, new_request_id
 from bootpig_rt.server.guard.refuse import error_body
 
 MIN_PROGRESS_BYTES = 16 << 10
 
 
-def http_protocol(*, header_deadline_s: float, stall_s: float) -> type[H11Protocol]:
+def http_protocol(
+    *, header_deadline_s: float, stall_s: float, max_connections: int
+) -> type[H11Protocol]:
     """A class for uvicorn's `Config(http=...)`.
 
     Args:
@@ -27,20 +34,31 @@ def http_protocol(*, header_deadline_s: float, stall_s: float) -> type[H11Protoc
             last of its headers. However it drips, the connection is closed then.
         stall_s: While bytes wait to be taken, at least `MIN_PROGRESS_BYTES` of them must be in this
             time. Checked so often, so a client is cut off after once to twice as long.
+        max_connections: That are open at once, and `RESERVE` more for a moment.
     """
-    settings = {"header_deadline_s": header_deadline_s, "stall_s": stall_s}
+    settings = {
+        "header_deadline_s": header_deadline_s,
+        "stall_s": stall_s,
+        "max_connections": max_connections,
+    }
     return type("Protocol", (_Protocol,), settings)
 
 
 class _Protocol(H11Protocol):
     header_deadline_s: float
     stall_s: float
+    max_connections: int
+    _idle_since = 0.0
+    _is_over = False
     _header_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
     _num_waiting_bytes: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        if len(self.connections) > self.max_connections:
+            self._make_room()
         self._watch()
         self._stall_timer = self.loop.call_later(self.stall_s, self._check_stall)
 
@@ -54,17 +72,43 @@ class _Protocol(H11Protocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
 
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; with our error body, which uvicorn's is not."""
         self._answer_and_close(400, "invalid_request", "this is no valid HTTP request")
 
     def _watch(self) -> None:
         """Set the timer while a request is wanted, and only then."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering or self.transport.is_closing():
+        if self._is_answering or self.transport.is_closing():
             self._stop_watching()
         elif self._header_timer is None:
             self._header_timer = self.loop.call_later(self.header_deadline_s, self._expire)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _make_room(self) -> None:
+        """Close the connection that has been idle longest, or be one over the limit."""
+        others = [one for one in self.connections if isinstance(one, _Protocol) and one is not self]
+        idle = [one for one in others if not one._is_answering]
+        if idle:
+            min(idle, key=lambda one: one._idle_since)._give_way()
+            return
+        self._is_over = True
+        self.app = over_capacity(self.app)
+        over = [one for one in others if one._is_over]
+        if len(over) >= RESERVE:  # their clients do not take what they were told
+            min(over, key=lambda one: one._idle_since).transport.abort()
+
+    def _give_way(self) -> None:
+        self.connections.discard(self)  # at once: closing may have to wait for the client
+        self._stop_watching()
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def _stop_watching(self) -> None:
         if self._header_timer is not None:

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,12 +282,16 @@ class Live:
 
 
 @contextmanager
-def running(app: App, header_deadline_s: float, stall_s: float) -> Iterator[int]:
+def running(
+    app: App, header_deadline_s: float, stall_s: float, max_connections: int
+) -> Iterator[int]:
     """Run an app; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
-        http=http_protocol(header_deadline_s=header_deadline_s, stall_s=stall_s),
+        http=http_protocol(
+            header_deadline_s=header_deadline_s, stall_s=stall_s, max_connections=max_connections
+        ),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -317,6 +321,8 @@ def serve() -> Iterator[Callable[..., Live]]:
             keys: KeyFile | None = None,
             header_deadline_s: float = TIMEOUT_S,
             stall_s: float = TIMEOUT_S,
+            max_connections: int = 1000,
+            always: Sequence[str] = ("/who",),
             **options: Any,
         ) -> Live:
             seen: list[Seen] = []
@@ -325,10 +331,12 @@ def serve() -> Iterator[Callable[..., Live]]:
                 keys=keys,
                 routes=ROUTES,
                 body_limits=LIMITS,
+                always=always,
                 observe=lambda guarded: Observer(guarded, seen),
                 **options,
             )
-            port = stack.enter_context(running(app, header_deadline_s, stall_s))
+            served = running(app, header_deadline_s, stall_s, max_connections)
+            port = stack.enter_context(served)
             return Live(port, seen)
 
         yield start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_only_a_client_that_takes_too_little_is_cut_off(
 
     async def scenario() -> bool:
         config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
-        kind = http_protocol(header_deadline_s=10, stall_s=10)
+        kind = http_protocol(header_deadline_s=10, stall_s=10, max_connections=8)
         protocol: Any = kind(config=config, server_state=ServerState(), app_state={})
         transport = Transport()
         protocol.connection_made(transport)
@@ -159,3 +160,69 @@ def test_only_a_client_that_takes_too_little_is_cut_off(
         return transport.is_aborted
 
     assert asyncio.run(scenario()) == is_aborted
+
+
+@pytest.fixture
+def crowded(serve: Callable[..., Any]) -> Any:
+    """A server for three connections, and `/who` for a probe."""
+    return serve(max_connections=3)
+
+
+def test_the_connection_that_has_been_idle_longest_gives_way(crowded: Any) -> None:
+    with ExitStack() as stack:
+        silent = stack.enter_context(crowded.connection())
+        kept = []
+        for _ in range(2):
+            kept.append(stack.enter_context(crowded.connection()))
+            crowded.send(kept[-1], "GET", "/headers")
+            assert crowded.read(kept[-1]).status == 200
+        half = stack.enter_context(crowded.connection())
+        half.sendall(b"GET /who HTTP/1.1\r\nHost:")
+        assert received(silent) == b""
+        late = stack.enter_context(crowded.connection())
+        crowded.send(late, "GET", "/headers")
+        assert crowded.read(late).status == 200
+        assert received(kept[0]) == b""
+        crowded.send(kept[1], "GET", "/headers")
+        assert crowded.read(kept[1]).status == 200
+
+
+def test_where_all_connections_are_being_answered_only_probes_are_on_a_new_one(
+    crowded: Any,
+) -> None:
+    with ExitStack() as stack:
+        busy = [stack.enter_context(crowded.connection()) for _ in range(3)]
+        for one in busy:
+            crowded.send(one, "GET", "/until-gone")
+            assert one.recv(10_000)
+        for _ in range(2):
+            refused = crowded.ask("GET", "/headers")
+            assert (refused.status, refused.code) == (503, "too_many_connections")
+            assert refused.headers["retry-after"] == "1"
+            assert refused.headers["connection"] == "close"
+            assert crowded.ask("GET", "/who").status == 200
+        with crowded.connection() as fourth:
+            crowded.send(fourth, "POST", "/read", Content_Length=3)
+            fourth.sendall(b"abc")
+            assert crowded.read(fourth).code == "too_many_connections"
+            assert crowded.is_closed(fourth)
+        busy[0].close()
+        crowded.eventually(lambda: crowded.ask("GET", "/headers"), 200)
+    assert crowded.seen[-1].refusal is None
+
+
+def test_connections_over_the_limit_are_bounded_too(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bootpig_rt.server.guard.connections.RESERVE", 2)
+    server = serve(max_connections=1, always=["/until-gone"])
+    with ExitStack() as stack:
+        begun = []
+        for _ in range(4):  # the first has a place, and of the others two may be there
+            begun.append(stack.enter_context(server.connection()))
+            server.send(begun[-1], "GET", "/until-gone")
+            assert b"begun" in begun[-1].recv(10_000)
+        assert server.is_closed(begun[1])
+        begun[2].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            begun[2].recv(1)
