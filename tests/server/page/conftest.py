@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
+
+HERE = Path(__file__).parent
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -30,17 +33,55 @@ REFUSALS = "Failed to load resource"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    """Chromium, without a window. One for the folder: its driver runs an event loop on this thread,
-    beside which other tests could run none of their own."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+@dataclass
+class Chromium:
+    """One browser for all tests of this folder.
+
+    Playwright's driver runs an event loop on the thread of the tests, beside which tests of other
+    folders could run none of their own. So it ends with the last test here, and not with the
+    session; a fixture has no such scope in a folder that is no package.
+    """
+
+    driver: Any = None
+    browser: Browser | None = None
+
+    def get(self) -> Browser:
+        """The browser, started if it is not."""
+        if CHROMIUM is None:
+            pytest.skip("no Chromium on this machine: apt-get install chromium")
+        playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+        if self.browser is None:
+            self.driver = playwright.sync_playwright()
+            launch = self.driver.__enter__().chromium.launch
+            self.browser = launch(executable_path=CHROMIUM, args=FLAGS)
+        return self.browser
+
+    def close(self) -> None:
+        """End it. May be called when there is none."""
+        if self.browser is not None:
+            self.browser.close()
+        if self.driver is not None:
+            self.driver.__exit__()
+        self.browser = self.driver = None
+
+
+_chromium = Chromium()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Close the browser after the last test of this folder, when its fixtures are gone."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or not nextitem.path.is_relative_to(HERE):
+            _chromium.close()
+
+
+@pytest.fixture
+def browser() -> Browser:
+    """Chromium, without a window."""
+    return _chromium.get()
 
 
 @dataclass

@@ -144,6 +144,16 @@ def test_what_is_missing_is_asked_for_where_it_belongs(server: Any, open_page: O
     assert page.inner_text("#upload-subject-problem") == "Choose a subject from the library."
 
 
+def test_a_seed_that_the_browser_would_round_is_not_sent(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    visit.choose("source", "none")
+    visit.draw(PROMPT, seed=2**53 + 2)
+    assert "cannot count so far" in visit.page.inner_text("#seed-problem")
+    assert visit.state == "empty"
+    visit.page.fill("#seed", "3")
+    assert visit.page.locator("#seed-problem").count() == 0
+
+
 def test_a_scene_is_drawn_with_one_click(server: Any, open_page: Open) -> None:
     visit = open_page(server.url)
     visit.page.click("#examples li:nth-child(3) button")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 Open = Callable[..., Any]
 
@@ -89,3 +92,24 @@ def test_live_mode_goes_on_when_the_server_comes_back(server: Any, open_page: Op
     page.wait_for_selector("#notice:visible")
     page.context.set_offline(False)
     page.wait_for_selector("#shown[alt='Generated picture: a photo of an owl']")
+
+
+@pytest.mark.slow
+def test_the_model_of_few_steps_draws_along(
+    start_server: Callable[..., Any], open_page: Open, root: Path
+) -> None:
+    assets = root / "bootpig_rt" / "assets"
+    server = start_server("--models", f"turbo={assets / 'student'}", model=assets / "pair")
+    visit = open_page(server.url)
+    page = visit.page
+    visit.set(num_inference_steps=25, image_guidance_scale=3)  # of the other model
+    page.click("#examples li:first-child button")
+    page.fill("#prompt", "a photo of a frog, in the middle of a library")
+    visit.choose("mode", "live")
+    visit.wait_for("live")
+    assert page.inner_text("#live-hint") == "turbo"
+    page.click("#keep")
+    page.wait_for_selector("#pictures li")
+    (kept,) = visit.kept()
+    assert kept["num_inference_steps"] < 10
+    assert kept["image_guidance_scale"] == 1

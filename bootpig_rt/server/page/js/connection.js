@@ -11,6 +11,8 @@ import { ApiError, ServerAway, ask, askJson, key } from "./api.js";
 
 const RETRY_AFTER_S = [1, 2, 3, 5, 8, 10];
 const HEARTBEAT_S = 10;
+/** Codes of 503 that are about the whole server; none is a proxy's answer. */
+const NOT_READY = ["not_ready", "draining", ""];
 
 /** Dispatches "change" when the state or the models change. */
 export class Connection extends EventTarget {
@@ -25,7 +27,8 @@ export class Connection extends EventTarget {
 
   #attempts = 0;
   #timer = 0;
-  #isChecking = false;
+  /** @type {Promise<void> | null} */
+  #checking = null;
 
   constructor() {
     super();
@@ -36,15 +39,13 @@ export class Connection extends EventTarget {
   }
 
   /** Look at once. Several calls at the same time are one. */
-  async check() {
-    if (this.#isChecking) return;
-    this.#isChecking = true;
+  check() {
     clearTimeout(this.#timer);
-    try {
-      this.#settle(await this.#look());
-    } finally {
-      this.#isChecking = false;
-    }
+    this.#checking ??= this.#look().then((state) => {
+      this.#checking = null;
+      this.#settle(state);
+    });
+    return this.#checking;
   }
 
   /**
@@ -103,5 +104,5 @@ export class Connection extends EventTarget {
 
 /** @param {unknown} error */
 function isNotReady(error) {
-  return error instanceof ApiError && error.status === 503 && error.code !== "out_of_memory";
+  return error instanceof ApiError && error.status === 503 && NOT_READY.includes(error.code);
 }

@@ -111,7 +111,8 @@ export class Form {
     for (const name of ["prompt", "negative_prompt", "n", ...NUMBERS, ...TEXTS]) {
       const value = /** @type {Record<string, unknown>} */ (values)[name];
       const isNumber = name === "n" || NUMBERS.includes(/** @type {any} */ (name));
-      const isGood = isNumber ? Number.isFinite(value) : typeof value === "string";
+      const isTooLarge = Number.isInteger(value) && !Number.isSafeInteger(value); // it was rounded
+      const isGood = isNumber ? Number.isFinite(value) && !isTooLarge : typeof value === "string";
       this.#control(name).value = isGood ? String(value) : "";
     }
     if (this.models.some(({ id }) => id === model)) this.#control("model").value = model;
@@ -152,17 +153,20 @@ export class Form {
     control.setAttribute("aria-invalid", "true");
     control.setAttribute("aria-describedby", id);
     document.getElementById(id)?.remove();
-    const field = control.closest(".joined") ?? control;
+    const field = control.closest(".joined, .tick") ?? control;
     field.after(el("span", { id, className: "problem", textContent: message }));
     control.focus();
   }
 
   clearProblems() {
-    for (const control of this.#node.querySelectorAll("[aria-invalid]")) {
-      control.removeAttribute("aria-invalid");
-      control.removeAttribute("aria-describedby");
-      document.getElementById(`${control.id}-problem`)?.remove();
-    }
+    for (const control of this.#node.querySelectorAll("[aria-invalid]")) this.clearProblem(control);
+  }
+
+  /** @param {Element} control that was marked, or not */
+  clearProblem(control) {
+    control.removeAttribute("aria-invalid");
+    control.removeAttribute("aria-describedby");
+    document.getElementById(`${control.id}-problem`)?.remove();
   }
 
   /**

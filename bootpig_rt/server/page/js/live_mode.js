@@ -10,6 +10,14 @@ import { explain, milliseconds } from "./words.js";
 
 /** For models that have no few steps of their own: rough pictures, soon. */
 const ROUGH_STEPS = 8;
+/** Settings that are right for one model and wrong for another. */
+const OF_A_MODEL = {
+  num_inference_steps: null,
+  image_guidance_scale: null,
+  text_guidance_scale: null,
+  solver: null,
+  reference_schedule: null,
+};
 
 /**
  * @typedef {object} Wish
@@ -80,11 +88,11 @@ export class LiveMode {
       return;
     }
     clearTimeout(this.#retryTimer);
-    const model = this.#model;
     const said = form.read();
-    const steps = model?.is_few_step || said.num_inference_steps ? said.num_inference_steps : ROUGH_STEPS;
-    const seed = Number(this.#seed.value);
-    const settings = { ...said, n: 1, seed, model: model?.id ?? said.model, num_inference_steps: steps };
+    const model = this.#model?.id ?? said.model;
+    const own = model === said.model ? {} : OF_A_MODEL; // what was set for another is left out
+    const settings = { ...said, ...own, n: 1, seed: Number(this.#seed.value), model };
+    if (!this.#model?.is_few_step) settings.num_inference_steps ??= ROUGH_STEPS;
     this.#live.wish({ settings, subject_id: null });
   }
 

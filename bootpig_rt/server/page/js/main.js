@@ -18,6 +18,7 @@ import { mountNotice } from "./notice.js";
 import { pictureOfFile } from "./picture.js";
 import { readParameters } from "./png.js";
 import { References } from "./references.js";
+import { Reuse } from "./reuse.js";
 import { Stage } from "./stage.js";
 import { Studio } from "./studio.js";
 import { SubjectChoice } from "./subject.js";
@@ -72,42 +73,24 @@ function followReferencePrompt() {
 }
 const promptFollows = followReferencePrompt();
 
-/** @param {string} scene */
-function drawScene(scene) {
-  form.prompt = promptOf(subject.referencePrompt || "a photo", scene);
-  drawOrFollow();
-}
+const reuse = new Reuse({
+  ...parts,
+  library,
+  setSource,
+  setReferencePrompt: (text) => {
+    referencePrompt.value = text;
+    promptFollows();
+  },
+});
 
 /**
- * Put the settings and the subject of a picture into the form, and say what could not be had.
+ * Settings of an earlier picture come into the form.
  *
  * @param {Picture} picture
  */
 async function useSettings(picture) {
-  const { parameters } = picture;
-  const fingerprint = parameters["subject_fingerprint"];
-  const isSame = (/** @type {Picture} */ one) => one.parameters["subject_fingerprint"] === fingerprint;
-  const kept = fingerprint ? (gallery.pictures.find((one) => isSame(one) && one.reference) ?? picture) : picture;
-  if (fingerprint && !library.find(kept.subject_id, fingerprint)) await library.load();
-  const known = library.find(kept.subject_id, fingerprint);
-  let hasSubject = true;
-  form.clearProblems();
-  form.restore(parameters, picture.model);
-  if (!fingerprint) {
-    setSource("none");
-  } else if (known) {
-    library.choose(known);
-  } else {
-    setSource("pictures");
-    referencePrompt.value = kept.reference_prompt;
-    promptFollows();
-    const files = kept.reference ? [new File([kept.reference], "reference.png", { type: "image/png" })] : [];
-    references.set(files, { isOwn: files.length > 0 });
-    hasSubject = files.length > 0;
-  }
-  toast(hasSubject ? "Its settings are in the form." : "The server does not know this subject any more: add its pictures.");
-  byId("prompt", HTMLTextAreaElement).focus();
-  if (live.isOn) live.wish();
+  await reuse.settingsOf(picture);
+  live.wish();
 }
 
 /**
@@ -122,6 +105,12 @@ function restoreFrom(parameters, file) {
   useSettings(picture);
 }
 
+/** @param {string} scene */
+function drawScene(scene) {
+  form.prompt = promptOf(subject.referencePrompt || "a photo", scene);
+  drawOrFollow();
+}
+
 function showReferenceLimit() {
   references.max = Math.min(form.model?.max_references ?? 4, connection.limits.max_references ?? 64);
   byId("reference-limit", HTMLElement).textContent = references.max > 1 ? `up to ${references.max}` : "one";
@@ -134,7 +123,11 @@ async function meetServer() {
   showReferenceLimit();
   showContact(connection.limits.contact);
   references.lookAgain();
-  if (!byId("examples", HTMLElement).children.length) await mountExamples({ onSubject, onScene: drawScene });
+  try {
+    if (!byId("examples", HTMLElement).children.length) await mountExamples({ onSubject, onScene: drawScene });
+  } catch (error) {
+    connection.hear(error); // it went away meanwhile, and is met again when it is back
+  }
   await library.load();
   if (live.isOn) live.wish();
 }
@@ -182,8 +175,13 @@ composer.addEventListener("submit", (event) => {
   drawOrFollow();
 });
 composer.addEventListener("input", (event) => {
-  const { name, value, id } = /** @type {HTMLInputElement} */ (event.target);
-  if (name === "mode") live.turn(value === "live");
+  const control = /** @type {HTMLInputElement} */ (event.target);
+  const { name, value, id } = control;
+  form.clearProblem(control);
+  if (name === "mode") {
+    studio.cancel();
+    live.turn(value === "live");
+  }
   else if (name === "source") {
     setSource(/** @type {Source} */ (value));
     if (value === "library") library.load(); // others of this key may have added to it
@@ -195,10 +193,11 @@ composer.addEventListener("input", (event) => {
   if (id !== "files" && name !== "mode") live.wish();
 });
 document.addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     composer.requestSubmit();
-  } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+  } else if (event.key === "Escape") {
     studio.cancel();
   }
 });

@@ -1,5 +1,6 @@
 /** Tells that the server is away or not ready yet, and when the next attempt is made. */
 
+import { announce } from "./announce.js";
 import { byId, el, show } from "./dom.js";
 
 /** @type {Record<string, [title: string, text: string]>} */
@@ -21,6 +22,7 @@ export function mountNotice(connection) {
   connection.addEventListener("change", () => {
     clearInterval(timer);
     const words = WORDS[connection.state];
+    if (!words && !notice.hidden) announce("The server is back.");
     show(notice, words !== undefined);
     if (!words) return notice.replaceChildren();
     const [title, text] = words;

@@ -73,7 +73,7 @@ export class Studio {
     }
   }
 
-  /** Whether there is a prompt and consent; says what is missing. */
+  /** Whether there is a prompt and consent, and a seed that is one; says what is missing. */
   #hasAll() {
     const { form, references, subject, consent } = this.#parts;
     if (!form.prompt) {
@@ -82,6 +82,11 @@ export class Studio {
     }
     if (subject.source === "pictures" && references.isOwn && references.usable.length && !consent.isGiven) {
       form.blame("consent", "Please agree to this before drawing from your own pictures.");
+      return false;
+    }
+    const { seed } = form.read();
+    if (seed !== null && Number.isInteger(seed) && !Number.isSafeInteger(seed)) {
+      form.blame("seed", `A browser cannot count so far: use at most ${Number.MAX_SAFE_INTEGER}.`);
       return false;
     }
     return true;
@@ -132,7 +137,6 @@ export class Studio {
     announce("Cancelled");
     if (before) stage.show(before);
     else stage.empty();
-    byId("draw", HTMLButtonElement).focus();
   }
 
   /**

@@ -1,5 +1,6 @@
 /** A short word at the edge of the page, and a question with two answers. */
 
+import { announce } from "./announce.js";
 import { byId, el, show } from "./dom.js";
 
 const SHOWN_MS = 8000;
@@ -11,14 +12,18 @@ let timer = 0;
  */
 export function toast(text, { action, onAction } = {}) {
   const node = byId("toast", HTMLElement);
-  const hide = () => show(node, false);
+  const hide = () => {
+    if (node.matches(":hover, :focus-within")) timer = setTimeout(hide, SHOWN_MS);
+    else show(node, false);
+  };
   const press = () => {
-    hide();
+    show(node, false);
     onAction?.();
   };
   const button = action ? el("button", { type: "button", textContent: action, onclick: press }) : null;
   node.replaceChildren(el("p", { textContent: text }), ...(button ? [button] : []));
   show(node, true);
+  announce(text);
   clearTimeout(timer);
   timer = setTimeout(hide, SHOWN_MS);
 }
