@@ -107,14 +107,20 @@ def test_a_drawing_is_cancelled_with_escape(
 
     visit.page.on("request", note)
     visit.choose("source", "none")
-    visit.draw(PROMPT, num_inference_steps=50, n=10)
+    visit.draw(PROMPT, num_inference_steps=50, n=10, size="64x64")
     visit.page.wait_for_function(
         "() => document.getElementById('progress-text').textContent.includes('step')"
     )
     visit.page.keyboard.press("Escape")
     visit.wait_for("empty")
     assert visit.page.evaluate("document.activeElement.id") == "draw"
-    assert eventually(lambda: client.get(f"/v1/jobs/{ids[0]}").json()["status"] == "cancelled")
+    jobs: list[Any] = []
+
+    def is_cancelled() -> bool:
+        jobs.append(client.get(f"/v1/jobs/{ids[0]}").json())
+        return bool(jobs[-1]["status"] == "cancelled")
+
+    assert eventually(is_cancelled), jobs[-1]
     assert len(visit.kept()) == 0
 
 
