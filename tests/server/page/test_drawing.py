@@ -127,9 +127,9 @@ def test_a_drawing_is_cancelled_with_escape(
 def test_a_second_drawing_takes_the_place_of_the_first(server: Any, open_page: Open) -> None:
     visit = open_page(server.url)
     visit.choose("source", "none")
-    visit.draw(PROMPT, num_inference_steps=50, n=8)
-    visit.wait_for("drawing")
-    visit.draw("a photo of a gift", num_inference_steps=2, n=1)
+    visit.draw(PROMPT, num_inference_steps=50, n=10, size="64x64")  # it takes a while
+    visit.set(num_inference_steps=2, n=1)
+    visit.draw("a photo of a gift")
     visit.wait_for("done")
     assert [one["prompt"] for one in visit.kept()] == ["a photo of a gift"]
 
