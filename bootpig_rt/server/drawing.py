@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bootpig_rt.errors import Cancelled
+from bootpig_rt.errors import Cancelled, DeadlineExceeded
 from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.reference.schedule import WHOLE
 from bootpig_rt.reference.subject import Subject
@@ -114,7 +114,7 @@ async def begin(
     )
     names = ("prompt", "negative_prompt", "reference_prompt")
     service.output.check_prompts({name: getattr(fields, name) for name in names})
-    service.check_room(client)
+    service.check_room([client])
     job = service.open_job(call.id, call.principal, client, fields.n)
     try:
         return await _begun(service, call, job, fields, references, request, deadline_s)
@@ -136,18 +136,24 @@ async def _begun(
     warnings: list[str] = []
     kept: KeptSubject | None = None
     origins: tuple[ReferenceOrigin, ...] = ()
-    if references:
-        prompt = fields.reference_prompt or _class_phrase(fields.prompt, warnings)
-        origins = await asyncio.to_thread(service.output.origins, references)
-        subject, kept = await _from_references(
-            service, call, client, fields, references, prompt, origins, warnings
-        )
-        request = request.of_subject(subject)
-    elif fields.subject_id is not None:
-        kept = service.library.get(call.tenant, fields.subject_id)
-        service.output.check_prompts({"subject_id": kept.reference_prompt})
-        origins = kept.origins
-        request = request.of_subject(await service.library.subject_for(kept, client))
+    try:
+        async with asyncio.timeout(deadline_s):
+            if references:
+                prompt = fields.reference_prompt or _class_phrase(fields.prompt, warnings)
+                origins = await asyncio.to_thread(service.output.origins, references)
+                subject, kept = await _from_references(
+                    service, call, client, fields, references, prompt, origins, warnings
+                )
+                request = request.of_subject(subject)
+            elif fields.subject_id is not None:
+                kept = service.library.get(call.tenant, fields.subject_id)
+                service.output.check_prompts({"subject_id": kept.reference_prompt})
+                origins = kept.origins
+                request = request.of_subject(await service.library.subject_for(kept, client))
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the request {call.id} ran out of its {deadline_s:g} s before its references were read"
+        ) from error
     encode_ms = 1e3 * (time.monotonic() - start)
     for prompt in (fields.prompt, fields.negative_prompt):
         tokens, most_tokens = client.num_tokens(prompt)

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from fastapi import APIRouter
@@ -59,7 +60,7 @@ def image_routes(service: Service) -> APIRouter:
     async def edits(http: HttpRequest) -> Response:
         """Draw the subject of reference images in the scene that the prompt says."""
         service.check_ready()
-        service.check_room(service.client(None))  # before the images are read
+        service.check_room(service.clients.values())  # before the images are read
         if media_type(http) == "application/json":
             edit = validated(EditFields, parse_json(await read_json(http)))
             fields: ImageFields = edit
@@ -89,11 +90,13 @@ async def _answer(
 ) -> Response:
     client = service.client(fields.model)
     if fields.stream:
-        begun = await begin(service, call, client, fields, references)
+        begun = await unless_gone(http.receive, begin(service, call, client, fields, references))
+        if begun is None:  # nobody is left to read it
+            return Response(status_code=499)
         left = Cancelled("its client left")
         return EventStream(
-            lambda send: _tell(service, begun, kind, send),
-            lambda: close_job(service, begun.job, left),
+            partial(_tell, service, begun, kind),
+            partial(close_job, service, begun.job, left),
             service.options.max_deadline_s + 60.0,
         )
     answer = await unless_gone(http.receive, _draw(service, call, client, fields, references))

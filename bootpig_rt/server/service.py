@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -106,18 +106,28 @@ class Service:
             text = "the service is stopping; another one will answer"
             raise ApiError(503, "draining", text, retry_after_s=5.0)
 
-    def check_room(self, client: EngineClient) -> None:
-        """Refuse a request before its body is read, where its picture could not wait anyway.
+    def check_room(self, clients: Iterable[EngineClient]) -> None:
+        """Refuse a request before its references cost anything, where its picture could not wait.
+
+        Pictures whose references are being encoded count: they will wait next.
+
+        Args:
+            clients: That could draw it; one with room is enough.
 
         Raises:
             ApiError: 429.
         """
-        load = client.load()
-        if load.waiting >= self.options.max_waiting:
-            text = (
-                f"{load.waiting} pictures wait already; try again in {load.expected_wait_s:.0f} s"
-            )
-            raise ApiError(429, "queue_full", text, retry_after_s=load.expected_wait_s)
+        live, full = self.jobs.live(), list[tuple[float, int]]()
+        for client in clients:
+            load = client.load()
+            encoding = (one for one in live if one.client is client and one.drawing is None)
+            waiting = load.waiting + sum(one.num_images for one in encoding)
+            if waiting < self.options.max_waiting:
+                return
+            full.append((load.expected_wait_s, waiting))
+        wait_s, waiting = min(full)
+        text = f"{waiting} pictures wait already; try again in {wait_s:.0f} s"
+        raise ApiError(429, "queue_full", text, retry_after_s=wait_s)
 
     def open_job(
         self, id: str, principal: Principal, client: EngineClient, num_images: int
