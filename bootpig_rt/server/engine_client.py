@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -19,11 +20,13 @@ from bootpig_rt.engine.events import DoneEvent, Event
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions
 from bootpig_rt.engine.plan import MAX_SIZE_FACTOR
+from bootpig_rt.errors import EngineLost
 from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
-from bootpig_rt.request import Request
+from bootpig_rt.request import GenerationResult, Request
+from bootpig_rt.server.heartbeat import Heartbeat
 from bootpig_rt.storage.store import StoreStats
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,12 @@ _ENCODERS = 2
 """Threads that encode references: the backend is shared with the steps."""
 
 _FEW_STEPS = 12
+
+_GRACE_S = 2.0
+"""A late request ends with the step that it is in; a longer one is not waited for."""
+
+_RESTART_S = 5.0
+"""When a process that failed is likely to be there again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +222,10 @@ class EngineClient(Protocol):
         """Counters of its reference tables."""
         ...
 
+    def fault(self) -> str | None:
+        """Why it will draw nothing more until this process is started again; None where it will."""
+        ...
+
     async def close(self, *, drain_s: float) -> None:
         """End it. What runs may finish within `drain_s`; the rest is cancelled."""
         ...
@@ -227,9 +240,27 @@ class LocalDrawing:
 
     async def events(self) -> AsyncIterator[Event]:
         """See `Drawing`."""
-        while (event := await self._events.get()) is not None:
+        while (event := await self._next()) is not None:
             yield event
-        yield DoneEvent(self._job.result())
+        try:
+            result = self._job.result()
+        except Exception as error:  # of any runtime
+            fault = self._client.fault()
+            if fault is None:
+                raise
+            raise EngineLost(f"the engine was lost: {fault}", _RESTART_S) from error
+        yield DoneEvent(result)
+
+    async def _next(self) -> Event | None:
+        """The next event; None where there is no other, or it has come to nothing in time."""
+        deadline = self._job.deadline
+        left_s = None if deadline is None else deadline - time.monotonic() + _GRACE_S
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._events.get()
+        except TimeoutError:  # the engine looks at deadlines between steps, and this one is long
+            self._job.end_late()
+            return None
 
     def cancel(self) -> None:
         """See `Drawing`."""
@@ -255,12 +286,20 @@ class LocalEngine:
         pipeline: Not served yet; closed with the client.
         options: How many may wait, and what one request may ask for.
         max_image_pixels: Of a reference image.
+        hang_s: A launch that takes longer is a hang.
     """
 
     def __init__(
-        self, name: str, pipeline: Pipeline, options: EngineOptions, *, max_image_pixels: int
+        self,
+        name: str,
+        pipeline: Pipeline,
+        options: EngineOptions,
+        *,
+        max_image_pixels: int,
+        hang_s: float,
     ) -> None:
         """Start the engine."""
+        self._heartbeat = Heartbeat(hang_s)
         self.pipeline, self._max_image_pixels = pipeline, max_image_pixels
         self.engine = pipeline.serve(options)
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="bootpig-encode")
@@ -333,19 +372,26 @@ class LocalEngine:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
 
         def tell(event: Event | None) -> None:
+            self._heartbeat.beats()
             # A loop that is closed has nobody left to tell.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         # Planning takes about a millisecond, and may wait for the engine's lock as long.
-        job = self.engine.submit(
-            request,
-            on_event=tell,
-            preview_every=preview_every,
-            deadline_s=deadline_s,
-            priority=priority,
-            request_id=request_id,
-        )
+        self._heartbeat.begins()
+        try:
+            job = self.engine.submit(
+                request,
+                on_event=tell,
+                preview_every=preview_every,
+                deadline_s=deadline_s,
+                priority=priority,
+                request_id=request_id,
+            )
+        except BaseException:
+            self._heartbeat.ends()
+            raise
+        job.add_done_callback(self._see_end)
         job.add_done_callback(lambda _: tell(None))
         return LocalDrawing(self, job, events)
 
@@ -366,6 +412,10 @@ class LocalEngine:
         """See `EngineClient`."""
         return self.pipeline.store.stats()
 
+    def fault(self) -> str | None:
+        """See `EngineClient`."""
+        return self._heartbeat.fault()
+
     async def close(self, *, drain_s: float) -> None:
         """See `EngineClient`."""
         ends = asyncio.get_running_loop().time() + drain_s
@@ -376,6 +426,9 @@ class LocalEngine:
             await asyncio.sleep(0.02)
         self._encoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.pipeline.close)
+
+    def _see_end(self, job: Future[GenerationResult]) -> None:
+        self._heartbeat.ends(None if job.cancelled() else job.exception())
 
     async def _encoding(self, work: Callable[[], ResultT]) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

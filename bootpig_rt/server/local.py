@@ -113,7 +113,11 @@ def load_local(
             on_launch=on_launch,
         )
         client = LocalEngine(
-            name, pipeline, engine_options, max_image_pixels=options.max_image_pixels
+            name,
+            pipeline,
+            engine_options,
+            max_image_pixels=options.max_image_pixels,
+            hang_s=options.hang_s,
         )
     except BaseException:
         pipeline.close()

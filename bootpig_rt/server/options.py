@@ -61,6 +61,8 @@ class ServerOptions:
         store: Folder for reference tables.
         device_table_bytes: Device memory for tables that are kept between requests.
         drain_s: Time for running pictures when the service is told to stop.
+        hang_s: A step, or a launch of a reference pass, that takes longer is a hang: the process
+            says that it is not alive and ends, to be started again.
         blocklist: File of words and phrases that no prompt may have.
         safety_model: ONNX file of open_nsfw, or `open_nsfw` for that of the extra `safety`; a
             flagged picture is not given out.
@@ -121,6 +123,7 @@ class ServerOptions:
     device_table_bytes: int = 1 << 30
 
     drain_s: float = 30.0
+    hang_s: float = 300.0
     blocklist: str | None = None
     safety_model: str | None = None
     safety_threshold: float = 0.8
@@ -154,7 +157,7 @@ class ServerOptions:
         for name in ("threads", "max_table_bytes", "tenant_max_waiting", "tenant_max_uploads"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 1, 1 << 50)
-        for name in ("body_timeout_s", "max_deadline_s", "subject_ttl_s", "drain_s"):
+        for name in ("body_timeout_s", "max_deadline_s", "subject_ttl_s", "drain_s", "hang_s"):
             _check_seconds(name, getattr(self, name))
         if self.default_deadline_s is not None:
             _check_seconds("default_deadline_s", self.default_deadline_s)

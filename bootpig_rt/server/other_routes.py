@@ -93,14 +93,16 @@ def operation_routes(service: Service) -> APIRouter:
 
     @routes.get("/livez")
     async def alive() -> Response:
-        """It runs."""
-        return JSONResponse({"status": "ok"})
+        """It runs, and its engines do what they are asked."""
+        is_alive = service.state != "failed" and service.fault() is None
+        text = "ok" if is_alive else "failed"
+        return JSONResponse({"status": text}, status_code=200 if is_alive else 503)
 
     @routes.get("/readyz")
     async def ready() -> Response:
         """It takes requests: every model is loaded and warm, and it is not stopping."""
-        is_ready = service.state == "ready"
-        return JSONResponse({"status": service.state}, status_code=200 if is_ready else 503)
+        state = service.state if service.fault() is None else "failed"
+        return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
     @routes.get("/metrics")
     async def metrics() -> Response:

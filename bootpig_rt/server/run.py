@@ -1,7 +1,8 @@
 """From options to a service that listens, and its end: sockets, signals, draining.
 
 The first SIGTERM or SIGINT lets running pictures end; the second one ends the process at once.
-SIGHUP loads every model again.
+SIGHUP loads every model again. A process whose engine hangs, or has lost its device, ends by
+itself: whoever supervises it starts another.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from bootpig_rt.errors import EXIT_INTERRUPTED, EXIT_OK, ParameterError, describe_os_error
+from bootpig_rt.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ParameterError,
+    describe_os_error,
+)
 from bootpig_rt.server.app import create_app
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.connections import http_protocol
@@ -41,6 +49,8 @@ _MAX_HEADER_BYTES = 32 << 10
 _HEADER_DEADLINE_S = 10.0
 _STALL_S = 30.0
 _BACKLOG = 2048
+_WATCH_EVERY_S = 0.5
+_LAST_WORDS_S = 2.0
 
 
 def serve_options(
@@ -169,6 +179,7 @@ async def _run(
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     starting = asyncio.create_task(service.start())
     stopping = asyncio.create_task(told_to_stop.wait())
+    watching = asyncio.create_task(_watch(service))  # draining, too: that may hang as well
     try:
         await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -183,7 +194,23 @@ async def _run(
         server.should_exit = True
         await serving
         await service.close()
+        watching.cancel()
     return EXIT_OK
+
+
+async def _watch(service: Service) -> None:
+    """End the process once a model has failed for good."""
+    while (fault := service.fault()) is None:
+        await asyncio.sleep(_WATCH_EVERY_S)
+    logger.critical("the service has failed, its process ends: %s", fault)
+    service.fail()
+    ends = time.monotonic() + _LAST_WORDS_S
+    while service.jobs.live() and time.monotonic() < ends:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)  # what was told goes out
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(EXIT_FAILURE)  # a thread that hangs cannot be ended
 
 
 def _on_signals(service: Service, told_to_stop: asyncio.Event) -> None:

@@ -27,7 +27,7 @@ from bootpig_rt.server.subjects import SubjectLibrary
 
 logger = logging.getLogger(__name__)
 
-State: TypeAlias = Literal["starting", "ready", "draining"]
+State: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 ClientLoader: TypeAlias = Callable[[], EngineClient]
 """Loads a model, checks it and warms it up; called on a thread, for it takes seconds."""
 
@@ -93,12 +93,25 @@ class Service:
             )
         return self.clients[name]
 
+    def fault(self) -> str | None:
+        """Why it will draw nothing more until its process is started again; None where it will."""
+        return next((one.fault() for one in self.clients.values() if one.fault()), None)
+
+    def fail(self) -> None:
+        """Take no more work, and end what is under way: a model has failed for good."""
+        self.state = "failed"
+        for job in self.jobs.live():
+            job.cancel()
+
     def check_ready(self) -> None:
-        """Refuse work while it starts or drains.
+        """Refuse work while it starts or drains, or when it has failed.
 
         Raises:
             ApiError: 503.
         """
+        if self.state == "failed" or self.fault() is not None:
+            text = "the service has failed and is being started again; try again then"
+            raise ApiError(503, "engine_lost", text, retry_after_s=5.0)
         if self.state == "starting":
             text = "the service is starting; try again in a moment"
             raise ApiError(503, "not_ready", text, retry_after_s=1.0)

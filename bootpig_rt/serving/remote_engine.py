@@ -156,6 +156,9 @@ class RemoteEngine:
             broadcast = self._handle.broadcast("forget", light, tenant)
             await broadcast.results_async(timeout_s=_GRACE_S, return_exceptions=True)
 
+    def fault(self) -> None:
+        """See `EngineClient`: Ray replaces replicas that fail."""
+
     def load(self) -> Load:
         """See `EngineClient`. Of all replicas, a second old at most while they are few."""
         return self._watch.load()

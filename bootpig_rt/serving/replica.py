@@ -133,10 +133,13 @@ class EngineReplica:
         """Ray asks this now and then, and replaces a replica that raises.
 
         Raises:
-            RuntimeError: The engine's thread has ended.
+            RuntimeError: The engine's thread has ended, hangs, or has lost its device.
         """
         if not self._engine.engine.is_served:
             raise RuntimeError("the engine has stopped")
+        fault = self._engine.fault()
+        if fault is not None:
+            raise RuntimeError(fault)
 
     async def close(self, *, drain_s: float) -> None:
         """End it."""

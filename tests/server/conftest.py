@@ -77,8 +77,15 @@ class StartServer(Protocol):
     ) -> ServerProcess: ...
 
 
-def _start(root: Path, flags: tuple[str, ...], model: Path, *, waits: bool) -> ServerProcess:
-    command = [sys.executable, "-m", "bootpig_rt", "serve", str(model), "--port", "0", *flags]
+def _start(
+    root: Path,
+    flags: tuple[str, ...],
+    model: Path,
+    *,
+    waits: bool = True,
+    program: tuple[str, ...] = ("-m", "bootpig_rt", "serve"),
+) -> ServerProcess:
+    command = [sys.executable, *program, str(model), "--port", "0", *flags]
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "PYTHONSAFEPATH": "1",
@@ -132,15 +139,25 @@ def start_server(root: Path, tiny_bundle_folder: Path) -> Iterator[StartServer]:
 def run_server(
     root: Path, tiny_bundle_folder: Path
 ) -> Callable[..., AbstractContextManager[ServerProcess]]:
-    """`with run_server(*flags) as server`, for fixtures that live longer than a test."""
+    """`with run_server(*flags) as server`, for fixtures that live longer than a test.
+
+    `program` is another one that takes the model and the flags of `bootpig-rt serve`.
+    """
 
     @contextmanager
-    def run(*flags: str) -> Iterator[ServerProcess]:
-        running = _start(root, flags, tiny_bundle_folder, waits=True)
+    def run(*flags: str, **options: Any) -> Iterator[ServerProcess]:
+        running = _start(root, flags, tiny_bundle_folder, **options)
         try:
             yield running
         finally:
-            running.stop()
+            if running.process.poll() is None:
+                running.process.send_signal(signal.SIGTERM)
+            try:
+                running.ended()
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+                running.ended()
+                raise
 
     return run
 

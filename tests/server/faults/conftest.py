@@ -10,8 +10,8 @@ import socket
 import struct
 import threading
 import zlib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,50 @@ def png_of_size(png_chunk: Callable[[bytes, bytes], bytes]) -> Callable[..., byt
         return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, data) for kind, data in chunks)
 
     return make
+
+
+class Faults:
+    """What is going wrong in a server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def __call__(self, name: str, text: str = "") -> Iterator[None]:
+        """`with faults("oom")`: it goes wrong in the block."""
+        new = self.folder / f"{name}.new"
+        new.write_text(text)
+        new.rename(self.folder / name)
+        try:
+            yield
+        finally:
+            (self.folder / name).unlink()
+
+    def was_met(self, name: str) -> bool:
+        """Whether the server waits, or has waited, at it."""
+        return (self.folder / f"{name}.met").exists()
+
+
+@dataclass
+class Faulty:
+    """A server in which something can go wrong."""
+
+    server: Any
+    faults: Faults
+
+
+@pytest.fixture(scope="session")
+def run_faulty(run_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`with run_faulty(*flags) as faulty`: a server in which something can go wrong."""
+    program = str(Path(__file__).with_name("faulty_server.py"))
+
+    @contextmanager
+    def run(*flags: str, **options: Any) -> Iterator[Faulty]:
+        folder = tmp_path_factory.mktemp("faults")
+        with run_server(*flags, program=(program, str(folder)), **options) as server:
+            yield Faulty(server, Faults(folder))
+
+    return run
 
 
 class Background(threading.Thread):
