@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from bootpig_rt.engine.events import DoneEvent, Event
+from bootpig_rt.engine.events import DoneEvent, Event, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions
 from bootpig_rt.engine.plan import MAX_SIZE_FACTOR
@@ -43,6 +44,9 @@ _GRACE_S = 2.0
 
 _RESTART_S = 5.0
 """When a process that failed is likely to be there again."""
+
+_MOST_UNREAD_PREVIEWS = 4
+"""Of one request. A preview is as large as its picture, and there may be hundreds of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +235,39 @@ class EngineClient(Protocol):
         ...
 
 
+class UnreadEvents:
+    """Events on their way to a reader who may be slow: of those that wait few hold previews."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._events: deque[Event | None] = deque()
+        self._is_news = asyncio.Event()
+
+    def put(self, event: Event | None) -> None:
+        """Add one; where too many have previews, the oldest of those loses them."""
+        self._events.append(event)
+        self._is_news.set()
+        if isinstance(event, StepEvent) and event.previews is not None:
+            shown = [
+                (at, one)
+                for at, one in enumerate(self._events)
+                if isinstance(one, StepEvent) and one.previews is not None
+            ]
+            for at, one in shown[:-_MOST_UNREAD_PREVIEWS]:
+                self._events[at] = replace(one, previews=None)
+
+    async def get(self) -> Event | None:
+        """The next one, when it is there."""
+        while not self._events:
+            self._is_news.clear()
+            await self._is_news.wait()
+        return self._events.popleft()
+
+
 class LocalDrawing:
     """A job of an engine in this process."""
 
-    def __init__(self, client: LocalEngine, job: Job, events: asyncio.Queue[Event | None]) -> None:
+    def __init__(self, client: LocalEngine, job: Job, events: UnreadEvents) -> None:
         """`events` ends with None."""
         self._client, self._job, self._events = client, job, events
 
@@ -369,13 +402,13 @@ class LocalEngine:
         priority: int = 0,
     ) -> LocalDrawing:
         """See `EngineClient`."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
+        loop, events = asyncio.get_running_loop(), UnreadEvents()
 
         def tell(event: Event | None) -> None:
             self._heartbeat.beats()
             # A loop that is closed has nobody left to tell.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(events.put_nowait, event)
+                loop.call_soon_threadsafe(events.put, event)
 
         # Planning takes about a millisecond, and may wait for the engine's lock as long.
         self._heartbeat.begins()

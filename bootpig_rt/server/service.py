@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -64,6 +66,7 @@ class Service:
         metrics.watch(self._states)
         self._reloading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
+        self._in_use: Counter[EngineClient] = Counter()
 
     async def start(self) -> None:
         """Load every model; ready from then on.
@@ -72,6 +75,8 @@ class Service:
             BootPIGError: A model cannot be used.
         """
         for name, load in self._loaders.items():
+            if self.state != "starting":  # told to stop meanwhile
+                return
             self.clients[name] = await asyncio.to_thread(load)
         await asyncio.to_thread(self.library.read_folder)
         if self.state == "starting":
@@ -102,6 +107,17 @@ class Service:
         self.state = "failed"
         for job in self.jobs.live():
             job.cancel()
+
+    @contextmanager
+    def using(self, client: EngineClient) -> Iterator[None]:
+        """A model is needed inside, though no job of it runs: it is not closed when replaced."""
+        self._in_use[client] += 1
+        try:
+            yield
+        finally:
+            self._in_use[client] -= 1
+            if not self._in_use[client]:
+                del self._in_use[client]
 
     def check_ready(self) -> None:
         """Refuse work while it starts or drains, or when it has failed.
@@ -224,6 +240,8 @@ class Service:
     async def _retire(self, old: EngineClient) -> None:
         """Close a model that was replaced, when nobody uses it any more."""
         ends = time.monotonic() + self.options.max_deadline_s
-        while time.monotonic() < ends and any(job.client is old for job in self.jobs.live()):
+        while time.monotonic() < ends and (
+            self._in_use[old] or any(job.client is old for job in self.jobs.live())
+        ):
             await asyncio.sleep(0.05)
         await old.close(drain_s=self.options.drain_s)

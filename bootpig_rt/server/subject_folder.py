@@ -2,7 +2,8 @@
 
     FOLDER/<id>.json      JSON: whose it is, what it shows, its references as PNGs or its file
 
-A file appears whole or not at all. One that cannot be read is left where it is, and told.
+A file appears whole or not at all, and its time is that of the subject's last use. One that cannot
+be read is left where it is, and told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -100,7 +102,8 @@ class SubjectFolder:
         """All subjects that can be read."""
         for file in sorted(self.path.glob("sub_*.json")):
             try:
-                if file.stat().st_size > _MAX_FILE_BYTES:
+                info = file.stat()
+                if info.st_size > _MAX_FILE_BYTES:
                     raise StorageError("it is too large")
                 contents = msgspec.json.decode(file.read_bytes(), type=_File)
                 if not _ID.fullmatch(contents.id) or file.stem != contents.id:
@@ -108,14 +111,20 @@ class SubjectFolder:
                 yield SubjectRecord(
                     prepared=tuple(load_image(one).convert("RGB") for one in contents.images),
                     file=None if contents.subject is None else read_subject(contents.subject),
+                    used_at=max(contents.used_at, info.st_mtime),
                     **{
                         name: getattr(contents, name)
                         for name in _File.__struct_fields__
-                        if name not in ("images", "subject")
+                        if name not in ("images", "subject", "used_at")
                     },
                 )
             except (OSError, ValueError, msgspec.MsgspecError, BootPIGError) as error:
                 logger.warning("the subject %s cannot be read: %s", file.name, error)
+
+    def touch(self, id: str, used_at: float) -> None:
+        """Note when a subject was used last; one that is not there is fine."""
+        with contextlib.suppress(OSError):
+            os.utime(self._file(id), (used_at, used_at))
 
     def remove(self, id: str) -> None:
         """Remove a subject; one that is not there is fine."""

@@ -63,11 +63,12 @@ def subject_routes(service: Service) -> APIRouter:
                 client = service.client(fields.model)
                 most = min(client.facts.max_references, MAX_FILES)
                 images = await images_of(form, most=most)
-                prepared = await client.prepare(images, warnings=warnings)
-                origins = await asyncio.to_thread(service.output.origins, images)
-                subject = await client.encode(
-                    prepared, fields.reference_prompt, noise_seed=fields.noise_seed
-                )
+                with service.using(client):
+                    prepared = await client.prepare(images, warnings=warnings)
+                    origins = await asyncio.to_thread(service.output.origins, images)
+                    subject = await client.encode(
+                        prepared, fields.reference_prompt, noise_seed=fields.noise_seed
+                    )
                 kept = library.add(
                     call.principal,
                     client,
@@ -78,7 +79,8 @@ def subject_routes(service: Service) -> APIRouter:
                     is_explicit=True,
                 )
         await asyncio.to_thread(library.save, kept)
-        return JSONResponse(kept.to_dict() | {"warnings": warnings}, status_code=201)
+        shown = await asyncio.to_thread(kept.to_dict)  # makes a preview
+        return JSONResponse(shown | {"warnings": warnings}, status_code=201)
 
     @routes.post("/preview", openapi_extra=_form(ReferenceFields))
     async def look(http: HttpRequest) -> Response:
@@ -91,8 +93,10 @@ def subject_routes(service: Service) -> APIRouter:
             seen = []
             for image in images:
                 warnings: list[str] = []
-                (prepared,) = await client.prepare([image], warnings=warnings)
-                seen.append({"preview": data_url(prepared), "warning": next(iter(warnings), None)})
+                with service.using(client):
+                    (prepared,) = await client.prepare([image], warnings=warnings)
+                preview = await asyncio.to_thread(data_url, prepared)
+                seen.append({"preview": preview, "warning": next(iter(warnings), None)})
         return JSONResponse({"object": "list", "data": seen})
 
     @routes.get("")
@@ -124,20 +128,23 @@ def subject_routes(service: Service) -> APIRouter:
     @routes.get("/{subject_id}")
     async def show(http: HttpRequest, subject_id: str) -> Response:
         """One subject."""
-        return JSONResponse(kept_of(http, subject_id).to_dict())
+        return JSONResponse(await asyncio.to_thread(kept_of(http, subject_id).to_dict))
 
     @routes.get("/{subject_id}/preview")
     async def preview(http: HttpRequest, subject_id: str) -> Response:
         """Its references as the model sees them, side by side, a PNG."""
-        picture = kept_of(http, subject_id).preview()
-        return Response(encode_image(picture, is_generated=False), media_type="image/png")
+        kept = kept_of(http, subject_id)
+        data = await asyncio.to_thread(lambda: encode_image(kept.preview(), is_generated=False))
+        return Response(data, media_type="image/png")
 
     @routes.get("/{subject_id}/file")
     async def download(http: HttpRequest, subject_id: str, model: str | None = None) -> Response:
         """Its file, safetensors, for `Pipeline.load_subject` and for another server."""
         service.check_ready()
         kept = kept_of(http, subject_id)
-        subject = await library.subject_for(kept, service.client(model or _known(service, kept)))
+        client = service.client(model or _known(service, kept))
+        with service.using(client):
+            subject = await library.subject_for(kept, client)
         data = await asyncio.to_thread(subject_bytes, subject)
         name = f'attachment; filename="{kept.id}.subject"'
         headers = {"content-disposition": name}
@@ -148,8 +155,8 @@ def subject_routes(service: Service) -> APIRouter:
         """Forget it, its tables too."""
         kept = kept_of(http, subject_id)
         library.remove(kept)
-        for client in service.clients.values():
-            for subject in kept.encoded.values():
+        for client in list(service.clients.values()):
+            for subject in kept.subjects():
                 await client.forget(subject, kept.tenant)
         return JSONResponse({"id": kept.id, "object": "subject.deleted", "deleted": True})
 

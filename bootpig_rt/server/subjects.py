@@ -74,7 +74,7 @@ class KeptSubject:
         """Host memory, as far as it counts."""
         pictures = sum(3 * one.width * one.height for one in self.prepared)
         manifests = sum(len(one.archive or b"") for one in self.origins)
-        return pictures + manifests + sum(_subject_bytes(one) for one in self._subjects())
+        return pictures + manifests + sum(_subject_bytes(one) for one in self.subjects())
 
     @property
     def expires_at(self) -> float:
@@ -92,7 +92,7 @@ class KeptSubject:
             left += one.width
         return strip
 
-    def _subjects(self) -> list[Subject]:
+    def subjects(self) -> list[Subject]:
         """As models read it, each once."""
         file = [] if self.file is None else [self.file]
         return list({one.fingerprint: one for one in [*self.encoded.values(), *file]}.values())
@@ -107,7 +107,7 @@ class KeptSubject:
             "reference_prompt": self.reference_prompt,
             "noise_seed": self.noise_seed,
             "num_references": self.num_references,
-            "fingerprints": [one.fingerprint for one in self._subjects()],
+            "fingerprints": [one.fingerprint for one in self.subjects()],
             "created_at": int(self.created_at),
             "expires_at": int(self.expires_at),
             "bytes": self.size_bytes,
@@ -132,12 +132,13 @@ class SubjectLibrary:
 
     def read_folder(self) -> None:
         """Take up what an earlier run kept."""
+        found = {}
         for record in self._folder.records() if self._folder is not None else ():
             kept = KeptSubject(
                 **{name: getattr(record, name) for name in SubjectRecord.__dataclass_fields__}
             )
-            self._kept[kept.tenant, kept.id] = kept
-        self.drop_expired()
+            found[kept.tenant, kept.id] = kept
+        self._kept = self._kept | found  # a new one: this may run on a thread, while others look
 
     def add(
         self,
@@ -189,7 +190,7 @@ class SubjectLibrary:
             most = self._tenant_bytes if quota is None else min(quota, self._tenant_bytes)
             self._make_room(tenant, kept.size_bytes, most)
             self._kept[tenant, id] = kept
-        kept.used_at = now
+        self._use(kept)
         kept.is_explicit |= is_explicit
         if ttl_s is not None:
             kept.ttl_s = ttl_s
@@ -204,6 +205,8 @@ class SubjectLibrary:
         if self._folder is not None:
             names = SubjectRecord.__dataclass_fields__
             self._folder.write(SubjectRecord(**{name: getattr(kept, name) for name in names}))
+            if (kept.tenant, kept.id) not in self._kept:  # it was deleted meanwhile
+                self._folder.remove(kept.id)
 
     def get(self, tenant: str, id: str) -> KeptSubject:
         """A subject of a tenant.
@@ -225,7 +228,7 @@ class SubjectLibrary:
             ApiError: 409: it came as a file, and is another pair's.
             InputError: Its references are none to this model.
         """
-        kept.used_at = time.time()
+        self._use(kept)
         async with kept.lock:
             found = kept.encoded.get(client.facts.fingerprint)
             if found is not None:
@@ -245,6 +248,7 @@ class SubjectLibrary:
                 prepared, kept.reference_prompt, noise_seed=kept.noise_seed
             )
             kept.encoded[client.facts.fingerprint] = subject
+            self._trim(kept)
             return subject
 
     def of_tenant(self, tenant: str) -> list[KeptSubject]:
@@ -280,6 +284,24 @@ class SubjectLibrary:
     def size_bytes(self) -> int:
         """Host memory that they take."""
         return sum(one.size_bytes for one in self._kept.values())
+
+    def _use(self, kept: KeptSubject) -> None:
+        """It lives longer, over a restart too."""
+        kept.used_at = time.time()
+        if self._folder is not None:
+            self._folder.touch(kept.id, kept.used_at)
+
+    def _trim(self, used: KeptSubject) -> None:
+        """Where a tenant has too much, drop what can be encoded again, longest unused first."""
+        mine = [one for one in self._kept.values() if one.tenant == used.tenant]
+        too_much = sum(one.size_bytes for one in mine) - self._tenant_bytes
+        for one in sorted(mine, key=lambda one: one.used_at):
+            if too_much <= 0:
+                break
+            if one is not used and one.prepared:
+                too_much -= one.size_bytes
+                one.encoded = {}
+                too_much += one.size_bytes
 
     def _make_room(self, tenant: str, size_bytes: int, most_bytes: int) -> None:
         """Drop what nobody asked to keep, least recently used first."""

@@ -237,6 +237,9 @@ class RemoteDrawing:
                 return
             except _AgainError:
                 continue
+            except asyncio.CancelledError:  # its caller left: nobody else knows of it yet
+                self.cancel()
+                raise
 
     async def events(self) -> AsyncIterator[Event]:
         """See `Drawing`."""

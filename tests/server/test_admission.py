@@ -68,3 +68,23 @@ def test_references_that_are_not_read_by_the_deadline_are_waited_for_no_longer()
         asyncio.run(ask())
     assert service.jobs.live() == []
     assert service.jobs.show("", "req_1")["status"] == "failed"
+
+
+def test_a_model_that_encodes_a_subject_is_not_closed_when_it_is_replaced() -> None:
+    closed: list[str] = []
+
+    class Closing(Model):
+        async def close(self, *, drain_s: float) -> None:
+            closed.append("old")
+
+    async def replace_it() -> None:
+        service: Any = service_of()
+        old = Closing()
+        with service.using(old):
+            retiring = asyncio.create_task(service._retire(old))
+            await asyncio.sleep(0.2)
+            assert closed == []
+        await asyncio.wait_for(retiring, 5)
+
+    asyncio.run(replace_it())
+    assert closed == ["old"]

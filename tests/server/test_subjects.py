@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -200,3 +201,48 @@ def test_a_folder_keeps_subjects_over_a_restart_and_a_damaged_file_hides_no_othe
     assert found.prepared[0].tobytes() == kept.prepared[0].tobytes()
     with pytest.raises(ApiError):
         again.get("anna", other.id)
+
+
+def test_a_use_counts_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SubjectFolder(tmp_path)
+    library = SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=folder)
+    kept = keep(library, 1)
+    library.save(kept)
+    made_at = kept.used_at
+    monkeypatch.setattr("time.time", lambda: made_at + 50.0)
+    client: Any = Client
+    asyncio.run(library.subject_for(kept, client))
+    monkeypatch.setattr("time.time", lambda: made_at + 90.0)
+    again = SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=folder)
+    again.read_folder()
+    assert again.get("anna", kept.id).used_at == pytest.approx(made_at + 50.0)
+
+
+def test_a_subject_that_is_deleted_while_it_is_written_leaves_no_file(tmp_path: Path) -> None:
+    library = SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=SubjectFolder(tmp_path))
+    kept = keep(library, 1)
+    library.remove(kept)
+    library.save(kept)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_other_models_encode_stays_within_the_bound_of_a_tenant() -> None:
+    size = keep(SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=None), 0).size_bytes
+    library = SubjectLibrary(tenant_bytes=2 * size + 1, ttl_s=60, folder=None)
+    first, second = keep(library, 1), keep(library, 2)
+
+    class Other(Client):
+        class facts(Client.facts):
+            fingerprint = "q" * 64
+
+        @staticmethod
+        async def encode(images: Any, prompt: str, *, noise_seed: int) -> Subject:
+            one = second.encoded["p" * 64]
+            return Subject(one.pixels, one.latents, prompt, noise_seed, "q" * 64)
+
+    client: Any = Other
+    asyncio.run(library.subject_for(second, client))
+    assert library.size_bytes <= 2 * size + 1
+    assert set(second.encoded) == {"p" * 64, "q" * 64}
+    assert first.prepared
+    assert library.get("anna", first.id) is first

@@ -386,6 +386,34 @@ def test_a_replica_that_falls_silent_is_not_waited_for(
         run(drawn(engine_of(handle, described), REQUEST, deadline_s=0.05))
 
 
+def test_leaving_before_a_replica_has_taken_a_request_takes_it_back(
+    handle: Handle, described: Description
+) -> None:
+    seen: list[str] = []
+
+    async def slow(order: Order) -> AsyncIterator[Told]:
+        seen.append("begun")
+        try:
+            await asyncio.sleep(60)
+            yield Told(None, replace_progress(0))
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def work() -> None:
+        handle.hurdles = [slow]
+        asking = asyncio.create_task(engine_of(handle, described).submit(REQUEST, request_id="7"))
+        while not seen:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0.01)
+        assert seen == ["begun", "cancelled"]  # before the loop that ends cancels all
+
+    run(work())
+
+
 def status(name: str, waiting: int, hits: int, held: int, launches: int = 0) -> Status:
     return Status(
         name,
