@@ -183,7 +183,7 @@ class _Answer:
         """The result, or what it failed with."""
         try:
             result = job.result()
-        except BootPIGError as error:
+        except Exception as error:  # of any runtime: Triton waits for an answer
             self.fail(error)
             return
         parameters = [one.to_dict() for one in result.parameters]
@@ -227,11 +227,17 @@ class _Answer:
 
     def _send(self, made: Mapping[str, Callable[[], npt.NDArray[Any]]], *, is_last: bool) -> None:
         """What was asked for; all of it where nothing was named."""
-        tensors = [
-            self._triton.Tensor(name, make())
-            for name, make in made.items()
-            if not self._wanted or name in self._wanted
-        ]
+        try:
+            tensors = [
+                self._triton.Tensor(name, make())
+                for name, make in made.items()
+                if not self._wanted or name in self._wanted
+            ]
+        except Exception as error:  # as in `end`
+            if not is_last:
+                raise
+            self.fail(error)
+            return
         flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0
         self._sender.send(self._triton.InferenceResponse(output_tensors=tensors), flags=flags)
 

@@ -299,6 +299,25 @@ def test_what_cannot_be_drawn_is_an_invalid_argument(
     assert error.code() == TritonError.INVALID_ARG
 
 
+@pytest.mark.parametrize("broken", ["decode", "encode_image"])
+def test_what_nobody_foresaw_is_answered_without_its_text(
+    model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a path of the server")
+
+    if broken == "decode":
+        monkeypatch.setattr(model._pipeline._backend, "decode", fail)
+    else:
+        monkeypatch.setattr("bootpig_rt.serving.triton_model.encode_image", fail)
+    asked = Asked({"PROMPT": b"a ball", **TWO_STEPS})
+    executed(model, asked)
+    error = asked.answer().error
+    assert error is not None
+    assert error.code() == TritonError.INTERNAL
+    assert "path" not in error.message()
+
+
 def test_a_full_engine_is_unavailable(model: TritonPythonModel) -> None:
     crowd = [Asked({"PROMPT": b"a ball", "NUM_IMAGES": 8, **TWO_STEPS}) for _ in range(4)]
     executed(model, *crowd)
