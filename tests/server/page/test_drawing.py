@@ -179,6 +179,17 @@ def test_the_prompt_follows_what_the_references_show(server: Any, open_page: Ope
     assert visit.page.input_value("#prompt") == PROMPT.replace("frog", "toad")
 
 
+def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    visit.choose("source", "none")
+    visit.draw("a photo of a frog " * 20, num_inference_steps=2)
+    visit.wait_for_pictures(1)
+    (warning,) = visit.page.locator("#warnings li").all_text_contents()
+    assert re.fullmatch(
+        r"A prompt has \d+ tokens, the model reads 24; its end is ignored\.", warning
+    )
+
+
 def test_a_prompt_is_text_wherever_it_is_shown(server: Any, open_page: Open) -> None:
     visit = open_page(server.url)
     page = visit.page

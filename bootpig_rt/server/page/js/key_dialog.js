@@ -9,6 +9,7 @@ export function mountKeyDialog(connection) {
   const input = byId("key", HTMLInputElement);
   const problem = byId("key-problem", HTMLElement);
   const button = byId("open-key", HTMLButtonElement);
+  const forget = byId("key-forget", HTMLButtonElement);
   const say = (/** @type {string} */ text) => {
     problem.textContent = text;
     show(problem, text !== "");
@@ -17,11 +18,12 @@ export function mountKeyDialog(connection) {
   const open = () => {
     say("");
     input.value = key.get();
+    show(forget, key.get() !== "");
     if (!dialog.open) dialog.showModal();
     input.focus();
   };
   button.addEventListener("click", open);
-  byId("key-forget", HTMLButtonElement).addEventListener("click", () => {
+  forget.addEventListener("click", () => {
     key.forget();
     dialog.close();
     location.reload();

@@ -2,7 +2,7 @@
 
 import { byId, el } from "./dom.js";
 import { readPng } from "./png.js";
-import { bytes, milliseconds, passesInWords, plural } from "./words.js";
+import { bytes, milliseconds, passesInWords, plural, sentence } from "./words.js";
 
 /** @typedef {import("./types.js").Picture} Picture */
 
@@ -24,7 +24,7 @@ export function tellOutcome(picture, url) {
   ];
   const items = facts.filter(Boolean).map((text) => el("li", { textContent: text }));
   byId("facts", HTMLElement).replaceChildren(...items);
-  const said = picture.isHeldBack ? [HELD_BACK] : picture.warnings;
+  const said = picture.isHeldBack ? [HELD_BACK] : picture.warnings.map(sentence);
   byId("warnings", HTMLElement).replaceChildren(...said.map((text) => el("li", { textContent: text })));
   byId("badge", HTMLElement).textContent = picture.isHeldBack ? "Held back" : "AI generated";
   const link = byId("download", HTMLAnchorElement);

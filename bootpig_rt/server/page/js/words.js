@@ -93,8 +93,8 @@ export function explain(error) {
   };
 }
 
-/** @param {string} text */
-function sentence(text) {
+/** A message of the server as a sentence. @param {string} text */
+export function sentence(text) {
   const isName = /^\w+_\w/.test(text); // of a field, which stays as it is
   const upper = isName ? text : text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(upper) ? upper : `${upper}.`;
