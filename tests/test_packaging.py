@@ -31,6 +31,7 @@ EXTRAS = {
     "provenance",
     "ray",
     "safety",
+    "deploy",
     "docs",
     "dev",
 }

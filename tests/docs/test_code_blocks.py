@@ -28,7 +28,7 @@ FEW_STEPS = 5
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 OUTPUTS = {"text", "json", "toml", ""}
 OTHER_PROGRAMS = {"accelerate", "git", "openssl", "pytest", "python3"}
-OTHER_PROGRAMS |= {"docker", "kubectl", "serve", "tritonserver"}
+OTHER_PROGRAMS |= {"chown", "docker", "kubectl", "serve", "tritonserver"}
 FOLDERS = ("bootpig_rt/", "benchmarks/", "training/", "tests/", "docs/", "export/", "kernels/")
 
 _BLOCK = re.compile(
