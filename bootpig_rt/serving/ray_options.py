@@ -38,8 +38,8 @@ class RayOptions:
             compare with.
         subjects: Where subjects are shared: a folder, or a URL of object storage for fsspec. None
             sends each along with its requests.
-        ingress_replicas: Processes that take requests and encode pictures. More than one need
-            `subjects`.
+        ingress_replicas: Processes that take requests and encode pictures: 1, for each knows only
+            the subjects and jobs that it took.
         ingress_cpus: Cores of each.
         server: Of the service itself. It listens where Ray's proxy does, so it must have keys, or
             be `insecure`.
@@ -79,10 +79,10 @@ class RayOptions:
                 raise ParameterError(f"{name} is {getattr(self, name)!r}, expected 0..86400")
         if self.target_ongoing is not None and not 0 < self.target_ongoing <= 1 << 20:
             raise ParameterError(f"target_ongoing is {self.target_ongoing!r}, expected over 0")
-        if self.ingress_replicas > 1 and self.subjects is None:
+        if self.ingress_replicas > 1:
             raise ParameterError(
-                f"ingress_replicas is {self.ingress_replicas}, and a subject that one of them took "
-                "would be unknown to the others; set subjects to a folder or URL that all share"
+                f"ingress_replicas is {self.ingress_replicas}, expected 1: a subject or a job that "
+                "one of them took would be unknown to the others"
             )
         if self.server.keys is None and not self.server.insecure:
             raise ParameterError(

@@ -52,7 +52,7 @@ def test_what_is_misspelt_or_of_another_type_is_refused(values: dict[str, Any], 
         ({"num_cpus": -1}, "num_cpus is -1"),
         ({"spill_over": 0}, "spill_over is 0"),
         ({"target_ongoing": 0}, "target_ongoing is 0"),
-        ({"ingress_replicas": 2}, "set subjects to a folder"),
+        ({"ingress_replicas": 2}, "unknown to the others"),
         ({"server": {"insecure": True, "max_batch": 0}}, "max_batch is 0"),
     ],
 )
