@@ -70,7 +70,7 @@ def guarded(
         ConfigError: The file of keys cannot be used.
         ParameterError: A host or origin that cannot be read.
     """
-    small = BodyLimits(_JSON_BYTES, options.body_timeout_s)
+    small = BodyLimits(_JSON_BYTES, options.body_timeout_s, options.max_connections)
     uploads = BodyLimits(
         options.max_body_bytes,
         options.body_timeout_s,

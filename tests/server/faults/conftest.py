@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,12 +271,17 @@ class Faulty:
 
 @pytest.fixture(scope="session")
 def run_faulty(run_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`with run_faulty(*flags) as faulty`: a server in which something can go wrong."""
+    """`with run_faulty(*flags) as faulty`: a server in which something can go wrong.
+
+    Faults that are named in `on` are there from the beginning.
+    """
     program = str(Path(__file__).with_name("faulty_server.py"))
 
     @contextmanager
-    def run(*flags: str, **options: Any) -> Iterator[Faulty]:
+    def run(*flags: str, on: Sequence[str] = (), **options: Any) -> Iterator[Faulty]:
         folder = tmp_path_factory.mktemp("faults")
+        for name in on:
+            (folder / name).touch()
         with run_server(*flags, program=(program, str(folder)), **options) as server:
             yield Faulty(server, Faults(folder))
 
