@@ -243,7 +243,7 @@ def test_ctrl_c_ends_with_130_and_no_file(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bootpig_rt.engine.engine.Engine.step", interrupt)
+    monkeypatch.setattr("bootpig_rt.engine.loop.Loop.step", interrupt)
     assert generate("--prompt", PROMPT) == 130
     assert capsys.readouterr().err.endswith("bootpig-rt: error: interrupted\n")
     assert list(Path.cwd().iterdir()) == []

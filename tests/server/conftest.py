@@ -210,7 +210,7 @@ class AskService(Protocol):
     ) -> httpx.Response: ...
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_service(tiny_bundle_folder: Path) -> Iterator[tuple[Service, asyncio.Runner]]:
     """A service in this process, for tests that give it parts of their own."""
     options = ServerOptions(model=str(tiny_bundle_folder), max_batch=4)

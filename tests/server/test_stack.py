@@ -44,7 +44,7 @@ def test_only_probes_and_the_page_are_public() -> None:
         }
 
     probes = {"GET /livez", "GET /readyz"}
-    page = {"GET /", "GET /favicon.ico", "GET /page/{path:path}"}
+    page = {"GET /", "GET /page/{path:path}"}
     assert public() == probes | page
     assert public(page=False, public_metrics=True) == probes | {"GET /metrics"}
     assert "GET /" not in access_of(ServerOptions(page=False))

@@ -242,7 +242,7 @@ def test_a_service_that_cannot_begin_says_why_in_one_line_and_exits_with_2(
     config.write_text("max_batches = 3\n")
     cases = [
         (damaged, (), "vae_decoder"),
-        (pickled, (), "expected"),
+        (pickled, (), "convert it to safetensors"),
         (tiny_bundle_folder, ("--device", "cuda:7"), "cuda"),
         (tiny_bundle_folder, ("--config", str(config)), "did you mean max_batch?"),
     ]
