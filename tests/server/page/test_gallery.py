@@ -100,7 +100,7 @@ def test_the_subject_of_a_restored_picture_comes_back(
     server: Any, client: httpx.Client, open_page: Open, reference_png: bytes
 ) -> None:
     files = [("image[]", ("disc.png", reference_png, "image/png"))]
-    prompt = {"reference_prompt": "a photo of a disc"}
+    prompt = {"reference_prompt": "a photo of a disc that is restored"}
     subject = client.post("/v1/subjects", data=prompt, files=files).json()
     picture = a_picture(client, subject_id=subject["id"])
     visit = open_page(server.url)
@@ -109,7 +109,7 @@ def test_the_subject_of_a_restored_picture_comes_back(
         "#restore-file", {"name": "a.png", "mimeType": "image/png", "buffer": picture}
     )
     page.wait_for_selector("#library [aria-pressed=true]")
-    assert "a photo of a disc" in page.inner_text("#library [aria-pressed=true]")
+    assert "a photo of a disc that is restored" in page.inner_text("#library [aria-pressed=true]")
     assert client.delete(f"/v1/subjects/{subject['id']}").status_code == 200
     page.reload()
     page.wait_for_selector("#starters li")
@@ -117,7 +117,7 @@ def test_the_subject_of_a_restored_picture_comes_back(
         "#restore-file", {"name": "a.png", "mimeType": "image/png", "buffer": picture}
     )
     page.wait_for_selector("#toast:has-text('add its pictures')")
-    assert page.input_value("#reference_prompt") == "a photo of a disc"
+    assert page.input_value("#reference_prompt") == "a photo of a disc that is restored"
 
 
 def test_a_picture_by_another_program_restores_nothing(
