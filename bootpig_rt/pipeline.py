@@ -632,12 +632,6 @@ def _discs(count: int) -> list[Image.Image]:
     return images
 
 
-def few_step_model() -> Path | None:
-    """Folder of the few-step pair inside the package; None if this installation has none."""
-    folder = Path(__file__).parent / "assets" / "student"
-    return folder if (folder / "pair.json").is_file() else None
-
-
 def default_model() -> Path:
     """Folder of the pair inside the package.
 

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.bundle.shipped import few_step_model
 from bootpig_rt.engine.events import OnLaunch
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.background import load_remover
-from bootpig_rt.pipeline import Pipeline, default_model, few_step_model
+from bootpig_rt.pipeline import Pipeline, default_model
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.server.engine_client import LocalEngine
 from bootpig_rt.server.metrics import Metrics

@@ -1,0 +1,41 @@
+"""The few-step pair inside the package: of a student only what differs from its teacher is kept.
+
+Distilling trains the Base U-Net alone. The graphs, the Reference U-Net and all else are the shipped
+pair's to the last bit, so the package holds them once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from bootpig_rt.errors import StorageError, describe_os_error
+
+_ASSETS = Path(__file__).parents[1] / "assets"
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
+
+
+@cache
+def few_step_model() -> Path | None:
+    """Folder of the few-step pair, put together once in a process; None if there is none.
+
+    It is a bundle: whoever loads it compares every file with its manifest.
+
+    Raises:
+        StorageError: There is no room for temporary files.
+    """
+    student, teacher = _ASSETS / "student", _ASSETS / "pair"
+    if not (student / "pair.json").is_file() or not (teacher / "pair.json").is_file():
+        return None
+    try:
+        whole = tempfile.TemporaryDirectory(prefix="bootpig-rt-student-")
+        shutil.copytree(teacher, whole.name, dirs_exist_ok=True)
+        shutil.copytree(student, whole.name, dirs_exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot put the few-step pair together: {describe_os_error(error)}"
+        ) from error
+    _FOLDERS.append(whole)
+    return Path(whole.name)
