@@ -242,12 +242,22 @@ def tiny_bundle_folder(share: Share) -> Path:
 
 
 def _write_tiny_bundle(folder: Path) -> None:
+    shutil.copytree(TINY, folder, dirs_exist_ok=True)
+    _write_tiny_manifest(folder)
+
+
+@pytest.fixture(scope="session")
+def write_tiny_manifest() -> Callable[[Path], None]:
+    """A function that writes the manifest of a copy of the tiny pair whose files were changed."""
+    return _write_tiny_manifest
+
+
+def _write_tiny_manifest(folder: Path) -> None:
     from bootpig_rt.bundle.bundle import ParityReport, write_manifest
     from bootpig_rt.export.build_options import build_options
     from bootpig_rt.export.describe import describe_graphs
     from bootpig_rt.models.load import load_pair
 
-    shutil.copytree(TINY, folder, dirs_exist_ok=True)
     pair = load_pair(folder)
     options = build_options(
         pair.config,

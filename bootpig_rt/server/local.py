@@ -16,7 +16,7 @@ from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.background import load_remover
 from bootpig_rt.pipeline import Pipeline, default_model
 from bootpig_rt.reference.table_options import TableOptions
-from bootpig_rt.server.engine_client import LocalEngine
+from bootpig_rt.server.local_engine import LocalEngine
 from bootpig_rt.server.metrics import Metrics
 from bootpig_rt.server.options import DEFAULT_MODEL, FEW_STEP_MODEL, ServerOptions
 from bootpig_rt.server.service import ClientLoader

@@ -33,9 +33,25 @@ _ID = re.compile(r"sub_[0-9a-f]{24}")
 _MAX_FILE_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SubjectRecord:
-    """What is kept of a subject; see `KeptSubject`."""
+    """What outlives the process of a subject.
+
+    Attributes:
+        id: `sub_` and 24 hex digits: of its content and its tenant.
+        tenant: Whose it is.
+        model: That it was made with.
+        reference_prompt: What the references show.
+        noise_seed: Of the reference noise.
+        prepared: The references as the model sees them; none for one that came as a file.
+        file: The subject that came as a file.
+        origins: Of the reference images, for signed manifests.
+        num_references: R.
+        created_at: Unix seconds.
+        ttl_s: How long it is kept after its last use.
+        used_at: Unix seconds, when it was used last.
+        is_explicit: Its maker asked for it to be kept; the others give way first.
+    """
 
     id: str
     tenant: str

@@ -31,40 +31,14 @@ _MAX_EXPLICIT = 4096
 
 
 @dataclass(eq=False)
-class KeptSubject:
+class KeptSubject(SubjectRecord):
     """A subject in the library.
 
     Attributes:
-        id: `sub_` and 24 hex digits: of its content and its tenant.
-        tenant: Whose it is.
-        model: That it was made with.
-        reference_prompt: What the references show.
-        noise_seed: Of the reference noise.
-        prepared: The references as the model sees them; none for one that came as a file.
-        file: The subject that came as a file.
-        origins: Of the reference images, for signed manifests.
-        num_references: R.
-        created_at: Unix seconds.
-        ttl_s: How long it is kept after its last use.
-        used_at: Unix seconds, when it was used last.
-        is_explicit: Its maker asked for it to be kept; the others give way first.
         has_table: A picture of it was drawn here, so its reference table is likely there.
         encoded: By fingerprint of the pair.
     """
 
-    id: str
-    tenant: str
-    model: str
-    reference_prompt: str
-    noise_seed: int
-    prepared: tuple[Image.Image, ...]
-    file: Subject | None
-    num_references: int
-    created_at: float
-    ttl_s: float
-    used_at: float
-    is_explicit: bool
-    origins: tuple[ReferenceOrigin, ...] = ()
     has_table: bool = False
     encoded: dict[str, Subject] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -134,9 +108,7 @@ class SubjectLibrary:
         """Take up what an earlier run kept."""
         found = {}
         for record in self._folder.records() if self._folder is not None else ():
-            kept = KeptSubject(
-                **{name: getattr(record, name) for name in SubjectRecord.__dataclass_fields__}
-            )
+            kept = KeptSubject(**vars(record))
             found[kept.tenant, kept.id] = kept
         self._kept = self._kept | found  # a new one: this may run on a thread, while others look
 
@@ -203,8 +175,7 @@ class SubjectLibrary:
             StorageError: It cannot be written.
         """
         if self._folder is not None:
-            names = SubjectRecord.__dataclass_fields__
-            self._folder.write(SubjectRecord(**{name: getattr(kept, name) for name in names}))
+            self._folder.write(kept)
             if (kept.tenant, kept.id) not in self._kept:  # it was deleted meanwhile
                 self._folder.remove(kept.id)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +36,8 @@ def records(lines: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if "is ready at http" not in line]
 
 
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """What a collector of OpenTelemetry got, to which servers started meanwhile send."""
-    got: list[bytes] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Collector) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", where)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield got
-        server.shutdown()
-
-
 def test_a_request_is_in_the_log_the_metrics_and_its_trace_and_its_prompt_nowhere(
-    start_server: Any, reference_png: bytes, collector: list[bytes]
+    start_server: Any, reference_png: bytes, collector: list[tuple[str, bytes]]
 ) -> None:
     server = start_server("--traces")
     with server.client() as client:
@@ -105,7 +81,7 @@ def test_a_request_is_in_the_log_the_metrics_and_its_trace_and_its_prompt_nowher
     assert found["bootpig_refusals_total", "invalid_value"] == 1
     assert found["bootpig_http_requests_in_progress",] == 1  # the scrape itself
 
-    sent = b"".join(collector)
+    sent = b"".join(body for _, body in collector)
     assert b"POST /v1/images/edits" in sent
     assert all(stage in sent for stage in STAGES)
     assert bytes.fromhex(first["trace_id"]) in sent

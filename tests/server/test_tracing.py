@@ -6,9 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -101,29 +99,12 @@ def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch) -> N
     assert name() == "pictures"
 
 
-def test_spans_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    got: list[tuple[str, bytes]] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Collector) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", where)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        tracing = Tracing()
-        notes = begin_notes({"method": "GET", "headers": [], "route": Route()})
-        tracing.end(tracing.begin(notes), notes, 200)
-        tracing.close()
-        server.shutdown()
-    ((path, body),) = got
+def test_spans_go_where_the_environment_says(collector: list[tuple[str, bytes]]) -> None:
+    tracing = Tracing()
+    notes = begin_notes({"method": "GET", "headers": [], "route": Route()})
+    tracing.end(tracing.begin(notes), notes, 200)
+    tracing.close()
+    ((path, body),) = collector
     assert path == "/v1/traces"
     assert b"GET /v1/images/edits" in body
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -21,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 Check = Callable[..., dict[str, Any]]
 Eventually = Callable[..., bool]
@@ -176,8 +176,8 @@ def test_no_request_fails_while_models_are_loaded_again_well_and_badly(
 @pytest.mark.slow
 def test_other_weights_draw_a_subject_anew_and_its_file_is_of_the_old_ones(
     start_server: Any,
-    make_tiny_pair: Any,
     tiny_bundle_folder: Path,
+    write_tiny_manifest: Callable[[Path], None],
     tmp_path: Path,
     reference_png: bytes,
     check_refusal: Check,
@@ -193,38 +193,19 @@ def test_other_weights_draw_a_subject_anew_and_its_file_is_of_the_old_ones(
         client.post(DRAW, json=body)
         assert client.post(DRAW, json=body).json()["reference_passes"] == 0
         before = client.get("/v1/models").json()["data"][0]["fingerprint"]
-        _with_other_fingerprint(folder)
-        assert client.post("/v1/admin/reload", json={}).status_code == 200
+        weights = folder / "ref_unet" / "diffusion_pytorch_model.safetensors"
+        changed = {name: 1.01 * one for name, one in load_file(weights).items()}
+        weights.unlink()  # the running model may still read the old file
+        save_file(changed, weights, metadata={"format": "pt"})
+        (folder / "manifest.json").unlink()
+        write_tiny_manifest(folder)
+        assert client.post("/v1/admin/reload", json={}).status_code == 200, server.lines[-3:]
         assert client.get("/v1/models").json()["data"][0]["fingerprint"] != before
         again = client.post(DRAW, json=body)
         assert again.status_code == 200, again.text
         assert again.json()["reference_passes"] > 0
         old = client.post(DRAW, json=SHORT | {"subject_id": uploaded})
         check_refusal(old, 409, "subject_mismatch", "subject_id")
-
-
-def _with_other_fingerprint(folder: Path) -> None:
-    """The bundle of a pair whose configuration says another thing."""
-    from bootpig_rt.bundle.bundle import ParityReport, write_manifest
-    from bootpig_rt.export.build_options import build_options
-    from bootpig_rt.export.describe import describe_graphs
-    from bootpig_rt.models.load import load_pair
-
-    config = json.loads((folder / "pair.json").read_text())
-    (folder / "pair.json").write_text(json.dumps(config | {"name": "another"}))
-    (folder / "manifest.json").unlink()
-    pair = load_pair(folder)
-    options = build_options(
-        pair.config,
-        size_multiple_px=8,
-        resolution="16:64",
-        max_batch=4,
-        max_references=3,
-        max_steps=50,
-    )
-    parity = ParityReport("not run", "made for tests")
-    manifest = describe_graphs(folder, options, pair.config, pair.fingerprint, parity)
-    write_manifest(folder, manifest)
 
 
 def test_a_service_that_cannot_begin_says_why_in_one_line_and_exits_with_2(

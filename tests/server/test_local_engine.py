@@ -7,7 +7,7 @@ import asyncio
 from PIL import Image
 
 from bootpig_rt.engine.events import StepEvent
-from bootpig_rt.server.engine_client import UnreadEvents
+from bootpig_rt.server.local_engine import UnreadEvents
 
 
 def step(done: int) -> StepEvent:
