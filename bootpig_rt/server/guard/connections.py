@@ -12,6 +12,7 @@ a new one, unless it is a probe.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import h11
@@ -22,6 +23,8 @@ from bootpig_rt.server.guard.headers import FIXED, new_request_id
 from bootpig_rt.server.guard.refuse import error_body
 
 MIN_PROGRESS_BYTES = 16 << 10
+
+_TURNS = itertools.count()
 
 
 def http_protocol(
@@ -48,7 +51,7 @@ class _Protocol(H11Protocol):
     header_deadline_s: float
     stall_s: float
     max_connections: int
-    _idle_since = 0.0
+    _idle_turn = 0  # not a time: clocks may stand still for a millisecond
     _is_over = False
     _header_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
@@ -56,7 +59,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._idle_since = self.loop.time()
+        self._idle_turn = next(_TURNS)
         if len(self.connections) > self.max_connections:
             self._make_room()
         self._watch()
@@ -73,7 +76,7 @@ class _Protocol(H11Protocol):
             self._stall_timer.cancel()
 
     def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
+        self._idle_turn = next(_TURNS)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -96,13 +99,15 @@ class _Protocol(H11Protocol):
         others = [one for one in self.connections if isinstance(one, _Protocol) and one is not self]
         idle = [one for one in others if not one._is_answering]
         if idle:
-            min(idle, key=lambda one: one._idle_since)._give_way()
+            min(idle, key=lambda one: one._idle_turn)._give_way()
             return
         self._is_over = True
         self.app = over_capacity(self.app)
         over = [one for one in others if one._is_over]
         if len(over) >= RESERVE:  # their clients do not take what they were told
-            min(over, key=lambda one: one._idle_since).transport.abort()
+            oldest = min(over, key=lambda one: one._idle_turn)
+            self.connections.discard(oldest)  # at once, so that the next one finds another
+            oldest.transport.abort()
 
     def _give_way(self) -> None:
         self.connections.discard(self)  # at once: closing may have to wait for the client

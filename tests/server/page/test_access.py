@@ -19,7 +19,6 @@ def press_until(visit: Any, key: str, wanted: str, most: int = 60) -> None:
     raise AssertionError(f"{most} times {key} did not lead to {wanted}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "width"),
     [("light", 1280), pytest.param("dark", 390, marks=pytest.mark.slow)],
