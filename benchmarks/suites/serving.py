@@ -38,7 +38,7 @@ SWEEP = "offered more and more: "
 KEY = "BOOTPIG_RT_API_KEY"
 """Variable with the key of the service that `--url` names."""
 
-_OURS, _OVERLOAD = "ours", "ours_overload"
+_OURS, _OVERLOAD, _LITSERVE = "ours", "ours_overload", "litserve"
 _TIMES_ALONE, _TIMES_PEAK = 5, 10
 _LEAST_RATIO, _LEAST_AT_OVERLOAD = 4.0, 0.9
 _SIZE_PX = 64
@@ -235,6 +235,10 @@ class Contest:
                 f"Goodput of ours is {ours.ratio} that of the first, each at its best rate; the "
                 f"target is {_LEAST_RATIO:g}."
             )
+        litserve = by_name.get(_LITSERVE)
+        beside = None if ours is None or litserve is None else ratio_of_rows(ours, litserve)
+        if beside is not None:
+            yield f"It is {beside} that of the published way in LitServe, which batches."
         kept = None if ours is None or overload is None else ratio_of_rows(overload, ours)
         if kept is not None:
             lost = sum(point.lost for point in self._points.get(_OVERLOAD, ()))
