@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from bootpig_rt.cli import evaluate_dreambench
+
 NAME = "evaluate"
 HELP = "measure a pair: identity, fidelity, scenes and controls, on subjects never seen in training"
 
@@ -14,10 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
         "--suite",
-        choices=["small", "tuning", "tiny"],
+        choices=["small", "tuning", "tiny", "dreambench"],
         default="small",
         help="small: 50 subjects, 8 prompts; tuning: 30 other subjects, to choose "
-        "settings by; tiny: a trial of a minute (default: small)",
+        "settings by; tiny: a trial of a minute; dreambench: photographs, as in papers "
+        "(default: small)",
     )
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="folder of the pair (default: the packaged one)"
@@ -25,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("data"),
         metavar="DIR",
-        help="folder that `fetch-data` made (default: data)",
+        help="folder that `fetch-data` made (default: data, or dreambench for that suite)",
     )
     parser.add_argument(
         "-o",
@@ -42,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="sampling steps (default: the pair's own)")
     parser.add_argument("--merge", help="of several references (default: the pair's own)")
     parser.add_argument("--reference-schedule", help="exact, clean, anchor:T and others")
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of a prompt (default: 2)")
+    parser.add_argument(
+        "--seeds", type=int, help="pictures of a prompt (default: 2, of dreambench 4)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--backend", default="auto", help="runtime that draws (default: auto)")
     parser.add_argument("--device", default="auto", help="device that draws (default: auto)")
@@ -58,10 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the renderer draw in place of a pair: a check of the judges",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    evaluate_dreambench.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, judge, and write `report.json`, `report.txt` and sheets."""
+    evaluate_dreambench.check_suite(args)
+    if args.suite == "dreambench":
+        return evaluate_dreambench.run(args)
     from dataclasses import replace
 
     import numpy as np
@@ -77,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.training.splits import load_splits
     from bootpig_rt.training.sprites import load_sprites
 
-    seeds = check_int("--seeds", args.seeds, 1, 64, "2 is usual")
+    seeds = check_int("--seeds", 2 if args.seeds is None else args.seeds, 1, 64, "2 is usual")
     config = replace(SUITES[args.suite], seeds=seeds)
-    sprites = load_sprites(args.data)
+    sprites = load_sprites(args.data or Path("data"))
     subjects = choose_subjects(sprites, load_splits(), config)
     about: dict[str, object] = {"name": "renderer"}
     size_px = 64

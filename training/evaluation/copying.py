@@ -8,6 +8,8 @@ always show another view) tell what is usual.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,10 +18,13 @@ Doubles = NDArray[np.float64]
 LENGTHS = (0.46, 0.52, 0.58, 0.64, 0.70)
 
 
-def paste_score(picture: NDArray[np.uint8], reference: Image.Image) -> float:
+def paste_score(
+    picture: NDArray[np.uint8], reference: Image.Image, *, lengths: Sequence[float] = LENGTHS
+) -> float:
     """Largest correlation of a reference with a picture over scales and shifts; 1: an exact paste.
 
-    `picture` is uint8 [S, S, 3], `reference` RGBA, the subject on nothing.
+    `picture` is uint8 [S, S, 3], `reference` RGBA, the subject on nothing. `lengths` are the longer
+    sides that it is tried at, shares of S.
     """
     size = picture.shape[0]
     box = reference.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
@@ -29,7 +34,7 @@ def paste_score(picture: NDArray[np.uint8], reference: Image.Image) -> float:
     spectrum = np.fft.rfft2(picture.astype(np.float64) / 255.0, axes=(0, 1))
     squares = np.fft.rfft2((picture.astype(np.float64) / 255.0) ** 2, axes=(0, 1))
     best = -1.0
-    for length in LENGTHS:
+    for length in lengths:
         scale = length * size / max(subject.size)
         width, height = (max(2, round(side * scale)) for side in subject.size)
         small = np.asarray(subject.resize((width, height), Image.Resampling.BOX), np.float64)
