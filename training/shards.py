@@ -1,20 +1,20 @@
-"""Shards of samples: tar files of PNG and JSON with a manifest, deterministic and resumable.
+"""Shards of samples: what a sample is, and the one writer and reader of folders of them.
 
-A sample is a function of (seed, index), whatever the number of workers and however often the
-command was interrupted. A shard is written under a temporary name and renamed; its record (counts,
-sha256) stands beside it; the manifest is written last and names every shard.
+A folder holds WebDataset tar files and `manifest.json`. A sample is the members of one key:
+`KEY.target.png`, `KEY.mask.png`, `KEY.reference0.png` and on, `KEY.json` with its caption and
+whatever else is known of it. Keys are numbers; those of a folder count from 0. We write PNG; JPEG
+and WebP are read as well. A shard is written under a temporary name and renamed; its record
+(counts, sha256) stands beside it; the manifest is written last and names every shard.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +23,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig_rt.bundle.files import measure
-from bootpig_rt.errors import ConfigError, InputError
+from bootpig_rt.errors import ConfigError, InputError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write, atomic_write_text
-from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
-from bootpig_rt.training.workers import spread
 
 FORMAT = 1
-MAX_TRIES = 64
-MIN_SIZE_PX, MAX_SIZE_PX = 8, 1024
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """The drawings that samples are made of.
-
-    `sprites` is uint8 [N, P, P, 4]; `nouns`, `concepts` and `styles` have N entries;
-    `held_out_scenes` maps a concept to scenes it must not be seen in.
-    """
-
-    sprites: NDArray[np.uint8]
-    nouns: list[str]
-    concepts: list[str]
-    styles: list[str]
-    held_out_scenes: dict[str, frozenset[str]]
-
-
-@dataclass(frozen=True)
-class SynthesisConfig:
-    """What to make: `num_samples` samples of `seed`, in shards of `shard_size`."""
-
-    num_samples: int
-    seed: int = 0
-    shard_size: int = 2000
-    world: WorldConfig = field(default_factory=WorldConfig)
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+"""Pictures that are read, by the last part of a member's name."""
 
 
 @dataclass(frozen=True)
 class StoredSample:
-    """One sample as read back from a shard."""
+    """One sample of a shard.
+
+    `target` is uint8 [S, S, 3], `mask` uint8 [S, S] (0..255, how much of a pixel is the subject),
+    each of `references` uint8 [S, S, 3]. `record` is all of the JSON, caption and prompt included.
+    """
 
     index: int
     target: NDArray[np.uint8]
@@ -71,76 +48,55 @@ class StoredSample:
     record: dict[str, Any]
 
 
-def sample_at(
-    index: int, subjects: Subjects, config: SynthesisConfig
-) -> tuple[Sample, int, Counter[str]]:
-    """Draw sample `index`: the first draw that is not rejected.
-
-    Returns:
-        The sample, the subject's row, and how many draws were rejected for which reason.
-    """
-    rejects: Counter[str] = Counter()
-    for attempt in range(MAX_TRIES):
-        rng = np.random.default_rng((config.seed, index, attempt))
-        row = int(rng.integers(len(subjects.nouns)))
-        result = draw_sample(
-            rng,
-            subjects.sprites[row],
-            subjects.nouns[row],
-            config.world,
-            subjects.held_out_scenes.get(subjects.concepts[row], frozenset()),
-        )
-        if isinstance(result, Sample):
-            return result, row, rejects
-        rejects[result] += 1
-    raise ConfigError(
-        f"sample {index}: {MAX_TRIES} draws were all rejected ({dict(rejects)}); "
-        "expected most draws to pass; check the sprites and the world's settings"
-    )
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{number:05d}.tar"
 
 
+def kept_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """The record of a shard that is whole; None where it has to be written."""
+    record_path = _record_path(folder, number)
+    path = folder / shard_name(number)
+    if not (record_path.exists() and path.exists()):
+        return None
+    record: dict[str, Any] = json.loads(record_path.read_text())
+    return record if record["bytes"] == path.stat().st_size else None
+
+
 def write_shard(
-    folder: Path, number: int, subjects: Subjects, config: SynthesisConfig
+    folder: Path,
+    number: int,
+    samples: Iterable[StoredSample],
+    *,
+    first: int,
+    rejects: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Write one shard and its record; a shard that already has its record is kept.
+    """Write one shard and its record.
+
+    Args:
+        folder: Where it goes.
+        number: Of the shard, from 0.
+        samples: Taken one by one, in order of their index.
+        first: Index of the first sample.
+        rejects: How many were rejected for which reason; read after the last sample, so that a
+            generator may count while it makes them.
 
     Returns:
         The record: file, first index, number of samples, bytes, sha256, rejects by reason.
+
+    Raises:
+        StorageError: It cannot be written; nothing of it is left.
     """
-    record_path = folder / f"shard-{number:05d}.json"
+    count = 0
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        nonlocal count
+        for sample in samples:
+            count += 1
+            yield from _members(sample)
+
     path = folder / shard_name(number)
-    if record_path.exists() and path.exists():
-        kept: dict[str, Any] = json.loads(record_path.read_text())
-        if kept["bytes"] == path.stat().st_size:
-            return kept
-    first = number * config.shard_size
-    count = min(config.shard_size, config.num_samples - first)
-    rejects: Counter[str] = Counter()
-    with (
-        atomic_write(path) as stream,
-        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for index in range(first, first + count):
-            sample, row, rejected = sample_at(index, subjects, config)
-            rejects += rejected
-            _add_sample(tar, index, sample, subjects, row)
+    write_tar(path, members())
     size_bytes, digest = measure(path)
     record = {
         "file": path.name,
@@ -148,100 +104,79 @@ def write_shard(
         "samples": count,
         "bytes": size_bytes,
         "sha256": digest,
-        "rejects": dict(sorted(rejects.items())),
+        "rejects": dict(sorted((rejects or {}).items())),
     }
-    _write_json(record_path, record)
+    write_json(_record_path(folder, number), record)
     return record
 
 
-def _add_sample(
-    tar: tarfile.TarFile, index: int, sample: Sample, subjects: Subjects, row: int
-) -> None:
-    key = f"{index:08d}"
-    _add(tar, f"{key}.target.png", _png(sample.target))
-    _add(tar, f"{key}.mask.png", _png(sample.mask))
-    for k, reference in enumerate(sample.references):
-        _add(tar, f"{key}.reference{k}.png", _png(reference))
-    record = {
-        "caption": sample.caption.text,
-        "reference_prompt": sample.caption.reference_prompt,
-        "scene": sample.caption.scene,
-        "position": sample.caption.position,
-        "concept": subjects.concepts[row],
-        "style": subjects.styles[row],
-        "hue_deg": round(sample.hue_deg, 1),
-        "is_same_view": sample.is_same_view,
-    }
-    _add(tar, f"{key}.json", json.dumps(record).encode())
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, content) as a tar file, all at once and without times or owners.
+
+    Raises:
+        StorageError: It cannot be written; nothing of it is left.
+    """
+    with (
+        atomic_write(path) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
-def _write_json(path: Path, value: Any) -> None:
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture or a mask as the PNG that shards hold."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file, all at once."""
     atomic_write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def synthesize(
-    folder: Path,
-    subjects: Subjects,
-    config: SynthesisConfig,
-    *,
-    num_workers: int = 1,
-    on_shard: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Write all shards of a configuration into a folder and return the manifest.
-
-    A second call with the same settings goes on where the first stopped; other settings in the
-    same folder are refused.
+def claim_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write `settings.json`, so that a folder holds samples of one making only.
 
     Raises:
-        ConfigError: A number is out of range, or the folder holds samples of other settings.
+        ConfigError: The folder holds samples of other settings.
     """
-    if config.num_samples < 1 or config.shard_size < 1 or num_workers < 1:
-        raise ConfigError(
-            f"num_samples, shard_size and num_workers must be at least 1, got "
-            f"{config.num_samples}, {config.shard_size}, {num_workers}"
-        )
-    if config.seed < 0:
-        raise ConfigError(f"seed is {config.seed}, expected 0 or more")
-    if not MIN_SIZE_PX <= config.world.size_px <= MAX_SIZE_PX:
-        raise ConfigError(
-            f"size_px is {config.world.size_px}, expected {MIN_SIZE_PX} to {MAX_SIZE_PX}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(asdict(config))) | {"subjects": _subjects_digest(subjects)}
-    settings_path = folder / "settings.json"
-    if settings_path.exists() and json.loads(settings_path.read_text()) != settings:
+    path = folder / "settings.json"
+    if path.exists() and json.loads(path.read_text()) != settings:
         raise ConfigError(
             f"{folder} holds samples of other settings; choose another folder, or delete it to "
             "start anew"
         )
-    _write_json(settings_path, settings)
-    records = []
-    work = partial(write_shard, folder, subjects=subjects, config=config)
-    numbers = range(-(-config.num_samples // config.shard_size))
-    for record in spread(work, numbers, num_workers):
-        records.append(record)
-        if on_shard:
-            on_shard(record)
+    write_json(path, settings)
+
+
+def write_manifest(
+    folder: Path, records: Sequence[dict[str, Any]], settings: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Write the manifest of shards that are all there, and return it.
+
+    Args:
+        folder: Of the shards.
+        records: As `write_shard` returned them, in order.
+        settings: All that decides what the samples are.
+        more: What else it says, by name.
+    """
     rejects: Counter[str] = Counter()
     for record in records:
         rejects.update(record["rejects"])
     manifest = {
         "format": FORMAT,
-        "samples": config.num_samples,
+        "samples": sum(record["samples"] for record in records),
         "settings": settings,
         "rejects": dict(sorted(rejects.items())),
-        "shards": records,
+        "shards": list(records),
+        **more,
     }
-    _write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def _subjects_digest(subjects: Subjects) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(subjects.sprites).tobytes())
-    held_out = {k: sorted(v) for k, v in sorted(subjects.held_out_scenes.items())}
-    names = [subjects.nouns, subjects.concepts, subjects.styles, held_out]
-    digest.update(json.dumps(names).encode())
-    return digest.hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -253,14 +188,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.exists():
         raise InputError(
-            f"{folder} has no manifest.json; make samples with "
-            f"`bootpig-rt synthesize -o {folder}`, or run it again if it was interrupted"
+            f"{folder} has no manifest.json; make samples with `bootpig-rt synthesize` or "
+            "`bootpig-rt bootstrap`, or run it again if it was interrupted"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text())
-    if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: format {manifest.get('format')}, expected {FORMAT}; make it again"
-        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        found = manifest.get("format")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no manifest of shards ({error}); make it again") from error
+    if found != FORMAT:
+        raise InputError(f"{path}: format {found}, expected {FORMAT}; make it again")
     return manifest
 
 
@@ -282,45 +219,104 @@ def read_shard(path: Path) -> Iterator[StoredSample]:
     """Yield the samples of one shard.
 
     Raises:
-        InputError: The shard is missing or damaged.
+        InputError: The shard is missing, damaged, or holds something else.
     """
+    for key, parts in read_tar(path):
+        yield decode_sample(key, parts, path)
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, content of its members by the rest of their names) of a WebDataset tar file.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    key, parts = "", dict[str, bytes]()
     try:
         with tarfile.open(path, "r:") as tar:
-            parts: dict[str, bytes] = {}
             for member in tar:
-                key, _, part = member.name.partition(".")
+                if member.isdir():
+                    continue
                 stream = tar.extractfile(member)
                 if stream is None:
                     raise InputError(f"{path}: {member.name} is not a file; make the shard again")
-                parts[part] = stream.read()
-                if part == "json":  # the last part of a sample
-                    yield _stored(int(key), parts)
+                folder, _, name = member.name.rpartition("/")
+                stem, _, part = name.partition(".")
+                this = f"{folder}/{stem}" if folder else stem
+                if parts and this != key:
+                    yield key, parts
                     parts = {}
-            if parts:
-                raise _damaged(path, "it ends within a sample")
+                key = this
+                parts[part] = stream.read()
     except (OSError, tarfile.TarError) as error:
-        raise _damaged(path, str(error)) from error
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        raise _damaged(path, reason) from error
+    if parts:
+        yield key, parts
+
+
+def decode_sample(key: str, parts: Mapping[str, bytes], path: Path) -> StoredSample:
+    """The sample of a key and its members; `path` is the shard's, for errors.
+
+    Raises:
+        InputError: A member is missing or damaged, or the key is no number.
+    """
+    pictures = {}
+    for part, data in parts.items():
+        stem, _, kind = part.rpartition(".")
+        if kind.lower() in FORMATS:
+            pictures[stem] = (kind.lower(), data)
+    for part in ("target", "mask"):
+        if part not in pictures:
+            found = ", ".join(sorted(parts))
+            raise _damaged(path, f"sample {key} has no {part}.png, only {found}")
+    if "json" not in parts:
+        raise _damaged(path, f"sample {key} has no json; does it end within a sample?")
+    try:
+        record = json.loads(parts["json"])
+        caption, prompt = str(record["caption"]), str(record["reference_prompt"])
+        index = int(key.rpartition("/")[2])
+        names = sorted((p for p in pictures if p.startswith("reference")), key=_reference_number)
+        return StoredSample(
+            index,
+            _decode(*pictures["target"], "RGB"),
+            _decode(*pictures["mask"], "L"),
+            [_decode(*pictures[name], "RGB") for name in names],
+            caption,
+            prompt,
+            record,
+        )
+    except KeyError as error:
+        raise _damaged(path, f"the json of sample {key} has no {error}") from error
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        raise _damaged(path, f"sample {key}: {error}") from error
+
+
+def _members(sample: StoredSample) -> Iterator[tuple[str, bytes]]:
+    key = f"{sample.index:08d}"
+    yield f"{key}.target.png", encode_png(sample.target)
+    yield f"{key}.mask.png", encode_png(sample.mask)
+    for k, reference in enumerate(sample.references):
+        yield f"{key}.reference{k}.png", encode_png(reference)
+    texts = {"caption": sample.caption, "reference_prompt": sample.reference_prompt}
+    yield f"{key}.json", json.dumps(texts | sample.record).encode()
+
+
+def _decode(kind: str, data: bytes, mode: str) -> NDArray[np.uint8]:
+    image = Image.open(io.BytesIO(data), formats=[FORMATS[kind]])
+    return np.asarray(image.convert(mode), dtype=np.uint8)
+
+
+def _reference_number(part: str) -> int:
+    return int(part.removeprefix("reference") or 0)
+
+
+def _record_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.json"
 
 
 def _damaged(path: Path, reason: str) -> InputError:
     return InputError(
-        f"cannot read the shard {path} ({reason}); delete it and run `bootpig-rt synthesize` "
+        f"cannot read the shard {path} ({reason}); delete it and run the command that made it "
         "again with the same settings"
-    )
-
-
-def _stored(index: int, parts: dict[str, bytes]) -> StoredSample:
-    def picture(part: str) -> NDArray[np.uint8]:
-        return np.asarray(Image.open(io.BytesIO(parts[part])), dtype=np.uint8)
-
-    record = json.loads(parts["json"])
-    references = [picture(p) for p in sorted(parts) if p.startswith("reference")]
-    return StoredSample(
-        index,
-        picture("target.png"),
-        picture("mask.png"),
-        references,
-        record["caption"],
-        record["reference_prompt"],
-        record,
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from bootpig_rt.errors import InputError
-from bootpig_rt.training.shards import Subjects
 from bootpig_rt.training.splits import load_splits
 from bootpig_rt.training.sprites import load_sprites
+from bootpig_rt.training.synthesize import Subjects
 
 
 def load_subjects(data: Path, split: str) -> Subjects:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bootpig_rt.training.compose import WorldConfig
-    from bootpig_rt.training.shards import SynthesisConfig, synthesize
+    from bootpig_rt.training.synthesize import SynthesisConfig, synthesize
     from bootpig_rt.training.world import load_subjects
 
     world = WorldConfig(size_px=args.size_px)

@@ -24,7 +24,7 @@ from bootpig_rt.training.config import (
     VaeConfig,
 )
 from bootpig_rt.training.raster import SPRITE_PX, Pixels
-from bootpig_rt.training.shards import Subjects, SynthesisConfig, synthesize
+from bootpig_rt.training.synthesize import Subjects, SynthesisConfig, synthesize
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,7 +10,8 @@ import pytest
 from bootpig_rt.training.captions import POSITIONS, Caption, class_prompt, draw_caption
 from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
 from bootpig_rt.training.scenes import SCENES
-from bootpig_rt.training.shards import Subjects, read_samples
+from bootpig_rt.training.shards import read_samples
+from bootpig_rt.training.synthesize import Subjects
 
 COLOURS = frozenset(
     "black blue brown cyan dark gold golden gray green grey light magenta orange pink purple red "

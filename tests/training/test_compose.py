@@ -26,7 +26,7 @@ from bootpig_rt.training.compose import (
 )
 from bootpig_rt.training.raster import Pixels
 from bootpig_rt.training.scenes import SCENES
-from bootpig_rt.training.shards import Subjects
+from bootpig_rt.training.synthesize import Subjects
 
 MIDDLE = View(length=0.5, centre=(0.5, 0.5))
 

@@ -1,229 +1,205 @@
-"""Shards: a function of seed and settings, kept when whole, refused when of other settings."""
+"""Shards: what is written is read back, damage is named, and what others wrote is read too."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import errno
+import io
 import json
 import shutil
 import tarfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bootpig_rt.errors import ConfigError, InputError
-from bootpig_rt.training import shards
-from bootpig_rt.training.compose import Sample, WorldConfig
+from bootpig_rt.errors import ConfigError, InputError, StorageError
 from bootpig_rt.training.shards import (
-    Subjects,
-    SynthesisConfig,
+    StoredSample,
+    claim_settings,
+    kept_record,
     read_manifest,
     read_samples,
     read_shard,
-    sample_at,
-    synthesize,
+    write_manifest,
     write_shard,
+    write_tar,
 )
 
-WORLD = WorldConfig(size_px=16)
-CONFIG = SynthesisConfig(10, seed=4, shard_size=4, world=WORLD)
 
+def make_sample(index: int, *, references: int = 2, size_px: int = 12) -> StoredSample:
+    rng = np.random.default_rng(index)
 
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.tar")}
+    def picture(*shape: int) -> Any:
+        return rng.integers(0, 256, (size_px, size_px, *shape), dtype=np.uint8)
+
+    return StoredSample(
+        index,
+        picture(3),
+        picture(),
+        [picture(3) for _ in range(references)],
+        "a photo of a dog, on the beach",
+        "a photo of a dog",
+        {"noun": "dog"},
+    )
 
 
 @pytest.fixture(scope="module")
-def made(subjects: Subjects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten samples in three shards."""
     folder = tmp_path_factory.mktemp("made")
-    synthesize(folder, subjects, CONFIG)
+    records = [
+        write_shard(folder, k, map(make_sample, range(4 * k, min(4 * k + 4, 10))), first=4 * k)
+        for k in range(3)
+    ]
+    write_manifest(folder, records, {"seed": 1})
     return folder
 
 
-def test_a_second_folder_gets_the_same_bytes(
-    made: Path, subjects: Subjects, tmp_path: Path
-) -> None:
-    synthesize(tmp_path, subjects, CONFIG)
-    assert len(digests(tmp_path)) == 3
-    assert digests(tmp_path) == digests(made)
-    assert read_manifest(tmp_path) == read_manifest(made)
-
-
-def test_two_processes_make_the_same_bytes_as_one(
-    made: Path, subjects: Subjects, tmp_path: Path
-) -> None:
-    seen: list[int] = []
-    synthesize(
-        tmp_path, subjects, CONFIG, num_workers=2, on_shard=lambda r: seen.append(r["first"])
-    )
-    assert digests(tmp_path) == digests(made)
-    assert read_manifest(tmp_path) == read_manifest(made)
-    assert seen == [0, 4, 8]
-
-
-def test_the_manifest_names_every_shard_with_its_digest_and_counts(made: Path) -> None:
-    manifest = read_manifest(made)
-    found = digests(made)
-    assert {s["file"]: s["sha256"] for s in manifest["shards"]} == found
-    assert [s["samples"] for s in manifest["shards"]] == [4, 4, 2]
-    assert manifest["samples"] == 10
-    assert manifest["settings"]["seed"] == 4
-    assert manifest["settings"]["world"]["size_px"] == 16
-
-
-def test_a_lost_shard_is_made_again_as_it_was(
-    made: Path, subjects: Subjects, tmp_path: Path
-) -> None:
-    synthesize(tmp_path, subjects, CONFIG)
-    (tmp_path / "shard-00001.tar").unlink()
-    (tmp_path / "manifest.json").unlink()
-    kept = (tmp_path / "shard-00000.tar").stat().st_mtime_ns
-    synthesize(tmp_path, subjects, CONFIG)
-    assert digests(tmp_path) == digests(made)
-    assert (tmp_path / "shard-00000.tar").stat().st_mtime_ns == kept
-
-
-def test_a_truncated_shard_is_made_again(made: Path, subjects: Subjects, tmp_path: Path) -> None:
-    synthesize(tmp_path, subjects, CONFIG)
-    shard = tmp_path / "shard-00002.tar"
-    shard.write_bytes(shard.read_bytes()[:700])
-    synthesize(tmp_path, subjects, CONFIG)
-    assert digests(tmp_path) == digests(made)
-
-
-def test_an_interrupted_shard_leaves_nothing_and_the_next_call_goes_on(
-    made: Path, subjects: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(index: int, *args: Any) -> Any:
-        if index == 6:
-            raise KeyboardInterrupt
-        return sample_at(index, *args)
-
-    monkeypatch.setattr(shards, "sample_at", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        synthesize(tmp_path, subjects, CONFIG)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"settings.json", "shard-00000.tar", "shard-00000.json"}
-    with pytest.raises(InputError, match="run it again if it was interrupted"):
-        read_manifest(tmp_path)
-    monkeypatch.undo()
-    synthesize(tmp_path, subjects, CONFIG)
-    assert digests(tmp_path) == digests(made)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": 5},
-        {"num_samples": 11},
-        {"shard_size": 5},
-        {"world": WorldConfig(size_px=16, hue_probability=0.5)},
-    ],
-)
-def test_other_settings_in_the_folder_are_refused(
-    made: Path, subjects: Subjects, change: dict[str, Any]
-) -> None:
-    before = digests(made)
-    with pytest.raises(ConfigError, match="other settings; choose another folder"):
-        synthesize(made, subjects, dataclasses.replace(CONFIG, **change))
-    assert digests(made) == before
-
-
-def test_other_drawings_in_the_folder_are_refused(made: Path, subjects: Subjects) -> None:
-    other = dataclasses.replace(subjects, sprites=subjects.sprites[::-1].copy())
-    with pytest.raises(ConfigError, match="other settings"):
-        synthesize(made, other, CONFIG)
-
-
-def test_a_sample_does_not_depend_on_the_size_of_shards(
-    made: Path, subjects: Subjects, tmp_path: Path
-) -> None:
-    synthesize(tmp_path, subjects, dataclasses.replace(CONFIG, shard_size=7))
-    for one, other in zip(read_samples(made), read_samples(tmp_path), strict=True):
-        assert one.index == other.index
-        assert np.array_equal(one.target, other.target)
-        assert one.record == other.record
-
-
-def test_another_seed_makes_other_samples(subjects: Subjects) -> None:
-    first, _, _ = sample_at(0, subjects, CONFIG)
-    other, _, _ = sample_at(0, subjects, dataclasses.replace(CONFIG, seed=5))
-    assert not np.array_equal(first.target, other.target)
-
-
-def test_what_is_read_back_is_what_was_drawn(made: Path, subjects: Subjects) -> None:
+def test_what_is_written_is_read_back(made: Path) -> None:
     stored = list(read_samples(made))
     assert [sample.index for sample in stored] == list(range(10))
     for sample in stored:
-        drawn, row, _ = sample_at(sample.index, subjects, CONFIG)
-        assert np.array_equal(sample.target, drawn.target)
-        assert np.array_equal(sample.mask, drawn.mask)
-        assert np.array_equal(np.stack(sample.references), drawn.references)
-        assert sample.caption == drawn.caption.text
-        assert sample.reference_prompt == drawn.caption.reference_prompt
-        assert sample.record["style"] == subjects.styles[row]
-        assert sample.record["concept"] == subjects.concepts[row]
-        assert sample.record["scene"] == drawn.caption.scene
-        assert sample.record["is_same_view"] == drawn.is_same_view
+        wanted = make_sample(sample.index)
+        assert np.array_equal(sample.target, wanted.target)
+        assert np.array_equal(sample.mask, wanted.mask)
+        assert np.array_equal(np.stack(sample.references), np.stack(wanted.references))
+        assert (sample.caption, sample.reference_prompt) == (
+            wanted.caption,
+            wanted.reference_prompt,
+        )
+        assert sample.record["noun"] == "dog"
+    assert read_manifest(made)["samples"] == 10
 
 
-def test_a_held_out_combination_is_never_stored_and_its_rejects_are_counted(
-    subjects: Subjects, tmp_path: Path
+def test_twelve_references_come_back_in_their_order(tmp_path: Path) -> None:
+    sample = make_sample(0, references=12)
+    write_shard(tmp_path, 0, [sample], first=0)
+    (stored,) = read_shard(tmp_path / "shard-00000.tar")
+    assert np.array_equal(np.stack(stored.references), np.stack(sample.references))
+
+
+def test_rejects_may_be_counted_while_samples_are_made(tmp_path: Path) -> None:
+    rejects: Counter[str] = Counter()
+
+    def samples() -> Iterator[StoredSample]:
+        for index in range(3):
+            rejects["border"] += 2
+            yield make_sample(index)
+
+    first = write_shard(tmp_path, 0, samples(), first=0, rejects=rejects)
+    assert (first["samples"], first["rejects"]) == (3, {"border": 6})
+    other = write_shard(tmp_path, 1, [make_sample(3)], first=3, rejects={"area": 1, "border": 1})
+    manifest = write_manifest(tmp_path, [first, other], {}, sources={"model": "sd"})
+    assert manifest["rejects"] == {"area": 1, "border": 7}
+    assert read_manifest(tmp_path)["sources"] == {"model": "sd"}
+
+
+def test_a_shard_is_kept_while_record_and_size_fit(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    assert kept_record(folder, 1) == read_manifest(made)["shards"][1]
+    (folder / "shard-00001.tar").write_bytes(b"short")
+    assert kept_record(folder, 1) is None
+    (folder / "shard-00002.json").unlink()
+    assert kept_record(folder, 2) is None
+
+
+def test_a_folder_is_of_one_making(tmp_path: Path) -> None:
+    claim_settings(tmp_path, {"seed": 1})
+    claim_settings(tmp_path, {"seed": 1})
+    with pytest.raises(ConfigError, match="samples of other settings; choose another folder"):
+        claim_settings(tmp_path, {"seed": 2})
+
+
+def test_a_full_disk_leaves_no_shard_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dogs = dataclasses.replace(
-        subjects,
-        sprites=subjects.sprites[:2],
-        nouns=subjects.nouns[:2],
-        concepts=subjects.concepts[:2],
-        styles=subjects.styles[:2],
+    write_shard(tmp_path, 0, [make_sample(0)], first=0)
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(StorageError, match=r"shard-00001\.tar.*free some space"):
+        write_shard(tmp_path, 1, [make_sample(1)], first=1)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def encode(pixels: Any, kind: str) -> bytes:
+    stream: BinaryIO = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    stream.seek(0)
+    return stream.read()
+
+
+def test_jpeg_and_webp_of_other_writers_are_read(tmp_path: Path) -> None:
+    sample = make_sample(7, size_px=32)
+    flat = np.full((32, 32, 3), 90, dtype=np.uint8)
+    texts = {"caption": "a photo of a cup", "reference_prompt": "a photo of a cup", "more": 1}
+    # The members' order and a folder in the key are others' choice.
+    write_tar(
+        tmp_path / "foreign.tar",
+        [
+            ("train/000007.json", json.dumps(texts).encode()),
+            ("train/000007.mask.png", encode(sample.mask > 127, "PNG")),
+            ("train/000007.reference0.webp", encode(flat, "WEBP")),
+            ("train/000007.target.jpg", encode(flat, "JPEG")),
+            ("train/000007.notes.txt", b"not ours"),
+        ],
     )
-    config = SynthesisConfig(150, seed=0, shard_size=75, world=WORLD)
-    manifest = synthesize(tmp_path, dogs, config)
-    scenes = {sample.record["scene"] for sample in read_samples(tmp_path)}
-    assert scenes.isdisjoint({"beach", "snow"})
-    assert len(scenes) == 14
-    # Two scenes of sixteen: about a seventh as many rejects as samples.
-    assert 8 <= manifest["rejects"]["held_out_combination"] <= 45
-
-
-def test_rejects_of_the_manifest_are_the_sum_over_samples(made: Path, subjects: Subjects) -> None:
-    counted: dict[str, int] = {}
-    for index in range(10):
-        for reason, count in sample_at(index, subjects, CONFIG)[2].items():
-            counted[reason] = counted.get(reason, 0) + count
-    assert read_manifest(made)["rejects"] == counted
-
-
-def test_a_world_in_which_every_draw_is_rejected_is_an_error(subjects: Subjects) -> None:
-    invisible = dataclasses.replace(subjects, sprites=np.zeros_like(subjects.sprites))
-    with pytest.raises(ConfigError, match="64 draws were all rejected.*low_contrast"):
-        sample_at(0, invisible, CONFIG)
-
-
-def test_each_draw_of_a_sample_has_random_numbers_of_its_own(subjects: Subjects) -> None:
-    drawn = [sample_at(index, subjects, CONFIG)[0] for index in range(6)]
-    assert all(isinstance(sample, Sample) for sample in drawn)
-    assert len({sample.target.tobytes() for sample in drawn}) == 6
+    (stored,) = read_shard(tmp_path / "foreign.tar")
+    assert stored.index == 7
+    assert np.abs(stored.target.astype(int) - 90).max() <= 2
+    assert np.abs(stored.references[0].astype(int) - 90).max() <= 2
+    assert np.array_equal(stored.mask, np.where(sample.mask > 127, 255, 0))
+    assert stored.record["more"] == 1
 
 
 @pytest.mark.parametrize(
-    ("config", "workers", "message"),
+    ("change", "message"),
     [
-        (SynthesisConfig(0), 1, "must be at least 1, got 0"),
-        (SynthesisConfig(4, shard_size=0), 1, "must be at least 1, got 4, 0"),
-        (SynthesisConfig(4), 0, "must be at least 1"),
-        (SynthesisConfig(4, seed=-1), 1, "seed is -1, expected 0 or more"),
-        (SynthesisConfig(4, world=WorldConfig(size_px=4)), 1, "size_px is 4, expected 8 to 1024"),
+        ({"target.png": None}, "sample 00000000 has no target.png, only json, mask.png"),
+        ({"mask.png": None}, "sample 00000000 has no mask.png"),
+        ({"json": None}, "has no json"),
+        ({"json": b"{"}, "sample 00000000: Expecting property name"),
+        (
+            {"json": b'{"caption": "a dog"}'},
+            "the json of sample 00000000 has no 'reference_prompt'",
+        ),
+        ({"json": b"[]"}, "sample 00000000: list indices"),
+        ({"target.png": b"no picture"}, "sample 00000000: cannot identify image file"),
     ],
 )
-def test_numbers_out_of_range_are_refused_before_anything_is_written(
-    config: SynthesisConfig, workers: int, message: str, subjects: Subjects, tmp_path: Path
+def test_a_sample_that_is_not_whole_is_named(
+    tmp_path: Path, change: dict[str, bytes | None], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        synthesize(tmp_path, subjects, config, num_workers=workers)
-    assert not any(tmp_path.iterdir())
+    sample = make_sample(0)
+    parts = {
+        "target.png": encode(sample.target, "PNG"),
+        "mask.png": encode(sample.mask, "PNG"),
+        "json": json.dumps({"caption": "a", "reference_prompt": "a"}).encode(),
+    } | change
+    members = [(f"00000000.{part}", data) for part, data in parts.items() if data is not None]
+    write_tar(tmp_path / "one.tar", members)
+    with pytest.raises(InputError, match=message):
+        list(read_shard(tmp_path / "one.tar"))
+
+
+def test_keys_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    sample = make_sample(0)
+    members = [
+        ("dog.target.png", encode(sample.target, "PNG")),
+        ("dog.mask.png", encode(sample.mask, "PNG")),
+        ("dog.json", b'{"caption": "a", "reference_prompt": "a"}'),
+    ]
+    write_tar(tmp_path / "one.tar", members)
+    with pytest.raises(InputError, match="sample dog: invalid literal"):
+        list(read_shard(tmp_path / "one.tar"))
 
 
 def test_a_folder_without_manifest_is_refused_with_the_command(tmp_path: Path) -> None:
@@ -234,6 +210,13 @@ def test_a_folder_without_manifest_is_refused_with_the_command(tmp_path: Path) -
 def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 7}))
     with pytest.raises(InputError, match="format 7, expected 1"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "\0"])
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="is no manifest of shards"):
         read_manifest(tmp_path)
 
 
@@ -264,15 +247,3 @@ def test_a_shard_that_was_cut_between_two_samples_is_named(made: Path, tmp_path:
     path.write_bytes(path.read_bytes()[:second_sample])
     with pytest.raises(InputError, match=r"shard-00001\.tar .*bytes, expected"):
         list(read_samples(folder))
-
-
-def test_one_shard_is_kept_when_its_record_and_size_fit(
-    subjects: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = write_shard(tmp_path, 0, subjects, CONFIG)
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("drawn again")
-
-    monkeypatch.setattr(shards, "sample_at", never)
-    assert write_shard(tmp_path, 0, subjects, CONFIG) == record

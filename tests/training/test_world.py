@@ -12,8 +12,9 @@ import pytest
 from bootpig_rt.errors import InputError, StorageError
 from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.scenes import SCENES
-from bootpig_rt.training.shards import Subjects, SynthesisConfig, read_samples, synthesize
+from bootpig_rt.training.shards import read_samples
 from bootpig_rt.training.splits import load_splits
+from bootpig_rt.training.synthesize import Subjects, SynthesisConfig, synthesize
 from bootpig_rt.training.world import load_subjects
 
 

@@ -87,7 +87,7 @@ class Stage(Protocol):
 
 
 MakeStage = Callable[[], Stage]
-"""Builds a stage where it will run. Picklable: a `functools.partial` of a class and its settings."""
+"""Builds a stage where it will run. Picklable: a `functools.partial` of a class, its settings."""
 
 
 class Runner(Protocol):

@@ -1,0 +1,177 @@
+"""The small world in shards: samples drawn from sprites and scenes, deterministic and resumable.
+
+A sample is a function of (seed, index), whatever the number of workers and however often the
+command was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bootpig_rt.errors import ConfigError
+from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
+from bootpig_rt.training.shards import (
+    StoredSample,
+    claim_settings,
+    kept_record,
+    write_manifest,
+    write_shard,
+)
+from bootpig_rt.training.workers import spread
+
+MAX_TRIES = 64
+MIN_SIZE_PX, MAX_SIZE_PX = 8, 1024
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The drawings that samples are made of.
+
+    `sprites` is uint8 [N, P, P, 4]; `nouns`, `concepts` and `styles` have N entries;
+    `held_out_scenes` maps a concept to scenes it must not be seen in.
+    """
+
+    sprites: NDArray[np.uint8]
+    nouns: list[str]
+    concepts: list[str]
+    styles: list[str]
+    held_out_scenes: dict[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """What to make: `num_samples` samples of `seed`, in shards of `shard_size`."""
+
+    num_samples: int
+    seed: int = 0
+    shard_size: int = 2000
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+
+def sample_at(
+    index: int, subjects: Subjects, config: SynthesisConfig
+) -> tuple[Sample, int, Counter[str]]:
+    """Draw sample `index`: the first draw that is not rejected.
+
+    Returns:
+        The sample, the subject's row, and how many draws were rejected for which reason.
+    """
+    rejects: Counter[str] = Counter()
+    for attempt in range(MAX_TRIES):
+        rng = np.random.default_rng((config.seed, index, attempt))
+        row = int(rng.integers(len(subjects.nouns)))
+        result = draw_sample(
+            rng,
+            subjects.sprites[row],
+            subjects.nouns[row],
+            config.world,
+            subjects.held_out_scenes.get(subjects.concepts[row], frozenset()),
+        )
+        if isinstance(result, Sample):
+            return result, row, rejects
+        rejects[result] += 1
+    raise ConfigError(
+        f"sample {index}: {MAX_TRIES} draws were all rejected ({dict(rejects)}); "
+        "expected most draws to pass; check the sprites and the world's settings"
+    )
+
+
+def write_synthetic_shard(
+    number: int, folder: Path, subjects: Subjects, config: SynthesisConfig
+) -> dict[str, Any]:
+    """Draw one shard and write it with its record; a shard that already has its record is kept.
+
+    Returns:
+        The record: file, first index, number of samples, bytes, sha256, rejects by reason.
+    """
+    if kept := kept_record(folder, number):
+        return kept
+    first = number * config.shard_size
+    count = min(config.shard_size, config.num_samples - first)
+    rejects: Counter[str] = Counter()
+
+    def samples() -> Iterator[StoredSample]:
+        for index in range(first, first + count):
+            sample, row, rejected = sample_at(index, subjects, config)
+            rejects.update(rejected)
+            yield _to_store(index, sample, subjects, row)
+
+    return write_shard(folder, number, samples(), first=first, rejects=rejects)
+
+
+def _to_store(index: int, sample: Sample, subjects: Subjects, row: int) -> StoredSample:
+    record = {
+        "scene": sample.caption.scene,
+        "position": sample.caption.position,
+        "concept": subjects.concepts[row],
+        "style": subjects.styles[row],
+        "hue_deg": round(sample.hue_deg, 1),
+        "is_same_view": sample.is_same_view,
+    }
+    return StoredSample(
+        index,
+        sample.target,
+        sample.mask,
+        list(sample.references),
+        sample.caption.text,
+        sample.caption.reference_prompt,
+        record,
+    )
+
+
+def synthesize(
+    folder: Path,
+    subjects: Subjects,
+    config: SynthesisConfig,
+    *,
+    num_workers: int = 1,
+    on_shard: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Write all shards of a configuration into a folder and return the manifest.
+
+    A second call with the same settings goes on where the first stopped; other settings in the
+    same folder are refused.
+
+    Raises:
+        ConfigError: A number is out of range, or the folder holds samples of other settings.
+    """
+    if config.num_samples < 1 or config.shard_size < 1 or num_workers < 1:
+        raise ConfigError(
+            f"num_samples, shard_size and num_workers must be at least 1, got "
+            f"{config.num_samples}, {config.shard_size}, {num_workers}"
+        )
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}, expected 0 or more")
+    if not MIN_SIZE_PX <= config.world.size_px <= MAX_SIZE_PX:
+        raise ConfigError(
+            f"size_px is {config.world.size_px}, expected {MIN_SIZE_PX} to {MAX_SIZE_PX}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(asdict(config))) | {"subjects": _subjects_digest(subjects)}
+    claim_settings(folder, settings)
+    records = []
+    work = partial(write_synthetic_shard, folder=folder, subjects=subjects, config=config)
+    numbers = range(-(-config.num_samples // config.shard_size))
+    for record in spread(work, numbers, num_workers):
+        records.append(record)
+        if on_shard:
+            on_shard(record)
+    return write_manifest(folder, records, settings)
+
+
+def _subjects_digest(subjects: Subjects) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(subjects.sprites).tobytes())
+    held_out = {k: sorted(v) for k, v in sorted(subjects.held_out_scenes.items())}
+    names = [subjects.nouns, subjects.concepts, subjects.styles, held_out]
+    digest.update(json.dumps(names).encode())
+    return digest.hexdigest()
