@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, ValidationError, structs
@@ -17,6 +17,8 @@ StageName = Literal["vae", "base", "pair", "distill"]
 TimestepSampling = Literal["uniform", "middle"]
 Augmentation = Literal["none", "paper", "light"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
+
+T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=0)]
@@ -214,6 +216,11 @@ def load_config(path: Path, overrides: list[str]) -> TrainConfig:
         ConfigError: The file is missing or is no TOML, a key is unknown or missing, or a value is
             of the wrong type or out of range.
     """
+    return read_config(path, overrides, TrainConfig)
+
+
+def read_config(path: Path, overrides: list[str], kind: type[T]) -> T:
+    """Read a TOML file as a configuration of any kind; the rest is as for `load_config`."""
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -241,7 +248,7 @@ def load_config(path: Path, overrides: list[str]) -> TrainConfig:
                 )
         table[leaf] = _parse(text.strip())
     try:
-        return msgspec.convert(values, TrainConfig)
+        return msgspec.convert(values, kind)
     except ValidationError as error:
         raise ConfigError(f"{path}: {error}; correct it in the file or the overrides") from error
 
