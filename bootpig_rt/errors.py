@@ -18,6 +18,7 @@
      ├ ParityError                         engines that do not compute what torch computes
      ├ EngineFull                          too many requests wait; try again later
      ├ EngineLost                          the process that drew it is gone; try again
+     ├ EndpointError                       a service that is asked over the network fails
      ├ DeadlineExceeded (TimeoutError)     a request that ran out of its time
      └ Cancelled                           the caller stopped the run
 
@@ -192,6 +193,10 @@ class EngineLost(BootPIGError):
         """Keep the message and the expected wait."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class EndpointError(BootPIGError):
+    """A service that is asked over the network refuses, or is out of order for too long."""
 
 
 class DeadlineExceeded(BootPIGError, TimeoutError):

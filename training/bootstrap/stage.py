@@ -12,7 +12,7 @@ Everything here is picklable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,9 +35,10 @@ class View:
 class Item:
     """A sample on its way: what is known of it so far.
 
-    `index` is its number in the whole run, and its key in shards. `noun` is the subject ("red
-    panda"), `position` and `scene` where it is, as parsed from the caption. `is_pair` asks for the
-    subject twice: two views. `references` are uint8 [S, S, 3], made by the last stage. `scores` are
+    `index` is its number in the whole run. `noun` is the subject ("red panda"), `position` and
+    `scene` where it is, as parsed from the caption. `is_pair` asks for the subject twice: two
+    views. `prompt` is what was drawn. `references` are uint8 [S, S, 3], made by the last stage;
+    `fingerprint` is float32 [D] of length 1: pictures that look alike have like ones. `scores` are
     numbers that stages measured, by name.
     """
 
@@ -47,9 +48,26 @@ class Item:
     position: str = ""
     scene: str = ""
     is_pair: bool = False
+    prompt: str = ""
     views: tuple[View, ...] = ()
     references: tuple[NDArray[np.uint8], ...] = ()
     scores: tuple[tuple[str, float], ...] = ()
+    fingerprint: NDArray[np.float32] | None = None
+
+    def score(self, name: str) -> float:
+        """A number that a stage before measured."""
+        return dict(self.scores)[name]
+
+    def with_scores(self, **scores: float) -> Item:
+        """The item, with more numbers."""
+        more = tuple((name, round(float(value), 6)) for name, value in scores.items())
+        return replace(self, scores=(*self.scores, *more))
+
+    def reject(self, stage: str, reason: str, detail: str) -> Reject:
+        """The reject that this item is; people see its pictures, what is cut off darkened."""
+        shown = [_shown(view) for view in self.views]
+        picture = np.concatenate(shown, axis=1) if shown else None
+        return Reject(self.index, stage, reason, detail, self.caption, picture)
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,12 @@ class Reject:
     detail: str
     caption: str = ""
     picture: NDArray[np.uint8] | None = None
+
+
+def _shown(view: View) -> NDArray[np.uint8]:
+    if view.mask is None:
+        return view.picture
+    return np.where(view.mask[..., None] > 127, view.picture, view.picture // 3)
 
 
 Outcome = Item | Reject
