@@ -48,6 +48,14 @@ class StoredSample:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as its members, by what follows the key in their names: see `encode_sample`."""
+
+    index: int
+    parts: Mapping[str, bytes]
+
+
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{number:05d}.tar"
@@ -59,14 +67,18 @@ def kept_record(folder: Path, number: int) -> dict[str, Any] | None:
     path = folder / shard_name(number)
     if not (record_path.exists() and path.exists()):
         return None
-    record: dict[str, Any] = json.loads(record_path.read_text())
-    return record if record["bytes"] == path.stat().st_size else None
+    try:
+        record: dict[str, Any] = json.loads(record_path.read_text())
+        is_whole = record["bytes"] == path.stat().st_size and record["file"] == path.name
+    except (ValueError, KeyError, TypeError):  # of somebody else, or cut
+        return None
+    return record if is_whole else None
 
 
 def write_shard(
     folder: Path,
     number: int,
-    samples: Iterable[StoredSample],
+    samples: Iterable[StoredSample | EncodedSample],
     *,
     first: int,
     rejects: Mapping[str, int] | None = None,
@@ -93,7 +105,8 @@ def write_shard(
         nonlocal count
         for sample in samples:
             count += 1
-            yield from _members(sample)
+            parts = sample.parts if isinstance(sample, EncodedSample) else encode_sample(sample)
+            yield from ((f"{sample.index:08d}.{part}", data) for part, data in parts.items())
 
     path = folder / shard_name(number)
     write_tar(path, members())
@@ -126,6 +139,16 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
+def encode_sample(sample: StoredSample) -> dict[str, bytes]:
+    """The members of a sample, in the order of a shard; the index is left to the writer."""
+    parts = {"target.png": encode_png(sample.target), "mask.png": encode_png(sample.mask)}
+    for k, reference in enumerate(sample.references):
+        parts[f"reference{k}.png"] = encode_png(reference)
+    texts = {"caption": sample.caption, "reference_prompt": sample.reference_prompt}
+    parts["json"] = json.dumps(texts | sample.record).encode()
+    return parts
+
+
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """A picture or a mask as the PNG that shards hold."""
     buffer = io.BytesIO()
@@ -145,7 +168,13 @@ def claim_settings(folder: Path, settings: dict[str, Any]) -> None:
         ConfigError: The folder holds samples of other settings.
     """
     path = folder / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
+    try:
+        found = json.loads(path.read_text()) if path.exists() else settings
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); choose another folder, or delete this one to start anew"
+        ) from error
+    if found != settings:
         raise ConfigError(
             f"{folder} holds samples of other settings; choose another folder, or delete it to "
             "start anew"
@@ -212,7 +241,16 @@ def read_samples(folder: Path) -> Iterator[StoredSample]:
         # A tar that was cut between two members reads like a shorter one.
         if path.exists() and path.stat().st_size != shard["bytes"]:
             raise _damaged(path, f"{path.stat().st_size} bytes, expected {shard['bytes']}")
-        yield from read_shard(path)
+        index = shard["first"]
+        for sample in read_shard(path):
+            if sample.index != index:
+                raise _damaged(
+                    path, f"sample {sample.index} is where {index} should be; was it renamed?"
+                )
+            index += 1
+            yield sample
+        if index != shard["first"] + shard["samples"]:
+            raise _damaged(path, f"{index - shard['first']} samples, expected {shard['samples']}")
 
 
 def read_shard(path: Path) -> Iterator[StoredSample]:
@@ -290,16 +328,6 @@ def decode_sample(key: str, parts: Mapping[str, bytes], path: Path) -> StoredSam
         raise _damaged(path, f"the json of sample {key} has no {error}") from error
     except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise _damaged(path, f"sample {key}: {error}") from error
-
-
-def _members(sample: StoredSample) -> Iterator[tuple[str, bytes]]:
-    key = f"{sample.index:08d}"
-    yield f"{key}.target.png", encode_png(sample.target)
-    yield f"{key}.mask.png", encode_png(sample.mask)
-    for k, reference in enumerate(sample.references):
-        yield f"{key}.reference{k}.png", encode_png(reference)
-    texts = {"caption": sample.caption, "reference_prompt": sample.reference_prompt}
-    yield f"{key}.json", json.dumps(texts | sample.record).encode()
 
 
 def _decode(kind: str, data: bytes, mode: str) -> NDArray[np.uint8]:

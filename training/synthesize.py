@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.training.compose import Sample, WorldConfig, draw_sample
+from bootpig_rt.training.folder_claim import only_writer
 from bootpig_rt.training.shards import (
     StoredSample,
     claim_settings,
@@ -144,6 +145,7 @@ def synthesize(
 
     Raises:
         ConfigError: A number is out of range, or the folder holds samples of other settings.
+        StorageError: The folder cannot be written, or another run writes it.
     """
     if config.num_samples < 1 or config.shard_size < 1 or num_workers < 1:
         raise ConfigError(
@@ -156,17 +158,17 @@ def synthesize(
         raise ConfigError(
             f"size_px is {config.world.size_px}, expected {MIN_SIZE_PX} to {MAX_SIZE_PX}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(asdict(config))) | {"subjects": _subjects_digest(subjects)}
-    claim_settings(folder, settings)
-    records = []
-    work = partial(write_synthetic_shard, folder=folder, subjects=subjects, config=config)
-    numbers = range(-(-config.num_samples // config.shard_size))
-    for record in spread(work, numbers, num_workers):
-        records.append(record)
-        if on_shard:
-            on_shard(record)
-    return write_manifest(folder, records, settings)
+    with only_writer(folder):
+        claim_settings(folder, settings)
+        records = []
+        work = partial(write_synthetic_shard, folder=folder, subjects=subjects, config=config)
+        numbers = range(-(-config.num_samples // config.shard_size))
+        for record in spread(work, numbers, num_workers):
+            records.append(record)
+            if on_shard:
+                on_shard(record)
+        return write_manifest(folder, records, settings)
 
 
 def _subjects_digest(subjects: Subjects) -> str:
