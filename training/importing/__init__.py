@@ -1,0 +1,1 @@
+"""Samples of others: folders, tar files and parquet files become shards of training samples."""
