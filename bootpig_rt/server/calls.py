@@ -108,15 +108,21 @@ async def read_form(http: HttpRequest) -> AsyncIterator[FormData]:
         yield form
     finally:
         await form.close()
+        parser.close_files()
 
 
 class _FormParser(MultiPartParser):
-    """Knows whether the form came to its end: a field that was cut off is not in it."""
+    """Knows whether the form came to its end: a field or file that was cut off is not in it."""
 
     is_whole = False
 
     def on_end(self) -> None:
         self.is_whole = True
+
+    def close_files(self) -> None:
+        """Close those that were cut off, too."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 def fields_of(kind: type[FieldsT], form: FormData) -> FieldsT:

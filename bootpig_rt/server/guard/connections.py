@@ -161,4 +161,7 @@ class _Protocol(H11Protocol):
             )
             for event in events:
                 self.transport.write(self.conn.send(event) or b"")
+            if self.cycle is not None:  # the app was answered for: what it says now is dropped
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         self.transport.close()

@@ -90,6 +90,19 @@ def test_what_is_no_http_gets_an_error_body(live: Any, head: bytes) -> None:
     assert (found.status, found.code) == (400, "invalid_request")
 
 
+def test_nonsense_in_a_body_is_answered_once_and_is_no_fault_of_the_app(
+    live: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /early HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with live.connection() as connection:
+        connection.sendall(head + b"nonsense\r\n")  # at once: the app has not begun
+        found = live.read(connection)
+        assert (found.status, found.code) == (400, "invalid_request")
+        assert received(connection) == b""
+    assert live.ask("GET", "/who").status == 200
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
 def test_nonsense_after_an_answer_began_ends_the_connection_alone(live: Any) -> None:
     with live.connection() as connection:
         live.send(connection, "POST", "/begun", Transfer_Encoding="chunked")
