@@ -12,7 +12,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from bootpig_rt.errors import ParameterError, PromptError
+from bootpig_rt.errors import ParameterError, PromptError, shown
 
 MAX_STEPS = 1000
 MAX_IMAGES = 64
@@ -36,10 +36,12 @@ def check_int(name: str, value: object, low: int, high: int, fix: str = "") -> i
     """
     fix = fix and f"; {fix}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ParameterError(f"{name} is {value!r}, expected a whole number {low}..{high}{fix}")
+        raise ParameterError(
+            f"{name} is {shown(value)}, expected a whole number {low}..{high}{fix}"
+        )
     number = operator.index(value)
     if not low <= number <= high:
-        raise ParameterError(f"{name} is {number}, expected {low}..{high}{fix}")
+        raise ParameterError(f"{name} is {shown(number)}, expected {low}..{high}{fix}")
     return number
 
 
@@ -103,7 +105,7 @@ def check_name(name: str, value: object, allowed: Sequence[str]) -> None:
         ParameterError: Lists what is allowed.
     """
     if value not in allowed:
-        raise ParameterError(f"{name} is {value!r}, expected one of: {', '.join(allowed)}")
+        raise ParameterError(f"{name} is {shown(value)}, expected one of: {', '.join(allowed)}")
 
 
 def check_seed(value: object, name: str = "seed") -> int:

@@ -227,6 +227,23 @@ def describe_os_error(error: OSError) -> str:
     return f"{reason[:1].lower()}{reason[1:]}{where}" + (f"; {fix}" if fix else "")
 
 
+def one_line(text: str, most_chars: int = 300) -> str:
+    """Text of anybody's as part of a message: on one line, without control characters, cut."""
+    shown = "".join(char if char.isprintable() else " " for char in text[: most_chars + 1])
+    return shown if len(shown) <= most_chars else f"{shown[: most_chars - 3]}..."
+
+
+def shown(value: object, most_chars: int = 100) -> str:
+    """A value of anybody's as part of a message: as Python writes it, cut."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        text = f"{type(value).__name__} of thousands of digits"
+    except RecursionError:
+        text = f"{type(value).__name__} that is nested deeply"
+    return one_line(text, most_chars)
+
+
 def _again(kind: type[BootPIGError], args: tuple[Any, ...], state: dict[str, Any]) -> BootPIGError:
     """An error that was pickled."""
     error = kind.__new__(kind, *args)

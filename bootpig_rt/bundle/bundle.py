@@ -37,7 +37,7 @@ from bootpig_rt.bundle.manifest import (
     TensorInfo,
 )
 from bootpig_rt.bundle.signing import check_signature, sign
-from bootpig_rt.errors import BundleError, describe_os_error
+from bootpig_rt.errors import BundleError, describe_os_error, one_line, shown
 from bootpig_rt.files.atomic import atomic_write_bytes
 
 __all__ = [
@@ -206,18 +206,19 @@ def read_manifest(
     try:
         values = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} is not valid json ({error}); {REBUILD}", path) from error
+        what = one_line(str(error))
+        raise BundleError(f"{path} is not valid json ({what}); {REBUILD}", path) from error
     version = values.get("format") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise BundleError(
-            f"{path} is of format {version}, expected at most {FORMAT}: it was built by a newer "
-            "bootpig-rt; pip install --upgrade bootpig-rt, or build it again with this version",
+            f"{path} is of format {shown(version)}, expected at most {FORMAT}: it was built by a "
+            "newer bootpig-rt; pip install --upgrade bootpig-rt, or build it again with this one",
             path,
         )
     try:
         return Manifest.from_dict(values)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{path}: {error}; {REBUILD}", path) from error
+        raise BundleError(f"{path}: {one_line(str(error))}; {REBUILD}", path) from error
 
 
 def write_manifest(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from bootpig_rt.bundle.manifest import FileInfo, Manifest
-from bootpig_rt.errors import BundleError, describe_os_error
+from bootpig_rt.errors import BundleError, describe_os_error, shown
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -23,6 +23,9 @@ REBUILD = "copy the bundle again, or build it again with: bootpig-rt build-engin
 
 _CHUNK_BYTES = 1 << 20
 _MAX_SMALL_BYTES = 16 << 20
+
+# Longer ones are none that a file system has: it would raise errors of its own.
+_MAX_NAME_BYTES, _MAX_PATH_CHARS = 255, 1024
 
 # Texts for people, which nothing loads; they may lie beside the files of a bundle unlisted.
 _UNLISTED_SUFFIXES = (".md",)
@@ -77,7 +80,7 @@ def check_paths(folder: Path, manifest: Manifest) -> None:
         _check_path(folder, file.path)
         if file.path in by_path or file.path in (MANIFEST, SIGNATURE):
             raise BundleError(
-                f"{folder / MANIFEST} must not list {file.path!r}"
+                f"{folder / MANIFEST} must not list {shown(file.path)}"
                 f"{' twice' if file.path in by_path else ''}; {REBUILD}",
                 folder,
             )
@@ -182,9 +185,12 @@ def _is_ignored(name: str) -> bool:
 def _check_path(folder: Path, path: str) -> None:
     pure = PurePosixPath(path)
     is_odd = not path or pure.is_absolute() or str(pure) != path or ".." in pure.parts
-    if is_odd or re.search(r"[\\:\0]", path):
+    is_long = len(path) > _MAX_PATH_CHARS or any(
+        len(part.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES for part in pure.parts
+    )
+    if is_odd or is_long or re.search(r"[\\:\0]", path):
         raise BundleError(
-            f"{folder / MANIFEST} names {path!r}, expected a path within the folder; "
+            f"{folder / MANIFEST} names {shown(path)}, expected a path within the folder; "
             "do not use this bundle",
             folder,
         )

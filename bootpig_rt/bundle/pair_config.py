@@ -6,7 +6,6 @@ Knows the file's fields and limits; knows nothing about weights, and needs no to
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from bootpig_rt.diffusion.noise_schedule import SolverName
-from bootpig_rt.errors import CheckpointError, ConfigError, describe_os_error
+from bootpig_rt.errors import CheckpointError, ConfigError, describe_os_error, shown
 
 FORMAT = 1
 """Version of `pair.json` that this package writes, and the only one it reads."""
@@ -70,12 +69,14 @@ class PairConfig:
         """Check every field."""
         if self.format != FORMAT:
             raise ConfigError(
-                f"format is {self.format!r}, expected {FORMAT}; install a bootpig-rt that reads it"
+                f"format is {shown(self.format)}, expected {FORMAT}; install a bootpig-rt that "
+                "reads it"
             )
         if not isinstance(self.name, str) or not self.name.strip():
-            raise ConfigError(f"name is {self.name!r}, expected text")
+            raise ConfigError(f"name is {shown(self.name)}, expected text")
         if not isinstance(self.shared_unet, bool):
-            raise ConfigError(f"shared_unet is {self.shared_unet!r}, expected true or false")
+            got = shown(self.shared_unet)
+            raise ConfigError(f"shared_unet is {got}, expected true or false")
         for name, low, high in (
             ("sample_size_px", 8, 4096),
             ("max_references", 1, 1024),
@@ -83,12 +84,13 @@ class PairConfig:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}, expected a whole number {low}..{high}")
+                got = shown(value)
+                raise ConfigError(f"{name} is {got}, expected a whole number {low}..{high}")
         for name in ("subject_share", "ref_scale", "image_guidance_scale", "text_guidance_scale"):
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or not 0 <= value <= 100:
-                raise ConfigError(f"{name} is {value!r}, expected a number 0..100")
+            if not is_number or not 0 <= value <= 100:  # which NaN is not
+                raise ConfigError(f"{name} is {shown(value)}, expected a number 0..100")
         if not 0.1 <= self.subject_share <= 1.0:
             raise ConfigError(f"subject_share is {self.subject_share!r}, expected a share 0.1..1")
         for name, choices in (
@@ -98,7 +100,8 @@ class PairConfig:
         ):
             value = getattr(self, name)
             if value not in choices:
-                raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+                got = shown(value)
+                raise ConfigError(f"{name} is {got}, expected one of {', '.join(choices)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PairConfig:
@@ -111,7 +114,7 @@ class PairConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             expected = ", ".join(sorted(known))
-            raise ConfigError(f"unknown field {unknown[0]!r}, expected only {expected}")
+            raise ConfigError(f"unknown field {shown(unknown[0])}, expected only {expected}")
         missing = sorted({"format", "name", "sample_size_px"} - set(values))
         if missing:
             raise ConfigError(f"field {missing[0]!r} is missing")
@@ -157,14 +160,14 @@ def trained_size_px(unet: Path, vae: Path) -> int:
     is_side = isinstance(latent_side, int) and not isinstance(latent_side, bool)
     if not is_side or not 1 <= latent_side <= 512:
         raise CheckpointError(
-            f"{path}: sample_size is {latent_side!r}, expected a whole number 1..512, latents "
+            f"{path}: sample_size is {shown(latent_side)}, expected a whole number 1..512, latents "
             "along a side; repair it or copy the model folder again",
             path,
         )
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
         path = vae / "config.json"
         raise CheckpointError(
-            f"{path}: block_out_channels is {blocks!r}, expected a list of 1 to 8 numbers; "
+            f"{path}: block_out_channels is {shown(blocks)}, expected a list of 1 to 8 numbers; "
             "copy the model folder again",
             path,
         )

@@ -91,6 +91,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
-    for name, value in facts.items():
-        print(f"{name}: {value}")
+    for name, value in facts.items():  # the file may be anybody's
+        is_plain = isinstance(value, str) and value.isprintable()
+        print(f"{name}: {value if is_plain else repr(value)}")
     return 0

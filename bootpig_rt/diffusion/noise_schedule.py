@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.errors import ConfigError, ParameterError
+from bootpig_rt.errors import ConfigError, ParameterError, shown
 
 SolverName: TypeAlias = Literal["ddim", "dpmpp_2m", "unipc"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
@@ -121,13 +121,13 @@ class NoiseSchedule:
             value = config.get(key)
             if value is not None and value is not False:
                 raise ConfigError(
-                    f"scheduler option {key} is not supported, got {_short(value)}; remove it from "
+                    f"scheduler option {key} is not supported, got {shown(value)}; remove it from "
                     "the scheduler config or set it to null"
                 )
         num_timesteps = _as_int(config.get("num_train_timesteps", 1000))
         if num_timesteps is None or num_timesteps < 1:
             raise ConfigError(
-                f"num_train_timesteps is {_short(config['num_train_timesteps'])}; expected a whole "
+                f"num_train_timesteps is {shown(config['num_train_timesteps'])}; expected a whole "
                 "number from 1"
             )
         bars = _alphas_cumprod(
@@ -217,7 +217,7 @@ class NoiseSchedule:
             raise ParameterError(f"timesteps must be integers, got {steps.dtype}")
         if np.any(steps < 0) or np.any(steps >= self.num_train_timesteps):
             raise ParameterError(
-                f"a timestep is outside 0 to {self.num_train_timesteps - 1}, got {_short(t)}"
+                f"a timestep is outside 0 to {self.num_train_timesteps - 1}, got {shown(t)}"
             )
         if steps.ndim > 1 or (steps.ndim == 1 and latents.shape[:1] != steps.shape):
             raise ParameterError(
@@ -235,7 +235,7 @@ class NoiseSchedule:
         if count is None or not 1 <= count <= self.num_train_timesteps:
             raise ParameterError(
                 f"the number of steps must be a whole number from 1 to {self.num_train_timesteps}, "
-                f"got {_short(num_steps)}; 25 is a usual choice"
+                f"got {shown(num_steps)}; 25 is a usual choice"
             )
         return count
 
@@ -282,7 +282,7 @@ def _check_choice(
     """Raise `error` unless `value` is one of the strings of a Literal."""
     allowed = get_args(choices)
     if not isinstance(value, str) or value not in allowed:
-        raise error(f"{name} is {_short(value)}; expected one of {', '.join(allowed)}")
+        raise error(f"{name} is {shown(value)}; expected one of {', '.join(allowed)}")
 
 
 def _as_int(value: object) -> int | None:
@@ -298,18 +298,12 @@ def _as_int(value: object) -> int | None:
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"scheduler option {key} is {_short(value)}; expected a number")
+        raise ConfigError(f"scheduler option {key} is {shown(value)}; expected a number")
     return float(value)
 
 
 def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise ConfigError(f"scheduler option {key} is {_short(value)}; expected true or false")
+        raise ConfigError(f"scheduler option {key} is {shown(value)}; expected true or false")
     return value
-
-
-def _short(value: object) -> str:
-    """`repr` on one line of at most 60 characters, for error messages."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

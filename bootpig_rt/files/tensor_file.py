@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.errors import CheckpointError, describe_os_error
+from bootpig_rt.errors import CheckpointError, describe_os_error, one_line, shown
 from bootpig_rt.files.atomic import atomic_write
 
 AnyArray = npt.NDArray[Any]
@@ -132,9 +133,9 @@ def read_tensor_file(path: Path, *, max_bytes: int) -> TensorFile:
     """
     with _opened(path, max_bytes) as (stream, header, data_bytes):
         metadata, written = _take_metadata(path, header)
-        digest = _digest_of_header({**header, "__metadata__": metadata})
         places = _places(path, header, data_bytes)
         kinds = {name: _shape(path, name, header[name], end - begin) for begin, end, name in places}
+        digest = _digest_of_header({**header, "__metadata__": metadata})
         data = _read(path, stream, data_bytes, digest)
     if digest.hexdigest() != written:
         raise _damaged(path, "its bytes are not those that were written")
@@ -246,7 +247,10 @@ def _digest_of_header(header: dict[str, Any]) -> Any:
 
 
 def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    # What is unknown could be nested so deeply that it can be read, and not be written to a digest.
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _damaged(path, f"tensor {name!r} has not dtype, shape and data_offsets alone")
+    offsets = entry["data_offsets"]
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
@@ -261,21 +265,23 @@ def _shape(
     path: Path, name: str, entry: dict[str, Any], size_bytes: int
 ) -> tuple[str, tuple[int, ...]]:
     """Type and shape of a tensor, which fit its bytes."""
-    kind, shape = entry.get("dtype"), entry.get("shape")
+    kind, shape = entry["dtype"], entry["shape"]
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise _damaged(path, f"tensor {name!r} is of type {kind!r}")
+        raise _damaged(path, f"tensor {name!r} is of type {shown(kind)}")
+    width = np.dtype(_TYPES[kind]).itemsize
     if (
         not isinstance(shape, list)
         or len(shape) > _MAX_DIMS
         or not all(type(length) is int and length >= 0 for length in shape)
-        or math.prod(shape) * np.dtype(_TYPES[kind]).itemsize != size_bytes
+        or math.prod(shape) * width != size_bytes
+        or math.prod(max(1, length) for length in shape) * width > sys.maxsize  # with a side of 0
     ):
-        raise _damaged(path, f"tensor {name!r} has shape {shape} in {size_bytes} bytes")
+        raise _damaged(path, f"tensor {name!r} has shape {shown(shape)} in {size_bytes} bytes")
     return kind, tuple(shape)
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {why}; make or copy it again", path)
+    return CheckpointError(f"{path} is damaged: {one_line(why)}; make or copy it again", path)
 
 
 def _bytes(array: AnyArray) -> memoryview:

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from bootpig_rt.errors import BackendUnavailable, CredentialsError
+from bootpig_rt.errors import BackendUnavailable, CredentialsError, one_line
 from bootpig_rt.images.credentials_manifest import SOFTWARE, ReferenceOrigin, manifest_of
 from bootpig_rt.images.credentials_report import CredentialsReport, report_of
 from bootpig_rt.images.image_input import format_name
@@ -174,7 +174,9 @@ class ContentCredentials:
             # What c2pa takes in it may still not sign.
             self._sign(_sample(), "image/png", {}, [ReferenceOrigin(label, archive)])
         except (self._c2pa.C2paError, CredentialsError) as error:
-            logger.info("the manifest of a reference image was left out: %s", _one_line(error))
+            logger.info(
+                "the manifest of a reference image was left out: %s", one_line(str(error), 200)
+            )
             return None
         return archive
 
@@ -204,7 +206,7 @@ def read_credentials(
             return None
         store = json.loads(reader.json())
     except (c2pa.C2paError, ValueError) as error:
-        logger.info("the picture's manifest cannot be read: %s", _one_line(error))
+        logger.info("the picture's manifest cannot be read: %s", one_line(str(error), 200))
         return None
     return report_of(store)
 
@@ -242,7 +244,3 @@ def _sample() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+import warnings
 from collections.abc import Callable
 from typing import IO, Any, TypeAlias
 
@@ -30,6 +31,11 @@ MAX_PIXELS = 64 * 2**20
 _MAX_SCANS = 100
 """Of a JPEG. Others write ten or so; each is a pass over all pixels, and takes as little as ten
 bytes of a file."""
+
+# Pillow warns of EXIF and animations that are damaged, in texts with numbers out of the file. They
+# tell nobody anything here, and Python keeps each new text for as long as the process runs.
+for _module in ("TiffImagePlugin", "PngImagePlugin"):
+    warnings.filterwarnings("ignore", category=UserWarning, module=rf"PIL\.{_module}")
 
 _EXIF_ORIENTATION = 0x0112
 _HEAD_BYTES = 512
@@ -81,6 +87,7 @@ _DECODER_ERRORS = (
     OverflowError,
     RuntimeError,
     MemoryError,
+    AssertionError,
     struct.error,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,

@@ -21,6 +21,9 @@ from bootpig_rt.images.marks import Marks, read_packet
 
 FileSource: TypeAlias = str | os.PathLike[str] | bytes
 
+_MAX_DEPTH = 100
+"""Of lists and objects within each other. Python reads deeper ones than it writes."""
+
 
 def read_parameters(source: FileSource) -> dict[str, Any]:
     """Return the parameters that `encode_image` wrote into a picture.
@@ -39,7 +42,7 @@ def read_parameters(source: FileSource) -> dict[str, Any]:
         parameters = None if text is None else json.loads(text)
     except (ValueError, RecursionError):
         parameters = None
-    if not isinstance(parameters, dict):
+    if not isinstance(parameters, dict) or not _is_within(parameters, _MAX_DEPTH):
         raise ImageError(
             f"{_shown(source)} holds no parameters, expected a picture made by bootpig-rt"
         )
@@ -59,6 +62,12 @@ def is_marked_generated(source: FileSource) -> bool:
         ImageError: The file cannot be read, or is no picture of these kinds.
     """
     return _read(source).is_generated
+
+
+def _is_within(value: Any, depth: int) -> bool:
+    """Whether a value is nested no deeper than that."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_within(one, depth - 1) for one in inner)
 
 
 def _read(source: FileSource) -> Marks:

@@ -13,7 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.errors import BackendUnavailable, CredentialsError, describe_os_error
+from bootpig_rt.errors import (
+    BackendUnavailable,
+    CredentialsError,
+    describe_os_error,
+    one_line,
+)
 
 _FITS = (
     "C2PA takes an end-entity certificate for digital signatures with the extended key usage "
@@ -62,7 +67,7 @@ class SigningFiles:
         """The error for what C2PA itself refuses."""
         return CredentialsError(
             f"c2pa cannot sign with the certificate {self.path!r} "
-            f"({' '.join(reason.split())[:200]}); {_FITS}"
+            f"({one_line(reason, 200)}); {_FITS}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
-from bootpig_rt.errors import ParameterError, SubjectMismatch
+from bootpig_rt.errors import ParameterError, SubjectMismatch, one_line, shown
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ReferenceKey:
         for field in fields(self):
             got, want = getattr(self, field.name), getattr(needed, field.name)
             if got != want:
-                return f"was made with {field.name} {_short(got)}, expected {_short(want)}"
+                return f"was made with {field.name} {shown(got, 40)}, expected {shown(want, 40)}"
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,16 +87,16 @@ class ReferenceKey:
         """
         names = {field.name for field in fields(cls)} - {"origin"}
         if not isinstance(values, dict):
-            raise ParameterError(f"the key of a table is {_short(values)}")
+            raise ParameterError(f"the key of a table is {shown(values, 40)}")
         if set(values) != names:
             differ = ", ".join(sorted(map(str, names.symmetric_difference(values))))
             raise ParameterError(
-                f"the key of a table lacks or adds {_short(differ)}: it is of another version"
+                f"the key of a table lacks or adds {shown(differ, 40)}: it is of another version"
             )
         try:
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
-            raise ParameterError(f"the key of a table is wrong: {error}") from error
+            raise ParameterError(f"the key of a table is wrong: {one_line(str(error))}") from error
 
     def digest(self, tenant: str = "") -> str:
         """sha256 of everything above and a tenant: the name of the table's file."""
@@ -126,8 +126,3 @@ class ReferenceTable:
     def on_host(cls, key: ReferenceKey, table: HostTable) -> ReferenceTable:
         """A table as files and backends exchange it."""
         return cls(key, table, table.nbytes, is_resident=False)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct, ValidationError
 
 from bootpig_rt.backends.host_table import TableDtype
-from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.errors import CheckpointError, ParameterError, one_line, shown
 from bootpig_rt.files.tensor_file import (
     Tensor,
     read_tensor_file,
@@ -216,7 +216,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> _Header:
         )
     if metadata.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path} has schema {metadata.get('schema')!r}, expected {SCHEMA}; install a "
+            f"{path} has schema {shown(metadata.get('schema'))}, expected {SCHEMA}; install a "
             "bootpig-rt that reads it, or encode the subject again",
             path,
         )
@@ -260,4 +260,5 @@ def _check_tables(path: Path, subject: SubjectContents) -> None:
 
 def unusable(path: str | PathLike[str], why: str) -> CheckpointError:
     """The error for a file that holds no subject as it should."""
-    return CheckpointError(f"{path} cannot be used as a subject: {why}; encode it again", path)
+    text = f"{path} cannot be used as a subject: {one_line(why)}; encode it again"
+    return CheckpointError(text, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.backends.host_table import HostArray, HostTable, TableDtype, check_host_table
-from bootpig_rt.errors import CheckpointError, NumericalError, ParameterError
+from bootpig_rt.errors import CheckpointError, NumericalError, ParameterError, one_line, shown
 from bootpig_rt.files.tensor_file import (
     Tensor,
     read_tensor_file,
@@ -50,7 +50,8 @@ def read_table(path: Path, *, max_bytes: int) -> ReferenceTable:
     tensors = dict(file.tensors)
     saved = take_table(path, read_json_text(path, file.metadata, "key"), tensors, "")
     if tensors:
-        raise CheckpointError(f"{path} holds {sorted(tensors)[0]!r}, which no table has", path)
+        name = shown(sorted(tensors)[0])
+        raise CheckpointError(f"{path} holds {name}, which no table has", path)
     return saved
 
 
@@ -65,7 +66,8 @@ def read_table_key(path: Path, *, max_bytes: int) -> ReferenceKey:
     try:
         return ReferenceKey.from_dict(read_json_text(path, metadata, "key"))
     except ParameterError as error:
-        raise CheckpointError(f"{path} has no key: {error}; delete it", path) from error
+        text = f"{path} has no key: {one_line(str(error))}; delete it"
+        raise CheckpointError(text, path) from error
 
 
 def table_tensors(table: HostTable, prefix: str) -> dict[str, Tensor]:
@@ -100,7 +102,9 @@ def take_table(path: Path, key: object, tensors: dict[str, Tensor], prefix: str)
         check_host_table(table)
     except (ParameterError, NumericalError) as error:
         raise CheckpointError(
-            f"{path} holds a damaged reference table: {error}; encode the subject again", path
+            f"{path} holds a damaged reference table: {one_line(str(error))}; encode the subject "
+            "again",
+            path,
         ) from error
     return ReferenceTable.on_host(read, table)
 
@@ -120,7 +124,8 @@ def read_json_text(path: Path, metadata: Mapping[str, str], name: str) -> Any:
 def _check_kind(path: Path, metadata: Mapping[str, str]) -> None:
     found = (metadata.get("format"), metadata.get("schema"))
     if found != (FORMAT, SCHEMA):
-        raise CheckpointError(f"{path} is {found}, expected {(FORMAT, SCHEMA)}; delete it", path)
+        text = f"{path} is {shown(found)}, expected {(FORMAT, SCHEMA)}; delete it"
+        raise CheckpointError(text, path)
 
 
 def _take(key: ReferenceKey, tensors: dict[str, Tensor], name: str) -> HostArray:

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootpig_rt.errors import ConfigError, describe_os_error
+from bootpig_rt.errors import ConfigError, describe_os_error, one_line
 
 PATTERN_PREFIX = "re:"
 
@@ -91,7 +91,8 @@ def _pattern(entry: str, what: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(entry.removeprefix(PATTERN_PREFIX).strip(), re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{what} is no regular expression ({error}); repair it") from error
+        text = f"{what} is no regular expression ({one_line(str(error))}); repair it"
+        raise ConfigError(text) from error
     if pattern.search(""):
         raise ConfigError(f"{what} matches every prompt; make the expression narrower")
     return pattern

@@ -19,7 +19,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
-from bootpig_rt.errors import ConfigError, describe_os_error
+from bootpig_rt.errors import ConfigError, describe_os_error, one_line, shown
 from bootpig_rt.server.option_values import (
     NONE,
     convert,
@@ -134,8 +134,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {describe_os_error(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{str(path)!r} is no TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
+        raise ConfigError(f"{str(path)!r} is no TOML file: {one_line(str(error))}") from error
 
 
 def to_toml(options: ServerOptions) -> str:
@@ -162,7 +162,7 @@ def to_toml(options: ServerOptions) -> str:
 def _of_table(where: str, table: Mapping[str, Any]) -> dict[str, Any]:
     for name in table:
         if name not in option_types():
-            raise ConfigError(f"{where} has an unknown key {name!r}{nearest(name)}")
+            raise ConfigError(f"{where} has an unknown key {shown(name)}{nearest(name)}")
     return {name: convert(f"{name} in {where}", name, value) for name, value in table.items()}
 
 

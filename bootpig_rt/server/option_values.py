@@ -11,7 +11,7 @@ from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from bootpig_rt.errors import ConfigError
+from bootpig_rt.errors import ConfigError, shown
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.units import parse_seconds, parse_size
 
@@ -69,7 +69,7 @@ def convert(where: str, name: str, given: Any, *, is_text: bool = False) -> Any:
             raise ValueError("neither a number nor a number with a unit")
         return msgspec.convert(value, kind, strict=not is_text)
     except (msgspec.ValidationError, ValueError) as error:
-        raise ConfigError(f"{where} is {given!r}, expected {_expected(name)}") from error
+        raise ConfigError(f"{where} is {shown(given)}, expected {_expected(name)}") from error
 
 
 def is_many(name: str) -> bool:

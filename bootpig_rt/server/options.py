@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from bootpig_rt.checks import check_int, check_name
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.errors import ParameterError, shown
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 
@@ -177,4 +177,4 @@ class ServerOptions:
 def _check_seconds(name: str, value: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value <= 10**8:
-        raise ParameterError(f"{name} is {value!r}, expected seconds in 0..1e8")
+        raise ParameterError(f"{name} is {shown(value)}, expected seconds in 0..1e8")

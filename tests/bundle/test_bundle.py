@@ -227,6 +227,8 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("backslash", lambda f: edit(f, lambda v: rename_file(v, "..\\x")), "within the folder"),
     ("NUL", lambda f: edit(f, lambda v: rename_file(v, "a\0b")), "within the folder"),
     ("dot", lambda f: edit(f, lambda v: rename_file(v, "./pair.json")), "within the folder"),
+    ("long name", lambda f: edit(f, lambda v: rename_file(v, "a" * 256)), "within the folder"),
+    ("long path", lambda f: edit(f, lambda v: rename_file(v, "a/" * 999 + "a")), "within"),
     ("empty path", lambda f: edit(f, lambda v: rename_file(v, "")), "within the folder"),
     (
         "listed twice",

@@ -26,6 +26,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"default_steps": 25.0}, r"default_steps is 25\.0"),
     ({"ref_scale": float("nan")}, "ref_scale is nan"),
     ({"text_guidance_scale": -1}, "text_guidance_scale is -1"),
+    ({"text_guidance_scale": 10**400}, r"text_guidance_scale is 10+\.\.\., expected a number"),
     ({"image_guidance_scale": "4"}, "image_guidance_scale is '4'"),
     ({"merge": "median"}, "expected one of argmax, softmax, mean, concat"),
     ({"reference_timestep": "late"}, "expected one of same, clean, mixed"),

@@ -42,6 +42,21 @@ def test_a_picture_of_others_does_not_say(
     assert capsys.readouterr().out.startswith("generated: it does not say\ncredentials: no")
 
 
+@pytest.mark.parametrize("depth", [90, *range(900, 1000, 7), 5000])
+def test_parameters_that_are_nested_deeply_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], depth: int
+) -> None:
+    """Python reads deeper JSON than it writes."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", '{"a": ' + "[" * depth + "]" * depth + "}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    for words in ([], ["--json"]):
+        assert main(["provenance", str(tmp_path / "a.png"), *words]) == 0
+        assert ("[[[" in capsys.readouterr().out.replace("\n", "").replace(" ", "")) == (
+            depth < 100
+        )
+
+
 def test_who_signed_a_picture_is_told(
     make_certificates: Callable[..., tuple[Path, Path, Path]],
     tmp_path: Path,

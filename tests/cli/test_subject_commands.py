@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from bootpig_rt.cli.main import main
 from bootpig_rt.images.picture import is_marked_generated
 from bootpig_rt.models.unet import ReferenceUNet
+from bootpig_rt.reference.subject import Subject
 
 PROMPT = "a photo of a dog, on a beach"
 
@@ -242,3 +244,21 @@ def test_a_store_on_a_read_only_disk_costs_no_picture(cli: Any, encode: Any) -> 
     code, result, errors = cli("generate", *words)
     assert (code, result["reference_passes"]) == (0, 2)
     assert "the store could not keep a table" in errors
+
+
+def test_what_a_file_of_others_says_is_shown_without_its_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = Subject(
+        pixels=None,
+        latents=np.zeros((1, 4, 8, 8), np.float32),
+        reference_prompt="a \x1b[31mdog",
+        noise_seed=0,
+        pair_fingerprint="\ud800\n",
+    )
+    subject.save(tmp_path / "a.subject")
+    assert main(["subjects", "show", str(tmp_path / "a.subject")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "reference_prompt: 'a \\x1b[31mdog'" in lines
+    assert "pair: '\\ud800\\n'" in lines
+    assert "form: light" in lines

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +97,53 @@ def test_a_file_is_read_up_to_the_limit_and_not_a_byte_beyond(file: Path, read: 
     read(file, max_bytes=size)
     with pytest.raises(CheckpointError, match=f"expected at most {size - 1}"):
         read(file, max_bytes=size - 1)
+
+
+def write_signed(path: Path, header: dict[str, Any], more: str = "") -> None:
+    """A file of no numbers whose digest is right; `more` is put into the entry of "a" as it is."""
+    digest = hashlib.sha256(with_more(json.dumps(header, sort_keys=True), more).encode())
+    header["__metadata__"]["sha256"] = digest.hexdigest()
+    text = with_more(json.dumps(header), more).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def with_more(text: str, more: str) -> str:
+    return text.replace('"more"', more) if more else text
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[0, 2**31], [0, 2**62], [2**63, 0], [0, 2**40, 2**40], [2**31] * 7 + [0], [0, 10**400]],
+    ids=str,
+)
+def test_a_tensor_of_no_bytes_has_sides_that_there_can_be(tmp_path: Path, shape: list[int]) -> None:
+    path = tmp_path / "a.tensors"
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    write_signed(path, {"__metadata__": {}, "a": entry})
+    if shape == [0, 2**31]:
+        assert read_tensor_file(path, max_bytes=1 << 20).tensors["a"].array.shape == (0, 2**31)
+        return
+    for read in (read_tensor_file, read_tensor_header):
+        with pytest.raises(CheckpointError, match="has shape") as caught:
+            read(path, max_bytes=1 << 20)
+        assert len(str(caught.value)) < 500 + len(str(path))
+
+
+@pytest.mark.parametrize("depth", [1, *range(900, 1000, 7)])
+def test_an_entry_holds_nothing_but_what_it_should(tmp_path: Path, depth: int) -> None:
+    """What it held could be read and could not be written again, to be held against the digest."""
+    path = tmp_path / "a.tensors"
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0], "x": "more"}
+    write_signed(path, {"__metadata__": {}, "a": entry}, "[" * depth + "]" * depth)
+    for read in (read_tensor_file, read_tensor_header):
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read(path, max_bytes=1 << 20)
+
+
+def test_a_long_name_does_not_make_a_long_message(tmp_path: Path) -> None:
+    path = tmp_path / "a.tensors"
+    write_signed(path, {"__metadata__": {}, "a\n\x1b" * 100_000: 1})
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        read_tensor_file(path, max_bytes=1 << 20)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500 + len(str(path))

@@ -4,6 +4,8 @@ import io
 import os
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -331,6 +333,37 @@ def test_exif_rotated_picture_comes_upright(tag: int, name: str) -> None:
 def test_broken_exif_is_no_reason_to_refuse() -> None:
     data = encode(picture(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert load_image(data).size == (24, 16)
+
+
+def test_a_palette_that_is_missing_is_damage() -> None:
+    whole = encode(picture().convert("P"))
+    begin = whole.index(b"PLTE") - 4
+    length = int.from_bytes(whole[begin : begin + 4])
+    data = whole[:begin] + whole[begin + 12 + length :]
+    with pytest.raises(ImageError, match="is damaged or cut short"):
+        load_image(data)
+
+
+def test_broken_exif_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Pillow warned in texts with numbers of the file, each of which Python keeps for ever."""
+    for number in range(8):
+        tag = struct.pack(">HHII", 0x010E, 2, 1000 + number, 8)  # so many bytes are not there
+        exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 1) + tag + bytes(4)
+        for name in ("JPEG", "WEBP"):
+            (tmp_path / f"{number}.{name}").write_bytes(encode(picture(), name, exif=exif))
+    script = """
+import sys
+from pathlib import Path
+from PIL import TiffImagePlugin
+from bootpig_rt.images.image_input import load_image
+for path in Path(sys.argv[1]).iterdir():
+    load_image(path)
+kept = vars(TiffImagePlugin).get("__warningregistry__", {})
+print(len(kept.keys() - {"version"}))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("0\n", "")
 
 
 def test_metadata_is_dropped_and_the_callers_image_left_alone() -> None:

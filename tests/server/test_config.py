@@ -172,6 +172,8 @@ def test_a_flag_takes_back_what_a_file_set(
         ('models = "small"', "expected a table of names and folders"),
         ("max_batch = ", "is no TOML file"),
         ("a = " + "[" * 10_000, "is no TOML file"),
+        ("max_batch = " + "9" * 5000, "is no TOML file"),
+        ("a" * 9000 + " = 1", "unknown key 'aaa.{90,100}; see"),
     ],
 )
 def test_what_a_file_has_wrong_is_told_in_one_line(

@@ -24,7 +24,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from bootpig_rt.errors import ConfigError, describe_os_error
+from bootpig_rt.errors import ConfigError, describe_os_error, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +213,8 @@ def _read(path: Path) -> tuple[tuple[ApiKey, ...], _Stamp]:
         raise ConfigError(f"key file {str(path)!r} is over {MAX_FILE_BYTES} bytes")
     try:
         keys = msgspec.json.decode(text, type=_File).keys
-    except msgspec.DecodeError as error:  # of the syntax, and of the fields
-        raise ConfigError(f"key file {str(path)!r} is damaged: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # of the syntax, and of the fields
+        raise ConfigError(f"key file {str(path)!r} is damaged: {one_line(str(error))}") from error
     _check_keys(path, keys)
     return keys, _stamp(info)
 

@@ -169,12 +169,24 @@ def test_a_damaged_file_is_refused_and_the_fault_named(
         read_keys(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 10_000, b" " * (2 << 20)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"{", b"\xff", b"[" * 10_000, b" " * (2 << 20)),
+        *(b'{"format": 1, "keys": [{"id": "\xff"}]}', b'{"a\nb": 1}', b'{"\xff": 1}'),
+    ],
+)
 def test_what_is_no_key_file_is_refused(path: Path, content: bytes) -> None:
     path.touch(0o600)
     path.write_bytes(content)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         read_keys(path)
+    assert str(caught.value).isprintable()
+    good = b'{"format": 1, "keys": []}'
+    path.write_bytes(good)
+    keys = KeyFile.load(path)
+    path.write_bytes(content)
+    assert keys.find("anything") is None  # a request is answered, whatever the file became
 
 
 def test_a_file_that_is_not_there_names_the_command_that_makes_it(path: Path) -> None:
