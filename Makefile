@@ -6,6 +6,8 @@
 # make jumps       how far a reader must jump to follow one picture
 # make screenshots   the pictures of the page in docs/assets; needs Chromium (apt-get install chromium)
 # make docs   the documentation as a site, in site/; open site/index.html
+# make fuzz   read a hundred thousand damaged pictures, files and requests; minutes. Interrupted, it goes
+#             on where it was. INPUTS=1000000 reads more, SEED=20 reads others
 # make mutants     how many small faults put into the code the tests see; hours. MODULES="solver store"
 # make lint   the checks that need no running code
 # make bench-smoke   see that the benchmarks run; a minute
@@ -27,7 +29,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps screenshots mutants lint format bench-smoke figures report smoke-report clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -56,6 +58,12 @@ jumps: $(VENV)/.dev-installed
 
 screenshots: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/screenshots.py
+
+INPUTS ?= 100000
+SEED ?= 19
+
+fuzz: $(VENV)/.dev-installed
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
 
 mutants: $(VENV)/.dev-installed
 	@$(PIP) install --quiet --constraint constraints.txt "mutmut>=3.8,<4"
@@ -168,5 +176,5 @@ $(VENV)-triton/.installed: $(INPUTS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-triton site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
-		.benchmarks .coverage .coverage-html .mutants
+		.benchmarks .coverage .coverage-html .fuzz .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
