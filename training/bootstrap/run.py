@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from bootpig_rt.errors import ConfigError, InputError, StorageError, describe_os_error
+from bootpig_rt.errors import ConfigError, InputError
 from bootpig_rt.training.bootstrap import captions as asking
 from bootpig_rt.training.bootstrap import filters, masks, pictures, triplets
 from bootpig_rt.training.bootstrap.ask import make_captions
@@ -30,11 +26,9 @@ from bootpig_rt.training.bootstrap.sheets import write_sheets
 from bootpig_rt.training.bootstrap.sources import Sources, check_sources, describe_sources
 from bootpig_rt.training.bootstrap.stage import Item, MakeStage, Runner, run_here
 from bootpig_rt.training.bootstrap.work import Work
-
-logger = logging.getLogger(__name__)
+from bootpig_rt.training.folder_claim import only_writer
 
 FORMAT = 1
-LOCK = ".bootstrap.lock"
 
 
 @dataclass(frozen=True)
@@ -97,14 +91,15 @@ def bootstrap(config: BootstrapConfig, *, runner: Runner = run_here) -> dict[str
         `sheets`.
 
     Raises:
-        ConfigError: Another run writes there, or the output holds samples of other settings.
+        ConfigError: The output holds samples of other settings.
         InputError: Every item was rejected, or captions cannot be used.
         CheckpointError: A model's folder is missing, unsafe, not whole or of another kind.
         EndpointError: The endpoint of captions refuses or fails.
-        StorageError: Something cannot be written; what is there is kept.
+        StorageError: Something cannot be written, or another run writes there; what is there is
+            kept.
     """
     check_sources(config)
-    with _locked(config.output_folder), _locked(config.work_folder):
+    with only_writer(config.output_folder), only_writer(config.work_folder):
         sources = Sources(config.work_folder / "sources.json")
         settings = settings_of(config, sources.identify)
         _check_output(config, settings)
@@ -183,31 +178,6 @@ def describe(config: BootstrapConfig) -> dict[str, Any]:
         "sources": describe_sources(config, sources),
         "config": config.to_dict(),
     }
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this run alone; the lock of a process that dies is free.
-
-    Raises:
-        ConfigError: Another run holds it.
-        StorageError: It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ConfigError(
-            f"another run is writing into {folder}; wait until it is done, or choose another "
-            "output and work"
-        ) from error
-    except OSError as error:
-        raise StorageError(f"cannot use {folder}: {describe_os_error(error)}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_output(config: BootstrapConfig, settings: dict[str, Any]) -> None:

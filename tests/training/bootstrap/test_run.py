@@ -21,8 +21,9 @@ from bootpig_rt.cli.main import main
 from bootpig_rt.errors import ConfigError, InputError, StorageError
 from bootpig_rt.training.bootstrap import pictures
 from bootpig_rt.training.bootstrap.assemble import first_of_their_kind
-from bootpig_rt.training.bootstrap.run import LOCK, bootstrap, describe
+from bootpig_rt.training.bootstrap.run import bootstrap, describe
 from bootpig_rt.training.bootstrap.stage import Item, Outcome, View
+from bootpig_rt.training.folder_claim import LOCK
 from bootpig_rt.training.pictures import load_pictures
 from bootpig_rt.training.shards import read_manifest, read_samples
 
@@ -306,7 +307,7 @@ def test_two_runs_in_one_output_are_one_too_many(config: Any) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match="another run is writing into .*; wait until it is"):
+        with pytest.raises(StorageError, match="another run is writing .*; wait for it"):
             bootstrap(config)
         holder.kill()
     assert bootstrap(config)["samples"] == 9  # the lock went with its process
@@ -314,7 +315,7 @@ def test_two_runs_in_one_output_are_one_too_many(config: Any) -> None:
 
 def test_an_output_that_is_a_file_is_named(bootstrap_config: Any, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(StorageError, match="cannot use .*out"):
+    with pytest.raises(StorageError, match="cannot write in .*out"):
         bootstrap(bootstrap_config())
 
 
