@@ -95,7 +95,7 @@ class ReferenceKey:
             )
         try:
             return msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of no text
             raise ParameterError(f"the key of a table is wrong: {one_line(str(error))}") from error
 
     def digest(self, tenant: str = "") -> str:

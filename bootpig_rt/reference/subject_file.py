@@ -222,7 +222,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> _Header:
         )
     try:
         header = msgspec.convert(read_json_text(path, metadata, "subject"), _Header)
-    except ValidationError as error:
+    except (ValidationError, UnicodeEncodeError) as error:  # the latter of names that are no text
         raise unusable(path, f"its header is wrong: {error}") from error
     prompt = header.reference_prompt
     if not prompt.strip() or "\0" in prompt or any("\ud800" <= c <= "\udfff" for c in prompt):

@@ -157,7 +157,7 @@ def _edit_metadata(random: Random, header: Header, data: bytes) -> bytes:
     name = random.choice(sorted(metadata, key=str))
     try:
         inner = json.loads(metadata[name])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         inner = None
     if isinstance(inner, dict):
         text = json_bytes(random, edited_tree(random, inner))
