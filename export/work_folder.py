@@ -17,16 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from bootpig_rt.bundle.files import measure
-from bootpig_rt.errors import ParityError, StorageError, describe_os_error
+from bootpig_rt.errors import ParityError
 from bootpig_rt.files.atomic import atomic_write_text
+from bootpig_rt.files.held import LOCK, held
 
 logger = logging.getLogger(__name__)
 
 _STATE = ".state.json"
-_LOCK = ".lock"
 
 
 class WorkFolder:
@@ -84,7 +82,7 @@ class WorkFolder:
     def _drop_unfinished(self) -> None:
         kept = {self.path / name for name in self._finished}
         folders = {self.path, *(parent for path in kept for parent in path.parents)}
-        kept |= {self.path / _LOCK}
+        kept |= {self.path / LOCK}
         kept |= {self.path / _STATE} if self._finished else set()
         for folder in folders:
             if not folder.is_relative_to(self.path) or not folder.is_dir():
@@ -108,7 +106,7 @@ def work_folder(output: Path) -> Iterator[WorkFolder]:
         StorageError: Another build holds the folder, or the disk is full or read-only.
     """
     path = output.with_name(f".{output.name}.building")
-    with _locked(path):
+    with held(path, "build"):
         work = WorkFolder(path)
         try:
             yield work
@@ -150,28 +148,3 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, target)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Make a folder and hold it against other processes; nothing is left of the lock."""
-    file = path / _LOCK
-    try:
-        path.mkdir(exist_ok=True)
-        lock = FileLock(file, thread_local=False)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise StorageError(
-            f"another build is writing {str(path)!r}; wait for it, stop it, or choose another "
-            "output"
-        ) from error
-    except OSError as error:
-        raise StorageError(f"cannot build in {path.parent}: {describe_os_error(error)}") from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # while it is held: who has just opened it, opens again
-            file.unlink()
-        lock.release()
-        with contextlib.suppress(OSError):
-            path.rmdir()  # if nothing is kept in it

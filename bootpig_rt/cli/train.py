@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 NAME = "train"
@@ -36,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(json.dumps(describe(config), indent=None if args.json else 1))
         return 0
-    outcome = train(config, max_minutes=args.max_minutes)
+    with _held(Path(config.output)):
+        outcome = train(config, max_minutes=args.max_minutes)
     if args.json:
         print(json.dumps(outcome))
     elif outcome["is_finished"]:
@@ -44,3 +47,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"stopped at step {outcome['step']} of {config.steps}; run the same command to go on")
     return 0
+
+
+def _held(output: Path) -> AbstractContextManager[None]:
+    """The run's folder, held against other runs by the first of this run's processes."""
+    from bootpig_rt.files.held import held
+
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    output.mkdir(parents=True, exist_ok=True)
+    return held(output, "training")
