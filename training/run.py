@@ -21,6 +21,7 @@ from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.data import open_data
+from bootpig_rt.training.model_card import write_card
 from bootpig_rt.training.pictures import load_pictures
 from bootpig_rt.training.provenance import FILE, provenance
 from bootpig_rt.training.stage import Stage
@@ -101,6 +102,8 @@ def build_trainer(config: TrainConfig, accelerator: Accelerator) -> Trainer:
             result.save_pretrained(folder / "vae")
         record = provenance(config, fingerprint, int(accelerator.num_processes))
         atomic_write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
+        if isinstance(result, Pair):
+            write_card(folder)
 
     return Trainer(config, stage, accelerator, write)
 

@@ -67,9 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, judge, and write `report.json`, `report.txt` and sheets."""
+    from bootpig_rt.files.held import held
+
     evaluate_dreambench.check_suite(args)
-    if args.suite == "dreambench":
-        return evaluate_dreambench.run(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with held(args.output, "evaluation"):
+        return evaluate_dreambench.run(args) if args.suite == "dreambench" else _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import numpy as np
@@ -82,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.training.evaluation.render import RendererGenerator
     from bootpig_rt.training.evaluation.suite import SUITES, choose_subjects
     from bootpig_rt.training.evaluation.table import save_sheets, text_table
+    from bootpig_rt.training.model_card import add_scores, small_rows
     from bootpig_rt.training.splits import load_splits
     from bootpig_rt.training.sprites import load_sprites
 
@@ -153,6 +160,9 @@ def run(args: argparse.Namespace) -> int:
     sheets = save_sheets(evaluation, subjects, config, args.output / "sheets")
     atomic_write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
     atomic_write_text(args.output / "report.txt", table + "\n")
+    if args.model is not None and not args.renderer:
+        manner = ", ".join(f"{k} {v}" for k, v in about.items() if k in ("steps", "solver"))
+        add_scores(args.model, f"Suite {args.suite} ({manner})", small_rows(report))
     if args.json:
         print(json.dumps(report))
     else:

@@ -54,6 +54,7 @@ MODULE_OF_COMMAND = {
     "import-data": "bootpig_rt.cli.import_data",
     "train": "bootpig_rt.cli.train",
     "evaluate": "bootpig_rt.cli.evaluate",
+    "model-card": "bootpig_rt.cli.model_card",
     "export-triton": "bootpig_rt.cli.export_triton",
     "plan-fleet": "bootpig_rt.cli.plan_fleet",
     "bench": "bootpig_rt.cli.bench",
