@@ -169,7 +169,7 @@ def _architecture(folder: Path, config: PairConfig) -> str:
     twice = "Both are the same U-Net" if config.shared_unet else "Each has weights of its own"
     return (
         f"{twice}, with {channels} channels; latents have {vae.get('latent_channels', 4)} channels "
-        f"at an {factor}th of the side. The U-Nets predict `{prediction}`. Training gave the "
+        f"at 1/{factor} of the side. The U-Nets predict `{prediction}`. Training gave the "
         f"reference with timestep `{config.reference_timestep}`; guidance is "
         f"{config.image_guidance_scale:g} for the image and {config.text_guidance_scale:g} for the "
         "text unless a request says otherwise."
@@ -203,26 +203,30 @@ def _data(record: Mapping[str, Any]) -> str:
         f"{data['samples']} samples in `{Path(data['folder']).name}`; sha256 of their manifest "
         f"`{data['manifest_sha256']}`."
     ]
-    settings = data.get("settings") or {}
-    if isinstance(settings, dict) and "pictures" in settings:
-        lines.append(_bootstrapped(settings))
+    if "sources" in data:
+        lines.append(_bootstrapped(data["sources"], data.get("settings") or {}))
+    source = data.get("source") or {}
+    if isinstance(source, dict) and source.get("licence"):
+        lines.append(
+            f"Imported, under {source['licence']}. {source.get('attribution') or ''}".strip()
+        )
     held_out = record.get("validation_data")
     if held_out:
         lines.append(f"{held_out['samples']} others were held out for validation.")
     return "\n\n".join(lines)
 
 
-def _bootstrapped(settings: Mapping[str, Any]) -> str:
-    captions, pictures = settings.get("captions") or {}, settings.get("pictures") or {}
-    masks = settings.get("masks") or {}
-    writer = captions.get("model") or captions.get("source", "unknown")
-    drawer = pictures.get("model") or pictures.get("source", "unknown")
-    cutter = masks.get("model") or masks.get("source", "unknown")
+def _bootstrapped(sources: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Who wrote, drew and cut out, by the names of their folders."""
+    names = []
+    for table in ("captions", "pictures", "masks"):
+        told = sources.get(f"{table}.model", {}).get("name")
+        kind = (settings.get(table) or {}).get("source", "unknown")
+        names.append(f"`{Path(told).name}`" if told else f"`{kind}`")
     return (
-        "The samples are bootstrapped: no photograph was collected. Captions are by "
-        f"`{Path(str(writer)).name}`, pictures by `{Path(str(drawer)).name}`, masks by "
-        f"`{Path(str(cutter)).name}`; how many were rejected, and why, stands in the data's "
-        "manifest."
+        f"The samples are bootstrapped: no photograph was collected. Captions are by {names[0]}, "
+        f"pictures by {names[1]}, masks by {names[2]}; how many were rejected, and why, stands in "
+        "the data's manifest."
     )
 
 

@@ -25,7 +25,8 @@ def provenance(config: TrainConfig, fingerprint: str, processes: int) -> dict[st
 
     Returns:
         `format`, `config` (seed and tables included), `processes`, `data` and `validation_data`
-        (number of samples, settings and sha256 of the manifest, which names every shard's), `start`
+        (number of samples, settings, sources where the manifest names them, and sha256 of the
+        manifest, which names every shard's), `start`
         (folder, fingerprint and its own provenance, None where there is none), `packages`.
     """
     start = None
@@ -48,7 +49,8 @@ def _data(folder: str) -> dict[str, Any]:
     manifest = read_manifest(Path(folder))
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     about = {"folder": folder, "samples": manifest["samples"], "settings": manifest["settings"]}
-    return {**about, "manifest_sha256": digest}
+    told = {name: manifest[name] for name in ("source", "sources") if name in manifest}
+    return {**about, **told, "manifest_sha256": digest}
 
 
 def _version(package: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from bootpig_rt.training.data import open_data
 from bootpig_rt.training.model_card import write_card
 from bootpig_rt.training.pictures import load_pictures
 from bootpig_rt.training.provenance import FILE, provenance
+from bootpig_rt.training.shards import read_manifest
 from bootpig_rt.training.stage import Stage
 from bootpig_rt.training.stages.base import BaseStage
 from bootpig_rt.training.stages.distill import DistillStage
 from bootpig_rt.training.stages.pair import PairStage
 from bootpig_rt.training.stages.vae import VaeStage
-from bootpig_rt.training.start import load_start, load_start_vae
+from bootpig_rt.training.start import load_start, load_start_vae, subject_share
 from bootpig_rt.training.tokens import train_tokenizer
 from bootpig_rt.training.trainer import Trainer
 
@@ -62,6 +64,9 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
         base = BaseStage(config, vae, folder, tokenizer.eos_id + 1, data)
         return base, digest_tensors(vae.state_dict())
     start = load_start(Path(config.start_from), device)
+    if config.stage == "pair":
+        share = subject_share(read_manifest(Path(config.data)))
+        start = replace(start, config=replace(start.config, subject_share=share))
     data = open_data(
         config,
         start.vae,

@@ -6,6 +6,7 @@ defaults of `pair.json`) comes from here, so that a stage cannot contradict it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers import AutoencoderKL
 from bootpig_rt.bundle.pair_config import PairConfig, trained_size_px
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.models.load import Pair, assemble_pair, load_pair
+from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import PairSettings
 
 
@@ -75,3 +77,16 @@ def with_settings(config: PairConfig, settings: PairSettings, **known: Any) -> P
         known: What the stage decides itself.
     """
     return replace(config, **settings.changes(), **known)
+
+
+def subject_share(manifest: Mapping[str, Any]) -> float:
+    """How large the references of samples show their subject: `subject_share` of `pair.json`.
+
+    Args:
+        manifest: Of the samples: a bootstrap and an import say it, the small world has one.
+    """
+    settings = manifest.get("settings") or {}
+    for table, name in (("triplets", "fill"), ("fit", "subject_share")):
+        if name in (settings.get(table) or {}):
+            return float(settings[table][name])
+    return REFERENCE_LENGTH

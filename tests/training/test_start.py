@@ -18,10 +18,11 @@ from bootpig_rt.errors import CheckpointError
 from bootpig_rt.models.init_pair import init_pair
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.models.weights import digest_tensors
+from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import PairSettings, load_config
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.run import build_stage
-from bootpig_rt.training.start import load_start, with_settings
+from bootpig_rt.training.start import load_start, subject_share, with_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_no_network")
 REPOSITORY = Path(__file__).parents[2]
@@ -182,6 +183,24 @@ def test_a_start_that_is_nothing_is_refused_without_asking_a_network(tmp_path: P
         load_start(tmp_path, CPU)
     with pytest.raises(CheckpointError, match="stabilityai/stable.* does not exist"):
         load_start(Path("stabilityai/stable-diffusion-2-1-base"), CPU)
+
+
+def test_references_are_prepared_as_large_as_those_of_the_samples() -> None:
+    assert subject_share({"settings": {"triplets": {"fill": 0.86}}}) == 0.86
+    assert subject_share({"settings": {"fit": {"subject_share": 0.7}}}) == 0.7
+    assert subject_share({"settings": {"world": {}}}) == REFERENCE_LENGTH
+
+
+def test_a_trained_pair_says_how_large_its_references_showed_the_subject(
+    make_config: Any, base_result: Path, samples: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(samples, tmp_path / "data"))
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["settings"]["triplets"] = {"fill": 0.8}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    changes = {"start_from": str(base_result), "data": str(data)}
+    stage, _ = build_stage(make_config("pair", tmp_path / "run", **changes), CPU)
+    assert stage.result().config.subject_share == 0.8
 
 
 def test_settings_that_are_left_out_stay() -> None:

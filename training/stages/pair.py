@@ -16,7 +16,6 @@ from torch import nn
 
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.data import DiffusionData
 from bootpig_rt.training.stage import trainable
@@ -44,7 +43,6 @@ class PairStage(DiffusionStage):
             start.config,
             config.pair,
             name=Path(config.output).name,
-            subject_share=REFERENCE_LENGTH,  # how the references of the samples are drawn
             shared_unet=False,
         )
         pair = replace(
