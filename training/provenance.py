@@ -49,7 +49,8 @@ def _data(folder: str) -> dict[str, Any]:
     manifest = read_manifest(Path(folder))
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     about = {"folder": folder, "samples": manifest["samples"], "settings": manifest["settings"]}
-    told = {name: manifest[name] for name in ("source", "sources") if name in manifest}
+    names = [name for name in ("source", "sources") if name in manifest]
+    told: dict[str, Any] = {name: manifest[name] for name in names}
     return {**about, **told, "manifest_sha256": digest}
 
 
