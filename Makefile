@@ -14,6 +14,8 @@
 # make figures   measure every figure of README.md again; hours, on an idle machine. Interrupted, it
 #                goes on where it was. ROUNDS=10 measures less; SMOKE=1 only shows that all of it runs
 # make report    pages, plots and marked lines of README.md and docs from what was measured last
+# make road      from a Stable Diffusion folder to a picture over HTTP, every command, at small size; ten
+#                minutes. Interrupted, it goes on where it was
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -29,7 +31,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report road clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -142,6 +144,10 @@ report: $(VENV)/.dev-installed
 
 smoke-report:
 	@$(BIN)/bootpig-rt bench --report bench/smoke/pages $(SUITES:%=--from $(RESULTS)/%-cpu.json)
+
+# The drawings of `fetch-data` are judged on where they are there; plain shapes stand in otherwise.
+road: $(VENV)/.dev-installed
+	@$(BIN)/python -m bootpig_rt.training.road -o bench/road
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FEW_STEPS = 5
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 OUTPUTS = {"text", "json", "toml", ""}
-OTHER_PROGRAMS = {"accelerate", "git", "openssl", "pytest", "python3"}
+OTHER_PROGRAMS = {"accelerate", "git", "hf", "openssl", "pytest", "python3"}
 OTHER_PROGRAMS |= {"chown", "docker", "kubectl", "serve", "tritonserver"}
 FOLDERS = ("bootpig_rt/", "benchmarks/", "training/", "tests/", "docs/", "export/", "kernels/")
 

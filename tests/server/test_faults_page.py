@@ -8,19 +8,24 @@ from pathlib import Path
 import pytest
 
 FAULTS = 57
+FAULTS_OF_THE_ROAD = 9
 
 
 @pytest.fixture(scope="module")
 def rows(root: Path) -> list[list[str]]:
-    """The cells of each row of the table."""
-    text = (root / "docs/reference/faults.md").read_text().partition("\n## ")[0]
-    lines = text.splitlines()
-    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return cells[2:]  # below its head
+    """The cells of each row of both tables."""
+    page = (root / "docs/reference/faults.md").read_text()
+    found = []
+    for part in page.split("\n## "):
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        found += [line.strip("| ").split(" | ") for line in lines[2:]]  # below its head
+    return found
 
 
-def test_every_fault_stands_in_the_table_once_and_in_order(rows: list[list[str]]) -> None:
-    assert [row[0] for row in rows] == [str(number) for number in range(1, FAULTS + 1)]
+def test_every_fault_stands_in_its_table_once_and_in_order(rows: list[list[str]]) -> None:
+    numbers = [str(number) for number in range(1, FAULTS + 1)]
+    numbers += [f"R{number}" for number in range(1, FAULTS_OF_THE_ROAD + 1)]
+    assert [row[0] for row in rows] == numbers
     assert {len(row) for row in rows} == {4}
     assert all(all(row) for row in rows)
 
