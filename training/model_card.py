@@ -153,6 +153,15 @@ def small_rows(report: Mapping[str, Any]) -> list[Row]:
     return [(name, value) for name, value in rows if value]
 
 
+def dreambench_rows(report: Mapping[str, Any]) -> list[Row]:
+    """Rows of a report of `evaluate --suite dreambench`."""
+    drawn = (report["num_subjects"], report["num_prompts"], report["pictures_per_prompt"])
+    rows = [("subjects, prompts of each, pictures of a prompt", ", ".join(map(str, drawn)))]
+    rows += [(name, _rate(found)) for name, found in report["scores"].items()]
+    rows.append(("may stand beside published scores", "yes" if report["is_comparable"] else "no"))
+    return [(name, value) for name, value in rows if value]
+
+
 def _rate(found: Mapping[str, float] | None) -> str:
     if found is None:
         return ""

@@ -283,6 +283,7 @@ def _score(args: argparse.Namespace, judges: Judges) -> int:
     from bootpig_rt.training.evaluation.dreambench.settings import read_settings
     from bootpig_rt.training.evaluation.dreambench.sheets import save_sheets
     from bootpig_rt.training.evaluation.dreambench.shots import all_shots, picture_path
+    from bootpig_rt.training.model_card import add_scores, dreambench_rows
 
     output: Path = args.output
     settings = read_settings(output)
@@ -313,6 +314,8 @@ def _score(args: argparse.Namespace, judges: Judges) -> int:
     atomic_write_text(output / "subjects.csv", subjects_csv(report, bench))
     pictures = pictures_csv(bench, measured, settings.per_prompt)
     atomic_write_text(output / "pictures.csv", pictures)
+    if args.model is not None:
+        add_scores(args.model, "DreamBench", dreambench_rows(report))
     _warn(report)
     _show(args, report, table)
     _say(args, f"report.md, report.json, two CSV files and {len(sheets)} sheets are in {output}")

@@ -19,6 +19,7 @@ from bootpig_rt.training.model_card import (
     FACTS_FILE,
     PANEL_FILE,
     add_scores,
+    dreambench_rows,
     small_rows,
     write_card,
 )
@@ -91,6 +92,21 @@ def test_a_report_of_the_small_world_becomes_rows_without_those_that_are_empty()
         ("held-out identities: scene", "0.500 (0.250 to 0.750)"),
         ("wrong reference: own identity", "0.500 (0.250 to 0.750)"),
         ("no reference: own identity", "0.500 (0.250 to 0.750)"),
+    ]
+
+
+def test_a_report_of_dreambench_says_whether_it_may_stand_beside_published_ones() -> None:
+    report = {
+        "num_subjects": 30,
+        "num_prompts": 25,
+        "pictures_per_prompt": 4,
+        "scores": {"dino": RATE, "clip_i": None},
+        "is_comparable": True,
+    }
+    assert dreambench_rows(report) == [
+        ("subjects, prompts of each, pictures of a prompt", "30, 25, 4"),
+        ("dino", "0.500 (0.250 to 0.750)"),
+        ("may stand beside published scores", "yes"),
     ]
 
 
