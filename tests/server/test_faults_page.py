@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FAULTS = 57
-FAULTS_OF_THE_ROAD = 9
+FAULTS_OF_THE_ROAD = 14
 
 
 @pytest.fixture(scope="module")
