@@ -159,10 +159,9 @@ def test_every_step_is_a_command_that_there_is_and_reads_what_one_before_it_wrot
     written = {str(at.base)}
     for step in steps_of(kind, at, Size(), tmp_path / "subjects"):
         build_parser([step.words[0]]).parse_args(list(step.words))
-        read = [word.rpartition("=")[2] for word in step.words]
-        assert written & set(read), step.name
-        written |= {word for word in read if word.startswith(str(tmp_path))}
-        assert step.made.is_relative_to(tmp_path)
+        read = {word.rpartition("=")[2] for word in step.words}
+        assert written & read, step.name
+        written.add(str(step.made.parent))
 
 
 def test_a_step_that_is_done_is_not_done_again_and_one_whose_result_is_gone_is(
