@@ -7,7 +7,7 @@ the body, then the routes. What a route raises becomes OpenAI's error body here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bootpig_rt import __version__
 from bootpig_rt.errors import BootPIGError
+from bootpig_rt.server.engine_client import ModelFacts
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.images import image_routes
 from bootpig_rt.server.other_routes import job_routes, model_routes, operation_routes
@@ -51,6 +52,7 @@ def create_app(service: Service) -> FastAPI:
         operation_routes(service),
     ):
         app.include_router(routes)
+    app.openapi = _Description(app, service)  # type: ignore[method-assign]  # as its docs say
     if service.options.page:
         add_page(app)
 
@@ -83,8 +85,49 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, refuse_route)
     for kind in (ApiError, BootPIGError):
         app.add_exception_handler(kind, refuse)
+    app.add_middleware(_HeadAsGet)
     app.add_middleware(_AnyOther, answer=refuse)
     return app
+
+
+class _Description:
+    """The OpenAPI file: made when it is asked for, and anew once other models are loaded."""
+
+    def __init__(self, app: FastAPI, service: Service) -> None:
+        self._app, self._service = app, service
+        self._document: dict[str, Any] = {}
+        self._models: Sequence[ModelFacts] | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        from bootpig_rt.server.openapi.document import describe  # its models take a moment
+
+        models = [one.facts for one in self._service.clients.values()]
+        if models != self._models:
+            self._document, self._models = describe(self._app, self._service), models
+        return self._document
+
+
+class _HeadAsGet:
+    """Middleware: HEAD is answered as GET is, without the body. FastAPI's routes take no HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        within = {**scope, "method": "GET"}
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(within, receive, send_head)
+        finally:
+            scope["route"] = within.get("route")  # whoever tells of the request looks for it
 
 
 class _AnyOther:

@@ -62,14 +62,14 @@ def media_type(http: HttpRequest) -> str:
 
 
 async def read_json(http: HttpRequest) -> bytes:
-    """The body of a JSON request.
+    """The body of a JSON request. Read once: the request keeps no copy of it.
 
     Raises:
         ApiError: 415: it says that it is something else.
     """
     if media_type(http) != "application/json":
         raise ApiError(415, "unsupported_media_type", "expected Content-Type: application/json")
-    return await http.body()
+    return b"".join([chunk async for chunk in http.stream()])
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ async def begin(
     call: Call,
     client: EngineClient,
     fields: ImageFields,
-    references: Sequence[bytes],
+    references: list[bytes],
 ) -> Begun:
     """Check a request, encode its references, hand it to the engine.
 
@@ -66,15 +66,16 @@ async def begin(
         call: Whose it is.
         client: That will draw.
         fields: Of the request.
-        references: Contents of image files; none for a kept subject, or none at all.
+        references: Contents of image files; none for a kept subject, or none at all. Emptied once
+            they are encoded: nobody needs megabytes of files while the picture is drawn.
 
     Raises:
         ApiError: Refused.
         BootPIGError: Not usable, or the engine is full.
     """
     options = service.options
-    if fields.n > options.max_images:
-        text = f"n is {fields.n}, expected 1..{options.max_images} on this server"
+    if fields.n > options.most_images:
+        text = f"n is {fields.n}, expected 1..{options.most_images} on this server"
         raise ApiError(400, "invalid_value", text, param="n")
     if references and fields.subject_id is not None:
         text = "got images and a subject_id, expected one or the other"
@@ -128,7 +129,7 @@ async def _begun(
     call: Call,
     job: JobRecord,
     fields: ImageFields,
-    references: Sequence[bytes],
+    references: list[bytes],
     request: Request,
     deadline_s: float | None,
 ) -> Begun:
@@ -145,6 +146,7 @@ async def _begun(
                     service, call, client, fields, references, prompt, origins, warnings
                 )
                 request = request.of_subject(subject)
+                references.clear()
             elif fields.subject_id is not None:
                 kept = service.library.get(call.tenant, fields.subject_id)
                 service.output.check_prompts({"subject_id": kept.reference_prompt})

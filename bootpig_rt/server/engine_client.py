@@ -184,8 +184,12 @@ class EngineClient(Protocol):
         """Tokens of a prompt, and how many of them the model reads."""
         ...
 
-    async def forget(self, subject: Subject, tenant: str) -> None:
-        """Drop the reference tables of a subject."""
+    async def forget(self, fingerprint: str, tenant: str) -> None:
+        """Drop the reference tables of a tenant's subject, by the subject's fingerprint.
+
+        Raises:
+            StorageError: They cannot be removed now.
+        """
         ...
 
     def load(self) -> Load:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from bootpig_rt.engine.events import DoneEvent, ReferenceEvent, StepEvent
 from bootpig_rt.errors import Cancelled
 from bootpig_rt.images.encode_image import MEDIA_TYPES
 from bootpig_rt.request import GenerationResult
+from bootpig_rt.server.accept import preferred
 from bootpig_rt.server.calls import (
     MAX_FILES,
     Call,
@@ -41,6 +41,8 @@ from bootpig_rt.server.service import Service
 
 Kind: TypeAlias = Literal["image_generation", "image_edit"]
 
+_JSON = "application/json"
+
 POSITION_EVERY_S = 0.25
 """How soon a caller who waits hears of another place in the queue."""
 
@@ -49,22 +51,22 @@ def image_routes(service: Service) -> APIRouter:
     """Both routes over a service."""
     routes = APIRouter()
 
-    @routes.post("/v1/images/generations", openapi_extra=_body(ImageFields))
+    @routes.post("/v1/images/generations")
     async def generations(http: HttpRequest) -> Response:
         """Draw a prompt, with a kept subject or with none."""
         service.check_ready()
         fields = validated(ImageFields, parse_json(await read_json(http)))
         return await _answer(service, http, call_of(http), fields, [], "image_generation")
 
-    @routes.post("/v1/images/edits", openapi_extra=_body(EditFields, ImageFields))
+    @routes.post("/v1/images/edits")
     async def edits(http: HttpRequest) -> Response:
         """Draw the subject of reference images in the scene that the prompt says."""
         service.check_ready()
         service.check_room(service.clients.values())  # before the images are read
         if media_type(http) == "application/json":
             edit = validated(EditFields, parse_json(await read_json(http)))
-            fields: ImageFields = edit
-            references = image_bytes(edit.images)
+            fields, references = edit.without_images(), image_bytes(edit.images)
+            del edit
             check_formats(references)
             most = service.client(fields.model).facts.max_references
             if len(references) > most:
@@ -85,9 +87,19 @@ async def _answer(
     http: HttpRequest,
     call: Call,
     fields: ImageFields,
-    references: Sequence[bytes],
+    references: list[bytes],
     kind: Kind,
 ) -> Response:
+    """Draw, and answer with JSON, with a stream, or with a picture's file.
+
+    Args:
+        service: Behind the route.
+        http: The request, its body read.
+        call: Whose it is.
+        fields: What it asks for.
+        references: As for `begin`, which empties them.
+        kind: Of its events.
+    """
     client = service.client(fields.model)
     if fields.stream:
         begun = await unless_gone(http.receive, begin(service, call, client, fields, references))
@@ -102,14 +114,18 @@ async def _answer(
     answer = await unless_gone(http.receive, _draw(service, call, client, fields, references))
     if answer is None:  # nobody is left to read it
         return Response(status_code=499)
-    if "image/" in http.headers.get("accept", "") and fields.n == 1:
+    headers = {"vary": "Accept", "x-reference-passes": str(answer["reference_passes"])}
+    if answer["subject_id"] is not None:
+        headers["x-subject-id"] = answer["subject_id"]
+    file_type = MEDIA_TYPES[fields.output_format]
+    offers = [_JSON, file_type] if fields.n == 1 else [_JSON]
+    if preferred(http.headers.getlist("accept"), offers) == file_type:
         one = answer["data"][0]
-        return Response(
-            base64.b64decode(one["b64_json"]),
-            media_type=MEDIA_TYPES[fields.output_format],
-            headers={"x-flagged": "true"} if one["flagged"] else {},
-        )
-    return JSONResponse(answer)
+        if one["flagged"]:
+            headers["x-flagged"] = "true"
+        data = base64.b64decode(one["b64_json"])
+        return Response(data, media_type=file_type, headers=headers)
+    return JSONResponse(answer, headers=headers)
 
 
 async def _draw(
@@ -117,7 +133,7 @@ async def _draw(
     call: Call,
     client: EngineClient,
     fields: ImageFields,
-    references: Sequence[bytes],
+    references: list[bytes],
 ) -> dict[str, Any]:
     begun = await begin(service, call, client, fields, references)
     try:
@@ -199,6 +215,7 @@ async def _tell_position(begun: Begun, send: SendEvent) -> None:
                 "total": progress.total_steps,
                 "position": last,
                 "expected_wait_s": round(begun.client.load().expected_wait_s, 2),
+                "id": begun.job.id,
             }
             await send("bootpig.progress", data)
         await asyncio.sleep(POSITION_EVERY_S)
@@ -285,22 +302,3 @@ def _described(begun: Begun) -> dict[str, Any]:
         "background": "opaque",
         "output_format": begun.fields.output_format,
     }
-
-
-def _body(json_kind: type[ImageFields], form_kind: type[ImageFields] | None = None) -> Any:
-    """The body of a route for its OpenAPI description."""
-    content = {"application/json": {"schema": _schema(json_kind)}}
-    if form_kind is not None:
-        schema = _schema(form_kind)
-        file = {"type": "string", "format": "binary"}
-        schema["properties"] |= {"image": file, "image[]": {"type": "array", "items": file}}
-        content["multipart/form-data"] = {"schema": schema}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _schema(kind: type[ImageFields]) -> dict[str, Any]:
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = schema.pop("$defs", {})
-    with contextlib.suppress(KeyError):
-        schema["properties"]["images"]["items"] = definitions["ImageUrl"]
-    return schema

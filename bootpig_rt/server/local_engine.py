@@ -243,9 +243,9 @@ class LocalEngine:
         """See `EngineClient`."""
         return self.pipeline.num_tokens(prompt)
 
-    async def forget(self, subject: Subject, tenant: str) -> None:
+    async def forget(self, fingerprint: str, tenant: str) -> None:
         """See `EngineClient`."""
-        await asyncio.to_thread(self.pipeline.store.forget_subject, subject.fingerprint, tenant)
+        await asyncio.to_thread(self.pipeline.store.forget_subject, fingerprint, tenant)
 
     def load(self) -> Load:
         """See `EngineClient`."""

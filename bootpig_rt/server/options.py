@@ -136,6 +136,11 @@ class ServerOptions:
     contact: str | None = None
     traces: bool = False
 
+    @property
+    def most_images(self) -> int:
+        """Pictures that one request may ask for: no more than can ever wait."""
+        return min(self.max_images, self.max_waiting)
+
     def __post_init__(self) -> None:
         """Check every number and name."""
         for name, low, high in (

@@ -45,7 +45,7 @@ def model_routes(service: Service) -> APIRouter:
         options = service.options
         return JSONResponse(
             {
-                "max_images": options.max_images,
+                "max_images": options.most_images,
                 "max_references": options.max_references,
                 "max_steps": options.max_steps,
                 "max_side_px": options.max_side_px,

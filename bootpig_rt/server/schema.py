@@ -22,6 +22,7 @@ from bootpig_rt.server.errors import ApiError
 
 MAX_PROMPT = 10_000
 MAX_SEED = 2**63 - 1
+_WHOLE_FLOATS = 2**53
 REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 SUBJECT_ID = r"^sub_[0-9a-f]{24}$"
 
@@ -29,8 +30,10 @@ _MAX_MARKS = 50_000
 """Commas, colons and brackets of a body: memory for its values is bounded before they are made."""
 
 _SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
-_INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_INTEGER = re.compile(r"(-?[0-9]{1,20})(\.0{1,20})?", re.ASCII)
 _DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.ASCII)
+_BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}(==|[A-Za-z0-9+/]=))?"
+_DATA_URL_TEXT = rf"^data:image/(png|jpeg|webp);base64,{_BASE64}$"
 
 _EXPECTED = {
     "size": 'expected "auto" or WIDTHxHEIGHT in pixels, such as "512x512"',
@@ -38,9 +41,24 @@ _EXPECTED = {
 }
 """What fields look like that have a pattern."""
 
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+_SPACES = r"\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_TEXT = {"pattern": r"^[^\x00]*$"}
+_SOME_TEXT = {"pattern": rf"^[^\x00]*[^\x00{_SPACES}][^\x00]*$"}
+_WINDOW = r"window:[0-9.]{1,20}-[0-9.]{1,20}"
+_MODE = r"exact|clean|anchor:[0-9]{1,3}|stride:[1-9][0-9]{0,2}"
+_SCHEDULE = {"pattern": rf"^({_WINDOW}|({_MODE})(\+{_WINDOW})?)$"}
+"""For the description alone: these are checked where they are used, with words of their own."""
+
+_MODEL = "A name of `GET /v1/models`; the first of them if left out."
+_NOISE_SEED = "Of the reference noise."
+_TTL_S = "Seconds that it is kept after its last use."
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, json_schema_extra=_SOME_TEXT)]
+ModelName = Annotated[str, Field(max_length=200)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TimeToLive = Annotated[float, Field(gt=0, le=10**8, allow_inf_nan=False)]
 FieldsT = TypeVar("FieldsT", bound="Fields")
 
 
@@ -53,36 +71,64 @@ class Fields(BaseModel):
 class ImageFields(Fields):
     """Of a picture, with or without reference images."""
 
-    prompt: Prompt
-    model: Annotated[str, Field(max_length=200)] | None = None
-    n: Annotated[int, Field(ge=1, le=64)] = 1
-    size: Annotated[str, Field(pattern=_SIZE)] = "auto"
+    prompt: Prompt = Field(description="What to draw.")
+    model: ModelName | None = Field(default=None, description=_MODEL)
+    n: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="Pictures.")
+    size: Annotated[str, Field(pattern=_SIZE)] = Field(
+        default="auto",
+        description="Width and height in pixels, as the model takes them; see its limits.",
+    )
     quality: Literal["auto"] = "auto"
     background: Literal["auto", "opaque"] = "auto"
     moderation: Literal["auto"] = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: ImageFormat = "png"
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
-    stream: bool = False
-    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="Quality of JPEG and WebP; a PNG loses nothing."
+    )
+    user: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None, description="Not used."
+    )
+    stream: bool = Field(default=False, description="Answer with server-sent events.")
+    partial_images: Annotated[int, Field(ge=0, le=3)] = Field(
+        default=0, description="Pictures of a stream that are not finished, of each of the n."
+    )
 
-    subject_id: Annotated[str, Field(pattern=SUBJECT_ID)] | None = None
-    reference_prompt: Prompt | None = None
-    store_subject: bool = True
-    noise_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    subject_id: Annotated[str, Field(pattern=SUBJECT_ID)] | None = Field(
+        default=None, description="Of a kept subject, in place of images."
+    )
+    reference_prompt: Prompt | None = Field(
+        default=None,
+        description="What the images show; the prompt up to its first comma if left out.",
+    )
+    store_subject: bool = Field(default=True, description="Keep the subject of the images.")
+    noise_seed: Seed = Field(default=0, description=_NOISE_SEED)
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra=_TEXT)] = Field(
+        default="", description="What to stay away from."
+    )
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     image_guidance_scale: Guidance | None = None
     text_guidance_scale: Guidance | None = None
-    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="Share of the steps with guidance: from, and to above it."
+    )
+    seed: Seed | None = Field(
+        default=None, description="Of the first picture; a random one if left out."
+    )
     solver: SolverName | None = None
-    merge: Merge | None = None
-    reference_schedule: Annotated[str, Field(max_length=100)] | None = None
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    preview_every: Annotated[int, Field(ge=1, le=1000)] | None = None
-    progress: bool = False
+    merge: Merge | None = Field(default=None, description="How several references are combined.")
+    reference_schedule: (
+        Annotated[str, Field(max_length=100, json_schema_extra=_SCHEDULE)] | None
+    ) = Field(default=None, description="At which noise level each step reads the subject.")
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Seconds in which the pictures must be done."
+    )
+    preview_every: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="Steps between partial pictures, in place of `partial_images`."
+    )
+    progress: bool = Field(
+        default=False, description="A stream also tells of the queue and of steps."
+    )
 
     def size_px(self) -> tuple[int, int] | tuple[None, None]:
         """Width and height; None for the model's own."""
@@ -95,7 +141,9 @@ class ImageFields(Fields):
 class ImageUrl(Fields):
     """A reference image in a JSON body."""
 
-    image_url: Annotated[str, Field(max_length=1 << 28)]
+    image_url: Annotated[
+        str, Field(max_length=1 << 28, json_schema_extra={"pattern": _DATA_URL_TEXT})
+    ] = Field(description="A PNG, JPEG or WebP. No other address is fetched.")
 
 
 class EditFields(ImageFields):
@@ -103,33 +151,39 @@ class EditFields(ImageFields):
 
     images: Annotated[list[ImageUrl], Field(min_length=1, max_length=64)]
 
+    def without_images(self) -> ImageFields:
+        """All but the images, which are large."""
+        return ImageFields.model_construct(
+            **{name: getattr(self, name) for name in ImageFields.model_fields}
+        )
+
 
 class SubjectFields(Fields):
     """Of a subject, beside its images."""
 
-    reference_prompt: Prompt
-    model: Annotated[str, Field(max_length=200)] | None = None
-    noise_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    ttl_s: Annotated[float, Field(gt=0, le=10**8, allow_inf_nan=False)] | None = None
+    reference_prompt: Prompt = Field(description="What the images show.")
+    model: ModelName | None = Field(default=None, description=_MODEL)
+    noise_seed: Seed = Field(default=0, description=_NOISE_SEED)
+    ttl_s: TimeToLive | None = Field(default=None, description=_TTL_S)
 
 
 class SubjectFileFields(Fields):
     """Of a subject's file, beside it."""
 
-    model: Annotated[str, Field(max_length=200)] | None = None
-    ttl_s: Annotated[float, Field(gt=0, le=10**8, allow_inf_nan=False)] | None = None
+    model: ModelName | None = Field(default=None, description=_MODEL)
+    ttl_s: TimeToLive | None = Field(default=None, description=_TTL_S)
 
 
 class ReferenceFields(Fields):
     """Of reference images that are only looked at."""
 
-    model: Annotated[str, Field(max_length=200)] | None = None
+    model: ModelName | None = Field(default=None, description=_MODEL)
 
 
 class ReloadFields(Fields):
     """Which model is loaded again; the default one if left out."""
 
-    model: Annotated[str, Field(max_length=200)] | None = None
+    model: ModelName | None = Field(default=None, description=_MODEL)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -143,7 +197,10 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "invalid_json", "the body has more values than any request needs")
     try:
         value = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_number,
+            parse_constant=_no_constant,
         )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError):
         text = "the body is not JSON in UTF-8 without a byte order mark"
@@ -219,8 +276,8 @@ def _from_text(annotation: Any, text: str) -> Any:
     kinds = _plain_types(annotation)
     if bool in kinds:
         return {"true": True, "false": False}.get(text, text)
-    if int in kinds and _INTEGER.fullmatch(text):
-        return int(text)
+    if int in kinds and (integer := _INTEGER.fullmatch(text)):
+        return int(integer[1])
     if float in kinds:
         try:
             return float(text)
@@ -250,6 +307,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
+
+
+def _number(text: str) -> float | int:
+    """Of JSON: 2.0 is a whole number there."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < _WHOLE_FLOATS else number
 
 
 def _no_constant(name: str) -> Any:

@@ -29,6 +29,9 @@ from bootpig_rt.server.subjects import SubjectLibrary
 
 logger = logging.getLogger(__name__)
 
+SWEEP_S = 5.0
+"""How long after its time a subject may still be there, where nobody asks for any."""
+
 State: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 ClientLoader: TypeAlias = Callable[[], EngineClient]
 """Loads a model, checks it and warms it up; called on a thread, for it takes seconds."""
@@ -42,6 +45,7 @@ class Service:
         loaders: Of the models by name; the first is drawn with unless a request names another.
         output: What pictures go through on their way out.
         metrics: Counts what happens.
+        tidy: Forgets what lies elsewhere and has had its time; called now and then, on a thread.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class Service:
         loaders: Mapping[str, ClientLoader],
         output: Output,
         metrics: Metrics,
+        *,
+        tidy: Callable[[], None] | None = None,
     ) -> None:
         """Nothing is loaded yet."""
         self.options, self.output, self.metrics = options, output, metrics
@@ -64,6 +70,8 @@ class Service:
         self.clients: dict[str, EngineClient] = {}
         self._loaders = dict(loaders)
         metrics.watch(self._states)
+        self._tidy = tidy
+        self._sweeping: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._in_use: Counter[EngineClient] = Counter()
@@ -79,6 +87,7 @@ class Service:
                 return
             self.clients[name] = await asyncio.to_thread(load)
         await asyncio.to_thread(self.library.read_folder)
+        self._sweeping = asyncio.create_task(self._sweep_now_and_then())
         if self.state == "starting":
             self.state = "ready"
             logger.info("ready: %s", ", ".join(self.clients))
@@ -170,17 +179,22 @@ class Service:
             num_images: That it asks for.
 
         Raises:
-            ApiError: 429: the tenant has too many under way; 409: the id is in use.
+            ApiError: 400: the tenant may never have so many; 429: it has too many under way; 409:
+                the id is in use.
         """
         tenant, quota = principal.name, principal.quota
         limits = (quota.max_waiting, self.options.tenant_max_waiting)
         most = min((one for one in limits if one is not None), default=None)
+        rate = quota.images_per_minute
+        never = min((one for one in (most, rate) if one is not None), default=num_images)
+        if num_images > never:
+            text = f"n is {num_images}, expected 1..{never} with your key"
+            raise ApiError(400, "invalid_value", text, param="n")
         under_way = self.jobs.images_under_way(tenant)
         if most is not None and under_way + num_images > most:
             text = f"{under_way} of your pictures are under way, {most} may be; wait for some"
             wait_s = client.load().expected_wait_s
             raise ApiError(429, "quota_exceeded", text, retry_after_s=wait_s)
-        rate = quota.images_per_minute
         if rate is not None:
             wait_s = self.jobs.wait_for_rate_s(tenant, num_images, rate)
             if wait_s > 0:
@@ -213,6 +227,33 @@ class Service:
         task.add_done_callback(self._closing.discard)
         return new
 
+    async def forget_tables(self) -> None:
+        """Forget the tables of subjects that the library has no more.
+
+        Raises:
+            StorageError: Some cannot be removed now; they are tried again later.
+        """
+        gone = self.library.take_gone()
+        try:
+            for client in list(self.clients.values()):
+                with self.using(client):
+                    for tenant, fingerprint in gone:
+                        await client.forget(fingerprint, tenant)
+        except BaseException:
+            self.library.put_gone(gone)
+            raise
+
+    async def sweep(self) -> None:
+        """Forget subjects whose time is over, and their tables.
+
+        Raises:
+            StorageError: Some cannot be removed now; they are tried again later.
+        """
+        self.library.drop_expired()
+        await self.forget_tables()
+        if self._tidy is not None:
+            await asyncio.to_thread(self._tidy)
+
     async def drain(self) -> None:
         """Take no more work, and give what runs `drain_s` to end; the rest is cancelled."""
         self.state = "draining"
@@ -225,6 +266,9 @@ class Service:
     async def close(self) -> None:
         """End everything."""
         self.state = "draining"
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
         for job in self.jobs.live():
             job.cancel()
         await asyncio.gather(*(one.close(drain_s=0.0) for one in self.clients.values()))
@@ -236,6 +280,14 @@ class Service:
             name: ModelState(**asdict(client.load()), store=client.store_stats())
             for name, client in list(self.clients.items())
         }
+
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except BootPIGError as error:
+                logger.warning("what has had its time could not be forgotten: %s", error)
+            await asyncio.sleep(SWEEP_S)
 
     async def _retire(self, old: EngineClient) -> None:
         """Close a model that was replaced, when nobody uses it any more."""

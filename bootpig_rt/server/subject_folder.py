@@ -45,12 +45,13 @@ class SubjectRecord:
         noise_seed: Of the reference noise.
         prepared: The references as the model sees them; none for one that came as a file.
         file: The subject that came as a file.
-        origins: Of the reference images, for signed manifests.
         num_references: R.
         created_at: Unix seconds.
         ttl_s: How long it is kept after its last use.
         used_at: Unix seconds, when it was used last.
         is_explicit: Its maker asked for it to be kept; the others give way first.
+        origins: Of the reference images, for signed manifests.
+        fingerprints: Of the subject as every pair encoded it: by these its tables are known.
     """
 
     id: str
@@ -66,6 +67,7 @@ class SubjectRecord:
     used_at: float
     is_explicit: bool
     origins: tuple[ReferenceOrigin, ...] = ()
+    fingerprints: tuple[str, ...] = ()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +86,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: list[bytes]
     subject: bytes | None
     origins: tuple[ReferenceOrigin, ...] = ()
+    fingerprints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class SubjectFolder:
                 )
             except (OSError, ValueError, msgspec.MsgspecError, BootPIGError) as error:
                 logger.warning("the subject %s cannot be read: %s", file.name, error)
+
+    def holds(self, id: str) -> bool:
+        """Whether a subject is there."""
+        return self._file(id).exists()
 
     def touch(self, id: str, used_at: float) -> None:
         """Note when a subject was used last; one that is not there is fine."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -23,12 +23,19 @@ from bootpig_rt.server.calls import (
     read_form,
 )
 from bootpig_rt.server.errors import ApiError
-from bootpig_rt.server.schema import ReferenceFields, SubjectFields, SubjectFileFields
+from bootpig_rt.server.schema import (
+    SUBJECT_ID,
+    ReferenceFields,
+    SubjectFields,
+    SubjectFileFields,
+)
 from bootpig_rt.server.service import Service
 from bootpig_rt.server.subject_folder import read_subject, subject_bytes
 from bootpig_rt.server.subjects import KeptSubject, data_url
 
-_MOST_LISTED = 100
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(pattern=SUBJECT_ID)]
+OfModel = Annotated[str | None, Query(max_length=200)]
 
 _MAX_LATENT, _MAX_STATE = 1e3, 1e4
 """Far above what any encoder gives, far below what makes a model overflow."""
@@ -39,7 +46,7 @@ def subject_routes(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/subjects")
     library = service.library
 
-    @routes.post("", status_code=201, openapi_extra=_form(SubjectFields))
+    @routes.post("", status_code=201)
     async def make(http: HttpRequest) -> Response:
         """Encode reference images, or take a subject's file, and keep it."""
         service.check_ready()
@@ -82,7 +89,7 @@ def subject_routes(service: Service) -> APIRouter:
         shown = await asyncio.to_thread(kept.to_dict)  # makes a preview
         return JSONResponse(shown | {"warnings": warnings}, status_code=201)
 
-    @routes.post("/preview", openapi_extra=_form(ReferenceFields))
+    @routes.post("/preview")
     async def look(http: HttpRequest) -> Response:
         """What the model would see of reference images. Keeps nothing."""
         service.check_ready()
@@ -100,16 +107,14 @@ def subject_routes(service: Service) -> APIRouter:
         return JSONResponse({"object": "list", "data": seen})
 
     @routes.get("")
-    async def list_all(http: HttpRequest, limit: int = 20, after: str | None = None) -> Response:
+    async def list_all(http: HttpRequest, limit: Limit = 20, after: After = None) -> Response:
         """Subjects of the caller, newest first; `after` is the last id of the page before."""
-        if not 1 <= limit <= _MOST_LISTED:
-            text = f"limit is {limit}, expected 1..{_MOST_LISTED}"
-            raise ApiError(400, "invalid_value", text, param="limit")
         mine = library.of_tenant(call_of(http).tenant)
         ids = [one.id for one in mine]
         first = ids.index(after) + 1 if after in ids else 0
         if after is not None and after not in ids:
-            raise ApiError(400, "invalid_value", "after is no id of a subject", param="after")
+            text = "after is no subject of yours; it may be deleted, or its time over"
+            raise ApiError(404, "subject_not_found", text, param="after")
         page = mine[first : first + limit]
         data = await asyncio.to_thread(lambda: [one.to_dict() for one in page])  # makes previews
         return JSONResponse(
@@ -138,7 +143,7 @@ def subject_routes(service: Service) -> APIRouter:
         return Response(data, media_type="image/png")
 
     @routes.get("/{subject_id}/file")
-    async def download(http: HttpRequest, subject_id: str, model: str | None = None) -> Response:
+    async def download(http: HttpRequest, subject_id: str, model: OfModel = None) -> Response:
         """Its file, safetensors, for `Pipeline.load_subject` and for another server."""
         service.check_ready()
         kept = kept_of(http, subject_id)
@@ -155,9 +160,7 @@ def subject_routes(service: Service) -> APIRouter:
         """Forget it, its tables too."""
         kept = kept_of(http, subject_id)
         library.remove(kept)
-        for client in list(service.clients.values()):
-            for subject in kept.subjects():
-                await client.forget(subject, kept.tenant)
+        await service.forget_tables()
         return JSONResponse({"id": kept.id, "object": "subject.deleted", "deleted": True})
 
     return routes
@@ -190,11 +193,3 @@ def _check_count(count: int, most: int) -> None:
 def _known(service: Service, kept: KeptSubject) -> str | None:
     """The model that a subject was made with, where it is still there."""
     return kept.model if kept.model in service.clients else None
-
-
-def _form(kind: type[SubjectFields] | type[ReferenceFields]) -> dict[str, Any]:
-    schema = kind.model_json_schema()
-    file = {"type": "string", "format": "binary"}
-    schema["properties"] |= {"image": file, "image[]": {"type": "array", "items": file}}
-    content = {"multipart/form-data": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from typing import Any
 
 from PIL import Image
 
-from bootpig_rt.errors import SubjectMismatch
+from bootpig_rt.errors import StorageError, SubjectMismatch
 from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.keys import Principal
 from bootpig_rt.server.subject_folder import SubjectFolder, SubjectRecord, png_bytes
+
+logger = logging.getLogger(__name__)
 
 _MAX_EXPLICIT = 4096
 """Subjects of one tenant: listing them must stay cheap."""
@@ -71,6 +74,13 @@ class KeptSubject(SubjectRecord):
         file = [] if self.file is None else [self.file]
         return list({one.fingerprint: one for one in [*self.encoded.values(), *file]}.values())
 
+    def know(self, subject: Subject) -> bool:
+        """Note by which fingerprint a pair knows it, and whether that is news."""
+        is_new = subject.fingerprint not in self.fingerprints
+        if is_new:
+            self.fingerprints = (*self.fingerprints, subject.fingerprint)
+        return is_new
+
     def to_dict(self) -> dict[str, Any]:
         """As the API shows it."""
         first = self.prepared[0] if self.prepared else self.preview()
@@ -103,6 +113,7 @@ class SubjectLibrary:
         """Start empty, but for what lies in the folder."""
         self._tenant_bytes, self._ttl_s, self._folder = tenant_bytes, ttl_s, folder
         self._kept: dict[tuple[str, str], KeptSubject] = {}
+        self._gone: set[tuple[str, str]] = set()
 
     def read_folder(self) -> None:
         """Take up what an earlier run kept."""
@@ -162,6 +173,7 @@ class SubjectLibrary:
             most = self._tenant_bytes if quota is None else min(quota, self._tenant_bytes)
             self._make_room(tenant, kept.size_bytes, most)
             self._kept[tenant, id] = kept
+        kept.know(subject)
         self._use(kept)
         kept.is_explicit |= is_explicit
         if ttl_s is not None:
@@ -220,6 +232,11 @@ class SubjectLibrary:
             )
             kept.encoded[client.facts.fingerprint] = subject
             self._trim(kept)
+            if kept.know(subject) and self._folder is not None and self._folder.holds(kept.id):
+                try:
+                    await asyncio.to_thread(self.save, kept)
+                except StorageError as error:  # after a restart its tables would stay
+                    logger.warning("the subject %s was not written again: %s", kept.id, error)
             return subject
 
     def of_tenant(self, tenant: str) -> list[KeptSubject]:
@@ -229,10 +246,25 @@ class SubjectLibrary:
         return sorted(mine, key=lambda one: (-one.created_at, one.id))
 
     def remove(self, kept: KeptSubject) -> None:
-        """Forget a subject, here and in the folder. May be called twice."""
-        self._kept.pop((kept.tenant, kept.id), None)
+        """Forget a subject, here and in the folder; its tables are another's. May be called twice.
+
+        See `take_gone`.
+        """
+        if self._kept.pop((kept.tenant, kept.id), None) is not None:
+            self._gone |= {(kept.tenant, one) for one in kept.fingerprints}
         if self._folder is not None:
             self._folder.remove(kept.id)
+
+    def take_gone(self) -> set[tuple[str, str]]:
+        """Tenants and fingerprints of what was removed, whose tables have to go; each told once."""
+        gone, self._gone = self._gone, set()
+        return gone - {
+            (kept.tenant, one) for kept in self._kept.values() for one in kept.fingerprints
+        }
+
+    def put_gone(self, gone: Iterable[tuple[str, str]]) -> None:
+        """Tables that could not be forgotten yet: `take_gone` tells of them again."""
+        self._gone |= set(gone)
 
     def keep_only(self, fingerprints: Iterable[str]) -> None:
         """Drop what was encoded for pairs that are gone."""

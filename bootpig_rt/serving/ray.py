@@ -68,7 +68,11 @@ class Ingress:
             ingress=context.replica_id.unique_id,
             handle=serve.get_deployment_handle(context.deployment, context.app_name),
         )
-        storage = None if options.subjects is None else SubjectStorage(options.subjects)
+        storage = (
+            None
+            if options.subjects is None
+            else SubjectStorage(options.subjects, ttl_s=options.server.subject_ttl_s)
+        )
         # What waits is bounded by the replicas; here it is enough to know that all are full.
         server = replace(
             options.server, max_waiting=options.server.max_waiting * options.max_replicas
@@ -83,7 +87,13 @@ class Ingress:
             )
             for name, handle in engines.items()
         }
-        self._service = Service(server, loaders, Output.of(server), self._metrics)
+        self._service = Service(
+            server,
+            loaders,
+            Output.of(server),
+            self._metrics,
+            tidy=None if storage is None else storage.drop_expired,
+        )
         self._tracing = _tracing() if server.traces else None
         await self._service.start()
 

@@ -147,13 +147,12 @@ class RemoteEngine:
         tokenizer = self._described.tokenizer
         return tokenizer.num_tokens(prompt), tokenizer.max_length
 
-    async def forget(self, subject: Subject, tenant: str) -> None:
+    async def forget(self, fingerprint: str, tenant: str) -> None:
         """See `EngineClient`. A replica that does not answer keeps its table until it is full."""
         if self._storage is not None:
-            await asyncio.to_thread(self._storage.remove, subject.fingerprint, tenant)
-        light = replace(subject, pixels=None, tables=())
+            await asyncio.to_thread(self._storage.remove, fingerprint, tenant)
         with contextlib.suppress(TimeoutError, RayError, RayServeException):
-            broadcast = self._handle.broadcast("forget", light, tenant)
+            broadcast = self._handle.broadcast("forget", fingerprint, tenant)
             await broadcast.results_async(timeout_s=_GRACE_S, return_exceptions=True)
 
     def fault(self) -> None:

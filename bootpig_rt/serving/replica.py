@@ -61,7 +61,9 @@ class EngineReplica:
         """Load the model and warm it up."""
         self._replica = replica
         self._launches: deque[Launch] = deque(maxlen=_LAUNCHES_KEPT)
-        self._storage = None if subjects is None else SubjectStorage(subjects)
+        self._storage = (
+            None if subjects is None else SubjectStorage(subjects, ttl_s=options.subject_ttl_s)
+        )
         self._engine = load_local(name, Path(folder), options, self._launches.append)
 
     def describe(self) -> Description:
@@ -76,6 +78,8 @@ class EngineReplica:
 
     def status(self) -> Status:
         """How it is now. Launches are told to the one who asks first."""
+        if self._storage is not None:
+            self._storage.drop_unused()  # asked for every second or so
         launches = []
         with contextlib.suppress(IndexError):  # two may ask at once
             while True:
@@ -101,9 +105,11 @@ class EngineReplica:
         """The subject of prepared references."""
         return await self._engine.encode(prepared, reference_prompt, noise_seed=noise_seed)
 
-    async def forget(self, subject: Subject, tenant: str) -> None:
-        """Drop the reference tables of a subject."""
-        await self._engine.forget(subject, tenant)
+    async def forget(self, fingerprint: str, tenant: str) -> None:
+        """Drop a subject, and its reference tables."""
+        if self._storage is not None:
+            self._storage.drop(fingerprint, tenant)
+        await self._engine.forget(fingerprint, tenant)
 
     async def draw(self, order: Order) -> AsyncIterator[Told]:
         """Draw a request. Closing the iterator, or cancelling its task, stops it within a step.

@@ -2,18 +2,24 @@
 
 A subject is a file of a few hundred kilobytes at most, named by its fingerprint, so it is sent once
 and never changes. What is read is checked in full, as every subject's file is, and kept in memory.
-Reference tables are not here: they are large, and each replica keeps its own.
+Who draws with it writes it anew now and then, so that its age tells that it is in use; what nobody
+has drawn for a while is forgotten. Reference tables are not here: they are large, and each replica
+keeps its own.
 
     URL/<tenant>/<fingerprint>.subject      tenant as the first 16 digits of its sha256
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
 import tempfile
+import time
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,6 +34,19 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 MAX_FILE_BYTES = 256 << 20
 """A larger file is refused."""
 
+_RENEWED_AFTER = 0.25
+_LOOKED_AT_EVERY = 1 / 24
+"""Shares of the time to live: a file in use is written anew, and old files are looked for."""
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A subject in memory, and when it was used and put last, in Unix seconds."""
+
+    subject: Subject
+    used_at: float
+    put_at: float = 0.0
+
 
 class SubjectStorage:
     """Light subjects under a URL, with a memory of those that were used last. Safe for threads.
@@ -35,13 +54,14 @@ class SubjectStorage:
     Args:
         url: A folder, or what fsspec can open: `file:///mnt/subjects`, `s3://bucket/subjects`,
             `gs://...`, `memory://...`. Packages for object storage are the user's to install.
+        ttl_s: How long a subject is kept after somebody drew with it last; up to a third more.
         max_kept: Subjects kept in memory.
 
     Raises:
         ParameterError: An unknown kind of URL, or one whose package is missing.
     """
 
-    def __init__(self, url: str, *, max_kept: int = 1024) -> None:
+    def __init__(self, url: str, *, ttl_s: float = 86400.0, max_kept: int = 1024) -> None:
         """Open it; nothing is read yet."""
         import fsspec
 
@@ -51,25 +71,25 @@ class SubjectStorage:
             raise ParameterError(f"subjects are to be kept at {url!r}, but {error}") from error
         self.url, self._root = url, root.rstrip("/")
         self._is_local = isinstance(self._files, _local_kind())
-        self._max_kept = max_kept
-        self._kept: OrderedDict[tuple[str, str], Subject] = OrderedDict()
+        self._ttl_s, self._max_kept = ttl_s, max_kept
+        self._look_at = 0.0
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._lock = Lock()
 
     def put(self, subject: Subject, tenant: str) -> None:
-        """Keep a subject; one that is there already is not written again.
+        """Keep a subject; one that was put lately is not written again.
 
         Raises:
             StorageError: It cannot be written.
         """
-        if self._known(tenant, subject.fingerprint) is not None:
+        known = self._known(tenant, subject.fingerprint)
+        if known is not None and time.time() < known.put_at + _RENEWED_AFTER * self._ttl_s:
             return
-        path = self._path(tenant, subject.fingerprint)
         try:
-            if not self._files.exists(path):
-                self._write(path, subject)
+            self._write(self._path(tenant, subject.fingerprint), subject)
         except OSError as error:
             raise StorageError(f"cannot keep a subject at {self.url}: {_reason(error)}") from error
-        self._keep(tenant, subject)
+        self._keep(tenant, subject, put_at=time.time())
 
     def get(self, fingerprint: str, tenant: str) -> Subject:
         """The subject of a fingerprint.
@@ -80,7 +100,7 @@ class SubjectStorage:
         """
         known = self._known(tenant, fingerprint)
         if known is not None:
-            return known
+            return known.subject
         path = self._path(tenant, fingerprint)
         try:
             subject = self._read(path)
@@ -105,8 +125,7 @@ class SubjectStorage:
         Raises:
             StorageError: It cannot be removed.
         """
-        with self._lock:
-            self._kept.pop((tenant, fingerprint), None)
+        self.drop(fingerprint, tenant)
         try:
             self._files.rm_file(self._path(tenant, fingerprint))
         except FileNotFoundError:
@@ -115,6 +134,48 @@ class SubjectStorage:
             raise StorageError(
                 f"cannot remove a subject at {self.url}: {_reason(error)}"
             ) from error
+
+    def drop(self, fingerprint: str, tenant: str) -> None:
+        """Forget a subject in the memory of this process alone."""
+        with self._lock:
+            self._kept.pop((tenant, fingerprint), None)
+
+    def drop_unused(self) -> None:
+        """Forget those in the memory of this process that it has not used for their time."""
+        oldest = time.time() - self._ttl_s
+        with self._lock:
+            while self._kept and next(iter(self._kept.values())).used_at <= oldest:
+                self._kept.popitem(last=False)
+
+    def drop_expired(self) -> None:
+        """Forget subjects that nobody has drawn for their time. Cheap to call often.
+
+        Raises:
+            StorageError: The files cannot be listed or removed now.
+        """
+        self.drop_unused()
+        now = time.time()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOKED_AT_EVERY * self._ttl_s
+        oldest = now - (1 + _RENEWED_AFTER) * self._ttl_s
+        try:
+            for path in self._files.find(self._root):
+                with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                    if path.endswith(".subject") and self._written_at(path) <= oldest:
+                        self._files.rm_file(path)
+        except FileNotFoundError:  # nothing was put yet
+            return
+        except OSError as error:
+            text = f"cannot remove old subjects at {self.url}: {_reason(error)}"
+            raise StorageError(text) from error
+        except NotImplementedError:
+            self._look_at = float("inf")
+            logger.warning("%s does not tell how old files are; let it remove them", self.url)
+
+    def _written_at(self, path: str) -> float:
+        when = self._files.modified(path)
+        return float((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
 
     def _write(self, path: str, subject: Subject) -> None:
         if self._is_local:
@@ -145,16 +206,19 @@ class SubjectStorage:
         whose = hashlib.sha256(tenant.encode()).hexdigest()[:16]
         return f"{self._root}/{whose}/{fingerprint}.subject"
 
-    def _known(self, tenant: str, fingerprint: str) -> Subject | None:
+    def _known(self, tenant: str, fingerprint: str) -> _Kept | None:
+        self.drop_unused()
         with self._lock:
-            subject = self._kept.get((tenant, fingerprint))
-            if subject is not None:
+            kept = self._kept.get((tenant, fingerprint))
+            if kept is not None:
+                kept.used_at = time.time()
                 self._kept.move_to_end((tenant, fingerprint))
-            return subject
+            return kept
 
-    def _keep(self, tenant: str, subject: Subject) -> None:
+    def _keep(self, tenant: str, subject: Subject, *, put_at: float = 0.0) -> None:
         with self._lock:
-            self._kept[tenant, subject.fingerprint] = subject
+            self._kept[tenant, subject.fingerprint] = _Kept(subject, time.time(), put_at)
+            self._kept.move_to_end((tenant, subject.fingerprint))
             while len(self._kept) > self._max_kept:
                 self._kept.popitem(last=False)
 

@@ -10,6 +10,7 @@ import pytest
 
 from bootpig_rt.server.app import create_app
 from bootpig_rt.server.metrics import Metrics
+from bootpig_rt.server.openapi.operations import ERRORS
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.output import Output
 from bootpig_rt.server.schema import EditFields, ImageFields, SubjectFields
@@ -71,6 +72,8 @@ def test_every_code_of_an_error_is_on_the_page(page: str, root: Path) -> None:
     for file in (root / "bootpig_rt/server").rglob("*.py"):
         found |= set(raised.findall(file.read_text()))
     assert len(found) > 15
+    described = {(str(status), one) for status, (_, codes) in ERRORS.items() for one in codes}
+    assert found - {("405", "method_not_allowed")} == described
     for status, code in found:
         row = rf"\| {status} \|[^\n]*`{code}`"
         assert re.search(row, page), f"{status} {code}"

@@ -146,6 +146,15 @@ def test_who_accepts_pictures_gets_the_file_itself(client: httpx.Client) -> None
     assert Image.open(io.BytesIO(answer.content)).size == (32, 32)
 
 
+def test_who_takes_json_as_gladly_gets_json_and_so_does_who_takes_another_picture(
+    client: httpx.Client,
+) -> None:
+    body = {"prompt": PROMPT, "num_inference_steps": 2}
+    for accept in ("application/json, image/*", "image/png;q=0.5, */*", "image/webp"):
+        answer = client.post("/v1/images/generations", json=body, headers={"accept": accept})
+        assert answer.headers["content-type"] == "application/json"
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "param"),
     [
@@ -180,6 +189,22 @@ def test_what_cannot_be_done_is_refused_by_the_name_of_its_field(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
     assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_a_whole_number_is_one_however_it_is_written(
+    client: httpx.Client, reference_png: bytes
+) -> None:
+    text = '{"prompt": "a disc, at sea", "n": 2.0, "seed": 7e0, "num_inference_steps": 1.0}'
+    headers = {"content-type": "application/json"}
+    answer = client.post("/v1/images/generations", content=text, headers=headers)
+    assert [one["seed"] for one in answer.json()["data"]] == [7, 8]
+    form = {"prompt": PROMPT, "num_inference_steps": "1.0", "reference_prompt": "a disc"}
+    answer = client.post("/v1/images/edits", data=form, files={"image": reference_png})
+    assert answer.status_code == 200, answer.text
+    for n in ("2.5", "1e400", "1.00000001"):
+        body = f'{{"prompt": "a disc", "n": {n}}}'
+        answer = client.post("/v1/images/generations", content=body, headers=headers)
+        assert answer.json()["error"]["param"] == "n"
 
 
 def test_a_field_that_is_missing_is_422(client: httpx.Client) -> None:

@@ -67,6 +67,14 @@ def test_a_server_says_that_it_lives_and_is_ready(client: httpx.Client) -> None:
     assert "bootpig_step_pictures_count" in client.get("/metrics").text
 
 
+def test_head_is_answered_as_get_is_without_its_body(client: httpx.Client) -> None:
+    for path, status in (("/livez", 200), ("/v1/limits", 200), ("/v1/jobs/never", 404)):
+        found, head = client.get(path), client.head(path)
+        assert (found.status_code, head.status_code) == (status, status)
+        assert head.content == b""
+        assert head.headers["content-length"] == str(len(found.content))
+
+
 def test_a_job_is_asked_after_by_its_request_id_and_cancelled_twice(
     server: Any, client: httpx.Client, eventually: Eventually
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ import pytest
 from PIL import Image
 
 from bootpig_rt import Subject
+from bootpig_rt.errors import StorageError
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.keys import Principal
+from bootpig_rt.server.metrics import Metrics
+from bootpig_rt.server.options import ServerOptions
+from bootpig_rt.server.output import Output
+from bootpig_rt.server.service import Service
 from bootpig_rt.server.subject_folder import SubjectFolder
 from bootpig_rt.server.subjects import KeptSubject, SubjectLibrary
 
@@ -183,6 +189,118 @@ def test_a_subject_is_forgotten_when_its_time_is_over(monkeypatch: pytest.Monkey
     monkeypatch.setattr("time.time", lambda: kept.used_at + 6.0)
     with pytest.raises(ApiError):
         library.get("anna", kept.id)
+
+
+def test_what_was_removed_is_told_once_unless_another_subject_has_the_same_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=None)
+    first, second = keep(library, 1, ttl_s=5.0), keep(library, 2)
+    client: Any = Client
+    as_file = library.add(
+        Principal("anna", "user"), client, [], subject(1), ttl_s=None, is_explicit=True
+    )
+    assert as_file.fingerprints == first.fingerprints
+    monkeypatch.setattr("time.time", lambda: second.used_at + 6.0)
+    library.drop_expired()
+    assert library.count == 2
+    assert library.take_gone() == set()
+    library.remove(as_file)
+    assert library.take_gone() == {("anna", first.fingerprints[0])}
+    assert library.take_gone() == set()
+    library.remove(second)
+    library.put_gone({("bert", "f")})
+    assert library.take_gone() == {("anna", second.fingerprints[0]), ("bert", "f")}
+
+
+def test_what_ran_out_while_the_service_was_away_is_told_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SubjectFolder(tmp_path)
+    library = SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=folder)
+    kept = keep(library, 1)
+    library.save(kept)
+    made_at = kept.used_at
+    monkeypatch.setattr("time.time", lambda: made_at + 90.0)
+    again = SubjectLibrary(tenant_bytes=1 << 20, ttl_s=60, folder=folder)
+    again.read_folder()
+    again.drop_expired()
+    assert again.count == 0
+    assert again.take_gone() == {("anna", kept.fingerprints[0])}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_of_a_subject_go_when_its_time_is_over(
+    local_service: Any, ask_service: Any, reference_png: bytes
+) -> None:
+    service, runner = local_service
+    fields = {"reference_prompt": "a photo of something short-lived", "ttl_s": "0.2"}
+
+    def make() -> str:
+        files = {"image": reference_png}
+        made = ask_service(Output(), "POST", "/v1/subjects", data=fields, files=files)
+        return str(made.json()["id"])
+
+    def passes(id: str) -> int:
+        body = {"prompt": "a disc", "subject_id": id, "num_inference_steps": 2}
+        answer = ask_service(Output(), "POST", "/v1/images/generations", json=body)
+        return int(answer.json()["reference_passes"])
+
+    store = service.client(None).pipeline.store
+    before = store.stats().device_bytes
+    id = make()
+    assert passes(id) > 0
+    assert passes(id) == 0
+    assert store.stats().device_bytes > before
+    time.sleep(0.25)
+    runner.run(service.sweep())
+    assert store.stats().device_bytes == before
+    assert ask_service(Output(), "GET", f"/v1/subjects/{id}").status_code == 404
+    assert passes(make()) > 0
+
+
+def test_tables_that_cannot_be_forgotten_are_tried_again(
+    local_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, runner = local_service
+    asked: list[str] = []
+
+    async def forget(fingerprint: str, tenant: str) -> None:
+        asked.append(fingerprint)
+        if len(asked) == 1:
+            raise StorageError("not now")
+
+    monkeypatch.setattr(service.client(None), "forget", forget)
+    service.library.put_gone({("", "f")})
+    with pytest.raises(StorageError):
+        runner.run(service.sweep())
+    runner.run(service.sweep())
+    runner.run(service.sweep())
+    assert asked == ["f", "f"]
+
+
+def test_a_service_looks_for_what_has_had_its_time_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bootpig_rt.server.service.SWEEP_S", 0.001)
+    looked: list[float] = []
+
+    def tidy() -> None:
+        looked.append(time.monotonic())
+        if len(looked) == 2:
+            raise StorageError("not now")
+
+    async def live() -> None:
+        service = Service(ServerOptions(), {}, Output(), Metrics([]), tidy=tidy)
+        await service.start()
+        while len(looked) < 4:
+            await asyncio.sleep(0.001)
+        await service.close()
+        count = len(looked)
+        await asyncio.sleep(0.02)
+        assert len(looked) == count
+
+    asyncio.run(live())
 
 
 def test_a_folder_keeps_subjects_over_a_restart_and_a_damaged_file_hides_no_other(

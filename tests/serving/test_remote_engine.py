@@ -274,6 +274,23 @@ def test_a_stored_subject_is_fetched_by_the_replica(
     assert result.parameters[0].subject_fingerprint == frog.fingerprint
 
 
+def test_a_subject_that_is_forgotten_is_gone_from_the_storage_and_from_a_replica(
+    handle: Handle, described: Description, replica: EngineReplica, frog: Subject
+) -> None:
+    assert replica._storage is not None
+    storage = SubjectStorage(replica._storage.url)
+    engine = engine_of(handle, described, storage)
+    result = run(drawn(engine, REQUEST.of_subject(frog)))
+    assert result.parameters[0].subject_fingerprint == frog.fingerprint
+    assert replica._storage.holds(frog.fingerprint, "")
+    run(engine.forget(frog.fingerprint, ""))
+    run(replica.forget(frog.fingerprint, ""))
+    assert not replica._storage.holds(frog.fingerprint, "")
+    with pytest.raises(ParameterError, match="no subject"):
+        SubjectStorage(replica._storage.url).get(frog.fingerprint, "")
+    assert run(drawn(engine, REQUEST.of_subject(frog))).reference_passes > 0
+
+
 def test_a_subject_that_the_storage_lost_is_sent_along(
     handle: Handle, described: Description, frog: Subject, tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,71 @@ def test_what_was_read_once_is_kept_in_memory_and_no_more_than_that(url: str) ->
     assert [storage.holds(one.fingerprint, "") for one in subjects] == [False, True, True]
     assert storage.get(subjects[2].fingerprint, "") is subjects[2]
     assert storage.get(subjects[0].fingerprint, "") is not subjects[0]
+
+
+def test_what_nobody_has_drawn_for_its_time_is_forgotten(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, storage, now = subject_of(), SubjectStorage(url, ttl_s=100.0), time.time()
+    storage.drop_expired()  # there is no folder yet
+    storage.put(subject, "ann")
+    for later_s, is_there in ((90.0, True), (110.0, True), (130.0, False)):
+        monkeypatch.setattr("time.time", lambda later_s=later_s: now + later_s)
+        storage.drop_expired()
+        if is_there:
+            assert SubjectStorage(url).get(subject.fingerprint, "ann").fingerprint
+        else:
+            with pytest.raises(ParameterError, match="no subject"):
+                SubjectStorage(url).get(subject.fingerprint, "ann")
+    storage.put(subject, "ann")  # it is written again
+    assert SubjectStorage(url).get(subject.fingerprint, "ann").fingerprint
+
+
+def test_a_subject_that_is_drawn_again_and_again_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, storage, now = subject_of(), SubjectStorage(str(tmp_path), ttl_s=100.0), time.time()
+    storage.put(subject, "")
+    (file,) = tmp_path.rglob("*.subject")
+    written = []
+    for later_s in (10.0, 30.0):
+        os.utime(file, (now - 90.0, now - 90.0))
+        monkeypatch.setattr("time.time", lambda later_s=later_s: now + later_s)
+        storage.put(subject, "")
+        written.append(file.stat().st_mtime > now - 80.0)
+    assert written == [False, True]
+
+
+def test_memory_holds_a_subject_no_longer_than_its_file(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, used, now = subject_of(0), subject_of(1), time.time()
+    storage = SubjectStorage(url, ttl_s=100.0)
+    storage.put(old, "")
+    storage.put(used, "")
+    monkeypatch.setattr("time.time", lambda: now + 60.0)
+    storage.get(used.fingerprint, "")
+    monkeypatch.setattr("time.time", lambda: now + 120.0)
+    storage.drop_unused()
+    assert not storage.holds(old.fingerprint, "")
+    assert storage.holds(used.fingerprint, "")
+    storage.drop(used.fingerprint, "")
+    assert not storage.holds(used.fingerprint, "")
+
+
+def test_a_place_that_does_not_tell_ages_is_left_to_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = SubjectStorage(f"memory://{secrets.token_hex(8)}", ttl_s=100.0)
+    storage.put(subject_of(), "")
+
+    def modified(path: str) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(storage._files, "modified", modified)
+    storage.drop_expired()
+    storage.drop_expired()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "0" * 63, "0" * 63 + "/", "A" * 64])

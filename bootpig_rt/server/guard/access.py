@@ -69,13 +69,16 @@ class RouteTable:
     def methods(self, path: str) -> dict[str, Access]:
         """Every method that a path takes, with the access it needs; empty for no such path.
 
-        Where two lines match, the stricter counts, whatever their order.
+        Where two lines match, the stricter counts, whatever their order. A line that says the path
+        itself has all of its methods: `/a/new` is none of `/a/{id}`.
         """
         found: dict[str, Access] = {}
         if _BAD_PATH.search(path):  # two programs may read such a path in two ways
             return found
-        for route in self.routes:
-            if not route.pattern.fullmatch(path):
+        matching = [route for route in self.routes if route.pattern.fullmatch(path)]
+        own = {route.method for route in matching if route.path == path}
+        for route in matching:
+            if own and route.method not in own:
                 continue
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 before = found.get(method, "public")

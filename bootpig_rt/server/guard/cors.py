@@ -9,7 +9,7 @@ from bootpig_rt.server.guard.asgi import Message, Scope, Send, header_values
 
 _ALLOWED_METHODS = "GET, POST, DELETE"
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Request-Id"
-_EXPOSED_HEADERS = b"X-Request-Id, Retry-After"
+_EXPOSED_HEADERS = b"X-Request-Id, Retry-After, X-Reference-Passes, X-Subject-Id, X-Flagged"
 _PREFLIGHT_AGE_S = 600
 
 

@@ -129,6 +129,13 @@ def test_the_stricter_line_counts_in_any_order() -> None:
         assert table.methods("/v2/x") == {}
 
 
+def test_a_path_with_a_line_of_its_own_takes_none_of_a_pattern_s_methods() -> None:
+    lines = {"GET /a/{id}": "user", "DELETE /a/{id}": "user", "POST /a/new": "user"}
+    table = RouteTable(lines)  # type: ignore[arg-type]
+    assert table.methods("/a/new") == {"POST": "user"}
+    assert set(table.methods("/a/b")) == {"GET", "HEAD", "DELETE"}
+
+
 def test_dots_in_a_path_are_no_pattern() -> None:
     table = RouteTable({"GET /openapi.json": "user", "GET /a.b/{x}.c": "user"})
     for path in ("/openapi.json", "/a.b/1.c"):

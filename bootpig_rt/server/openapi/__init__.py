@@ -1,0 +1,1 @@
+"""The OpenAPI file: what every route takes and answers, for programs."""

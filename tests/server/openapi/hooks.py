@@ -1,0 +1,133 @@
+"""For schemathesis: real pictures and subjects, and what JSON Schema cannot say of a request.
+
+A value that is valid by the schema is made one that the server takes: pairs are put in order, sizes
+become such as the model draws. What is not valid by the schema stays as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import schemathesis
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from PIL import Image, ImageDraw
+from schemathesis.core.failures import AcceptedNegativeData
+from schemathesis.core.file_samples import MEDIA_TYPE_FILE_SAMPLES
+from schemathesis.transport.serialization import Binary
+
+_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+_SIZES = ("32x32", "64x32", "auto")
+_WINDOW = re.compile(r"window:[0-9.]{1,20}-[0-9.]{1,20}")
+_MODEL = "tiny_bundle"
+
+
+def _picture(format: str, side_px: int, left: int) -> bytes:
+    image = Image.new("RGB", (side_px, side_px), "white")
+    ImageDraw.Draw(image).ellipse((left, 4, side_px - 4, side_px - 4), fill=(200, 40, 30))
+    stream = io.BytesIO()
+    image.save(stream, format)
+    return stream.getvalue()
+
+
+_PICTURES = {
+    media_type: [_picture(format, side_px, left) for side_px, left in ((16, 2), (40, 6), (48, 9))]
+    for media_type, format in _FORMATS.items()
+}
+_URLS = [
+    f"data:{media_type};base64,{base64.b64encode(file).decode()}"
+    for media_type, files in _PICTURES.items()
+    for file in files
+]
+
+_SUBJECT = Path(os.environ["BOOTPIG_RT_FUZZ_SUBJECT"]).read_bytes()
+
+# Its own pictures have one pixel, fewer than a reference image may have.
+MEDIA_TYPE_FILE_SAMPLES.update({name: files[0] for name, files in _PICTURES.items()})
+MEDIA_TYPE_FILE_SAMPLES["application/octet-stream"] = _SUBJECT
+
+
+@schemathesis.hook
+def map_case(
+    context: schemathesis.HookContext, case: schemathesis.Case[Any]
+) -> schemathesis.Case[Any]:
+    """Of each request that schemathesis would send, the one that it does."""
+    if isinstance(case.body, dict):
+        _mend(case.body)
+    return case
+
+
+@schemathesis.hook
+def filter_failure(
+    context: schemathesis.HookContext, failure: Any, case: schemathesis.Case[Any], response: Any
+) -> bool:
+    """Bytes are no text to its validator, so it takes some valid forms with files for invalid."""
+    form = case.operation.get_body_for_media_type(case.media_type)
+    if (
+        type(failure) is not AcceptedNegativeData
+        or form is None
+        or "multipart" not in form.media_type
+    ):
+        return True
+    return not Draft202012Validator(form.optimized_schema).is_valid(_as_text(case.body))
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_text(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    return "" if isinstance(value, bytes | Binary) else value
+
+
+def _mend(body: dict[str, Any]) -> None:
+    for name in ("image", "file"):
+        if isinstance(body.get(name), bytes | Binary):
+            body[name] = _SUBJECT if name == "file" else _picture_of(body[name])
+    listed = body.get("image[]")
+    if isinstance(listed, list):
+        body["image[]"] = [
+            _picture_of(one) if isinstance(one, bytes | Binary) else one for one in listed
+        ]
+    size, model = body.get("size"), body.get("model")
+    if isinstance(size, str) and re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
+        body["size"] = _SIZES[len(size) % len(_SIZES)]
+    if isinstance(model, str) and len(model) <= 200 and len(model) % 4:
+        body["model"] = _MODEL  # the others are 404
+    interval = body.get("guidance_interval")
+    if isinstance(interval, list) and _is_share(interval):
+        body["guidance_interval"] = [0.0, max([0.01, *interval])]
+    schedule = body.get("reference_schedule")
+    if isinstance(schedule, str):
+        body["reference_schedule"] = _WINDOW.sub("window:0-0.9", schedule)
+    images = body.get("images")
+    for number, image in enumerate(images if isinstance(images, list) else ()):
+        if isinstance(image, dict) and _is_data_url(image.get("image_url")):
+            image["image_url"] = _URLS[number % len(_URLS)]
+
+
+def _picture_of(data: bytes | Binary) -> bytes:
+    """A picture in place of what is none."""
+    files = [file for files in _PICTURES.values() for file in files]
+    return files[len(data) % len(files)]
+
+
+def _is_share(value: list[Any]) -> bool:
+    return len(value) == 2 and all(type(one) in (int, float) and 0 <= one <= 1 for one in value)
+
+
+def _is_data_url(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    head, _, data = value.partition(";base64,")
+    if head.removeprefix("data:") not in _FORMATS or not head.startswith("data:"):
+        return False
+    try:
+        base64.b64decode(data, validate=True)
+    except ValueError:
+        return False
+    return True
