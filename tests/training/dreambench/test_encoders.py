@@ -14,7 +14,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from bootpig_rt.errors import CheckpointError
-from bootpig_rt.training.evaluation.dreambench.encoders import ClipEncoder, DinoEncoder, View
+from bootpig_rt.training.evaluation.dreambench.encoders import (
+    ClipEncoder,
+    DinoEncoder,
+    View,
+    is_clip_b32,
+    is_vit_s16,
+)
 
 
 def grey(level: int) -> Image.Image:
@@ -77,6 +83,20 @@ def test_another_architecture_is_not_of_the_protocol(clip_folder: Path, dino_fol
     assert not clip.about.is_of_protocol
     assert not dino.about.is_of_protocol
     assert "16 wide, 2 deep, /8" in dino.about.text
+
+
+def test_the_protocol_has_clip_b32_and_dino_s16() -> None:
+    from transformers import CLIPConfig, ViTConfig
+
+    assert is_clip_b32(CLIPConfig())  # whose defaults are openai/clip-vit-base-patch32
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
+    large["num_attention_heads"] = 16
+    assert not is_clip_b32(CLIPConfig(vision_config=large, projection_dim=768))
+    assert not is_clip_b32(CLIPConfig(vision_config={"patch_size": 16}))
+    small = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+    assert is_vit_s16(ViTConfig(**small))
+    assert not is_vit_s16(ViTConfig(**small, patch_size=8))
+    assert not is_vit_s16(ViTConfig())
 
 
 def drop_weights(folder: Path) -> None:

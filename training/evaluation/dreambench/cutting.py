@@ -13,13 +13,17 @@ from PIL import Image
 
 from bootpig_rt.bundle.files import measure
 from bootpig_rt.images.background import BackgroundRemover, load_remover
+from bootpig_rt.images.image_input import MIN_SIDE_PX
 from bootpig_rt.images.png import save_png
 
 _MIN_ALPHA = 8  # of 255, as for reference images
+_MIN_SHARE = (
+    1 / 16
+)  # of the picture's longer side: less is a speck, not the subject of a photograph
 
 
 class Cutter:
-    """A background remover that takes the whole picture where it finds no subject.
+    """A background remover that takes the whole picture where it finds no subject, or a speck.
 
     Args:
         name: As for `load_remover`.
@@ -45,7 +49,9 @@ class Cutter:
     def __call__(self, image: Image.Image) -> Image.Image:
         """A mask, as for `BackgroundRemover`; never empty."""
         mask = self._remover(image)
-        if mask.getextrema()[1] <= _MIN_ALPHA:  # type: ignore[operator]
+        box = mask.point(lambda alpha: 255 * (alpha > _MIN_ALPHA)).getbbox()
+        longest = 0 if box is None else max(box[2] - box[0], box[3] - box[1])
+        if longest < max(MIN_SIDE_PX, _MIN_SHARE * max(image.size)):
             self.num_whole += 1
             return Image.new("L", image.size, 255)
         return mask

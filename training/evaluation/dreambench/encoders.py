@@ -124,7 +124,7 @@ class ClipEncoder:
             "clip",
             f"CLIP {_shape(vision)}, {config['model_type']} from {folder.name}",
             digest,
-            _is(vision, _CLIP_B32) and self._model.config.projection_dim == 512,
+            is_clip_b32(self._model.config),
         )
 
     @torch.inference_mode()
@@ -176,7 +176,7 @@ class DinoEncoder:
             "dino",
             f"DINO {_shape(config)}, {seen}, from {self._folder.name}",
             hashlib.sha256(f"{self._digest} {view}".encode()).hexdigest(),
-            _is(config, _DINO_S16),
+            is_vit_s16(config),
         )
 
     def seen_as(self, view: DinoView) -> DinoEncoder:
@@ -233,6 +233,16 @@ def _unit(features: torch.Tensor) -> Floats:
 
 def _shape(config: Any) -> str:
     return f"ViT {config.hidden_size} wide, {config.num_hidden_layers} deep, /{config.patch_size}"
+
+
+def is_clip_b32(config: Any) -> bool:
+    """Whether a `CLIPConfig` is that of the protocol's CLIP."""
+    return _is(config.vision_config, _CLIP_B32) and config.projection_dim == 512
+
+
+def is_vit_s16(config: Any) -> bool:
+    """Whether a `ViTConfig` is that of the protocol's DINO."""
+    return _is(config, _DINO_S16)
 
 
 def _is(config: Any, expected: dict[str, int]) -> bool:
