@@ -16,6 +16,7 @@ from bootpig_rt.errors import ConfigError, describe_os_error
 StageName = Literal["vae", "base", "pair", "distill"]
 TimestepSampling = Literal["uniform", "middle"]
 Augmentation = Literal["none", "paper", "light"]
+TextStates = Literal["computed", "stored"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
 T = TypeVar("T")
@@ -117,6 +118,19 @@ class DiffusionConfig(_Table, frozen=True):
             )
 
 
+class SamplesConfig(_Table, frozen=True):
+    """How samples are read. Every stage reads it."""
+
+    # Widths and heights in pixels; none: all pictures are squares of one size.
+    buckets: tuple[tuple[Count, Count], ...] = ()
+    # Samples that are shuffled together, after the shards are; 0 for all.
+    window: Size = 32768
+    # Batches that are read ahead, each by a thread.
+    readers: Size = 4
+    # Stage `pair` only: computed in each step, or once and read from the disk.
+    text_states: TextStates = "computed"
+
+
 class PairSettings(_Table, frozen=True):
     """Stages `base` and `pair`: what `pair.json` says otherwise than that of `start_from`.
 
@@ -156,7 +170,7 @@ TABLES: dict[StageName, tuple[str, ...]] = {
     "pair": ("diffusion", "pair"),
     "distill": ("diffusion", "distill"),
 }
-"""The tables that each stage reads, beside [optimizer]."""
+"""The tables that each stage reads, beside [samples] and [optimizer]."""
 
 
 class TrainConfig(_Table, frozen=True):
@@ -180,6 +194,7 @@ class TrainConfig(_Table, frozen=True):
     validate_every: Size = 500
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2
+    samples: SamplesConfig = SamplesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     vae: VaeConfig = VaeConfig()
     unet: UNetConfig = UNetConfig()
@@ -193,11 +208,21 @@ class TrainConfig(_Table, frozen=True):
         for name in {name for tables in TABLES.values() for name in tables} - set(used):
             table = getattr(self, name)
             if table != type(table)():
-                read = ", ".join(f"[{each}]" for each in ("optimizer", *used))
+                read = ", ".join(f"[{each}]" for each in ("optimizer", *used, "samples"))
                 raise ConfigError(
                     f"stage {self.stage!r} does not read [{name}], only {read}: take it out; "
                     "sizes, noise schedule and prediction come from start_from"
                 )
+        if self.stage == "vae" and self.samples.buckets:
+            raise ConfigError(
+                "stage 'vae' trains on pictures of one size, references too: take out "
+                "samples.buckets"
+            )
+        if self.stage != "pair" and self.samples.text_states == "stored":
+            raise ConfigError(
+                f"stage {self.stage!r} does not read stored text states: take out "
+                "samples.text_states"
+            )
         if self.stage != "vae" and not self.start_from:
             raise ConfigError(
                 f"stage {self.stage!r} needs start_from: the folder that the stage before it made"

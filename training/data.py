@@ -1,60 +1,30 @@
 """Batches for the U-Nets: latents with what is dropped, and which references each row reads.
 
-Knows latents, token ids and dropout; knows nothing about models or losses. References come from a
-source: the cache, or pictures that are augmented and encoded for each batch, so that every epoch
-sees them otherwise.
+Knows latents, texts and dropout; knows nothing about models or losses. All chance in a batch is a
+function of seed, step and place, so batches are read ahead by threads, and are the same in any
+number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from bootpig_rt.checks import check_prompt
-from bootpig_rt.errors import ConfigError
 from bootpig_rt.text.tokenizer import Tokenizer
-from bootpig_rt.training.augment import augment
-from bootpig_rt.training.config import Augmentation, DiffusionConfig, TrainConfig
+from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
-from bootpig_rt.training.latents import Latents, encode, load_latents
-from bootpig_rt.training.pictures import load_pictures
+from bootpig_rt.training.latents import Latents, StoredLatents
+from bootpig_rt.training.order import Order
+from bootpig_rt.training.read_ahead import ReadAhead
+from bootpig_rt.training.references import References
+from bootpig_rt.training.text_states import StoredTexts
 
-VALIDATION_SAMPLES = 16
-
-
-References = Callable[[Sequence[int], Sequence[np.random.Generator]], Tensor]
-"""Rows of the reference table, and a random stream for each -> latents [n, C, h, w] on the CPU."""
-
-
-def cached_references(latents: Latents) -> References:
-    """References as they were encoded once."""
-    return lambda rows, rngs: latents.references[list(rows)]
-
-
-def augmented_references(
-    pictures: NDArray[np.uint8], vae: Any, augmentation: Augmentation, device: torch.device
-) -> References:
-    """References, uint8 [M, S, S, 3] on white, that are changed and encoded anew each time.
-
-    Encoding costs about a sixth of a training step at 64 px and a tenth at 512. A cache of one draw
-    an epoch would cost the same encodings, and the disk besides.
-    """
-
-    def references(rows: Sequence[int], rngs: Sequence[np.random.Generator]) -> Tensor:
-        drawn = [
-            augment(rng, pictures[row], augmentation) for row, rng in zip(rows, rngs, strict=True)
-        ]
-        with torch.autocast(device.type, enabled=False):  # the numbers that a cache would hold
-            return encode(vae, np.stack(drawn), device)
-
-    return references
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +32,8 @@ class Batch:
     """One batch on the device; the first `kept` rows have references, `ref_of_row` [kept, R].
 
     `order` are the rows' places in the indices that were asked for; `owner` the row of each
-    reference.
+    reference. `states` [B + n, S, E] are text states of `ids` and then `reference_ids`, None where
+    they are to be computed.
     """
 
     latents: Tensor
@@ -74,37 +45,100 @@ class Batch:
     ref_of_row: Tensor
     order: list[int]
     owner: list[int]
+    states: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a batch is made of, on the CPU; names as in `Batch`."""
+
+    latents: Tensor
+    masks: Tensor
+    ids: Tensor
+    references: Tensor
+    reference_ids: Tensor
+    ref_of_row: Tensor
+    order: list[int]
+    owner: list[int]
+    states: Tensor | None
 
 
 class DiffusionData:
     """Samples of a data set as the U-Nets see them, and a few held-out ones.
 
-    `dropout` says how often prompts and references are left out, and how many are read.
+    `config` says how often prompts and references are left out, how many are read, and how samples
+    are shuffled and read ahead.
     """
 
     def __init__(
         self,
-        train: Latents,
+        train: StoredLatents,
         references: References,
         validation: Latents | None,
         tokenizer: Tokenizer,
-        dropout: DiffusionConfig,
+        config: TrainConfig,
         device: torch.device,
+        *,
+        texts: StoredTexts | None = None,
     ) -> None:
         self.train, self.references, self.validation = train, references, validation
-        self.tokenizer, self.dropout, self.device = tokenizer, dropout, device
-        self.num_samples = len(train.targets)
-        self.caption_ids = self.ids(train.captions)
-        self.reference_ids = self.ids(train.reference_prompts)
+        self.samples = train.samples
+        self.tokenizer, self.dropout, self.device = tokenizer, config.diffusion, device
+        self.order = Order(
+            self.samples.shard_sizes,
+            buckets=train.sizing.bucket_of(self.samples.sizes_px),
+            window=config.samples.window,
+        )
+        self._texts, self._told_cut = texts, False
         self.empty_ids = self.ids([""])
+        self._ahead = ReadAhead(self._read, config.samples.readers)
 
     def ids(self, texts: list[str]) -> Tensor:
-        """Tokenise texts to int64 [N, S]."""
-        checked = [check_prompt(text, "caption", allow_empty=True) for text in texts]
-        return torch.from_numpy(self.tokenizer(checked))
+        """Tokenise texts to int64 [N, S]; the first that is cut is told in the log."""
+        ids = self.tokenizer(texts, tells_cut=False)
+        if not self._told_cut:
+            full = np.flatnonzero(ids[:, -2] != self.tokenizer.pad_id).tolist()
+            cut = [n for n in full if self.tokenizer.num_tokens(texts[n]) > ids.shape[1]]
+            if cut:
+                self._told_cut = True
+                logger.warning(
+                    "a caption has %d tokens, the text encoder reads %d, the end is ignored; so it "
+                    "is with any other that is as long: %r",
+                    self.tokenizer.num_tokens(texts[cut[0]]),
+                    ids.shape[1],
+                    texts[cut[0]],
+                )
+        return torch.from_numpy(ids)
+
+    def expect(self, upcoming: Iterator[tuple[Tensor, Draws]]) -> None:
+        """Begin to read the batches that come next."""
+        self._ahead.expect(upcoming)
 
     def batch(self, indices: Tensor, draws: Draws) -> Batch:
-        """Gather samples, drop prompts and references, choose which references are read."""
+        """Gather samples, drop prompts and references, choose which references are read.
+
+        Raises:
+            InputError: A shard was changed or cut meanwhile, or a picture in it is damaged.
+        """
+        read = self._ahead.get(indices, draws)
+        references = read.latents[:0]
+        if read.owner:
+            references = self.references.latents(read.references)
+        return Batch(
+            latents=self._send(read.latents).float(),
+            masks=self._send(read.masks).float() / 255.0,
+            ids=self._send(read.ids),
+            kept=len(read.ref_of_row),
+            reference_latents=self._send(references).float(),
+            reference_ids=self._send(read.reference_ids),
+            ref_of_row=read.ref_of_row,
+            order=read.order,
+            owner=read.owner,
+            states=None if read.states is None else self._send(read.states).float(),
+        )
+
+    def _read(self, indices: Tensor, draws: Draws) -> _Read:
+        """Read a batch, in any thread."""
         settings, train = self.dropout, self.train
         both, reference, prompt = draws.uniform(3).unbind(1)
         drop_both = both < settings.both_dropout
@@ -112,89 +146,48 @@ class DiffusionData:
         drop_prompt = (prompt < settings.prompt_dropout) | drop_both
         # Rows with a reference come first, so that attention works on two plain blocks.
         order = torch.argsort(drop_reference.long(), stable=True)
-        indices, drop_prompt = indices[order], drop_prompt[order]
+        samples, drop_prompt = indices[order].tolist(), drop_prompt[order]
         kept = int((~drop_reference).sum())
-        ids = self.caption_ids[indices].clone()
-        ids[drop_prompt] = self.empty_ids
-        rows, ref_of_row = self._choose(indices[:kept], draws.part(order.tolist()))
-        owner = torch.arange(kept).repeat_interleave((ref_of_row >= 0).sum(1))
+        texts = [self.samples.texts(sample) for sample in samples]
+        chosen, ref_of_row = self._choose(samples[:kept], draws.part(order.tolist()))
+        owner = torch.arange(kept).repeat_interleave((ref_of_row >= 0).sum(1)).tolist()
         rngs = [draws.rng(int(order[row])) for row in owner]
-        found = self.references(rows, rngs) if rows else train.targets[:0]
-        device = self.device
-        return Batch(
-            latents=train.targets[indices].float().to(device),
-            masks=train.masks[indices].float().to(device) / 255.0,
-            ids=ids.to(device),
-            kept=kept,
-            reference_latents=found.float().to(device),
-            reference_ids=self.reference_ids[indices[owner]].to(device),
+        prompts = zip(texts, drop_prompt.tolist(), strict=True)
+        return _Read(
+            latents=self._pin(train.targets(samples)),
+            masks=self._pin(train.masks(samples)),
+            ids=self.ids(["" if is_dropped else caption for (caption, _), is_dropped in prompts]),
+            references=self.references.read(chosen, rngs),
+            reference_ids=self.ids([texts[row][1] for row in owner]),
             ref_of_row=ref_of_row,
             order=order.tolist(),
-            owner=owner.tolist(),
+            owner=owner,
+            states=self._states(samples, drop_prompt, owner),
         )
 
-    def _choose(self, indices: Tensor, draws: Draws) -> tuple[list[int], Tensor]:
-        """Rows of the reference table [n], and which of them each sample reads [kept, R]."""
+    def _choose(self, samples: list[int], draws: Draws) -> tuple[list[tuple[int, int]], Tensor]:
+        """The references that are read [n], and which of them each sample reads [kept, R]."""
         most = self.dropout.max_references
-        rows: list[int] = []
-        table = torch.full((len(indices), most), -1, dtype=torch.long)
-        for place, index in enumerate(indices.tolist()):
-            first, last = self.train.first_reference[index : index + 2].tolist()
-            for slot, k in enumerate(draws.order(place, last - first)[:most]):
-                table[place, slot] = len(rows)
-                rows.append(first + k)
-        return rows, table
+        chosen: list[tuple[int, int]] = []
+        table = torch.full((len(samples), most), -1, dtype=torch.long)
+        for place, sample in enumerate(samples):
+            count = self.samples.num_references(sample)
+            for slot, number in enumerate(draws.order(place, count)[:most]):
+                table[place, slot] = len(chosen)
+                chosen.append((sample, number))
+        return chosen, table
 
+    def _states(self, samples: list[int], drop_prompt: Tensor, owner: list[int]) -> Tensor | None:
+        if self._texts is None:
+            return None
+        captions = self._texts.captions(samples)
+        captions[drop_prompt] = self._texts.empty
+        prompts = self._texts.reference_prompts([samples[row] for row in owner])
+        return self._pin(torch.cat([captions, prompts]))
 
-def open_data(
-    config: TrainConfig,
-    vae: Any,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    *,
-    size_px: int | None = None,
-) -> DiffusionData:
-    """Read or make the latents that a configuration names.
+    def _pin(self, tensor: Tensor) -> Tensor:
+        """Where it can be sent while the device computes."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    Args:
-        config: Names data, number of samples and augmentation; the cache stands beside its output.
-        vae: Frozen.
-        tokenizer: Of the text encoder.
-        device: Where the VAE is and batches go.
-        size_px: Side of the pictures that the start was made for; None takes any.
-
-    Raises:
-        InputError: A folder has no samples.
-        ConfigError: The pictures are of another size.
-        StorageError: The cache cannot be written.
-    """
-    cache, augmentation = Path(config.output).parent / "latents", config.diffusion.augmentation
-    folder = Path(config.data)
-    train = load_latents(
-        folder,
-        vae,
-        cache,
-        with_references=augmentation == "none",
-        max_samples=config.max_samples,
-        device=device,
-    )
-    side = train.size_px
-    if size_px is not None and side != size_px:
-        raise ConfigError(
-            f"{folder} has pictures of {side} px, but {config.start_from} was made for {size_px}; "
-            f"make others with `bootpig-rt synthesize --size-px {size_px}`"
-        )
-    references = cached_references(train)
-    if augmentation != "none":
-        pictures = load_pictures(folder, max_samples=config.max_samples).references
-        references = augmented_references(pictures, vae, augmentation, device)
-    validation = None
-    if config.validation_data:
-        validation = load_latents(
-            Path(config.validation_data),
-            vae,
-            cache,
-            max_samples=VALIDATION_SAMPLES,
-            device=device,
-        )
-    return DiffusionData(train, references, validation, tokenizer, config.diffusion, device)
+    def _send(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Randomness of training: which samples a step takes, and random numbers for each of them.
+"""Randomness of training: random numbers for each sample of a step; `order.py` says which it takes.
 
 Every sample of a step has a stream of its own, fixed by (seed, step, place in the step). So nothing
 about randomness is ever stored, and a step is the same however it is divided over processes and
@@ -8,7 +8,7 @@ accumulation, up to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_EPOCH, _STEP = 0, 1
+_STEP, _READING = 1, 2
+"""What a stream is for; `order.py` has 0 and 3."""
 
 
 class Draws:
@@ -26,15 +27,31 @@ class Draws:
     """
 
     def __init__(self, seed: int, step: int, places: Sequence[int]) -> None:
-        self._rngs = [np.random.default_rng((_STEP, seed, step, place)) for place in places]
+        self._seeds: list[tuple[int, ...]] = [(_STEP, seed, step, place) for place in places]
+
+    @cached_property
+    def _rngs(self) -> list[np.random.Generator]:
+        return [np.random.default_rng(seeds) for seeds in self._seeds]
 
     def __len__(self) -> int:
-        return len(self._rngs)
+        return len(self._seeds)
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], ...]:
+        """Which streams these are."""
+        return tuple(self._seeds)
 
     def part(self, rows: Sequence[int]) -> Draws:
         """The streams of some of the samples."""
         found = Draws.__new__(Draws)
+        found._seeds = [self._seeds[row] for row in rows]
         found._rngs = [self._rngs[row] for row in rows]
+        return found
+
+    def of_reading(self) -> Draws:
+        """Fresh streams for what is drawn while samples are read, by whichever thread, whenever."""
+        found = Draws.__new__(Draws)
+        found._seeds = [(_READING, *seeds[1:]) for seeds in self._seeds]
         return found
 
     def uniform(self, *shape: int, of: Sequence[int] | None = None) -> Tensor:
@@ -61,24 +78,3 @@ class Draws:
 def _stack(drawn: list[Any], shape: tuple[int, ...]) -> Tensor:
     found: NDArray[np.float32] = np.array(drawn, np.float32).reshape(len(drawn), *shape)
     return torch.from_numpy(found)
-
-
-def step_indices(step: int, batch_size: int, num_samples: int, seed: int) -> Tensor:
-    """The samples of a step, int64 [batch_size]: whole epochs, each in its own random order.
-
-    `batch_size` counts over all processes and accumulation.
-    """
-    first = step * batch_size
-    parts: list[Tensor] = []
-    done = 0
-    while done < batch_size:
-        epoch, offset = divmod(first + done, num_samples)
-        parts.append(_epoch(seed, epoch, num_samples)[offset : offset + batch_size - done])
-        done += len(parts[-1])
-    return torch.cat(parts)
-
-
-@lru_cache(maxsize=2)
-def _epoch(seed: int, epoch: int, num_samples: int) -> Tensor:
-    rng = np.random.default_rng((_EPOCH, seed, epoch))
-    return torch.from_numpy(rng.permutation(num_samples))

@@ -1,8 +1,7 @@
-"""Pictures of shards in memory, and sheets of pictures for people to look at."""
+"""Pictures as tensors and back, and sheets of them for people to look at."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,58 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bootpig_rt.errors import ConfigError
 from bootpig_rt.images.png import save_png
 from bootpig_rt.images.sheet import grid
-from bootpig_rt.training.shards import read_manifest, read_samples
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """All samples of a folder.
-
-    `targets` uint8 [N, S, S, 3]; `masks` uint8 [N, S, S]; `references` uint8 [M, S, S, 3], those of
-    sample n at `first_reference[n]` up to `first_reference[n + 1]`; captions and prompts, N each.
-    """
-
-    targets: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
-    references: NDArray[np.uint8]
-    first_reference: NDArray[np.int64]
-    captions: list[str]
-    reference_prompts: list[str]
-
-
-def load_pictures(folder: Path, *, max_samples: int = 0) -> Pictures:
-    """Read the samples of a folder of shards (the first `max_samples`; 0 for all).
-
-    Raises:
-        InputError: The folder has no manifest.
-        ConfigError: It has no samples.
-    """
-    count = read_manifest(folder)["samples"]
-    count = min(count, max_samples) if max_samples else count
-    if count < 1:
-        raise ConfigError(f"{folder} has no samples; make some with `bootpig-rt synthesize`")
-    targets, masks, references, first = [], [], [], [0]
-    captions, prompts = [], []
-    for sample in read_samples(folder):
-        if sample.index >= count:
-            break
-        targets.append(sample.target)
-        masks.append(sample.mask)
-        references.extend(sample.references)
-        first.append(len(references))
-        captions.append(sample.caption)
-        prompts.append(sample.reference_prompt)
-    return Pictures(
-        np.stack(targets),
-        np.stack(masks),
-        np.stack(references),
-        np.asarray(first, dtype=np.int64),
-        captions,
-        prompts,
-    )
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:

@@ -20,17 +20,17 @@ from bootpig_rt.models.load import Pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.text.tokenizer import Tokenizer
+from bootpig_rt.training.caches import make_missing
 from bootpig_rt.training.config import TrainConfig
-from bootpig_rt.training.data import open_data
 from bootpig_rt.training.model_card import write_card
-from bootpig_rt.training.pictures import load_pictures
+from bootpig_rt.training.open_data import open_data, open_samples, open_validation
 from bootpig_rt.training.provenance import FILE, provenance
 from bootpig_rt.training.shards import read_manifest
 from bootpig_rt.training.stage import Stage
 from bootpig_rt.training.stages.base import BaseStage
 from bootpig_rt.training.stages.distill import DistillStage
 from bootpig_rt.training.stages.pair import PairStage
-from bootpig_rt.training.stages.vae import VaeStage
+from bootpig_rt.training.stages.vae import VALIDATION_PICTURES, VaeStage
 from bootpig_rt.training.start import load_start, load_start_vae, subject_share
 from bootpig_rt.training.tokens import train_tokenizer
 from bootpig_rt.training.trainer import Trainer
@@ -51,16 +51,14 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
         The stage, and the fingerprint of what it starts from.
     """
     if config.stage == "vae":
-        pictures = load_pictures(Path(config.data), max_samples=config.max_samples)
-        held_out = None
-        if config.validation_data:
-            held_out = load_pictures(Path(config.validation_data), max_samples=16)
-        return VaeStage(config, pictures, held_out, device), ""
+        held_out = open_validation(config, VALIDATION_PICTURES)
+        return VaeStage(config, open_samples(config), held_out, device), ""
     if config.stage == "base":
         vae: Any = load_start_vae(Path(config.start_from), device)
         folder = _tokenizer_of(config)
         tokenizer = Tokenizer.from_folder(folder)
-        data = open_data(config, vae, tokenizer, device)
+        latent_multiple = 2 ** (len(config.unet.block_channels) - 1)
+        data = open_data(config, vae, tokenizer, device, latent_multiple=latent_multiple)
         base = BaseStage(config, vae, folder, tokenizer.eos_id + 1, data)
         return base, digest_tensors(vae.state_dict())
     start = load_start(Path(config.start_from), device)
@@ -72,7 +70,8 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
         start.vae,
         Tokenizer.from_folder(start.tokenizer_folder),
         device,
-        size_px=start.config.sample_size_px,
+        latent_multiple=start.base.size_multiple,
+        start=start,
     )
     kind = PairStage if config.stage == "pair" else DistillStage
     return kind(config, start, data), start.fingerprint
@@ -81,22 +80,26 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
 def _tokenizer_of(config: TrainConfig) -> Path:
     """The run's tokenizer, learned from its captions the first time."""
     folder = Path(config.output) / "tokenizer"
-    if not (folder / "tokenizer_config.json").exists():
-        captions = load_pictures(Path(config.data), max_samples=config.max_samples).captions
+    last = folder / "tokenizer_config.json"
+
+    def learn(_: int, __: object) -> None:
+        samples = open_samples(config)
+        captions = (samples.texts(sample)[0] for sample in range(len(samples)))
         train_tokenizer(
             captions,
             folder,
             vocabulary=config.unet.vocabulary,
             max_tokens=config.unet.max_tokens,
         )
+
+    make_missing([last], [1], learn, what="tokenizer", unit="tokenizer")
     return folder
 
 
 def build_trainer(config: TrainConfig, accelerator: Accelerator) -> Trainer:
     """A trainer whose result is written with where it comes from."""
-    # One process first: the others then find its tokenizer and its latents.
-    with accelerator.main_process_first():
-        stage, fingerprint = build_stage(config, accelerator.device)
+    # All processes at once: they share the work on the tokenizer, the latents and the text states.
+    stage, fingerprint = build_stage(config, accelerator.device)
 
     def write(result: Any, folder: Path) -> None:
         if isinstance(result, Pair):
@@ -151,8 +154,8 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     seen = config.steps * config.batch_size * config.accumulate
     return {
         "modules": parameters,
-        "samples": stage.num_samples,
+        "samples": stage.order.num_samples,
         "samples_seen": seen,
-        "epochs": round(seen / stage.num_samples, 2),
+        "epochs": round(seen / stage.order.num_samples, 2),
         "config": config.to_dict(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.order import Order
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,16 @@ class Validation:
 class Stage(Protocol):
     """One stage of training."""
 
-    num_samples: int
+    order: Order
 
     def modules(self) -> dict[str, nn.Module]:
         """Modules whose trainable parameters are optimised, averaged and stored."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups, each with `params` and its own `lr`."""
+
+    def expect(self, upcoming: Iterator[tuple[Tensor, Draws]]) -> None:
+        """Begin to read what `loss` will be asked for next, in this order."""
 
     def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the samples `indices` [B], and figures to log; all chance is in `draws`."""

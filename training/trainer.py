@@ -17,6 +17,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from bootpig_rt.errors import CheckpointError, NumericalError
 from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training.checkpoints import Checkpoints, Ema, TrainingState, averaged
 from bootpig_rt.training.config import TrainConfig
-from bootpig_rt.training.draws import Draws, step_indices
+from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.pictures import save_sheet
 from bootpig_rt.training.stage import Stage
 
@@ -173,9 +174,6 @@ class Trainer:
 
     def _train_step(self) -> dict[str, Tensor]:
         config, accelerator = self.config, self.accelerator
-        places = torch.arange(self._samples_per_step)
-        indices = step_indices(self.step, len(places), self.stage.num_samples, config.seed)
-        mine = places[accelerator.process_index :: accelerator.num_processes]
         settings = config.optimizer
         share = learning_rate_share(
             self.step,
@@ -186,12 +184,13 @@ class Trainer:
         for group, top in zip(self.optimizer.param_groups, self.top_rates, strict=True):
             group["lr"] = top * share
         figures: dict[str, Tensor] = {}
-        parts = mine.chunk(config.accumulate)
-        for number, part in enumerate(parts, start=1):
-            draws = Draws(config.seed, self.step, part.tolist())
+        parts = self._parts(self.step)
+        for number, (indices, draws) in enumerate(parts, start=1):
+            following = chain.from_iterable(map(self._parts, range(self.step + 1, config.steps)))
+            self.stage.expect(chain(parts[number - 1 :], following))
             with self._averaging(is_last=number == len(parts)):
                 with accelerator.autocast():
-                    loss, extra = self._loss(indices[part], draws)
+                    loss, extra = self._loss(indices, draws)
                 accelerator.backward(loss / config.accumulate)
             for name, value in {"loss": loss, **extra}.items():
                 share_of_step = value.detach().float().cpu() / config.accumulate
@@ -207,6 +206,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.step)
         return figures
+
+    def _parts(self, step: int) -> list[tuple[Tensor, Draws]]:
+        """This process's samples of a step, in the parts that it takes one after another."""
+        seed, accelerator = self.config.seed, self.accelerator
+        places = torch.arange(self._samples_per_step)
+        indices = self.stage.order.step(step, len(places), seed)
+        mine = places[accelerator.process_index :: accelerator.num_processes]
+        parts = mine.chunk(self.config.accumulate)
+        return [(indices[part], Draws(seed, step, part.tolist())) for part in parts]
 
     def _averaging(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are averaged over processes once a step, in the last part of it."""

@@ -19,6 +19,7 @@ from bootpig_rt.training.config import (
     DistillConfig,
     OptimizerConfig,
     PairSettings,
+    SamplesConfig,
     TrainConfig,
     UNetConfig,
     VaeConfig,
@@ -120,6 +121,7 @@ def make_config(samples: Path) -> MakeConfig:
 
     def make(stage: Any, output: Path, **changes: Any) -> TrainConfig:
         tables: dict[str, Any] = {
+            "samples": SamplesConfig(),
             "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=3, ema_decay=0.9),
             "vae": VaeConfig(block_channels=(16, 32), norm_groups=8),
             "unet": UNetConfig(
@@ -135,7 +137,7 @@ def make_config(samples: Path) -> MakeConfig:
             "pair": PairSettings(),
             "distill": DistillConfig(),
         }
-        used = {"optimizer", *TABLES[stage]}
+        used = {"samples", "optimizer", *TABLES[stage]}
         tables = {
             name: structs.replace(table, **changes.pop(name, {}))
             for name, table in tables.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bootpig_rt.errors import BootPIGError
 from bootpig_rt.training.config import OptimizerConfig, TrainConfig, VaeConfig
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.order import Order
 from bootpig_rt.training.run import build_trainer
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.trainer import Trainer
@@ -31,7 +32,7 @@ STEPS = 4
 class LineStage:
     """Learns a line through noisy points; its second part reads some samples only."""
 
-    num_samples = 13
+    order = Order([13])
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -46,6 +47,9 @@ class LineStage:
     def parameter_groups(self) -> list[dict[str, Any]]:
         parameters = [*self.line.parameters(), *self.bend.parameters()]
         return [{"params": parameters, "lr": 0.05}]
+
+    def expect(self, upcoming: Iterator[tuple[Tensor, Draws]]) -> None:
+        pass
 
     def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         self.seen.append(indices.tolist())

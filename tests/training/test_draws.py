@@ -1,27 +1,11 @@
-"""Which samples a step takes, and that random numbers belong to samples, not to processes."""
+"""Random numbers belong to samples, not to processes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bootpig_rt.training.draws import Draws, step_indices
-
-
-@pytest.mark.parametrize(("batch", "samples"), [(2, 12), (5, 12), (5, 3), (12, 12), (7, 1)])
-def test_every_epoch_shows_each_sample_once(batch: int, samples: int) -> None:
-    steps = -(-3 * samples // batch)
-    seen = torch.cat([step_indices(step, batch, samples, seed=1) for step in range(steps)])
-    for epoch in range(3):
-        shown = seen[epoch * samples : (epoch + 1) * samples]
-        assert shown.sort().values.tolist() == list(range(samples))
-
-
-def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
-    orders = [
-        tuple(step_indices(epoch, 40, 40, seed).tolist()) for seed in (1, 2) for epoch in (0, 1)
-    ]
-    assert len(set(orders)) == 4
+from bootpig_rt.training.draws import Draws
 
 
 def test_seeds_steps_and_places_have_random_numbers_of_their_own_each_time_the_same() -> None:
@@ -58,3 +42,15 @@ def test_numbers_are_of_unit_variance_and_from_zero_to_one() -> None:
     assert abs(float(noise.mean())) < 0.05
     assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
     assert 0 <= float(share.min()) < 0.01 < 0.99 < float(share.max()) < 1
+
+
+def test_what_is_drawn_while_samples_are_read_is_apart_and_always_the_same() -> None:
+    draws = Draws(3, 5, range(4))
+    reading = draws.of_reading()
+    first = reading.normal(6)
+    assert not torch.equal(draws.normal(6), first)
+    assert torch.equal(draws.of_reading().normal(6), first)
+    assert torch.equal(Draws(3, 5, range(4)).part([2]).of_reading().normal(6), first[[2]])
+    keys = [Draws(seed, step, [0]).key for seed in (0, 1) for step in (0, 1)]
+    assert len(set(keys)) == 4
+    assert draws.key != reading.key == Draws(3, 5, range(4)).of_reading().key

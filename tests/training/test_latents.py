@@ -1,4 +1,4 @@
-"""Cached latents: what they hold, when they are made anew, and that half a cache never stays."""
+"""Stored latents: what they hold, when they are made anew, and that they are not loaded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
-from bootpig_rt.errors import ConfigError, InputError, StorageError
+from bootpig_rt.errors import StorageError
 from bootpig_rt.training import latents as module
-from bootpig_rt.training.latents import Latents, encode, load_latents
-from bootpig_rt.training.pictures import load_pictures, save_sheet, to_tensor, to_uint8
+from bootpig_rt.training.buckets import Sizing, fit
+from bootpig_rt.training.latents import (
+    StoredLatents,
+    encode,
+    read_latents,
+    store_latents,
+    vae_factor,
+)
+from bootpig_rt.training.pictures import save_sheet, to_tensor, to_uint8
+from bootpig_rt.training.samples import Samples
+from bootpig_rt.training.shards import StoredSample, read_samples
 from bootpig_rt.training.start import load_start_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+SQUARE = Sizing(((16, 16),), 16)
+BUCKETS = Sizing(((16, 16), (24, 16)), 16)
 
 
 @pytest.fixture(scope="module")
@@ -26,111 +36,154 @@ def vae(vae_result: Path) -> Any:
     return load_start_vae(vae_result, CPU)
 
 
-def load(data: Path, vae: Any, cache: Path, **changes: Any) -> Latents:
-    return load_latents(data, vae, cache, device=CPU, **changes)
+@pytest.fixture(scope="module")
+def pictures(samples: Path) -> list[StoredSample]:
+    return list(read_samples(samples))
 
 
-def test_latents_are_the_vaes_means_in_unit_scale(samples: Path, vae: Any, tmp_path: Path) -> None:
-    loaded = load(samples, vae, tmp_path)
-    pictures = load_pictures(samples)
-    assert loaded.targets.shape == (24, 4, 8, 8)
-    assert loaded.targets.dtype == torch.float16
+def store(
+    data: Path, vae: Any, cache: Path, *, sizing: Sizing = SQUARE, max_samples: int = 0, **more: Any
+) -> StoredLatents:
+    samples = Samples(data, cache, max_samples=max_samples)
+    return store_latents(samples, sizing, vae, cache, device=CPU, **more)
+
+
+def files_of(cache: Path) -> list[Path]:
+    return sorted(cache.glob("latents-*/*"))
+
+
+def test_latents_are_the_vaes_means_in_unit_scale(
+    samples: Path, vae: Any, pictures: list[StoredSample], tmp_path: Path
+) -> None:
+    stored = store(samples, vae, tmp_path)
+    assert stored.shape == (4, 8, 8)
+    targets = stored.targets(range(24))
+    assert targets.shape == (24, 4, 8, 8)
+    assert targets.dtype == torch.float16
     with torch.no_grad():
-        means = vae.encode(to_tensor(pictures.targets)).latent_dist.mode()
+        pixels = to_tensor(np.stack([sample.target for sample in pictures]))
+        means = vae.encode(pixels).latent_dist.mode()
     expected = (means * vae.config.scaling_factor).half()
-    torch.testing.assert_close(loaded.targets, expected, atol=2e-3, rtol=2e-3)
-    assert loaded.targets.float().std() == pytest.approx(1.0, abs=0.02)
+    torch.testing.assert_close(targets, expected, atol=2e-3, rtol=2e-3)
+    assert targets.float().std() == pytest.approx(1.0, abs=0.02)
+    assert torch.equal(stored.targets([23, 4, 4]), targets[[23, 4, 4]])
 
 
-def test_each_sample_finds_its_own_references(samples: Path, vae: Any, tmp_path: Path) -> None:
-    loaded = load(samples, vae, tmp_path)
-    pictures = load_pictures(samples)
-    assert loaded.first_reference.tolist() == pictures.first_reference.tolist()
-    assert len(loaded.references) == len(pictures.references) == int(loaded.first_reference[-1])
-    counts = loaded.first_reference.diff()
-    assert set(counts.tolist()) == {1, 2, 3}
-    row = int(loaded.first_reference[7])
-    alone = encode(vae, pictures.references[row : row + 1], CPU)
-    torch.testing.assert_close(loaded.references[row], alone[0], atol=2e-3, rtol=2e-3)
-    assert loaded.captions == pictures.captions
-    assert loaded.reference_prompts == pictures.reference_prompts
+def test_each_sample_finds_its_own_references(
+    samples: Path, vae: Any, pictures: list[StoredSample], tmp_path: Path
+) -> None:
+    stored = store(samples, vae, tmp_path)
+    chosen = [(n, k) for n, sample in enumerate(pictures) for k in range(len(sample.references))]
+    assert {k for _, k in chosen} == {0, 1, 2}
+    wanted = encode(vae, np.stack([pictures[n].references[k] for n, k in chosen]), CPU)
+    torch.testing.assert_close(stored.references(chosen), wanted, atol=2e-3, rtol=2e-3)
+    assert torch.equal(stored.references(chosen[::-1]), stored.references(chosen).flip(0))
+    assert stored.references([]).shape == (0, 4, 8, 8)
 
 
 def test_masks_are_the_share_of_the_subject_in_each_latent(
-    samples: Path, vae: Any, tmp_path: Path
+    samples: Path, vae: Any, pictures: list[StoredSample], tmp_path: Path
 ) -> None:
-    loaded = load(samples, vae, tmp_path)
-    masks = load_pictures(samples).masks.astype(np.float64)
+    found = store(samples, vae, tmp_path).masks(range(24))
+    masks = np.stack([sample.mask for sample in pictures]).astype(np.float64)
     means = masks.reshape(24, 8, 2, 8, 2).mean(axis=(2, 4))
-    assert loaded.masks.dtype == torch.uint8
-    assert np.abs(loaded.masks.numpy() - means).max() <= 0.5
+    assert found.dtype == torch.uint8
+    assert np.abs(found.numpy() - means).max() <= 0.5
 
 
-def test_a_second_call_reads_the_cache(
+def test_a_second_call_encodes_nothing_and_an_interrupted_one_goes_on(
     samples: Path, vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(samples, vae, tmp_path)
+    calls: list[int] = []
 
-    def never(*_: Any) -> Any:
-        raise AssertionError("encoded again")
+    def counted(vae: Any, pixels: Any, device: Any) -> Any:
+        calls.append(len(pixels))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(vae, pixels, device)
 
-    monkeypatch.setattr(module, "encode", never)
-    again = load(samples, vae, tmp_path)
-    assert torch.equal(first.targets, again.targets)
-    assert torch.equal(first.references, again.references)
-    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(module, "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        store(samples, vae, tmp_path)
+    assert 0 < len(files_of(tmp_path)) < 3
+    kept = {file: file.stat().st_mtime_ns for file in files_of(tmp_path)}
+    first = store(samples, vae, tmp_path)
+    assert len(files_of(tmp_path)) == 3
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    before = len(calls)
+    again = store(samples, vae, tmp_path)
+    assert len(calls) == before
+    assert torch.equal(first.targets(range(24)), again.targets(range(24)))
+    assert torch.equal(first.references([(5, 0)]), again.references([(5, 0)]))
 
 
-def test_other_weights_number_or_contents_have_a_cache_of_their_own(
+def test_other_weights_sizes_or_contents_have_files_of_their_own(
     samples: Path, vae: Any, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
-    plain = load(samples, vae, cache)
-    fewer = load(samples, vae, cache, max_samples=5)
-    without = load(samples, vae, cache, with_references=False)
-    assert len(list(cache.iterdir())) == 3
+    plain = store(samples, vae, tmp_path)
+    assert len(files_of(tmp_path)) == 3
+    fewer = store(samples, vae, tmp_path, max_samples=12)  # one whole shard and a part of one
+    assert len(files_of(tmp_path)) == 4
+    assert torch.equal(fewer.targets(range(12)), plain.targets(range(12)))
+    without = store(samples, vae, tmp_path, with_references=False)
+    assert torch.equal(without.targets(range(24)), plain.targets(range(24)))
+    assert without.shape == plain.shape
+    assert len(files_of(tmp_path)) == 7
+    store(samples, vae, tmp_path, sizing=BUCKETS)
+    assert len(files_of(tmp_path)) == 10
     same = copy.deepcopy(vae)
-    load(samples, same, cache)
-    assert len(list(cache.iterdir())) == 3
+    store(samples, same, tmp_path)
+    assert len(files_of(tmp_path)) == 10
     with torch.no_grad():
         next(same.parameters()).mul_(2)
-    load(samples, same, cache)
-    assert len(list(cache.iterdir())) == 4
-    assert len(fewer.targets) == len(fewer.captions) == 5
-    assert len(fewer.references) == int(fewer.first_reference[-1])
-    assert torch.equal(without.targets, plain.targets)
-    assert len(without.references) == 0
-    assert torch.equal(without.first_reference, plain.first_reference)
-    assert plain.size_px == without.size_px == 16
+    store(samples, same, tmp_path)
+    assert len(files_of(tmp_path)) == 13
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")]
-)
-def test_a_full_disk_is_one_error_and_leaves_no_file(
-    error: Exception,
-    samples: Path,
-    vae_result: Path,
-    vae: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_samples_of_two_sizes_are_encoded_at_theirs(
+    samples: Path, vae: Any, pictures: list[StoredSample], tmp_path: Path
 ) -> None:
-    def full(_: Any, path: Path, **__: Any) -> None:
-        path.write_bytes(b"half")
-        raise error
+    data = Samples(samples, tmp_path)
+    data.sizes_px = data.sizes_px.copy()
+    data.sizes_px[3:9] = (30, 20)  # as if they were: they are fitted to 24 x 16
+    stored = store_latents(data, BUCKETS, vae, tmp_path, device=CPU)
+    assert stored.targets([2, 10]).shape == (2, 4, 8, 8)
+    assert stored.targets([3, 8]).shape == (2, 4, 8, 12)
+    assert stored.masks([3, 8]).shape == (2, 8, 12)
+    target, mask = fit(pictures[8].target, pictures[8].mask, (24, 16))
+    alone = encode(vae, np.stack([target]), CPU)[0]
+    torch.testing.assert_close(stored.targets([8])[0], alone, atol=2e-3, rtol=2e-3)
+    means = mask.astype(np.float64).reshape(8, 2, 12, 2).mean(axis=(1, 3))
+    assert np.abs(stored.masks([8])[0].numpy() - means).max() <= 0.5
+    assert stored.references([(8, 0)]).shape == (1, 4, 8, 8)
 
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(StorageError, match="cannot write the latents .*(?i:no space left)"):
-        load(samples, vae, tmp_path)
-    assert not any(tmp_path.iterdir())
+
+def test_a_few_samples_are_encoded_into_memory(
+    samples: Path, vae: Any, pictures: list[StoredSample], tmp_path: Path
+) -> None:
+    few = read_latents(Samples(samples, tmp_path, max_samples=5), BUCKETS, vae, device=CPU)
+    stored = store(samples, vae, tmp_path)
+    torch.testing.assert_close(few.targets, stored.targets(range(5)), atol=2e-3, rtol=2e-3)
+    assert torch.equal(few.masks, stored.masks(range(5)))
+    counts = [len(sample.references) for sample in pictures[:5]]
+    assert few.first_reference.diff().tolist() == counts
+    assert len(few.references) == sum(counts)
+    assert few.captions == [sample.caption for sample in pictures[:5]]
+    assert few.reference_prompts == [sample.reference_prompt for sample in pictures[:5]]
 
 
-def test_a_folder_without_samples_is_refused(vae_result: Path, vae: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no manifest\.json"):
-        load(tmp_path, vae, tmp_path / "cache")
-    (tmp_path / "manifest.json").write_text('{"format": 1, "samples": 0, "shards": []}')
-    with pytest.raises(ConfigError, match="has no samples"):
-        load(tmp_path, vae, tmp_path / "cache")
+def test_a_damaged_file_is_named(samples: Path, vae: Any, tmp_path: Path) -> None:
+    store(samples, vae, tmp_path)
+    file = files_of(tmp_path)[1]
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:-10])
+    with pytest.raises(StorageError, match=f"{file.name} is damaged .*delete it"):
+        store(samples, vae, tmp_path)
+
+
+def test_how_many_pixels_a_latent_stands_for_is_read_from_the_vae(vae: Any) -> None:
+    assert vae_factor(vae) == 2
 
 
 def test_pictures_survive_the_way_to_tensors_and_back() -> None:

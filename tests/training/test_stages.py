@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from bootpig_rt.errors import CheckpointError, ConfigError, InputError
 from bootpig_rt.models.load import load_pair
-from bootpig_rt.training import data as data_module
+from bootpig_rt.training import open_data as data_module
+from bootpig_rt.training import references as references_module
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
-from bootpig_rt.training.pictures import load_pictures, to_tensor
+from bootpig_rt.training.latents import Latents
+from bootpig_rt.training.pictures import to_tensor
 from bootpig_rt.training.run import build_stage
+from bootpig_rt.training.shards import read_samples
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.stages import diffusion
 from bootpig_rt.training.stages.base import BaseStage
 from bootpig_rt.training.stages.pair import PairStage
-from bootpig_rt.training.stages.vae import VaeStage
+from bootpig_rt.training.stages.vae import VaeStage, stacked, target_of
 from bootpig_rt.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -73,6 +76,22 @@ def config_of(
 
 def build(config: TrainConfig) -> Any:
     return build_stage(config, CPU)[0]
+
+
+def everything(stage: Any) -> Latents:
+    """All samples that a stage trains on."""
+    train, samples = stage.data.train, stage.data.samples
+    all_of_them = range(len(samples))
+    counts = [samples.num_references(n) for n in all_of_them]
+    texts = [samples.texts(n) for n in all_of_them]
+    return Latents(
+        train.targets(all_of_them),
+        train.references([(n, k) for n, count in enumerate(counts) for k in range(count)]),
+        train.masks(all_of_them),
+        torch.tensor([0, *counts]).cumsum(0),
+        [caption for caption, _ in texts],
+        [prompt for _, prompt in texts],
+    )
 
 
 def draws_of(count: int, *, step: int = 0, seed: int = 0) -> Draws:
@@ -139,7 +158,7 @@ def test_a_run_is_the_same_when_it_is_stopped_resumed_and_validated(
 
 def test_latents_of_the_exported_vae_have_unit_variance(vae_result: Path, samples: Path) -> None:
     vae: Any = AutoencoderKL.from_pretrained(vae_result / "vae")
-    pixels = to_tensor(load_pictures(samples).targets)
+    pixels = stacked(sample.target for sample in read_samples(samples))
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     assert float(latents.std()) == pytest.approx(1.0, abs=1e-3)
@@ -153,12 +172,13 @@ def test_the_vae_learns(config_of: ConfigOf, train: Any) -> None:
     assert rows[-1]["psnr_db"] > rows[0]["psnr_db"] + 1
 
 
-def test_a_quarter_of_the_vaes_pictures_are_references(config_of: ConfigOf) -> None:
+def test_a_quarter_of_the_vaes_pictures_are_references(config_of: ConfigOf, samples: Path) -> None:
     stage: VaeStage = build(config_of("vae"))
-    batch = stage._batch(torch.arange(8))
-    expected = to_tensor(stage.targets[:8])
+    batch = stage._read(torch.arange(8), draws_of(8))
+    expected = stacked(target_of(stage.samples, row) for row in range(8))
+    references = [each for sample in read_samples(samples) for each in sample.references]
     for row in (0, 4):
-        expected[row] = to_tensor(stage.references[row : row + 1])[0]
+        expected[row] = stacked([references[row]])[0]
     assert torch.equal(batch, expected)
 
 
@@ -166,7 +186,7 @@ def test_the_vaes_loss_is_its_formula(config_of: ConfigOf) -> None:
     stage: VaeStage = build(config_of("vae", vae={"gradient_weight": 0.25, "kl_weight": 0.01}))
     indices = torch.tensor([1, 2, 3])
     loss, figures = stage.loss(indices, draws_of(3))
-    pixels = to_tensor(stage.targets[1:4])
+    pixels = stacked(target_of(stage.samples, row) for row in (1, 2, 3))
     with torch.no_grad():
         posterior = stage.vae.encode(pixels).latent_dist
         noise = draws_of(3).normal(*posterior.mean.shape[1:])
@@ -198,10 +218,11 @@ def test_the_vae_is_validated_on_held_out_pictures(
 ) -> None:
     stage: VaeStage = build(config_of("vae", validation_data=str(other_samples)))
     found = stage.validate()
-    held_out, seen = load_pictures(other_samples), load_pictures(samples)
-    shown = [*held_out.targets[:12], *held_out.references[:4]]
+    held_out = list(read_samples(other_samples))
+    seen = np.stack([sample.target for sample in read_samples(samples)])
+    shown = [sample.target for sample in held_out] + [s.references[0] for s in held_out[:4]]
     assert np.array_equal(found.rows[0], np.stack(shown))
-    assert not any((picture == seen.targets).all((1, 2, 3)).any() for picture in found.rows[0])
+    assert not any((picture == seen).all((1, 2, 3)).any() for picture in found.rows[0])
     pixels = to_tensor(found.rows[0])
     with torch.no_grad():
         decoded = stage.vae.decode(stage.vae.encode(pixels).latent_dist.mode()).sample
@@ -251,7 +272,7 @@ def test_same_noises_each_reference_to_the_timestep_of_its_picture(config_of: Co
         assert torch.equal(references, pictures)
     assert len({int(t) for call in range(6) for t in spy.timesteps(call)[0]}) > 10
     latents, t, _ = spy.reference[0]
-    clean = stage.data.train.references.float()
+    clean = everything(stage).references.float()
     distance = (latents[:, None] - clean[None]).flatten(2).abs().amax(-1).amin(1)
     assert (distance[t > 0] > 0.01).all()
 
@@ -261,7 +282,7 @@ def test_clean_gives_every_reference_as_it_is_at_timestep_zero(config_of: Config
     stage, spy = observed(config_of("base", diffusion=diffusion))
     for latents, t, _ in spy.reference:
         assert (t == 0).all()
-        clean = stage.data.train.references.float()
+        clean = everything(stage).references.float()
         distance = (latents[:, None] - clean[None]).flatten(2).abs().amax(-1).amin(1)
         assert (distance == 0).all()
     assert any((t > 0).any() for _, t, *_ in spy.base)
@@ -278,7 +299,7 @@ def test_mixed_gives_some_references_clean_and_some_at_the_pictures_timestep(
     assert (is_clean | is_same).all()
     assert 0.3 < is_clean.float().mean() < 0.7
     latents = torch.cat([call[0] for call in spy.reference])
-    clean = stage.data.train.references.float()
+    clean = everything(stage).references.float()
     distance = (latents[:, None] - clean[None]).flatten(2).abs().amax(-1).amin(1)
     assert (distance[is_clean] == 0).all()
     assert (distance[~is_clean] > 0.01).all()
@@ -289,11 +310,12 @@ def test_references_have_noise_of_their_own(config_of: ConfigOf) -> None:
     same = {"reference_timestep": "same"}
     stage, spy = observed(config_of("base", diffusion=diffusion, pair=same), calls=1)
     level = stage.alphas_cumprod[spy.base[0][1]].view(-1, 1, 1, 1)
-    order = stage.data.train.first_reference[:8].tolist()
+    train = everything(stage)
+    order = train.first_reference[:8].tolist()
     noise = {
-        "picture": spy.base[0][0] - level.sqrt() * stage.data.train.targets[:8].float(),
+        "picture": spy.base[0][0] - level.sqrt() * train.targets[:8].float(),
         "reference": spy.reference[0][0]
-        - level.sqrt() * torch.stack([stage.data.train.references[k] for k in order]).float(),
+        - level.sqrt() * torch.stack([train.references[k] for k in order]).float(),
     }
     together = torch.stack([n.flatten() for n in noise.values()])
     assert abs(float(torch.corrcoef(together)[0, 1])) < 0.6
@@ -311,7 +333,7 @@ def test_more_references_than_allowed_are_not_read(config_of: ConfigOf) -> None:
         diffusion = {**NO_DROPOUT, "max_references": most}
         stage, spy = observed(config_of("base", diffusion=diffusion), calls=1)
         counts = (spy.base[0][4] >= 0).sum(1)
-        have = stage.data.train.first_reference.diff()[:8]
+        have = everything(stage).first_reference.diff()[:8]
         assert sorted(counts.tolist()) == sorted(have.clamp(max=most).tolist())
 
 
@@ -334,12 +356,12 @@ def test_the_loss_is_weighted_by_snr_and_by_the_subjects_mask(
     noisy, t = (v.double() for v in spy.base[0][:2])
     alpha = stage.alphas_cumprod[t.long()].double()
     snr = alpha / (1 - alpha)
-    x = stage.data.train.targets[:6].double()
+    x = everything(stage).targets[:6].double()
     root, sigma = alpha.sqrt().view(-1, 1, 1, 1), (1 - alpha).sqrt().view(-1, 1, 1, 1)
     noise = (noisy - root * x) / sigma
     wanted = {"epsilon": noise, "sample": x, "v_prediction": root * noise - sigma * x}
     error = (outputs[0].double() - wanted[prediction_type]).pow(2)
-    mask = stage.data.train.masks[:6].double()[:, None] / 255
+    mask = everything(stage).masks[:6].double()[:, None] / 255
     emphasis = 1 + 3.0 * mask
     share = {"epsilon": 1 / snr, "sample": torch.ones(6), "v_prediction": 1 / (snr + 1)}
     weight = snr.clamp(0.5, 4.0) * share[prediction_type]
@@ -356,26 +378,27 @@ def test_the_loss_is_weighted_by_snr_and_by_the_subjects_mask(
 def test_every_row_of_a_batch_has_its_own_caption_mask_and_references(config_of: ConfigOf) -> None:
     diffusion = {"reference_dropout": 0.4, "prompt_dropout": 0.3, "max_references": 3}
     stage: BaseStage = build(config_of("base", diffusion=diffusion))
-    data = stage.data
+    data, train = stage.data, everything(stage)
+    caption_ids, prompt_ids = data.ids(train.captions), data.ids(train.reference_prompts)
     empty = data.empty_ids[0]
     for step in range(4):
         batch = data.batch(torch.arange(24), draws_of(24, step=step))
-        same = (batch.latents[:, None] == data.train.targets.float()[None]).flatten(2).all(-1)
+        same = (batch.latents[:, None] == train.targets.float()[None]).flatten(2).all(-1)
         index = same.int().argmax(1)
         assert sorted(index.tolist()) == list(range(24))
         for row, n in enumerate(index.tolist()):
             ids = batch.ids[row]
-            assert torch.equal(ids, data.caption_ids[n]) or torch.equal(ids, empty)
-            assert torch.equal(batch.masks[row], data.train.masks[n] / 255.0)
+            assert torch.equal(ids, caption_ids[n]) or torch.equal(ids, empty)
+            assert torch.equal(batch.masks[row], train.masks[n] / 255.0)
             if row >= batch.kept:
                 continue
-            first, last = data.train.first_reference[n : n + 2].tolist()
-            own = data.train.references[first:last].float()
+            first, last = train.first_reference[n : n + 2].tolist()
+            own = train.references[first:last].float()
             slots = [k for k in batch.ref_of_row[row].tolist() if k >= 0]
             assert len(slots) == last - first
             for k in slots:
                 assert (batch.reference_latents[k] == own).flatten(1).all(1).any()
-                assert torch.equal(batch.reference_ids[k], data.reference_ids[n])
+                assert torch.equal(batch.reference_ids[k], prompt_ids[n])
         assert len(batch.ref_of_row) == batch.kept < 24
 
 
@@ -397,9 +420,10 @@ def test_prompts_and_references_are_dropped_as_often_as_asked(config_of: ConfigO
 
 
 def references_of_epochs(stage: Any, epochs: int = 3) -> list[Tensor]:
-    """The reference latents of sample 0, seen again and again."""
+    """The reference latents of a sample that has one reference, seen again and again."""
+    sample = next(n for n in range(24) if stage.data.samples.num_references(n) == 1)
     batches = (
-        stage.data.batch(torch.tensor([0]), draws_of(1, step=epoch)) for epoch in range(epochs)
+        stage.data.batch(torch.tensor([sample]), draws_of(1, step=epoch)) for epoch in range(epochs)
     )
     return [batch.reference_latents for batch in batches]
 
@@ -417,7 +441,7 @@ def test_augmented_references_are_drawn_anew_each_epoch(config_of: ConfigOf) -> 
 def test_references_encoded_for_a_batch_are_those_of_the_cache_but_for_what_is_changed(
     config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_module, "augment", lambda rng, picture, augmentation: picture)
+    monkeypatch.setattr(references_module, "augment", lambda rng, picture, augmentation: picture)
     cached = build(config_of("pair", diffusion={**NO_DROPOUT, "max_references": 3}))
     settings = {**NO_DROPOUT, "max_references": 3, "augmentation": "paper"}
     fresh = build(config_of("pair", diffusion=settings))
@@ -480,7 +504,8 @@ def test_the_tokenizer_of_a_run_is_kept_when_it_resumes(config_of: ConfigOf) -> 
     kept = path.stat().st_mtime_ns
     again: BaseStage = build(config)
     assert path.stat().st_mtime_ns == kept
-    assert torch.equal(stage.data.caption_ids, again.data.caption_ids)
+    captions = everything(stage).captions
+    assert torch.equal(stage.data.ids(captions), again.data.ids(captions))
 
 
 # Pair ---------------------------------------------------------------------------------------------

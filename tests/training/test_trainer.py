@@ -8,7 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from bootpig_rt.training import checkpoints as state
 from bootpig_rt.training.checkpoints import Ema, averaged
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.order import Order
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.trainer import Trainer, learning_rate_share
 
@@ -39,7 +40,7 @@ def log_rows(path: Path) -> list[dict[str, float]]:
 class LineStage:
     """Learns a line through noisy points; the smallest stage there is."""
 
-    num_samples = 12
+    order = Order([12])
 
     def __init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -51,6 +52,7 @@ class LineStage:
         self.spoil: dict[int, float] = {}
         self.noise = 0.1
         self.indices: list[list[int]] = []
+        self.expected: list[list[list[int]]] = []
         self.validated = 0
 
     def modules(self) -> dict[str, nn.Module]:
@@ -58,6 +60,9 @@ class LineStage:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.line.parameters()), "lr": 0.05}]
+
+    def expect(self, upcoming: Iterator[tuple[Tensor, Draws]]) -> None:
+        self.expected.append([indices.tolist() for indices, _ in islice(upcoming, 3)])
 
     def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         self.on_loss(self.calls)

@@ -99,11 +99,11 @@ class BaseStage(DiffusionStage):
         data: DiffusionData,
     ) -> None:
         torch.manual_seed(config.seed)
-        channels, size = data.train.targets.shape[1], data.train.targets.shape[-1]
+        channels, size, _ = data.train.shape
         unet = build_unet(config.unet, latent_channels=channels, latent_size=size).to(data.device)
         settings = PairConfig(
             name=Path(config.output).name,
-            sample_size_px=data.train.size_px,
+            sample_size_px=data.train.sizing.reference_px,
             reference_timestep="clean",
             subject_share=REFERENCE_LENGTH,
             image_guidance_scale=2.0,

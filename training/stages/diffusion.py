@@ -32,7 +32,7 @@ class DiffusionStage:
 
     def __init__(self, config: TrainConfig, pair: Pair, data: DiffusionData) -> None:
         self.config, self.pair, self.data = config, pair, data
-        self.num_samples = data.num_samples
+        self.order, self.expect = data.order, data.expect
         self.schedule = NoiseSchedule.from_config(pair.scheduler)
         self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
 
@@ -54,11 +54,14 @@ class DiffusionStage:
         alphas = self.alphas_cumprod[t].to(device)
         noise = draws.normal(*shape).to(device)
         noisy = add_noise(batch.latents, noise, alphas)
-        states = pair.text_encoder(torch.cat([batch.ids, batch.reference_ids]))[0]
+        states = batch.states
+        if states is None:
+            states = pair.text_encoder(torch.cat([batch.ids, batch.reference_ids]))[0]
         table = ref_of_row = None
         if batch.kept:
             reference_t = _reference_timesteps(pair.config, t, draws, batch.owner)
-            reference_noise = draws.normal(*shape, of=batch.owner)
+            reference_shape = batch.reference_latents.shape[1:]
+            reference_noise = draws.normal(*reference_shape, of=batch.owner)
             level = torch.where(
                 reference_t > 0, self.alphas_cumprod[reference_t], torch.ones(len(reference_t))
             )

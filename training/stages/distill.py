@@ -78,7 +78,7 @@ class DistillStage:
                 f"above the {self.schedule.num_train_timesteps} timesteps of {config.start_from}; "
                 "lower one of them"
             )
-        self.num_samples = data.num_samples
+        self.order, self.expect = data.order, data.expect
         self.guidance = guidance_of(teacher)
         # One step over several of the teacher's is DDIM's: what it learns has no history.
         self.solver = pair.default_solver if settings.substeps == 1 else "ddim"

@@ -7,18 +7,26 @@ small KL term. Afterwards `scaling_factor` is set so that latents have unit vari
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from bootpig_rt.errors import ConfigError
 from bootpig_rt.training.config import TrainConfig, VaeConfig
 from bootpig_rt.training.draws import Draws
-from bootpig_rt.training.pictures import Pictures, to_tensor, to_uint8
+from bootpig_rt.training.order import Order
+from bootpig_rt.training.pictures import to_tensor, to_uint8
+from bootpig_rt.training.read_ahead import ReadAhead
+from bootpig_rt.training.samples import Pixels, Samples
 from bootpig_rt.training.stage import Validation
 
 CALIBRATION_PICTURES = 512
+VALIDATION_PICTURES, VALIDATION_TARGETS = 16, 12
+"""Pictures that are shown, and how many of them are targets; the others are references."""
 
 
 def build_vae(config: VaeConfig, size_px: int) -> Any:
@@ -44,21 +52,32 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class VaeStage:
-    """Trains on targets and references alike; see `stage.Stage`."""
+    """Trains on targets and references alike, all squares of one size; see `stage.Stage`.
+
+    Raises:
+        ConfigError: The samples are of several sizes.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
-        pictures: Pictures,
-        validation: Pictures | None,
+        samples: Samples,
+        validation: Samples | None,
         device: torch.device,
     ) -> None:
-        self.targets, self.references = pictures.targets, pictures.references
-        self.validation = validation
-        self.num_samples = len(self.targets)
+        self.samples, self.validation = samples, validation
+        self.order = Order(samples.shard_sizes, window=config.samples.window)
         self.config, self.device = config, device
+        self._ahead = ReadAhead(self._read, config.samples.readers)
+        sizes = np.unique(np.concatenate([samples.sizes_px, samples.reference_sizes_px]))
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"{samples.folder} has pictures with sides from {sizes[0]} to {sizes[-1]} px, "
+                "stage 'vae' expects squares of one size; make them so, with "
+                f"`bootpig-rt synthesize --size-px {sizes[0]}` for the small world"
+            )
         torch.manual_seed(config.seed)
-        self.vae = build_vae(config.vae, self.targets.shape[1]).to(device)
+        self.vae = build_vae(config.vae, int(sizes[0])).to(device)
 
     def modules(self) -> dict[str, nn.Module]:
         """The VAE."""
@@ -69,18 +88,23 @@ class VaeStage:
         rate = self.config.optimizer.learning_rate
         return [{"params": list(self.vae.parameters()), "lr": rate}]
 
-    def _batch(self, indices: Tensor) -> Tensor:
+    def expect(self, upcoming: Iterator[tuple[Tensor, Draws]]) -> None:
+        """Begin to read the pictures that come next."""
+        self._ahead.expect(upcoming)
+
+    def _read(self, indices: Tensor, draws: Draws) -> Tensor:
+        """Pixels of a batch, [B, 3, H, W]; in any thread."""
         # A quarter of the pictures are references: white ground is rare in targets.
-        rows = [
-            self.references[i % len(self.references)] if i % 4 == 0 else self.targets[i]
-            for i in indices.tolist()
-        ]
-        return torch.cat([to_tensor(row[None]) for row in rows]).to(self.device)
+        samples, references = self.samples, len(self.samples.reference_sizes_px)
+        return stacked(
+            samples.reference_at(n % references) if n % 4 == 0 else target_of(samples, n)
+            for n in indices.tolist()
+        )
 
     def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of some pictures; `draws` gives the posterior's sample."""
         weights = self.config.vae
-        pixels = self._batch(indices)
+        pixels = self._ahead.get(indices, draws).to(self.device)
         posterior = self.vae.encode(pixels).latent_dist
         noise = draws.normal(*posterior.mean.shape[1:]).to(self.device)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -98,7 +122,11 @@ class VaeStage:
         if self.validation is None:
             return Validation()
         held_out = self.validation
-        pixels = torch.cat([to_tensor(held_out.targets[:12]), to_tensor(held_out.references[:4])])
+        count = min(len(held_out), VALIDATION_TARGETS)
+        shown = [target_of(held_out, sample) for sample in range(count)]
+        count = min(len(held_out), VALIDATION_PICTURES - VALIDATION_TARGETS)
+        shown += [held_out.reference(sample, 0) for sample in range(count)]
+        pixels = stacked(shown)
         decoded = self.vae.decode(self.vae.encode(pixels.to(self.device)).latent_dist.mode()).sample
         mse = (decoded.float().cpu().clamp(-1, 1) - pixels).pow(2).mean()
         figures = {"psnr_db": float(-10 * torch.log10(mse / 4))}
@@ -107,7 +135,21 @@ class VaeStage:
     @torch.no_grad()
     def result(self) -> Any:
         """The VAE, its scaling factor set from a sample of latents."""
-        pixels = to_tensor(self.targets[:CALIBRATION_PICTURES]).to(self.device)
-        latents = torch.cat([self.vae.encode(p).latent_dist.mode() for p in pixels.split(64)])
-        self.vae.register_to_config(scaling_factor=float(1.0 / latents.std()))
+        latents = []
+        count = min(len(self.samples), CALIBRATION_PICTURES)
+        for first in range(0, count, 64):
+            some = range(first, min(first + 64, count))
+            pixels = stacked(target_of(self.samples, sample) for sample in some)
+            latents.append(self.vae.encode(pixels.to(self.device)).latent_dist.mode())
+        self.vae.register_to_config(scaling_factor=float(1.0 / torch.cat(latents).std()))
         return self.vae
+
+
+def target_of(samples: Samples, sample: int) -> Pixels:
+    """The target of a sample, uint8 [H, W, 3]."""
+    return samples.read(sample, references=()).target
+
+
+def stacked(pictures: Iterable[Pixels]) -> Tensor:
+    """Pictures, uint8 [H, W, 3] each -> float32 [N, 3, H, W] in [-1, 1]."""
+    return to_tensor(np.stack(list(pictures)))

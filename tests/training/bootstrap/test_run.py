@@ -24,7 +24,7 @@ from bootpig_rt.training.bootstrap.assemble import first_of_their_kind
 from bootpig_rt.training.bootstrap.run import bootstrap, describe
 from bootpig_rt.training.bootstrap.stage import Item, Outcome, View
 from bootpig_rt.training.folder_claim import LOCK
-from bootpig_rt.training.pictures import load_pictures
+from bootpig_rt.training.samples import Samples
 from bootpig_rt.training.shards import read_manifest, read_samples
 
 SIZE_PX = 64
@@ -118,8 +118,8 @@ def test_a_run_makes_shards_that_a_trainer_reads(config: Any) -> None:
         assert np.abs(reference[32, 32].astype(float) - inside).max() < 12
         assert (reference[0] == 255).all()
         assert 0.05 < sample.record["scores"]["area"] < 0.7
-    loaded = load_pictures(folder)
-    assert loaded.targets.shape == (9, SIZE_PX, SIZE_PX, 3)
+    loaded = Samples(folder, folder.with_name("index"))
+    assert loaded.sizes_px.tolist() == [[SIZE_PX, SIZE_PX]] * 9
 
 
 def test_the_manifest_says_what_the_samples_are_and_where_they_come_from(
@@ -257,7 +257,8 @@ def test_the_number_of_samples_may_be_bounded(config: Any) -> None:
 def test_a_data_set_of_one_sample_is_one(bootstrap_config: Any) -> None:
     config = bootstrap_config(captions={"source": "world", "count": 1})
     assert bootstrap(config)["samples"] == 1
-    assert load_pictures(config.output_folder).targets.shape[0] == 1
+    folder = config.output_folder
+    assert len(Samples(folder, folder.with_name("index"))) == 1
 
 
 def test_people_see_accepted_samples_and_rejects_by_reason(config: Any) -> None:
