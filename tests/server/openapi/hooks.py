@@ -77,8 +77,8 @@ def filter_failure(
 
 
 def _as_text(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _as_text(one) for name, one in value.items()}
+    if isinstance(value, dict):  # an empty list is no part of the form
+        return {name: _as_text(one) for name, one in value.items() if one != []}
     if isinstance(value, list):
         return [_as_text(one) for one in value]
     return "" if isinstance(value, bytes | Binary) else value
