@@ -19,6 +19,7 @@
      ├ EngineFull                          too many requests wait; try again later
      ├ EngineLost                          the process that drew it is gone; try again
      ├ EndpointError                       a service that is asked over the network fails
+     ├ ProcessLost                         a process of a training is gone; run it again
      ├ DeadlineExceeded (TimeoutError)     a request that ran out of its time
      └ Cancelled                           the caller stopped the run
 
@@ -36,6 +37,7 @@ from typing import Any, ClassVar
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
+EXIT_REQUEUE = 75
 EXIT_INTERRUPTED = 130
 
 
@@ -197,6 +199,10 @@ class EngineLost(BootPIGError):
 
 class EndpointError(BootPIGError):
     """A service that is asked over the network refuses, or is out of order for too long."""
+
+
+class ProcessLost(BootPIGError):
+    """Another process of a training has ended or does not answer; the last checkpoint is whole."""
 
 
 class DeadlineExceeded(BootPIGError, TimeoutError):

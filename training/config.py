@@ -18,6 +18,11 @@ TimestepSampling = Literal["uniform", "middle"]
 Augmentation = Literal["none", "paper", "light"]
 TextStates = Literal["computed", "stored"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
+OptimizerName = Literal["adamw", "adamw8bit"]
+EmaDevice = Literal["device", "host"]
+Checkpointing = Literal["none", "blocks"]
+OnNan = Literal["stop", "skip"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 T = TypeVar("T")
 
@@ -36,6 +41,8 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
 class OptimizerConfig(_Table, frozen=True):
     """AdamW with warm-up and cosine decay; learning rates are those at the top of the cosine."""
 
+    # `adamw8bit` keeps its moments in eight bits; needs bitsandbytes.
+    name: OptimizerName = "adamw"
     learning_rate: Rate = 1e-3
     final_learning_rate: Amount = 1e-5
     warmup_steps: Size = 100
@@ -44,6 +51,8 @@ class OptimizerConfig(_Table, frozen=True):
     weight_decay: Amount = 1e-2
     clip_norm: Rate = 1.0
     ema_decay: Decay = 0.999
+    # Where the averaged weights are kept; with FSDP they are sharded like the weights.
+    ema_device: EmaDevice = "device"
     # Stage `pair` only: the RSA layers of the base have their own rate (paper, section 4.1).
     rsa_learning_rate: Rate = 1e-4
 
@@ -187,8 +196,25 @@ class TrainConfig(_Table, frozen=True):
     # Of one process, in one of `accumulate` parts of a step.
     batch_size: Count = 16
     accumulate: Count = 1
+    # Of all processes together; 0: batch_size * accumulate * processes. Otherwise `accumulate`
+    # follows from it, so the same file trains the same on any number of processes.
+    samples_per_step: Size = 0
     seed: Size = 0
     mixed_precision: MixedPrecision = "no"
+    # `blocks` keeps the inputs of blocks alone for the backward pass and computes them anew there.
+    checkpointing: Checkpointing = "none"
+    # Residual and feed-forward blocks by torch's compiler.
+    compile: bool = False
+    channels_last: bool = False
+    # Of float32 products on a GPU.
+    tf32: bool = True
+    # What a loss or a gradient that is not finite does, in whatever process: end the run, or leave
+    # the step out, at most `max_skips` times in a row.
+    on_nan: OnNan = "skip"
+    max_skips: Count = 10
+    # After which the others end when a process is gone.
+    timeout_minutes: Count = 30
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
     max_samples: Size = 0
     log_every: Count = 20
     validate_every: Size = 500
@@ -213,6 +239,11 @@ class TrainConfig(_Table, frozen=True):
                     f"stage {self.stage!r} does not read [{name}], only {read}: take it out; "
                     "sizes, noise schedule and prediction come from start_from"
                 )
+        if self.samples_per_step and self.accumulate != 1:
+            raise ConfigError(
+                f"accumulate is {self.accumulate} and samples_per_step {self.samples_per_step}, of "
+                "which it would follow: give one of them"
+            )
         if self.stage == "vae" and self.samples.buckets:
             raise ConfigError(
                 "stage 'vae' trains on pictures of one size, references too: take out "

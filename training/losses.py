@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bootpig_rt.diffusion.noise_schedule import PredictionType
+from bootpig_rt.models.unet import ReferenceKVLayers
 from bootpig_rt.training.config import TimestepSampling
 from bootpig_rt.training.draws import Draws
 
@@ -28,6 +29,16 @@ def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """Noise latents [N, C, h, w] to the levels `alphas_cumprod` [N]."""
     alpha = alphas_cumprod.view(-1, 1, 1, 1)
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+
+def nothing_of(table: ReferenceKVLayers) -> Tensor:
+    """Zero, with gradients for all that a reference table was made by.
+
+    For batches that read no reference: several processes that each hold a part of every weight have
+    to walk the same way.
+    """
+    parts = [part.float().sum() for layer in table for part in layer]
+    return 0.0 * torch.stack(parts).sum()
 
 
 def target_of(

@@ -6,13 +6,14 @@ Files are read and written here and in what this calls; stages get objects.
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from msgspec import structs
 
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.files.atomic import atomic_write_text
@@ -22,8 +23,10 @@ from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.caches import make_missing
 from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.estimate import Plan, make_plan
 from bootpig_rt.training.model_card import write_card
 from bootpig_rt.training.open_data import open_data, open_samples, open_validation
+from bootpig_rt.training.processes import Sharding, make_accelerator, read_sharding
 from bootpig_rt.training.provenance import FILE, provenance
 from bootpig_rt.training.shards import read_manifest
 from bootpig_rt.training.stage import Stage
@@ -34,14 +37,6 @@ from bootpig_rt.training.stages.vae import VALIDATION_PICTURES, VaeStage
 from bootpig_rt.training.start import load_start, load_start_vae, subject_share
 from bootpig_rt.training.tokens import train_tokenizer
 from bootpig_rt.training.trainer import Trainer
-
-# What `accelerate launch` can ask for and this trainer does not do.
-_UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
-}
 
 
 def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
@@ -96,7 +91,9 @@ def _tokenizer_of(config: TrainConfig) -> Path:
     return folder
 
 
-def build_trainer(config: TrainConfig, accelerator: Accelerator) -> Trainer:
+def build_trainer(
+    config: TrainConfig, accelerator: Accelerator, sharding: Sharding | None = None
+) -> Trainer:
     """A trainer whose result is written with where it comes from."""
     # All processes at once: they share the work on the tokenizer, the latents and the text states.
     stage, fingerprint = build_stage(config, accelerator.device)
@@ -113,14 +110,15 @@ def build_trainer(config: TrainConfig, accelerator: Accelerator) -> Trainer:
         if isinstance(result, Pair):
             write_card(folder)
 
-    return Trainer(config, stage, accelerator, write)
+    return Trainer(config, stage, accelerator, write, sharding)
 
 
 def train(config: TrainConfig, *, max_minutes: float | None = None) -> dict[str, Any]:
     """Run or resume a stage.
 
     Returns:
-        `is_finished`, `step`, `result` (folder of the finished stage).
+        `is_finished`, `step`, `result` (folder of the finished stage), and `requeue`: a scheduler
+        has stopped it, and is to start it again.
 
     Raises:
         ConfigError: `mixed_precision` is fp16 on a machine without a GPU, or the launcher asks for
@@ -128,34 +126,35 @@ def train(config: TrainConfig, *, max_minutes: float | None = None) -> dict[str,
     """
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
-    for variable, name in _UNSUPPORTED.items():
-        if os.environ.get(variable, "false").lower() not in ("", "0", "false"):
-            raise ConfigError(
-                f"the launcher asks for {name} ({variable}), which this trainer does not do; it "
-                "trains in one process or several with a whole copy each (DDP): take it out of the "
-                "accelerate config"
-            )
-    trainer = build_trainer(config, Accelerator(mixed_precision=config.mixed_precision))
+    sharding = read_sharding(config)
+    trainer = build_trainer(config, make_accelerator(config), sharding)
     is_finished = trainer.run(max_minutes=max_minutes)
-    result = str(Path(config.output) / "result")
-    return {"is_finished": is_finished, "step": trainer.step, "result": result}
-
-
-def describe(config: TrainConfig) -> dict[str, Any]:
-    """Count parameters and samples without training."""
-    stage, _ = build_stage(config, torch.device("cpu"))
-    parameters = {
-        name: {
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "trained": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        }
-        for name, module in stage.modules().items()
-    }
-    seen = config.steps * config.batch_size * config.accumulate
     return {
-        "modules": parameters,
-        "samples": stage.order.num_samples,
-        "samples_seen": seen,
-        "epochs": round(seen / stage.order.num_samples, 2),
-        "config": config.to_dict(),
+        "is_finished": is_finished,
+        "step": trainer.step,
+        "result": str(Path(config.output) / "result"),
+        "requeue": trainer.shall_requeue and not is_finished,
     }
+
+
+PROBED_SAMPLES = 16
+
+
+def plan(config: TrainConfig, *, processes: int, is_sharded: bool) -> Plan:
+    """What a run will need; trains nothing, writes nothing, and computes one sample."""
+    samples = read_manifest(Path(config.data))["samples"]
+    samples = min(samples, config.max_samples) if config.max_samples else samples
+    with tempfile.TemporaryDirectory() as scratch:
+        probed = structs.replace(
+            config,
+            output=str(Path(scratch) / "run"),
+            max_samples=min(PROBED_SAMPLES, samples),
+            validation_data="",
+        )
+        if config.stage != "vae":  # a sample whose references are read needs the most
+            dropout = structs.replace(
+                config.diffusion, prompt_dropout=0.0, reference_dropout=0.0, both_dropout=0.0
+            )
+            probed = structs.replace(probed, diffusion=dropout)
+        stage, _ = build_stage(probed, torch.device("cpu"))
+        return make_plan(stage, config, samples=samples, processes=processes, is_sharded=is_sharded)

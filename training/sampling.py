@@ -93,9 +93,9 @@ class Drawer:
     ) -> None:
         """Project the references, once for all steps, and lay out the rows."""
         self._base, self._guidance, self._merge = base, guidance, pair.config.merge
-        self._table: ReferenceKVLayers | None = None
+        self.table: ReferenceKVLayers = ()
         if conditions.features is not None:
-            self._table = base.project_reference(
+            self.table = base.project_reference(
                 conditions.features, ref_scale=pair.config.ref_scale
             )
         refs, prompt, negative = conditions.ref_of_row, conditions.prompt, conditions.negative
@@ -111,7 +111,7 @@ class Drawer:
         copies = 1 if self._guidance is None else 3
         rows = torch.cat([latents] * copies)
         steps = torch.full((len(rows),), t, device=rows.device)
-        table = self._table
+        table = self.table or None
         plan = None if table is None else self._rows
         output: Tensor = self._base(rows, steps, self._embeds, table, plan, merge=self._merge)
         output = output.float()

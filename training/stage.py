@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bootpig_rt.models.unet import WalkedUNet
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.order import Order
 
@@ -29,6 +30,12 @@ class Stage(Protocol):
 
     def modules(self) -> dict[str, nn.Module]:
         """Modules whose trainable parameters are optimised, averaged and stored."""
+
+    def walks(self) -> list[WalkedUNet]:
+        """U-Nets among them that are walked explicitly, operation by operation."""
+
+    def frozen(self) -> list[nn.Module]:
+        """What else it computes with; each process has all of it."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups, each with `params` and its own `lr`."""

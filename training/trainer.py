@@ -1,22 +1,23 @@
 """The loop that every stage shares: optimise, average, log, validate, checkpoint, resume.
 
 The samples of a step and all random numbers are functions of the step, so a resumed run is
-bit-identical to one that was never interrupted, and validation cannot disturb training. Gradients
-of several processes are averaged by torch's DistributedDataParallel; whatever else decides how a
-step goes on (is its norm finite, is the loss, shall we stop) is agreed on by all of them.
+bit-identical to one that was never interrupted, and validation cannot disturb training. Several
+processes average their gradients; whatever else decides how a step goes on (is its norm finite, is
+the loss, shall we stop) is agreed on by all of them, once a step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,26 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from bootpig_rt.errors import CheckpointError, NumericalError
-from bootpig_rt.files.atomic import atomic_write_text
-from bootpig_rt.training.checkpoints import Checkpoints, Ema, TrainingState, averaged
+from bootpig_rt.errors import CheckpointError, ConfigError, NumericalError, StorageError
+from bootpig_rt.training.checkpoints import Checkpoints, TrainingState
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.ema import Ema, averaged
+from bootpig_rt.training.optimizers import build_optimizer
 from bootpig_rt.training.pictures import save_sheet
-from bootpig_rt.training.stage import Stage
+from bootpig_rt.training.processes import Body, Sharding, Together, naming_lost_processes
+from bootpig_rt.training.resume import check_config, write_config
+from bootpig_rt.training.stage import Stage, Validation
+from bootpig_rt.training.stopping import listening
+from bootpig_rt.training.trackers import Log
+from bootpig_rt.training.units import compile_blocks, make_units
 
 logger = logging.getLogger(__name__)
 
 WriteResult = Callable[[Any, Path], None]
 """Writes what `Stage.result` returned into a folder that does not exist yet."""
-
-# These may change between two runs in one folder: their product is in the checkpoint.
-_MAY_CHANGE = ("batch_size", "accumulate")
 
 
 def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: float) -> float:
@@ -53,24 +55,52 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: f
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class _Loss(nn.Module):
-    """A stage's loss as one module, which is what DistributedDataParallel wraps."""
+def parts_of_step(config: TrainConfig, processes: int) -> int:
+    """Into how many parts each process divides its samples of a step.
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(stage.modules())
-        self._stage = stage
+    Raises:
+        ConfigError: `samples_per_step` cannot be divided so.
+    """
+    if not config.samples_per_step:
+        return config.accumulate
+    of_part = config.batch_size * processes
+    parts, rest = divmod(config.samples_per_step, of_part)
+    if rest or not parts:
+        raise ConfigError(
+            f"samples_per_step is {config.samples_per_step}, expected a multiple of batch_size "
+            f"{config.batch_size} times {processes} processes: choose another batch_size"
+        )
+    return parts
 
-    def forward(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, figures = self._stage.loss(indices, draws)
-        return loss, {name: value.detach() for name, value in figures.items()}
+
+@dataclass(frozen=True)
+class _Agreement:
+    """What all processes know after a step.
+
+    Attributes:
+        norm: Of the gradients.
+        spoilt: Losses that are not finite, one at most in a process.
+        stop: Processes that were asked to stop, by whomever.
+        requeue: Processes that a signal of a scheduler asked.
+        failed: Processes whose checkpoint could not be written.
+    """
+
+    norm: float
+    spoilt: int
+    stop: int
+    requeue: int
+    failed: int
 
 
 class Trainer:
     """Runs one stage in one folder.
 
-    Layout of the folder: `config.json`, `log.jsonl`, `tensorboard/`, `validation/`,
+    Layout of the folder: `config.json`, `log.jsonl`, what the trackers write, `validation/`,
     `checkpoints/step-N/`, and at the end `result/`.
+
+    Attributes:
+        step: So many are done.
+        shall_requeue: The run was stopped by a signal with which schedulers announce the end.
     """
 
     def __init__(
@@ -79,20 +109,29 @@ class Trainer:
         stage: Stage,
         accelerator: Accelerator,
         write_result: WriteResult,
+        sharding: Sharding | None = None,
     ) -> None:
         """Prepare optimiser and average; `run` then loads the newest checkpoint, if any."""
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder, self._write_result = Path(config.output), write_result
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
+        self._parts = parts_of_step(config, int(accelerator.num_processes))
         self.modules = stage.modules()
         for module in self.modules.values():
             # Loaded models are in evaluation mode, whose gradients differ in their last bit.
             module.train()
-        self.optimizer = torch.optim.AdamW(
-            stage.parameter_groups(),
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            weight_decay=config.optimizer.weight_decay,
-        )
+            if config.channels_last:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = config.tf32
+        if config.compile:
+            logger.info("compiling %d blocks", compile_blocks(self.modules.values()))
+        units = nn.ModuleList()
+        if sharding is not None or config.checkpointing != "none":
+            units = make_units(stage.walks(), checkpointing=config.checkpointing)
+        # Sharding replaces the parameters: optimiser and average are made of those that are then.
+        self.together = Together(accelerator, Body(self.modules), units, sharding)
+        self.optimizer = build_optimizer(stage.parameter_groups(), config.optimizer)
         self.top_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.parameters = {
@@ -101,14 +140,16 @@ class Trainer:
             for key, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        self.ema = Ema(self.parameters, config.optimizer.ema_decay)
-        self._loss: nn.Module = _Loss(stage)
-        if accelerator.num_processes > 1:
-            # A process whose samples all lack references has no gradient for the Reference U-Net.
-            self._loss = DistributedDataParallel(
-                self._loss, broadcast_buffers=False, find_unused_parameters=True
-            )
-        self._stop = False
+        self.ema = Ema(self.parameters, config.optimizer.ema_decay, config.optimizer.ema_device)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            config.keep_checkpoints,
+            group=self.together.host_group(config.timeout_minutes),
+            is_main=accelerator.is_main_process,
+        )
+        self._asked_by: signal.Signals | None = None
+        self._is_asked = self._stop = self.shall_requeue = False
+        self._skips = 0  # in a row
 
     def run(self, *, max_minutes: float | None = None) -> bool:
         """Train until the last step, or until time is up or a signal asks to stop.
@@ -119,60 +160,68 @@ class Trainer:
         Raises:
             CheckpointError: The folder holds a run with other settings or steps of another size,
                 or a damaged checkpoint.
-            NumericalError: The loss is NaN or infinite in a process; the last checkpoint is kept.
+            NumericalError: A loss or a gradient is not finite in a process, and `on_nan` says to
+                stop or too many steps were left out; the last checkpoint is kept.
+            ProcessLost: Another process is gone; the last checkpoint is kept.
             StorageError: A checkpoint cannot be written; the one before it is kept.
         """
-        config, is_main = self.config, self.accelerator.is_main_process
-        self._resume()
-        if self.step >= config.steps and (self.folder / "result").exists():
-            return True
-        started, deadline = time.monotonic(), None
-        if max_minutes is not None:
-            deadline = started + 60 * max_minutes
-        first = self.step
-        writer = None
-        if is_main:
-            # Steps after the checkpoint are written again.
-            writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first + 1)
-        disable = None if is_main else True
-        bar = tqdm(total=config.steps, initial=first, unit="step", disable=disable)
+        with naming_lost_processes(int(self.accelerator.num_processes), self.checkpoints.folder):
+            try:
+                self._resume()
+                if self.step >= self.config.steps and (self.folder / "result").exists():
+                    return True
+                self._train(None if max_minutes is None else time.monotonic() + 60 * max_minutes)
+                self._settle_checkpoint()
+            finally:
+                self.checkpoints.wait()
+            if self.step < self.config.steps:
+                return False
+            self._export()
+        return True
+
+    def _train(self, deadline: float | None) -> None:
+        config, is_main, first = self.config, self.accelerator.is_main_process, self.step
+        log = Log(config, step=first) if is_main else None
+        bar = tqdm(
+            total=config.steps, initial=first, unit="step", disable=None if is_main else True
+        )
         sums: dict[str, Tensor] = {}
-        num_summed = 0  # below log_every in the first row after a resume between two rows
-        closing = contextlib.closing(writer) if writer else contextlib.nullcontext()
-        with _stopping_on_signals(self.ask_to_stop), bar, closing:
-            while self.step < config.steps and not self._must_stop(deadline):
-                figures = self._train_step()
+        num_summed = num_skipped = 0  # since the row before, or since a resume between two rows
+        started = time.monotonic()
+        closing = contextlib.closing(log) if log else contextlib.nullcontext()
+        with listening(self._hear), bar, closing:
+            self._agree(torch.zeros(()), torch.zeros(()), deadline)
+            while self.step < config.steps and not self._stop:
+                figures = self._train_step(deadline)
+                num_skipped += not figures
+                num_summed += bool(figures)
                 for name, value in figures.items():
-                    sums[name] = sums.get(name, torch.zeros(())) + value
-                num_summed += 1
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
                 self.step += 1
                 bar.update()
                 if self.step % config.log_every == 0:
                     means = self._means(sums, num_summed)
-                    self._check_finite(means)
+                    means["skipped"] = num_skipped / (num_summed + num_skipped)
                     seen = (self.step - first) * self._samples_per_step
                     means["samples_per_s"] = seen / (time.monotonic() - started)
                     means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-                    bar.set_postfix(loss=f"{means['loss']:.4f}")
-                    self._log(writer, means)
-                    sums, num_summed = {}, 0
+                    bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}")
+                    if log:
+                        log.write(means, self.step)
+                    sums, num_summed, num_skipped = {}, 0, 0
                 if config.validate_every and self.step % config.validate_every == 0:
-                    self._validate(writer)
+                    self._validate(log)
                 if self.step % config.checkpoint_every == 0:
                     self._save_checkpoint()
         if self.step % config.checkpoint_every and self.step > first:
             self._save_checkpoint()
-        if self.step < config.steps:
-            return False
-        self._export()
-        return True
 
     @property
     def _samples_per_step(self) -> int:
-        config = self.config
-        return config.batch_size * config.accumulate * int(self.accelerator.num_processes)
+        return self.config.batch_size * self._parts * int(self.accelerator.num_processes)
 
-    def _train_step(self) -> dict[str, Tensor]:
+    def _train_step(self, deadline: float | None) -> dict[str, Tensor]:
+        """One step; returns its figures, none if it was left out."""
         config, accelerator = self.config, self.accelerator
         settings = config.optimizer
         share = learning_rate_share(
@@ -184,43 +233,52 @@ class Trainer:
         for group, top in zip(self.optimizer.param_groups, self.top_rates, strict=True):
             group["lr"] = top * share
         figures: dict[str, Tensor] = {}
-        parts = self._parts(self.step)
+        spoilt = torch.zeros((), device=accelerator.device)
+        parts = self._parts_of(self.step)
         for number, (indices, draws) in enumerate(parts, start=1):
-            following = chain.from_iterable(map(self._parts, range(self.step + 1, config.steps)))
+            following = chain.from_iterable(map(self._parts_of, range(self.step + 1, config.steps)))
             self.stage.expect(chain(parts[number - 1 :], following))
-            with self._averaging(is_last=number == len(parts)):
-                with accelerator.autocast():
-                    loss, extra = self._loss(indices, draws)
-                accelerator.backward(loss / config.accumulate)
+            loss, extra = self.together.call(
+                partial(self._loss, indices, draws), is_averaged=number == len(parts)
+            )
+            accelerator.backward(loss / self._parts)
+            spoilt = torch.maximum(spoilt, (~torch.isfinite(loss.detach())).float())
             for name, value in {"loss": loss, **extra}.items():
-                share_of_step = value.detach().float().cpu() / config.accumulate
-                figures[name] = figures.get(name, torch.zeros(())) + share_of_step
+                share_of_step = value.detach().float() / self._parts
+                figures[name] = figures[name] + share_of_step if name in figures else share_of_step
         # The scaler of float16 must undo its scale before the norm is measured.
         accelerator.unscale_gradients(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip_norm)
-        figures["gradient_norm"] = norm.detach().float().cpu()
-        # A gradient that is not finite would spoil every weight: the step is left out, and logged.
-        # It is the same average in all processes, so all leave it out.
-        self._optimizer_step(is_finite=bool(torch.isfinite(norm)))
-        figures["skipped"] = (~torch.isfinite(norm)).float().cpu()
+        norm = self.together.clip(list(self.parameters.values()), settings.clip_norm)
+        agreed = self._agree(norm, spoilt, deadline)
+        if agreed.spoilt and spoilt:
+            samples = [sample for part, _ in parts for sample in part.tolist()]
+            logger.warning("step %d has a loss that is not finite in %s", self.step + 1, samples)
+        # A gradient that is not finite would spoil every weight: the step is left out. It is the
+        # same average in all processes, so all leave it out.
+        is_finite = math.isfinite(agreed.norm) and not agreed.spoilt
+        if not is_finite:
+            self._check_skip(agreed)
+        else:
+            self._skips = 0
+        self._optimizer_step(is_finite=is_finite)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.step)
-        return figures
+        figures["gradient_norm"] = norm
+        return figures if is_finite else {}
 
-    def _parts(self, step: int) -> list[tuple[Tensor, Draws]]:
+    def _loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.accelerator.autocast():
+            loss, figures = self.stage.loss(indices, draws)
+        return loss, {name: value.detach() for name, value in figures.items()}
+
+    def _parts_of(self, step: int) -> list[tuple[Tensor, Draws]]:
         """This process's samples of a step, in the parts that it takes one after another."""
         seed, accelerator = self.config.seed, self.accelerator
         places = torch.arange(self._samples_per_step)
         indices = self.stage.order.step(step, len(places), seed)
         mine = places[accelerator.process_index :: accelerator.num_processes]
-        parts = mine.chunk(self.config.accumulate)
+        parts = mine.chunk(self._parts)
         return [(indices[part], Draws(seed, step, part.tolist())) for part in parts]
-
-    def _averaging(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are averaged over processes once a step, in the last part of it."""
-        if isinstance(self._loss, DistributedDataParallel) and not is_last:
-            return self._loss.no_sync()
-        return contextlib.nullcontext()
 
     def _optimizer_step(self, *, is_finite: bool) -> None:
         scaler = self.accelerator.scaler
@@ -231,52 +289,79 @@ class Trainer:
         if scaler is not None:
             scaler.update()  # after a step left out too: that is how the scale of float16 falls
 
+    def _check_skip(self, agreed: _Agreement) -> None:
+        """Leave a step out, or end in all processes at once."""
+        if self.accelerator.scaler is not None and not agreed.spoilt:
+            return  # float16 overflows until its scale has fallen
+        self._skips += 1
+        config = self.config
+        where = (
+            f"the loss is not finite in {agreed.spoilt} of {self.accelerator.num_processes} "
+            "processes"
+            if agreed.spoilt
+            else f"the norm of the gradients is {agreed.norm}"
+        )
+        if config.on_nan == "skip" and self._skips <= config.max_skips:
+            logger.warning("step %d is left out: %s", self.step + 1, where)
+            return
+        after = f", {self._skips} times in a row" if config.on_nan == "skip" else ""
+        raise NumericalError(
+            f"{where} at step {self.step + 1}{after}, expected a finite number; the last "
+            f"checkpoint is kept in {self.checkpoints.folder}; go on with a lower "
+            "optimizer.learning_rate, or start anew with mixed_precision=no"
+        )
+
+    def _agree(self, norm: Tensor, spoilt: Tensor, deadline: float | None) -> _Agreement:
+        """Tell all processes how it is here, and learn how it is there: the one wait of a step."""
+        is_late = deadline is not None and time.monotonic() >= deadline
+        by_scheduler = self._asked_by in (signal.SIGTERM, signal.SIGUSR1)
+        here = (self._is_asked or is_late, by_scheduler, self.checkpoints.has_failed)
+        flags = torch.tensor([float(flag) for flag in here], device=self.accelerator.device)
+        total = self.together.sum(torch.cat([spoilt.to(flags.device).reshape(1), flags]))
+        found = torch.cat([norm.to(flags.device).reshape(1), total]).tolist()
+        agreed = _Agreement(found[0], *(int(value) for value in found[1:]))
+        self._stop = bool(agreed.stop or agreed.failed)
+        self.shall_requeue = bool(agreed.requeue)
+        return agreed
+
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        """Means over steps and processes, the same in all of them: NaN in one is NaN in all."""
-        found = torch.stack(list(sums.values())).to(self.accelerator.device) / count
-        if self.accelerator.num_processes > 1:
-            found = self.accelerator.reduce(found, "mean")
+        """Means over steps and processes, the same in all of them."""
+        if not count:
+            return {}
+        found = torch.stack([value.to(self.accelerator.device) for value in sums.values()])
+        found = self.together.sum(found / count) / self.accelerator.num_processes
         return dict(zip(sums, found.tolist(), strict=True))
 
-    def _check_finite(self, figures: dict[str, float]) -> None:
-        if not math.isfinite(figures["loss"]):
-            raise NumericalError(
-                f"the loss is {figures['loss']} at step {self.step}, expected a finite number; the "
-                f"last checkpoint is kept in {self.checkpoints.folder}; start anew in another "
-                "output folder with a lower optimizer.learning_rate or with mixed_precision=no"
-            )
+    # Validation and result ------------------------------------------------------------------------
 
-    def _log(self, writer: SummaryWriter | None, figures: dict[str, float]) -> None:
-        if writer is None:
-            return
-        with (self.folder / "log.jsonl").open("a") as file:
-            rounded = {k: float(f"{v:.6g}") for k, v in figures.items()}
-            file.write(json.dumps({"step": self.step, **rounded}) + "\n")
-        for name, value in figures.items():
-            writer.add_scalar(name, value, self.step)
-
-    def _validate(self, writer: SummaryWriter | None) -> None:
-        if self.accelerator.is_main_process:
+    def _validate(self, log: Log | None) -> None:
+        found = Validation()
+        # Shards are gathered by all processes together; of whole copies one is enough.
+        if self.together.is_sharded or log:
             with averaged(self.ema, self.modules.values()):
-                found = self.stage.validate()
+                found = self.together.look(self.stage.validate)
+        if log:
             if found.rows:
                 folder = self.folder / "validation"
                 folder.mkdir(exist_ok=True)
                 save_sheet(found.rows, folder / f"step-{self.step:07d}.png")
-            self._log(writer, {f"validation/{k}": v for k, v in found.figures.items()})
-        self.accelerator.wait_for_everyone()
+            if found.figures:
+                figures = {f"validation/{name}": value for name, value in found.figures.items()}
+                log.write(figures, self.step)
+        self.together.wait()
 
     def _export(self) -> None:
-        if self.accelerator.is_main_process:
-            temporary = self.folder / ".result.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            with averaged(self.ema, self.modules.values()):
+        with averaged(self.ema, self.modules.values()):
+            self.together.make_whole()
+            if self.accelerator.is_main_process:
+                temporary = self.folder / ".result.tmp"
+                shutil.rmtree(temporary, ignore_errors=True)
                 self._write_result(self.stage.result(), temporary)
-            shutil.rmtree(self.folder / "result", ignore_errors=True)
-            os.replace(temporary, self.folder / "result")
-        self.accelerator.wait_for_everyone()
+                shutil.rmtree(self.folder / "result", ignore_errors=True)
+                os.replace(temporary, self.folder / "result")
+        self.together.wait()
 
-    # Checkpoints --------------------------------------------------------------------------------
+    # Checkpoints ----------------------------------------------------------------------------------
 
     def _state(self) -> TrainingState:
         return TrainingState(
@@ -289,78 +374,45 @@ class Trainer:
         )
 
     def _save_checkpoint(self) -> None:
-        if self.accelerator.is_main_process:
-            self.checkpoints.save(self._state(), self.step)
-        self.accelerator.wait_for_everyone()
+        self._settle_checkpoint()  # one at a time
+        if self.together.is_sharded or self.accelerator.is_main_process:
+            self.checkpoints.start(self._state(), self.step)
+
+    def _settle_checkpoint(self) -> None:
+        """Wait for the checkpoint under way; if it failed anywhere, end everywhere."""
+        error = self.checkpoints.wait()
+        failed = torch.tensor(float(error is not None), device=self.accelerator.device)
+        if self.together.sum(failed) > 0:
+            raise error or StorageError(
+                f"another process cannot write a checkpoint to {self.checkpoints.folder} and says "
+                "why; older checkpoints are kept, run the same command again to go on"
+            )
 
     def _resume(self) -> None:
         """Load the newest checkpoint of the folder; refuse one of another configuration."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "config.json"
-        now = self.config.to_dict()
         found = self.checkpoints.all()
         if found:
-            try:
-                # A run that began before an option existed has its default.
-                least = TrainConfig(
-                    self.config.stage, self.config.output, start_from=self.config.start_from
-                )
-                before = {**least.to_dict(), **json.loads(path.read_text())}
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{self.folder} has checkpoints but no readable config.json ({error}); "
-                    "use another output folder to start anew",
-                    path,
-                ) from error
-            changed = sorted(k for k in now if now[k] != before.get(k) and k not in _MAY_CHANGE)
-            if changed:
-                raise CheckpointError(
-                    f"{self.folder} holds a run with other {', '.join(changed)}; "
-                    "use its settings to go on, or another output folder to start anew",
-                    path,
-                )
-        elif self.accelerator.is_main_process:
-            path.write_text(json.dumps(now, indent=1) + "\n")
-        self.accelerator.wait_for_everyone()
+            check_config(self.config, self.folder)
+        self.together.wait()
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
         if found:
             self.step = self._state().read(found[-1])
             logger.info("going on from step %d of %s", self.step, found[-1])
-        self._cut_log()
+        if self.step > self.config.steps:
+            raise CheckpointError(
+                f"{found[-1]} is further than steps {self.config.steps}: give more steps, or "
+                "another output folder"
+            )
+        if self.accelerator.is_main_process:
+            write_config(self.config, self.folder)
 
-    def _cut_log(self) -> None:
-        """Drop log lines of steps after the checkpoint: they will be written again."""
-        path = self.folder / "log.jsonl"
-        if not path.exists() or not self.accelerator.is_main_process:
-            return
-        # A process that was killed while it wrote leaves a line without its end.
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
-        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
-        atomic_write_text(path, "".join(kept))
-
-    # Stopping -----------------------------------------------------------------------------------
-
-    def _must_stop(self, deadline: float | None) -> bool:
-        stop = self._stop or (deadline is not None and time.monotonic() >= deadline)
-        if self.accelerator.num_processes > 1:
-            # Whoever is asked to stop, all leave at the same step.
-            asked = torch.tensor(float(stop), device=self.accelerator.device)
-            stop = bool(self.accelerator.reduce(asked, "sum") > 0)
-        return stop
+    # Stopping -------------------------------------------------------------------------------------
 
     def ask_to_stop(self) -> None:
         """Finish the current step, write a checkpoint and return from `run`."""
-        self._stop = True
+        self._is_asked = True
 
-
-@contextlib.contextmanager
-def _stopping_on_signals(ask_to_stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the current step, with a checkpoint."""
-    previous: dict[signal.Signals, Any] = {}
-    with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda *_: ask_to_stop())
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def _hear(self, number: signal.Signals) -> None:
+        self._asked_by = number
+        self.ask_to_stop()

@@ -4,7 +4,7 @@ A command is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(args
 only when its arguments are needed, and imports torch and the like only inside `run`. This file
 knows the commands by name alone, and nothing of what they do.
 
-Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 failure, 2 bad input, 75 stopped by a scheduler, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -7,110 +7,94 @@ is passed through hidden lists. Works under autograd, autocast and `torch.export
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.models.attention import (
-    KV,
-    MergeRule,
-    attention,
-    project,
-    reference_self_attention,
-    split_heads,
-)
-from bootpig_rt.models.blocks import (
-    add_layer_norm,
-    feed_forward,
-    group_norm,
-    pick_rows,
-    residual_block,
+from bootpig_rt.models.attention import KV, MergeRule, attention, reference_self_attention
+from bootpig_rt.models.blocks import group_norm, pick_rows
+from bootpig_rt.models.operations import (
+    CONVOLUTIONS,
+    Kind,
+    Operation,
+    Spread,
+    TextKVLayers,
+    keys_and_values,
+    list_operations,
+    read,
+    text_keys_and_values,
+    transform,
 )
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.unet_config import check_unet_config
+
+__all__ = ["BaseUNet", "ReferenceKVLayers", "ReferenceUNet", "TextKVLayers", "WalkedUNet"]
 
 ReferenceKVLayers = tuple[KV, ...]
 """Reference keys and values of every self-attention, in the order down, mid, up."""
 
 
-class _Kind(Enum):
-    RESNET = "resnet"
-    TRANSFORMER = "transformer"
-    DOWNSAMPLE = "downsample"
-    UPSAMPLE = "upsample"
-
-
-@dataclass(frozen=True)
-class _Op:
-    """One module of the walk; `pop` joins the last skip ahead of it, `push` keeps its output."""
-
-    kind: _Kind
-    module: Any
-    pop: bool = False
-    push: bool = False
-
-
-def _operations(unet: Any) -> Iterator[_Op]:
-    """The modules between `conv_in` and `conv_norm_out`, in the order that they run."""
-    for block in unet.down_blocks:
-        attentions = getattr(block, "attentions", None)
-        for index, resnet in enumerate(block.resnets):
-            yield _Op(_Kind.RESNET, resnet, push=attentions is None)
-            if attentions is not None:
-                yield _Op(_Kind.TRANSFORMER, attentions[index], push=True)
-        for downsampler in block.downsamplers or ():
-            yield _Op(_Kind.DOWNSAMPLE, downsampler, push=True)
-    mid = unet.mid_block
-    yield _Op(_Kind.RESNET, mid.resnets[0])
-    for transformer, resnet in zip(mid.attentions, mid.resnets[1:], strict=True):
-        yield _Op(_Kind.TRANSFORMER, transformer)
-        yield _Op(_Kind.RESNET, resnet)
-    for block in unet.up_blocks:
-        attentions = getattr(block, "attentions", None)
-        for index, resnet in enumerate(block.resnets):
-            yield _Op(_Kind.RESNET, resnet, pop=True)
-            if attentions is not None:
-                yield _Op(_Kind.TRANSFORMER, attentions[index])
-        for upsampler in block.upsamplers or ():
-            yield _Op(_Kind.UPSAMPLE, upsampler)
-
-
 SelfAttention = Callable[[int, Any, Tensor], Tensor]
 """(layer index, attention module, tokens [B, N, C] after the norm) -> attended tokens [B, N, C]."""
 
-TextKVLayers = tuple[KV, ...]
-"""Keys and values of the text for every cross-attention, each [B, S, H * D]."""
+Around = Callable[..., Any]
+"""(module of the walk, function, its other arguments) -> function(module, *arguments)."""
 
 
-class _WalkedUNet(nn.Module):
-    """What the two U-Nets share: the list of modules and the time embedding."""
+class WalkedUNet(nn.Module):
+    """What the two U-Nets share: the list of modules and the time embedding.
+
+    Attributes:
+        around: What calls each operation of the walk: training computes it anew in the backward
+            pass, or gathers its weights. None calls it at once. `conv_in`, `conv_norm_out`,
+            `conv_out` and the time embedding are no operations.
+    """
+
+    around: Around | None
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
+        self.around = None
         self.unet: Any = unet
         check_unet_config(self.unet.config)
-        self._ops = tuple(_operations(unet))
+        self._ops = tuple(list_operations(unet))
         self._blocks: tuple[Any, ...] = tuple(
             block
             for op in self._ops
-            if op.kind is _Kind.TRANSFORMER
+            if op.kind is Kind.TRANSFORMER
             for block in op.module.transformer_blocks
         )
+        self._transformers = tuple(op.module for op in self._ops if op.kind is Kind.TRANSFORMER)
         # Height and width of latents must be multiples of this.
-        self.size_multiple = 2 ** sum(op.kind is _Kind.DOWNSAMPLE for op in self._ops)
+        self.size_multiple = 2 ** sum(op.kind is Kind.DOWNSAMPLE for op in self._ops)
 
     @property
     def num_layers(self) -> int:
         """L, number of self-attentions."""
         return len(self._blocks)
+
+    def operations(self) -> tuple[nn.Module, ...]:
+        """The modules that `around` is called with, in the order that they run."""
+        return tuple(op.module for op in self._ops)
+
+    def _run(self, module: Any, function: Callable[..., Any], *args: Any) -> Any:
+        """One operation; weights of the module are read in it and nowhere else."""
+        if self.around is None:
+            return function(module, *args)
+        return self.around(module, function, *args)
+
+    def _convolve(self, op: Operation, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
+        """A residual block, a downsampling or an upsampling, with its skip connections."""
+        skip = skips.pop() if op.pop else None
+        x = self._run(op.module, CONVOLUTIONS[op.kind], x, skip, temb)
+        if op.push:
+            skips.append(x)
+        return x
 
     def layer_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Per self-attention: channels C_l of its features, heads H_l, and width of its keys."""
@@ -128,8 +112,8 @@ class _WalkedUNet(nn.Module):
         levels: list[int] = []
         level = 0
         for op in self._ops:
-            level += (op.kind is _Kind.DOWNSAMPLE) - (op.kind is _Kind.UPSAMPLE)
-            if op.kind is _Kind.TRANSFORMER:
+            level += (op.kind is Kind.DOWNSAMPLE) - (op.kind is Kind.UPSAMPLE)
+            if op.kind is Kind.TRANSFORMER:
                 levels += [level] * len(op.module.transformer_blocks)
         return tuple(levels)
 
@@ -160,7 +144,7 @@ class _WalkedUNet(nn.Module):
             )
 
 
-class ReferenceUNet(_WalkedUNet):
+class ReferenceUNet(WalkedUNet):
     """Reads the reference images: the features that the Base U-Net attends to.
 
     Nothing is computed after the last self-attention's norm, so the weights behind it get no
@@ -176,7 +160,7 @@ class ReferenceUNet(_WalkedUNet):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         """Plan the walk and cut it after the last transformer block."""
         super().__init__(unet)
-        last = max(i for i, op in enumerate(self._ops) if op.kind is _Kind.TRANSFORMER)
+        last = max(i for i, op in enumerate(self._ops) if op.kind is Kind.TRANSFORMER)
         self._ops = self._ops[: last + 1]
 
     def forward(self, latents: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
@@ -195,27 +179,18 @@ class ReferenceUNet(_WalkedUNet):
         temb = self._time_embedding(t, latents)
         x = self.unet.conv_in(latents)
         skips = [x]
-        last = self._blocks[-1]
         for op in self._ops:
-            if op.kind is not _Kind.TRANSFORMER:
-                x = _convolve(op, x, skips, temb)
+            if op.kind is not Kind.TRANSFORMER:
+                x = self._convolve(op, x, skips, temb)
                 continue
-            tokens = _tokens_in(op.module, x)
-            for block in op.module.transformer_blocks:
-                _, normed = add_layer_norm(block.norm1, tokens, None)
-                features.append(normed)
-                if block is last:
-                    break
-                change = attention(block.attn1, normed, normed)
-                tokens = _text_and_feed_forward(block, tokens, change, prompt_embeds)
-            else:
-                x = _tokens_out(op.module, tokens, x)
-                if op.push:
-                    skips.append(x)
+            x, found = self._run(op.module, read, x, prompt_embeds, self._blocks[-1])
+            features.extend(found)
+            if op.push:
+                skips.append(x)
         return tuple(features)
 
 
-class BaseUNet(_WalkedUNet):
+class BaseUNet(WalkedUNet):
     """Draws the picture: a U-Net whose self-attentions may also read reference tokens.
 
     Args:
@@ -247,12 +222,10 @@ class BaseUNet(_WalkedUNet):
                 "the two U-Nets must have the same blocks"
             )
         layers: list[KV] = []
-        for block, feature in zip(self._blocks, features, strict=True):
-            keys = block.attn1.to_k(feature)
-            if ref_scale != 1.0:
-                keys = keys * ref_scale
-            heads = block.attn1.heads
-            layers.append((split_heads(keys, heads), split_heads(block.attn1.to_v(feature), heads)))
+        rest = iter(features)
+        for transformer in self._transformers:
+            mine = islice(rest, len(transformer.transformer_blocks))
+            layers += self._run(transformer, keys_and_values, ref_scale, *mine)
         return tuple(layers)
 
     def project_text(self, prompt_embeds: Tensor) -> TextKVLayers:
@@ -260,7 +233,10 @@ class BaseUNet(_WalkedUNet):
 
         They stay the same from step to step.
         """
-        return tuple(project(block.attn2, prompt_embeds) for block in self._blocks)
+        layers: list[KV] = []
+        for transformer in self._transformers:
+            layers += self._run(transformer, text_keys_and_values, prompt_embeds)
+        return tuple(layers)
 
     def text_widths(self) -> tuple[int, ...]:
         """H * D of every cross-attention."""
@@ -359,24 +335,27 @@ class BaseUNet(_WalkedUNet):
         x = self.unet.conv_in(latents)
         skips = [x]
         layer = 0
+
+        def to_rows(tokens: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal temb, skips
+            assert picture_of_row is not None  # asked below
+            tokens, x, temb, *skips = (
+                pick_rows(part, picture_of_row) for part in (tokens, x, temb, *skips)
+            )
+            if t_of_row is not None:
+                temb = self._time_embedding(t_of_row, latents)
+            return tokens, x
+
+        spread: Spread | None = None if picture_of_row is None else to_rows
         for op in self._ops:
-            if op.kind is not _Kind.TRANSFORMER:
-                x = _convolve(op, x, skips, temb)
+            if op.kind is not Kind.TRANSFORMER:
+                x = self._convolve(op, x, skips, temb)
                 continue
-            tokens = _tokens_in(op.module, x)
-            for block in op.module.transformer_blocks:
-                _, normed = add_layer_norm(block.norm1, tokens, None)
-                change = self_attention(layer, block.attn1, normed)
-                if layer == 0 and picture_of_row is not None:  # text tells the rows apart
-                    tokens, x, temb, *skips = (
-                        pick_rows(part, picture_of_row) for part in (tokens, x, temb, *skips)
-                    )
-                    if t_of_row is not None:
-                        temb = self._time_embedding(t_of_row, latents)
-                context = text if isinstance(text, Tensor) else text[layer]
-                tokens = _text_and_feed_forward(block, tokens, change, context)
-                layer += 1
-            x = _tokens_out(op.module, tokens, x)
+            attend = partial(_attend, self_attention, layer)
+            context = text if isinstance(text, Tensor) else text[layer:]
+            x = self._run(op.module, transform, x, context, attend, spread)
+            spread = None
+            layer += len(op.module.transformer_blocks)
             if op.push:
                 skips.append(x)
         output: Tensor = self.unet.conv_out(group_norm(self.unet.conv_norm_out, x, silu=True))
@@ -420,50 +399,7 @@ def _sorted_text(plan: RowPlan, text: Tensor | TextKVLayers) -> Tensor | TextKVL
     return tuple((plan.sort(keys), plan.sort(values)) for keys, values in text)
 
 
-def _convolve(op: _Op, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-    """A residual block, a downsampling or an upsampling, with its skip connections."""
-    if op.pop:
-        x = torch.cat([x, skips.pop()], dim=1)
-    if op.kind is _Kind.RESNET:
-        x = residual_block(op.module, x, temb)
-    elif op.kind is _Kind.DOWNSAMPLE:
-        x = op.module(x)
-    elif type(op.module) is Upsample2D:  # its own `forward` asks how many rows there are
-        x = op.module.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    else:  # one that was rewritten
-        x = op.module(x)
-    if op.push:
-        skips.append(x)
-    return x
-
-
-def _tokens_in(transformer: Any, x: Tensor) -> Tensor:
-    """Picture [B, C, h, w] -> tokens [B, h * w, C], normed and projected."""
-    normed = group_norm(transformer.norm, x, silu=False)
-    if transformer.use_linear_projection:
-        tokens: Tensor = transformer.proj_in(normed.flatten(2).transpose(1, 2))
-    else:
-        tokens = transformer.proj_in(normed).flatten(2).transpose(1, 2)
-    return tokens
-
-
-def _tokens_out(transformer: Any, tokens: Tensor, residual: Tensor) -> Tensor:
-    """Tokens [B, h * w, C] -> picture [B, C, h, w], projected, added to the block's input."""
-    size = residual.shape[-2:]
-    if transformer.use_linear_projection:
-        picture = _to_picture(transformer.proj_out(tokens), size)
-    else:
-        picture = transformer.proj_out(_to_picture(tokens, size))
-    joined: Tensor = picture + residual
-    return joined
-
-
-def _to_picture(tokens: Tensor, size: torch.Size) -> Tensor:
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
-
-
-def _text_and_feed_forward(block: Any, tokens: Tensor, change: Tensor, text: Tensor | KV) -> Tensor:
-    """What self-attention changes, cross-attention to the text, the feed-forward."""
-    tokens, normed = add_layer_norm(block.norm2, tokens, change)
-    tokens, normed = add_layer_norm(block.norm3, tokens, attention(block.attn2, normed, text))
-    return feed_forward(block.ff, normed) + tokens
+def _attend(
+    self_attention: SelfAttention, first: int, block: int, attn: Any, tokens: Tensor
+) -> Tensor:
+    return self_attention(first + block, attn, tokens)

@@ -123,7 +123,7 @@ def test_noise_and_target_of_the_loss_are_those_of_the_start(
     betas = np.linspace(0.0005, 0.02, 400)
     alpha = torch.from_numpy(np.cumprod(1 - betas))[t].view(-1, 1, 1, 1)
     assert int(t.max()) < 400
-    x = stage.data.train.targets[:5].double()
+    x = stage.data.train.targets(range(5)).double()
     noise = (noisy.double() - alpha.sqrt() * x) / (1 - alpha).sqrt()
     assert float(noise.std()) == pytest.approx(1.0, abs=0.1)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
@@ -175,7 +175,7 @@ def test_the_length_of_prompts_is_that_of_the_start(
     path.write_text(json.dumps(settings))
     config = make_config("pair", tmp_path / "run", start_from=str(folder))
     stage: Any = build_stage(config, CPU)[0]
-    assert stage.data.caption_ids.shape[1] == 13
+    assert stage.data.empty_ids.shape[1] == 13
 
 
 def test_a_start_that_is_nothing_is_refused_without_asking_a_network(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bootpig_rt.errors import CheckpointError, NumericalError, StorageError
+from bootpig_rt.errors import CheckpointError, ConfigError, NumericalError, StorageError
 from bootpig_rt.training import checkpoints as state
-from bootpig_rt.training.checkpoints import Ema, averaged
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.ema import Ema, averaged
 from bootpig_rt.training.order import Order
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.trainer import Trainer, learning_rate_share
@@ -57,6 +59,12 @@ class LineStage:
 
     def modules(self) -> dict[str, nn.Module]:
         return {"line": self.line}
+
+    def walks(self) -> list[Any]:
+        return []
+
+    def frozen(self) -> list[nn.Module]:
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.line.parameters()), "lr": 0.05}]
@@ -382,13 +390,13 @@ def test_a_run_from_before_an_option_existed_goes_on_with_its_default(
     trainer().run()
     before["distill"] = {"steps": 3, "substeps": 1}
     path.write_text(json.dumps(before))
-    with pytest.raises(CheckpointError, match="other distill"):
+    with pytest.raises(CheckpointError, match=r"other distill\.steps;"):
         trainer().run()
 
 
 def test_other_settings_in_the_folder_are_refused_by_name(trainer: MakeTrainer) -> None:
     stop_at(trainer(), 7).run()
-    with pytest.raises(CheckpointError, match="run with other optimizer, seed; use its"):
+    with pytest.raises(CheckpointError, match=r"run with other optimizer\.beta1, seed; use its"):
         trainer(seed=3, optimizer={"beta1": 0.5}).run()
 
 
@@ -447,6 +455,35 @@ def test_a_checkpoint_of_another_model_is_refused(trainer: MakeTrainer) -> None:
     other.line = nn.Linear(3, 2)
     with pytest.raises(CheckpointError, match=r"no weight/line.weight of shape \[2, 3\]"):
         trainer(other).run()
+
+
+def test_a_longer_run_of_a_folder_goes_on_with_the_rate_of_its_new_length(
+    trainer: MakeTrainer,
+) -> None:
+    trainer().run()
+    longer = trainer(steps=30, log_every=1)
+    assert longer.run()
+    assert stage_of(longer).calls == 10
+    rows = log_rows(longer.folder / "log.jsonl")
+    assert rows[-1]["step"] == 30
+    assert rows[4]["learning_rate"] == pytest.approx(
+        0.05 * learning_rate_share(20, 30, 3, 1e-5 / 2e-3), rel=1e-5
+    )
+    assert json.loads((longer.folder / "config.json").read_text())["steps"] == 30
+    with pytest.raises(CheckpointError, match="step-0000030 is further than steps 20"):
+        trainer(steps=20, name="run").run()
+
+
+def test_samples_of_a_step_may_be_given_whatever_the_processes(trainer: MakeTrainer) -> None:
+    by_parts = trainer(name="parts", batch_size=2, accumulate=3)
+    by_parts.run()
+    given = trainer(name="given", batch_size=2, samples_per_step=6)
+    given.run()
+    assert_equal(by_parts, given)
+    with pytest.raises(ConfigError, match="samples_per_step is 7, expected a multiple of batch"):
+        trainer(batch_size=2, samples_per_step=7)
+    with pytest.raises(ConfigError, match="accumulate is 3 and samples_per_step 6"):
+        trainer(batch_size=2, accumulate=3, samples_per_step=6)
 
 
 # Validation ---------------------------------------------------------------------------------------
@@ -522,6 +559,59 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert checkpoints(made) == ["step-0000005"]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written_from_a_copy(
+    trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(checkpoint_every=8, keep_checkpoints=9)
+    stage, save, steps = stage_of(made), state.save_file, []  # type: ignore[attr-defined]
+    is_seen = threading.Event()
+
+    def slow(tensors: Any, path: Path) -> None:
+        assert is_seen.wait(20)
+        steps.append(stage.calls)
+        save(tensors, path)
+
+    def watch(call: int) -> None:
+        if call == 12:
+            is_seen.set()
+
+    stage.on_loss = watch
+    monkeypatch.setattr(state, "save_file", slow)
+    made.run()
+    assert steps[0] >= 12
+    whole = trainer(name="whole")
+    stop_at(whole, 8).run()
+    stored = load_file(made.folder / "checkpoints" / "step-0000008" / "state.safetensors")
+    expected = load_file(whole.folder / "checkpoints" / "step-0000008" / "state.safetensors")
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in stored.items())
+
+
+def test_one_checkpoint_at_a_time_is_under_way(
+    trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(checkpoint_every=1, keep_checkpoints=30)
+    save, under_way, most = state.save_file, [0], [0]  # type: ignore[attr-defined]
+
+    def count(tensors: Any, path: Path) -> None:
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        save(tensors, path)
+        under_way[0] -= 1
+
+    monkeypatch.setattr(state, "save_file", count)
+    made.run()
+    assert most == [1]
+    assert len(checkpoints(made)) == 20
+
+
+def test_averages_on_the_host_are_the_same(trainer: MakeTrainer) -> None:
+    plain, host = trainer(name="plain"), trainer(name="host", optimizer={"ema_device": "host"})
+    plain.run()
+    host.run()
+    assert_equal(plain, host)
+
+
 def test_a_result_appears_whole_or_not_at_all(trainer: MakeTrainer) -> None:
     made = trainer()
 
@@ -556,14 +646,45 @@ def test_the_folder_holds_config_and_log(trainer: MakeTrainer) -> None:
 
 
 def test_a_loss_that_is_nan_ends_the_run_and_keeps_the_checkpoint(trainer: MakeTrainer) -> None:
-    made = trainer(checkpoint_every=5)
-    stage_of(made).spoil = dict.fromkeys(range(7, 20), math.nan)
-    message = "the loss is nan at step 10, expected a finite number; the last checkpoint is kept"
+    made = trainer(checkpoint_every=5, on_nan="stop")
+    stage_of(made).spoil = {7: math.nan}
+    message = "the loss is not finite in 1 of 1 processes at step 8, expected a finite number; the"
     with pytest.raises(NumericalError, match=message):
         made.run()
     assert checkpoints(made) == ["step-0000005"]
     assert list(losses(made)) == [5]
     assert all(torch.isfinite(value).all() for value in tensors_of(made).values())
+
+
+def test_losses_that_are_nan_are_left_out_as_often_in_a_row_as_is_allowed(
+    trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = trainer(max_skips=3)
+    stage_of(made).spoil = dict.fromkeys((2, 3, 4, 8, 11), math.nan)
+    assert made.run()
+    rows = log_rows(made.folder / "log.jsonl")
+    assert [row["skipped"] for row in rows] == pytest.approx([0.6, 0.2, 0.2, 0])
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    places = [record for record in caplog.records if "not finite in [" in record.getMessage()]
+    assert len(places) == 5
+    assert str(stage_of(made).indices[2]) in places[0].getMessage()
+    again = trainer(name="again", max_skips=3)
+    stage_of(again).spoil = dict.fromkeys(range(2, 20), math.nan)
+    with pytest.raises(NumericalError, match="at step 6, 4 times in a row, expected"):
+        again.run()
+
+
+def test_a_run_goes_on_with_a_lower_rate_after_nan(
+    trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = trainer(checkpoint_every=5, on_nan="stop")
+    stage_of(made).spoil = {7: math.nan}
+    with pytest.raises(NumericalError):
+        made.run()
+    rest = trainer(checkpoint_every=5, on_nan="stop", optimizer={"learning_rate": 1e-3})
+    assert rest.run()
+    assert stage_of(rest).calls == 15
+    assert "going on with optimizer.learning_rate 0.001, it was 0.002" in caplog.text
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_and_counted(trainer: MakeTrainer) -> None:
@@ -580,6 +701,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted(trainer: MakeTrai
     assert not torch.equal(weights[10], weights[9])
     (row,) = log_rows(made.folder / "log.jsonl")
     assert row["skipped"] == pytest.approx(1 / 20)
+    assert math.isfinite(row["gradient_norm"])
 
 
 class HalfPrecision:
@@ -635,16 +757,20 @@ def test_float16_resumes_with_its_scale(config: Callable[..., TrainConfig]) -> N
 
 @pytest.fixture
 def _handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("_handlers")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "requeues"),
+    [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGUSR1, True)],
+)
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
-    trainer: MakeTrainer, number: signal.Signals
+    trainer: MakeTrainer, number: signal.Signals, requeues: bool
 ) -> None:
     before = signal.getsignal(number)
     made = trainer()
@@ -658,4 +784,21 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert made.step == 9
     assert checkpoints(made) == ["step-0000009"]
     assert signal.getsignal(number) == before
+    assert made.shall_requeue is requeues
     assert trainer().run()
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_second_interrupt_does_not_wait_for_the_step(trainer: MakeTrainer) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of the tests ignore it
+    made = trainer(checkpoint_every=5)
+
+    def kill(call: int) -> None:
+        if call == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stage_of(made).on_loss = kill
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert checkpoints(made) == ["step-0000005"]

@@ -5,19 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table
 from bootpig_rt.models.load import Pair
+from bootpig_rt.models.unet import WalkedUNet
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.data import DiffusionData
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.latents import Latents
-from bootpig_rt.training.losses import add_noise, draw_timesteps, loss_weight, target_of
+from bootpig_rt.training.losses import (
+    add_noise,
+    draw_timesteps,
+    loss_weight,
+    nothing_of,
+    target_of,
+)
 from bootpig_rt.training.pictures import subject_difference, to_uint8
 from bootpig_rt.training.sampling import Conditions, Drawer, encode_conditions, guidance_of
-from bootpig_rt.training.stage import Validation
+from bootpig_rt.training.stage import Validation, trainable
 
 VALIDATION_STEPS = 12
 VALIDATION_SEED = 1234
@@ -40,6 +47,15 @@ class DiffusionStage:
         """The pair."""
         return self.pair
 
+    def walks(self) -> list[WalkedUNet]:
+        """Both roles, which may share one U-Net."""
+        return [self.pair.base, self.pair.reference]
+
+    def frozen(self) -> list[nn.Module]:
+        """The VAE; the text encoder where it is not trained."""
+        parts: list[nn.Module] = [self.pair.vae, self.pair.text_encoder]
+        return [part for part in parts if not trainable(part)]
+
     def loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the base's prediction with references (paper, section 3.3 and algorithm 1).
 
@@ -54,24 +70,29 @@ class DiffusionStage:
         alphas = self.alphas_cumprod[t].to(device)
         noise = draws.normal(*shape).to(device)
         noisy = add_noise(batch.latents, noise, alphas)
+        references, reference_ids, owner = (
+            batch.reference_latents,
+            batch.reference_ids,
+            batch.owner,
+        )
+        if not batch.kept:  # the Reference U-Net still runs, for nothing
+            references, reference_ids = torch.zeros_like(batch.latents[:1]), self._empty_ids()
+            owner = [0]
         states = batch.states
         if states is None:
-            states = pair.text_encoder(torch.cat([batch.ids, batch.reference_ids]))[0]
-        table = ref_of_row = None
-        if batch.kept:
-            reference_t = _reference_timesteps(pair.config, t, draws, batch.owner)
-            reference_shape = batch.reference_latents.shape[1:]
-            reference_noise = draws.normal(*reference_shape, of=batch.owner)
-            level = torch.where(
-                reference_t > 0, self.alphas_cumprod[reference_t], torch.ones(len(reference_t))
-            )
-            references = add_noise(
-                batch.reference_latents, reference_noise.to(device), level.to(device)
-            )
-            features = pair.reference(references, reference_t.to(device), states[count:])
-            table = pair.base.project_reference(features, ref_scale=pair.config.ref_scale)
-            ref_of_row = torch.full((count, batch.ref_of_row.shape[1]), -1, dtype=torch.long)
-            ref_of_row[: batch.kept] = batch.ref_of_row
+            states = pair.text_encoder(torch.cat([batch.ids, reference_ids]))[0]
+        elif not batch.kept:
+            states = torch.cat([states, states[:1]])
+        reference_t = _reference_timesteps(pair.config, t, draws, owner)
+        reference_noise = draws.normal(*references.shape[1:], of=owner)
+        level = torch.where(
+            reference_t > 0, self.alphas_cumprod[reference_t], torch.ones(len(reference_t))
+        )
+        references = add_noise(references, reference_noise.to(device), level.to(device))
+        features = pair.reference(references, reference_t.to(device), states[count:])
+        table = pair.base.project_reference(features, ref_scale=pair.config.ref_scale)
+        ref_of_row = torch.full((count, batch.ref_of_row.shape[1]), -1, dtype=torch.long)
+        ref_of_row[: batch.kept] = batch.ref_of_row
         predicted = pair.base(
             noisy, t.to(device), states[:count], table, ref_of_row, merge=pair.config.merge
         ).float()
@@ -82,7 +103,13 @@ class DiffusionStage:
         per_sample = (error * emphasis).mean(dim=(1, 2, 3)) / emphasis.mean(dim=(1, 2, 3))
         weight = loss_weight(prediction_type, alphas, settings.snr_gamma, settings.snr_floor)
         inside = (error * batch.masks[:, None]).sum() / (batch.masks.sum() * error.shape[1] + 1e-6)
-        return (weight * per_sample).mean(), {"error": error.mean(), "error_subject": inside}
+        loss = (weight * per_sample).mean()
+        if not batch.kept:
+            loss = loss + nothing_of(table)
+        return loss, {"error": error.mean(), "error_subject": inside}
+
+    def _empty_ids(self) -> Tensor:
+        return self.data.empty_ids.to(self.data.device)
 
     @torch.no_grad()
     def validate(self) -> Validation:

@@ -27,11 +27,11 @@ from bootpig_rt.diffusion.noise_schedule import PredictionType
 from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table, x0_rows
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.models.load import Pair
-from bootpig_rt.models.unet import BaseUNet
+from bootpig_rt.models.unet import BaseUNet, WalkedUNet
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.data import Batch, DiffusionData
 from bootpig_rt.training.draws import Draws
-from bootpig_rt.training.losses import loss_weight, target_of
+from bootpig_rt.training.losses import loss_weight, nothing_of, target_of
 from bootpig_rt.training.pictures import subject_difference, to_uint8
 from bootpig_rt.training.sampling import Conditions, Drawer, encode_conditions, guidance_of
 from bootpig_rt.training.stage import Validation, trainable
@@ -93,6 +93,16 @@ class DistillStage:
         """The student's Base U-Net."""
         return {"base_unet": self.unet}
 
+    def walks(self) -> list[WalkedUNet]:
+        """The student's; the teacher is whole in each process."""
+        return [self.student]
+
+    def frozen(self) -> list[nn.Module]:
+        """All of the teacher."""
+        teacher = self.teacher
+        parts: list[Any] = [teacher.base.unet, teacher.reference.unet, teacher.vae]
+        return [*dict.fromkeys(parts), teacher.text_encoder]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: all of the student."""
         return [{"params": trainable(self.unet), "lr": self.config.optimizer.learning_rate}]
@@ -134,7 +144,10 @@ class DistillStage:
             "error_first": errors[0],
             "error_last": errors[-1],
         }
-        return total / self.table.num_steps, figures
+        loss = total / self.table.num_steps
+        if not batch.kept:
+            loss = loss + nothing_of(student.table)
+        return loss, figures
 
     def _difference(self, output: Tensor, wanted: Tensor, latents: Tensor, t: int) -> Tensor:
         """Weighted error of the student's output, as in `diffusion_loss`, scalar."""
@@ -188,8 +201,11 @@ class DistillStage:
         ref_of_row = torch.full((len(batch.ids), batch.ref_of_row.shape[1]), -1)
         ref_of_row[: batch.kept] = batch.ref_of_row
         empty = self.data.empty_ids.to(self.device)
+        references, reference_ids = batch.reference_latents, batch.reference_ids
+        if not batch.kept:  # the keys and values of one are made, for nothing
+            references, reference_ids = torch.zeros_like(batch.latents[:1]), empty
         return encode_conditions(
-            self.teacher, batch.ids, empty, batch.reference_latents, batch.reference_ids, ref_of_row
+            self.teacher, batch.ids, empty, references, reference_ids, ref_of_row
         )
 
     # Validation and result -----------------------------------------------------------------------

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from bootpig_rt.errors import ConfigError
+from bootpig_rt.models.unet import WalkedUNet
 from bootpig_rt.training.config import TrainConfig, VaeConfig
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.order import Order
@@ -78,10 +79,20 @@ class VaeStage:
             )
         torch.manual_seed(config.seed)
         self.vae = build_vae(config.vae, int(sizes[0])).to(device)
+        if config.checkpointing == "blocks":
+            self.vae.enable_gradient_checkpointing()
 
     def modules(self) -> dict[str, nn.Module]:
         """The VAE."""
         return {"vae": self.vae}
+
+    def walks(self) -> list[WalkedUNet]:
+        """None: the VAE is diffusers' own."""
+        return []
+
+    def frozen(self) -> list[nn.Module]:
+        """Nothing."""
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: all weights."""

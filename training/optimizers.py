@@ -1,0 +1,35 @@
+"""AdamW, fused, or with moments in eight bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bootpig_rt.errors import BackendUnavailable
+from bootpig_rt.training.config import OptimizerConfig
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser of a configuration over groups of parameters, each with its own `lr`.
+
+    Raises:
+        BackendUnavailable: bitsandbytes is not installed.
+    """
+    settings: dict[str, Any] = {
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+    }
+    if config.name == "adamw":
+        # One launch for all parameters; on a CPU too.
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"optimizer.name is {config.name}, for which bitsandbytes is missing ({error}): "
+            'pip install "bootpig-rt[adam8bit]", or take adamw'
+        ) from error
+    make: Any = AdamW8bit
+    optimizer: torch.optim.Optimizer = make(groups, **settings)
+    return optimizer
