@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         OutOfDeviceMemory,
         ParameterError,
         ParityError,
+        ProcessLost,
         PromptError,
         StorageError,
         SubjectMismatch,
@@ -80,6 +81,7 @@ _MODULE_OF_NAME = {
     "PairSpec": "bootpig_rt.backends.base",
     "ParameterError": "bootpig_rt.errors",
     "ParityError": "bootpig_rt.errors",
+    "ProcessLost": "bootpig_rt.errors",
     "PictureParameters": "bootpig_rt.request",
     "Pipeline": "bootpig_rt.pipeline",
     "Plan": "bootpig_rt.engine.plan",
@@ -145,6 +147,7 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "CredentialsError",
     "NumericalError",
     "ParityError",
+    "ProcessLost",
     "Cancelled",
     "__version__",
 ]

@@ -15,6 +15,7 @@ from bootpig_rt import __version__
 
 LINKS = ["kernels", "export", "training"]
 EXTRAS = {
+    "adam8bit",
     "background",
     "cpu",
     "gpu",
@@ -23,6 +24,7 @@ EXTRAS = {
     "tensorrt",
     "kernels",
     "sign",
+    "trackers",
     "train",
     "eval",
     "bench",

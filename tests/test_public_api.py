@@ -64,6 +64,7 @@ def test_every_error_is_public_and_in_the_drawing_of_the_tree() -> None:
         ("NumericalError", Exception, 1),
         ("EngineError", Exception, 1),
         ("EndpointError", Exception, 1),
+        ("ProcessLost", Exception, 1),
         ("DeadlineExceeded", TimeoutError, 1),
         ("ParityError", Exception, 1),
         ("Cancelled", Exception, 130),

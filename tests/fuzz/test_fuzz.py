@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -101,7 +102,8 @@ def test_what_should_not_be_is_found(run: Run, tmp_path: Path, name: str) -> Non
     fault, told = FAULTS[name]
     ran = run("-c", SCRIPT.format(fault=fault), str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith((f"['{told}", f'["{told}')), ran.stdout
+    # On a busy machine what takes memory may take too long as well.
+    assert any(what.startswith(told) for what in ast.literal_eval(ran.stdout)), ran.stdout
 
 
 CRASH = """

@@ -229,6 +229,7 @@ def train_all(accelerator: Accelerator, folder: Path) -> None:
 
     def fail(indices: Tensor, draws: Draws, loss: Any = trainer.stage.loss) -> Any:
         if trainer.step == 2 and not rank:
+            trainer.checkpoints.wait()
             trainer.checkpoints.folder = folder / "full" / "log.jsonl" / "no folder"
         return loss(indices, draws)
 

@@ -75,6 +75,7 @@ def test_wandb_writes_a_run_without_a_network(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # of MLflow's store
 def test_mlflow_keeps_figures_in_the_folder(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

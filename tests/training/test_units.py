@@ -130,6 +130,8 @@ def _replace(struct: Any, changes: dict[str, Any]) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`")  # both in torch's own compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_blocks_train_as_others(config: Callable[..., Any], train: Any) -> None:
     plain = train(config("pair", name="plain", steps=3))
     compiled = train(config("pair", name="compiled", steps=3, compile=True))

@@ -13,6 +13,7 @@ from bootpig_rt.server.guard.key_changes import add_key
 
 Open = Callable[..., Any]
 PROMPT = "a photo of a frog, in the middle of a snowy field"
+PICTURES = "/v1/images/generations"
 
 
 def test_the_page_tells_that_the_server_is_away_and_comes_back_by_itself(
@@ -65,16 +66,19 @@ def test_a_refused_value_is_told_beside_its_field(
 def test_a_full_server_is_asked_again_when_it_said(
     start_server: Callable[..., Any], open_page: Open
 ) -> None:
-    server = start_server("--max-waiting", "1")
+    most = "24"  # pictures of one request, and all that may wait
+    server = start_server("--max-waiting", most, "--max-images", most, "--max-batch", "1")
     visit = open_page(server.url)
     page = visit.page
     visit.choose("source", "none")
-    visit.draw(PROMPT, num_inference_steps=2, n=2)  # more than may wait
-    visit.wait_for("failed")
-    assert page.inner_text("#refusal h2") == "The server is busy"
-    assert "by itself in" in page.inner_text("#refusal button")
-    visit.set(n=1)
-    visit.wait_for_pictures(1)
+    many = {"prompt": PROMPT, "num_inference_steps": 50, "n": int(most), "stream": True}
+    with server.client() as client, client.stream("POST", PICTURES, json=many) as other:
+        assert other.status_code == 200  # it has its places; this returns before it is drawn
+        visit.draw(PROMPT, num_inference_steps=2, n=int(most))
+        visit.wait_for("failed")
+        assert page.inner_text("#refusal h2") == "The server is busy"
+        assert "by itself in" in page.inner_text("#refusal button")
+    visit.wait_for_pictures(int(most))
 
 
 def test_a_strict_server_is_asked_with_a_key_that_the_page_keeps_to_itself(
