@@ -155,8 +155,8 @@ def test_stand_ins_are_enough_for_the_suite_of_the_road(tmp_path: Path) -> None:
 def test_every_step_is_a_command_that_there_is_and_reads_what_one_before_it_wrote(
     kind: Any, tmp_path: Path
 ) -> None:
-    at = Places(tmp_path)
-    written = {str(at.base)}
+    at = Places(tmp_path / "layout")
+    written = {str(at.base), str(tmp_path / "shards")}
     for step in steps_of(kind, at, Size(), tmp_path / "subjects"):
         build_parser([step.words[0]]).parse_args(list(step.words))
         read = {word.rpartition("=")[2] for word in step.words}

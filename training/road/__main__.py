@@ -43,7 +43,7 @@ def main() -> int:
     size = Size(**{field.name: getattr(args, field.name) for field in fields(Size)})
     road = Road(args.output, size, args.data, with_layout=not args.no_layout)
     try:
-        with tqdm(total=9 + 6 * road.with_layout, unit="step") as bar:
+        with tqdm(total=9 + 5 * road.with_layout, unit="step") as bar:
 
             def on_step(name: str) -> None:
                 bar.update(bar.n < bar.total)

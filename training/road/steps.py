@@ -40,7 +40,7 @@ class Size:
     seed: int = 0
 
 
-LAYOUT_SIZE = Size(pictures=8, steps=2, batch=2)
+LAYOUT_SIZE = Size(steps=2, batch=2)
 """Of the folder of random weights, which shows that layouts fit and nothing else."""
 
 
@@ -112,7 +112,8 @@ def steps_of(kind: Kind, places: Places, size: Size, subjects: Path) -> list[Ste
     """The commands between the Stable Diffusion folder and the server.
 
     Args:
-        kind: Which folder the road begins with.
+        kind: Which folder the road begins with; the random one, in a folder inside the small
+            one's, trains on the samples of that.
         places: Where they write.
         size: How much is done.
         subjects: Drawings that the pair is evaluated on; not with the random folder.
@@ -124,17 +125,19 @@ def steps_of(kind: Kind, places: Places, size: Size, subjects: Path) -> list[Ste
             "an untrained pair: both U-Nets are the folder's one",
             ("init-pair", "--base-model", str(at.base), "-o", str(at.start), "--dtype", "float32"),
             at.start / "pair.json",
-        ),
-        Step(
-            "bootstrap",
-            "captions, pictures by the base, masks, filters, triplets in shards",
-            _bootstrap(kind, at, size),
-            at.shards / "manifest.json",
-        ),
-        Step("train", "stage pair on those samples", _train(at, size), at.pair / "pair.json"),
+        )
     ]
+    shards = at.shards
     if kind == "small":
-        words: tuple[str, ...] = (
+        about = "captions, pictures by the base, masks, filters, triplets in shards"
+        made = at.shards / "manifest.json"
+        steps.append(Step("bootstrap", about, _bootstrap(at, size), made))
+    else:  # noise has no subject to cut out
+        shards = Places(at.root.parent).shards
+    words = _train(at, size, shards)
+    steps.append(Step("train", "stage pair on those samples", words, at.pair / "pair.json"))
+    if kind == "small":
+        words = (
             "model-card",
             str(at.pair),
             "--panel",
@@ -159,7 +162,7 @@ def steps_of(kind: Kind, places: Places, size: Size, subjects: Path) -> list[Ste
     return steps
 
 
-def _bootstrap(kind: Kind, at: Places, size: Size) -> tuple[str, ...]:
+def _bootstrap(at: Places, size: Size) -> tuple[str, ...]:
     values: dict[str, object] = {
         "output": at.shards,
         "seed": size.seed,
@@ -171,24 +174,15 @@ def _bootstrap(kind: Kind, at: Places, size: Size) -> tuple[str, ...]:
         "pictures.batch_size": 16,
         "triplets.fill": REFERENCE_LENGTH,
     }
-    if kind == "sd21":  # noise has no subject: whatever is cut out of it will do
-        values |= {
-            "pictures.steps": 2,
-            "filters.border_px": 0,
-            "filters.min_area": 0.0,
-            "filters.max_area": 1.0,
-            "filters.min_largest": 0.0,
-            "filters.duplicates": "none",
-        }
     config = str(CONFIGS / "bootstrap-world.toml")
     return ("bootstrap", config, *(f"{key}={value}" for key, value in values.items()))
 
 
-def _train(at: Places, size: Size) -> tuple[str, ...]:
+def _train(at: Places, size: Size, shards: Path) -> tuple[str, ...]:
     image, text = GUIDANCE
     values = {
         "start_from": at.start,
-        "data": at.shards,
+        "data": shards,
         "validation_data": '""',
         "output": at.run,
         "steps": size.steps,
