@@ -34,11 +34,11 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-class _Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file. Types and ranges are checked where it is read."""
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of a file of settings. Types and ranges are checked where it is read."""
 
 
-class OptimizerConfig(_Table, frozen=True):
+class OptimizerConfig(Table, frozen=True):
     """AdamW with warm-up and cosine decay; learning rates are those at the top of the cosine."""
 
     # `adamw8bit` keeps its moments in eight bits; needs bitsandbytes.
@@ -64,7 +64,7 @@ def _check_channels(channels: tuple[int, ...], name: str, divisor: int) -> None:
         )
 
 
-class VaeConfig(_Table, frozen=True):
+class VaeConfig(Table, frozen=True):
     """AutoencoderKL of the small world. Channels grow towards the latents."""
 
     block_channels: tuple[Count, ...] = (32, 64, 64)
@@ -79,7 +79,7 @@ class VaeConfig(_Table, frozen=True):
         _check_channels(self.block_channels, "norm_groups", self.norm_groups)
 
 
-class UNetConfig(_Table, frozen=True):
+class UNetConfig(Table, frozen=True):
     """Stage `base` only: the U-Net, its text encoder, and what the U-Net predicts."""
 
     block_channels: tuple[Count, ...] = (64, 96, 128)
@@ -105,7 +105,7 @@ class UNetConfig(_Table, frozen=True):
             )
 
 
-class DiffusionConfig(_Table, frozen=True):
+class DiffusionConfig(Table, frozen=True):
     """Loss, dropout, and which references are read."""
 
     snr_gamma: Amount = 5.0
@@ -127,7 +127,7 @@ class DiffusionConfig(_Table, frozen=True):
             )
 
 
-class SamplesConfig(_Table, frozen=True):
+class SamplesConfig(Table, frozen=True):
     """How samples are read. Every stage reads it."""
 
     # Widths and heights in pixels; none: all pictures are squares of one size.
@@ -140,7 +140,7 @@ class SamplesConfig(_Table, frozen=True):
     text_states: TextStates = "computed"
 
 
-class PairSettings(_Table, frozen=True):
+class PairSettings(Table, frozen=True):
     """Stages `base` and `pair`: what `pair.json` says otherwise than that of `start_from`.
 
     `reference_timestep`, `ref_scale` and `merge` are also how the references are read in training.
@@ -164,7 +164,7 @@ class PairSettings(_Table, frozen=True):
         return {name: value for name, value in structs.asdict(self).items() if value is not None}
 
 
-class DistillConfig(_Table, frozen=True):
+class DistillConfig(Table, frozen=True):
     """Stage `distill` only: what the student's steps are."""
 
     # Of the student; they become the pair's default.
@@ -182,7 +182,7 @@ TABLES: dict[StageName, tuple[str, ...]] = {
 """The tables that each stage reads, beside [samples] and [optimizer]."""
 
 
-class TrainConfig(_Table, frozen=True):
+class TrainConfig(Table, frozen=True):
     """Everything that decides what a run computes; written into the run's folder."""
 
     stage: StageName

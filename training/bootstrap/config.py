@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.images.picture import SUBJECT_SHARE
-from bootpig_rt.training.config import Amount, Count, Rate, Share, Size, read_config
+from bootpig_rt.training.config import Amount, Count, Rate, Share, Size, Table, read_config
 
 CaptionSource = Literal["grammar", "world", "llm", "endpoint", "file"]
 PictureSource = Literal["diffusers", "pair"]
@@ -29,10 +29,6 @@ ENCODERS = ("phash", "efficientnet")
 PAIR_TEMPLATE = (
     "two photos of the same {noun} side by side, on the left {place}, on the right {other_place}"
 )
-
-
-class _Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file. Types and ranges are checked where it is read."""
 
 
 def _need(table: str, values: dict[str, str], why: str) -> None:
@@ -53,7 +49,7 @@ def _check_template(name: str, template: str, fields: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {template!r}, expected text with some of {wanted}")
 
 
-class CaptionsConfig(_Table, frozen=True):
+class CaptionsConfig(Table, frozen=True):
     """Where captions come from, and what is taken for one."""
 
     source: CaptionSource = "grammar"
@@ -92,7 +88,7 @@ class CaptionsConfig(_Table, frozen=True):
             _need("captions", {"file": self.file}, "(a text file) for source 'file'")
 
 
-class PicturesConfig(_Table, frozen=True):
+class PicturesConfig(Table, frozen=True):
     """What draws the captions."""
 
     source: PictureSource = "diffusers"
@@ -117,7 +113,7 @@ class PicturesConfig(_Table, frozen=True):
         _check_template("[pictures] template", self.template, fields)
 
 
-class MasksConfig(_Table, frozen=True):
+class MasksConfig(Table, frozen=True):
     """What finds the subject and cuts it out."""
 
     source: MaskSource = "sam"
@@ -147,7 +143,7 @@ class MasksConfig(_Table, frozen=True):
             _need("masks", needs, f"(a folder) for finder {self.finder!r}")
 
 
-class FiltersConfig(_Table, frozen=True):
+class FiltersConfig(Table, frozen=True):
     """What a sample must be like. A limit of 0 is none."""
 
     # The mask stays this far from the border of a picture of 512 px, and in proportion of others.
@@ -175,7 +171,7 @@ class FiltersConfig(_Table, frozen=True):
             )
 
 
-class PairsConfig(_Table, frozen=True):
+class PairsConfig(Table, frozen=True):
     """The same subject twice in one picture, so that reference and target differ."""
 
     # Share of the captions that are drawn so.
@@ -197,14 +193,14 @@ class PairsConfig(_Table, frozen=True):
         _check_template("[pairs] template", self.template, fields)
 
 
-class TripletsConfig(_Table, frozen=True):
+class TripletsConfig(Table, frozen=True):
     """What references look like."""
 
     # Longest side of the subject over the side of its reference: `subject_share` of pair.json.
     fill: Fill = SUBJECT_SHARE
 
 
-class BootstrapConfig(_Table, frozen=True):
+class BootstrapConfig(Table, frozen=True):
     """Everything that decides what samples are made, and where they go."""
 
     output: str
