@@ -1,4 +1,4 @@
-"""Live mode: the picture follows what is typed. The latest wish wins, the stale one is let go."""
+"""Live mode: the picture follows what is typed. The latest wish wins."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import pytest
 
 Open = Callable[..., Any]
 
-# `draw` stands for the server here: a picture is done when the test says so.
-FOLLOW = """async () => {
+# `fetch` stands for the server here: a picture is done, and time goes by, when the test says so.
+FOLLOW = """async ({ took_ms }) => {
   const { Live } = await import("./page/js/live.js");
   const log = [];
   const waiting = [];
   window.fetch = (url, { signal } = {}) => {
     if (String(url).includes("/cancel")) return Promise.resolve(new Response("{}"));
     return new Promise((done, fail) => {
-      signal.addEventListener("abort", () => fail(signal.reason));
-      const data = [{ b64_json: "" }];
-      waiting.push(() => done(Response.json({ data, timings: {}, reference_passes: 0 })));
+      const one = () => done(Response.json({ data: [{ b64_json: "" }], timings: {} }));
+      waiting.push(one);
+      signal.addEventListener("abort", () => {
+        waiting.splice(waiting.indexOf(one), 1);
+        fail(signal.reason);
+      });
     });
   };
   const live = new Live({
@@ -28,28 +31,35 @@ FOLLOW = """async () => {
     onPicture: (drawn, wish) => log.push(`shown ${wish}`),
     onFailure: (error, wish) => log.push(`failed ${wish}: ${error}`),
   });
+  let now_ms = 1000;
+  performance.now = () => now_ms;
   const pause = () => new Promise((done) => setTimeout(done, 30));
+  const finish = async () => { waiting.shift()(); await pause(); };
   live.wish("a");
   await pause();
+  now_ms += took_ms;
   live.wish("ab");   // nothing was shown for long: "a" may end
   live.wish("abc");  // "ab" is never begun
   await pause();
-  waiting.shift()();
+  await finish();
+  live.wish("abcd"); // "a" was shown just now: is "abc" let go?
   await pause();
-  live.wish("abcd"); // "a" was shown just now: "abc" is stale and is let go
-  await pause();
-  waiting.splice(0, 1);
-  waiting.shift()();
-  await pause();
+  await finish();
+  if (waiting.length) await finish();
   live.stop();
   return log;
 }"""
 
 
-def test_the_latest_wish_wins(server: Any, open_page: Open) -> None:
-    visit = open_page(server.url)
-    log = visit.page.evaluate(FOLLOW)
+def test_the_latest_wish_wins_over_slow_pictures(server: Any, open_page: Open) -> None:
+    log = open_page(server.url).page.evaluate(FOLLOW, {"took_ms": 400})
     assert log == ["begin a", "shown a", "begin abc", "begin abcd", "shown abcd"]
+
+
+def test_quick_pictures_are_drawn_to_their_end(server: Any, open_page: Open) -> None:
+    log = open_page(server.url).page.evaluate(FOLLOW, {"took_ms": 10})
+    begun_and_shown = ["begin abc", "shown abc", "begin abcd", "shown abcd"]
+    assert log == ["begin a", "shown a", *begun_and_shown]
 
 
 def test_the_picture_follows_the_prompt_as_it_is_typed(server: Any, open_page: Open) -> None:

@@ -7,11 +7,13 @@ import { cancel, drawAtOnce } from "./draw.js";
 
 /** A stale picture may end if none was shown for so long: who types fast sees pictures, too. */
 const LONGEST_GAP_MS = 350;
+/** Nor is one let go that ends about as soon as a key is typed: it would only make them fewer. */
+const QUICK_MS = 250;
 const PICTURES_MEASURED = 12;
 
 /**
  * One wish at a time is drawn, and one more is kept: the latest. A wish that comes while another is
- * drawn cancels it, unless nothing was shown for a while.
+ * drawn cancels it, unless pictures are quick or nothing was shown for a while.
  *
  * @template W
  */
@@ -44,7 +46,7 @@ export class Live {
   wish(wish) {
     this.#next = wish;
     if (!this.#running) this.#run();
-    else if (performance.now() - this.#shownAt < LONGEST_GAP_MS) this.#cancel();
+    else if (!this.#isQuick && performance.now() - this.#shownAt < LONGEST_GAP_MS) this.#cancel();
   }
 
   /** Let go of everything. */
@@ -63,6 +65,10 @@ export class Live {
   /** Of the last picture, null before the first. */
   get lastTook_ms() {
     return this.#took_ms.at(-1) ?? null;
+  }
+
+  get #isQuick() {
+    return (this.lastTook_ms ?? Infinity) < QUICK_MS;
   }
 
   #cancel() {
