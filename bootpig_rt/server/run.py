@@ -32,6 +32,7 @@ from bootpig_rt.server.app import create_app
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.connections import http_protocol
 from bootpig_rt.server.guard.hosts import bind_check
+from bootpig_rt.server.heap import keep_heap_small
 from bootpig_rt.server.local import local_loaders, model_folders
 from bootpig_rt.server.metrics import Metrics
 from bootpig_rt.server.observe import Observer
@@ -68,6 +69,7 @@ def serve_options(
     Raises:
         BootPIGError: An option or a model cannot be used.
     """
+    keep_heap_small()
     metrics = Metrics(model_folders(options))
     service = Service(options, local_loaders(options, metrics), Output.of(options), metrics)
     tracing = _tracing() if options.traces else None

@@ -20,6 +20,7 @@ from bootpig_rt.engine.events import DoneEvent, Event, Launch, StepEvent
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.server.engine_client import Drawing
+from bootpig_rt.server.heap import keep_heap_small
 from bootpig_rt.server.local import load_local
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.serving.messages import (
@@ -59,6 +60,7 @@ class EngineReplica:
         self, name: str, folder: str, options: ServerOptions, subjects: str | None, replica: str
     ) -> None:
         """Load the model and warm it up."""
+        keep_heap_small()
         self._replica = replica
         self._launches: deque[Launch] = deque(maxlen=_LAUNCHES_KEPT)
         self._storage = (
