@@ -17,7 +17,7 @@ def test_the_few_step_pair_is_a_whole_bundle_that_draws_in_steps_of_one_row() ->
         config = pipe.spec.config
         assert (config.image_guidance_scale, config.text_guidance_scale) == (1.0, 1.0)
         result = pipe.generate([Request(prompt="a photo of an owl", seed=1)])
-        assert result.parameters[0].num_inference_steps == config.default_steps == 8
+        assert result.parameters[0].num_inference_steps == config.default_steps == 4
 
 
 def test_it_is_put_together_once() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from bootpig_rt.bundle.shipped import few_step_model
+
 Open = Callable[..., Any]
 
 # `fetch` stands for the server here: a picture is done, and time goes by, when the test says so.
@@ -108,8 +110,8 @@ def test_live_mode_goes_on_when_the_server_comes_back(server: Any, open_page: Op
 def test_the_model_of_few_steps_draws_along(
     start_server: Callable[..., Any], open_page: Open, root: Path
 ) -> None:
-    assets = root / "bootpig_rt" / "assets"
-    server = start_server("--models", f"turbo={assets / 'student'}", model=assets / "pair")
+    pair, student = root / "bootpig_rt" / "assets" / "pair", few_step_model()
+    server = start_server("--models", f"turbo={student}", model=pair)
     visit = open_page(server.url)
     page = visit.page
     visit.set(num_inference_steps=25, image_guidance_scale=3)  # of the other model
