@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bootpig_rt.training.config import OptimizerName, TrainConfig
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.parts import parts_of_step
 from bootpig_rt.training.stage import Stage
-from bootpig_rt.training.trainer import parts_of_step
 
 FLOAT = 4
 MOMENTS: dict[OptimizerName, float] = {"adamw": 8.0, "adamw8bit": 2.0 + 8.0 / 256}
@@ -67,7 +67,8 @@ class Plan(Struct, frozen=True):
     """What a run needs.
 
     `hours_here` is of the machine that planned, at the speed that one sample had; `hours_on` of
-    GPUs by name, at 40 % of their peak; both of all processes together.
+    GPUs by name, at 40 % of their peak; both of all processes together. `cache_bytes` are latents
+    and text states, which are kept; `disk_bytes` has them too.
     """
 
     modules: dict[str, ModuleSize]
@@ -78,6 +79,7 @@ class Plan(Struct, frozen=True):
     samples_seen: int
     epochs: float
     data_bytes: int
+    cache_bytes: int
     checkpoint_bytes: int
     disk_bytes: int
     memory: Memory
@@ -196,6 +198,7 @@ def make_plan(
     config: TrainConfig,
     *,
     samples: int,
+    caches_of_sample: float,
     processes: int = 1,
     is_sharded: bool = False,
 ) -> Plan:
@@ -205,6 +208,7 @@ def make_plan(
         stage: On the CPU.
         config: Of the run.
         samples: Of its data; the stage may have a few of them.
+        caches_of_sample: Bytes on the disk that the stage made beforehand for each of its own.
         processes: With one GPU each.
         is_sharded: By FSDP.
 
@@ -232,6 +236,7 @@ def make_plan(
         gathered = width * (rest + 2 * max(of_units, default=0))
     moments = MOMENTS[config.optimizer.name]
     of_checkpoint = int(trained * (2 * FLOAT + moments))
+    caches, result = int(caches_of_sample * samples), FLOAT * (all_weights + frozen)
     average = FLOAT * trained // shards
     is_on_host = config.optimizer.ema_device == "host"
     probe = probe_stage(stage, config)
@@ -259,8 +264,9 @@ def make_plan(
         samples_seen=seen,
         epochs=round(seen / samples, 2),
         data_bytes=sum(path.stat().st_size for path in data.rglob("*") if path.is_file()),
+        cache_bytes=caches,
         checkpoint_bytes=of_checkpoint,
-        disk_bytes=of_checkpoint * (config.keep_checkpoints + 1) + FLOAT * (all_weights + frozen),
+        disk_bytes=of_checkpoint * (config.keep_checkpoints + 1) + result + caches,
         memory=memory,
         flops_of_sample=flops,
         hours_here=seen * probe.seconds / 3600,
@@ -290,8 +296,9 @@ def in_words(plan: Plan) -> str:
         + f": {_size(memory.on_device)}, and {_size(memory.on_host)} on the host",
         *(f"  {name:12}{_size(size):>10}" for name, size in rows.items()),
         "",
-        f"disk: {_size(plan.disk_bytes)} for checkpoints of {_size(plan.checkpoint_bytes)} and the "
-        f"result; data: {_size(plan.data_bytes)}",
+        f"disk: {_size(plan.disk_bytes)} for checkpoints of {_size(plan.checkpoint_bytes)}, "
+        f"{_size(plan.cache_bytes)} of latents and text states, and the result; "
+        f"data: {_size(plan.data_bytes)}",
         f"time: {_hours(plan.hours_here)} on this CPU; at {REACHED:.0%} of the peak {times}, with "
         f"{plan.flops_of_sample / 1e9:,.1f} GFLOP a sample",
         "",

@@ -1,7 +1,8 @@
-"""AdamW, fused, or with moments in eight bits."""
+"""AdamW, fused, or with moments in eight bits; how its rate goes from step to step."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -33,3 +34,11 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     make: Any = AdamW8bit
     optimizer: torch.optim.Optimizer = make(groups, **settings)
     return optimizer
+
+
+def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: float) -> float:
+    """Share of the top learning rate at a step: linear warm-up, then half a cosine."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -25,7 +25,12 @@ from bootpig_rt.training.caches import make_missing
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.estimate import Plan, make_plan
 from bootpig_rt.training.model_card import write_card
-from bootpig_rt.training.open_data import open_data, open_samples, open_validation
+from bootpig_rt.training.open_data import (
+    cache_folder,
+    open_data,
+    open_samples,
+    open_validation,
+)
 from bootpig_rt.training.processes import Sharding, make_accelerator, read_sharding
 from bootpig_rt.training.provenance import FILE, provenance
 from bootpig_rt.training.shards import read_manifest
@@ -157,4 +162,17 @@ def plan(config: TrainConfig, *, processes: int, is_sharded: bool) -> Plan:
             )
             probed = structs.replace(probed, diffusion=dropout)
         stage, _ = build_stage(probed, torch.device("cpu"))
-        return make_plan(stage, config, samples=samples, processes=processes, is_sharded=is_sharded)
+        return make_plan(
+            stage,
+            config,
+            samples=samples,
+            caches_of_sample=_bytes_of(cache_folder(probed)) / probed.max_samples,
+            processes=processes,
+            is_sharded=is_sharded,
+        )
+
+
+def _bytes_of(folder: Path) -> int:
+    """Of the latents and text states in a folder; indices are of whole shards, and small."""
+    kinds = ("latents-*", "texts-*")
+    return sum(file.stat().st_size for kind in kinds for file in folder.glob(f"{kind}/*"))

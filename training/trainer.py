@@ -16,7 +16,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,12 +26,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bootpig_rt.errors import CheckpointError, ConfigError, NumericalError, StorageError
+from bootpig_rt.errors import CheckpointError, StorageError
+from bootpig_rt.training.agreement import Agreement, Here, Skips, agree
 from bootpig_rt.training.checkpoints import Checkpoints, TrainingState
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.ema import Ema, averaged
-from bootpig_rt.training.optimizers import build_optimizer
+from bootpig_rt.training.optimizers import build_optimizer, learning_rate_share
+from bootpig_rt.training.parts import Parts
 from bootpig_rt.training.pictures import save_sheet
 from bootpig_rt.training.processes import Body, Sharding, Together, naming_lost_processes
 from bootpig_rt.training.resume import check_config, write_config
@@ -45,51 +46,6 @@ logger = logging.getLogger(__name__)
 
 WriteResult = Callable[[Any, Path], None]
 """Writes what `Stage.result` returned into a folder that does not exist yet."""
-
-
-def learning_rate_share(step: int, steps: int, warmup_steps: int, final_share: float) -> float:
-    """Share of the top learning rate at a step: linear warm-up, then half a cosine."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def parts_of_step(config: TrainConfig, processes: int) -> int:
-    """Into how many parts each process divides its samples of a step.
-
-    Raises:
-        ConfigError: `samples_per_step` cannot be divided so.
-    """
-    if not config.samples_per_step:
-        return config.accumulate
-    of_part = config.batch_size * processes
-    parts, rest = divmod(config.samples_per_step, of_part)
-    if rest or not parts:
-        raise ConfigError(
-            f"samples_per_step is {config.samples_per_step}, expected a multiple of batch_size "
-            f"{config.batch_size} times {processes} processes: choose another batch_size"
-        )
-    return parts
-
-
-@dataclass(frozen=True)
-class _Agreement:
-    """What all processes know after a step.
-
-    Attributes:
-        norm: Of the gradients.
-        spoilt: Losses that are not finite, one at most in a process.
-        stop: Processes that were asked to stop, by whomever.
-        requeue: Processes that a signal of a scheduler asked.
-        failed: Processes whose checkpoint could not be written.
-    """
-
-    norm: float
-    spoilt: int
-    stop: int
-    requeue: int
-    failed: int
 
 
 class Trainer:
@@ -114,7 +70,12 @@ class Trainer:
         """Prepare optimiser and average; `run` then loads the newest checkpoint, if any."""
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder, self._write_result = Path(config.output), write_result
-        self._parts = parts_of_step(config, int(accelerator.num_processes))
+        self._parts = Parts(
+            config,
+            stage.order,
+            process=accelerator.process_index,
+            processes=int(accelerator.num_processes),
+        )
         self.modules = stage.modules()
         for module in self.modules.values():
             # Loaded models are in evaluation mode, whose gradients differ in their last bit.
@@ -149,7 +110,12 @@ class Trainer:
         )
         self._asked_by: signal.Signals | None = None
         self._is_asked = self._stop = self.shall_requeue = False
-        self._skips = 0  # in a row
+        self._skips = Skips(
+            config.on_nan,
+            config.max_skips,
+            self.checkpoints.folder,
+            is_scaled=accelerator.scaler is not None,
+        )
 
     def run(self, *, max_minutes: float | None = None) -> bool:
         """Train until the last step, or until time is up or a signal asks to stop.
@@ -202,7 +168,7 @@ class Trainer:
                 if self.step % config.log_every == 0:
                     means = self._means(sums, num_summed)
                     means["skipped"] = num_skipped / (num_summed + num_skipped)
-                    seen = (self.step - first) * self._samples_per_step
+                    seen = (self.step - first) * self._parts.samples_per_step
                     means["samples_per_s"] = seen / (time.monotonic() - started)
                     means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
                     bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}")
@@ -215,10 +181,6 @@ class Trainer:
                     self._save_checkpoint()
         if self.step % config.checkpoint_every and self.step > first:
             self._save_checkpoint()
-
-    @property
-    def _samples_per_step(self) -> int:
-        return self.config.batch_size * self._parts * int(self.accelerator.num_processes)
 
     def _train_step(self, deadline: float | None) -> dict[str, Tensor]:
         """One step; returns its figures, none if it was left out."""
@@ -234,17 +196,16 @@ class Trainer:
             group["lr"] = top * share
         figures: dict[str, Tensor] = {}
         spoilt = torch.zeros((), device=accelerator.device)
-        parts = self._parts_of(self.step)
+        parts = self._parts.of_step(self.step)
         for number, (indices, draws) in enumerate(parts, start=1):
-            following = chain.from_iterable(map(self._parts_of, range(self.step + 1, config.steps)))
-            self.stage.expect(chain(parts[number - 1 :], following))
+            self.stage.expect(chain(parts[number - 1 :], self._parts.after(self.step)))
             loss, extra = self.together.call(
                 partial(self._loss, indices, draws), is_averaged=number == len(parts)
             )
-            accelerator.backward(loss / self._parts)
+            accelerator.backward(loss / len(parts))
             spoilt = torch.maximum(spoilt, (~torch.isfinite(loss.detach())).float())
             for name, value in {"loss": loss, **extra}.items():
-                share_of_step = value.detach().float() / self._parts
+                share_of_step = value.detach().float() / len(parts)
                 figures[name] = figures[name] + share_of_step if name in figures else share_of_step
         # The scaler of float16 must undo its scale before the norm is measured.
         accelerator.unscale_gradients(self.optimizer)
@@ -253,32 +214,18 @@ class Trainer:
         if agreed.spoilt and spoilt:
             samples = [sample for part, _ in parts for sample in part.tolist()]
             logger.warning("step %d has a loss that is not finite in %s", self.step + 1, samples)
-        # A gradient that is not finite would spoil every weight: the step is left out. It is the
-        # same average in all processes, so all leave it out.
-        is_finite = math.isfinite(agreed.norm) and not agreed.spoilt
-        if not is_finite:
-            self._check_skip(agreed)
-        else:
-            self._skips = 0
-        self._optimizer_step(is_finite=is_finite)
+        # The same in all processes, so all of them leave the step out.
+        self._skips.count(agreed, step=self.step + 1, processes=int(accelerator.num_processes))
+        self._optimizer_step(is_finite=agreed.is_finite)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.step)
         figures["gradient_norm"] = norm
-        return figures if is_finite else {}
+        return figures if agreed.is_finite else {}
 
     def _loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         with self.accelerator.autocast():
             loss, figures = self.stage.loss(indices, draws)
         return loss, {name: value.detach() for name, value in figures.items()}
-
-    def _parts_of(self, step: int) -> list[tuple[Tensor, Draws]]:
-        """This process's samples of a step, in the parts that it takes one after another."""
-        seed, accelerator = self.config.seed, self.accelerator
-        places = torch.arange(self._samples_per_step)
-        indices = self.stage.order.step(step, len(places), seed)
-        mine = places[accelerator.process_index :: accelerator.num_processes]
-        parts = mine.chunk(self._parts)
-        return [(indices[part], Draws(seed, step, part.tolist())) for part in parts]
 
     def _optimizer_step(self, *, is_finite: bool) -> None:
         scaler = self.accelerator.scaler
@@ -289,37 +236,12 @@ class Trainer:
         if scaler is not None:
             scaler.update()  # after a step left out too: that is how the scale of float16 falls
 
-    def _check_skip(self, agreed: _Agreement) -> None:
-        """Leave a step out, or end in all processes at once."""
-        if self.accelerator.scaler is not None and not agreed.spoilt:
-            return  # float16 overflows until its scale has fallen
-        self._skips += 1
-        config = self.config
-        where = (
-            f"the loss is not finite in {agreed.spoilt} of {self.accelerator.num_processes} "
-            "processes"
-            if agreed.spoilt
-            else f"the norm of the gradients is {agreed.norm}"
-        )
-        if config.on_nan == "skip" and self._skips <= config.max_skips:
-            logger.warning("step %d is left out: %s", self.step + 1, where)
-            return
-        after = f", {self._skips} times in a row" if config.on_nan == "skip" else ""
-        raise NumericalError(
-            f"{where} at step {self.step + 1}{after}, expected a finite number; the last "
-            f"checkpoint is kept in {self.checkpoints.folder}; go on with a lower "
-            "optimizer.learning_rate, or start anew with mixed_precision=no"
-        )
-
-    def _agree(self, norm: Tensor, spoilt: Tensor, deadline: float | None) -> _Agreement:
-        """Tell all processes how it is here, and learn how it is there: the one wait of a step."""
+    def _agree(self, norm: Tensor, spoilt: Tensor, deadline: float | None) -> Agreement:
         is_late = deadline is not None and time.monotonic() >= deadline
         by_scheduler = self._asked_by in (signal.SIGTERM, signal.SIGUSR1)
-        here = (self._is_asked or is_late, by_scheduler, self.checkpoints.has_failed)
-        flags = torch.tensor([float(flag) for flag in here], device=self.accelerator.device)
-        total = self.together.sum(torch.cat([spoilt.to(flags.device).reshape(1), flags]))
-        found = torch.cat([norm.to(flags.device).reshape(1), total]).tolist()
-        agreed = _Agreement(found[0], *(int(value) for value in found[1:]))
+        is_asked = self._is_asked or is_late
+        here = Here(norm, spoilt, is_asked, by_scheduler, self.checkpoints.has_failed)
+        agreed = agree(self.together, here)
         self._stop = bool(agreed.stop or agreed.failed)
         self.shall_requeue = bool(agreed.requeue)
         return agreed
@@ -369,7 +291,7 @@ class Trainer:
             self.ema,
             self.optimizer,
             self.accelerator.scaler,
-            self._samples_per_step,
+            self._parts.samples_per_step,
             int(self.accelerator.num_processes),
         )
 

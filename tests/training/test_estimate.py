@@ -64,6 +64,26 @@ def test_memory_and_checkpoint_are_what_a_run_then_has(
     assert found.samples_seen == 4
 
 
+@pytest.mark.parametrize("text_states", ["computed", "stored"])
+def test_the_disk_has_room_for_latents_and_text_states(
+    config: Callable[..., Any], train: Any, text_states: str
+) -> None:
+    made = config(steps=1, samples={"text_states": text_states})
+    found = planned(made)
+    train(made)
+    folder = Path(made.output).parent / "latents"
+    kept = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "index"]
+    written = sum(path.stat().st_size for path in kept)
+    assert {path.parent.name.split("-")[0] for path in kept} == (
+        {"latents"} if text_states == "computed" else {"latents", "texts"}
+    )
+    # Sixteen samples share fewer of their prompts than all do.
+    assert 0.95 * written < found.cache_bytes < 1.6 * written
+    others = (made.keep_checkpoints + 1) * found.checkpoint_bytes + found.cache_bytes
+    assert found.disk_bytes > others
+    assert " of latents and text states" in in_words(found)
+
+
 def kept_bytes(stage: Any, count: int) -> int:
     kept: dict[int, Any] = {}
 

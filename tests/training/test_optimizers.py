@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.training.config import OptimizerConfig
 from bootpig_rt.training.draws import Draws
-from bootpig_rt.training.optimizers import build_optimizer
+from bootpig_rt.training.optimizers import build_optimizer, learning_rate_share
 from bootpig_rt.training.order import Order
 from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.trainer import Trainer
@@ -146,3 +147,15 @@ def test_one_fused_step_is_that_of_the_formula() -> None:
     expected = torch.tensor([1.0, -2.0]) * (1 - 0.01 * 0.1) - 0.01
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
     assert math.isclose(float(optimizer.state[parameter]["step"]), 1.0)
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine() -> None:
+    def share(step: int) -> float:
+        return learning_rate_share(step, 110, 10, 0.1)
+
+    assert [share(step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert share(10) == 1.0
+    assert share(60) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert share(110) == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(share(step) for step in range(10, 120)))
+    assert learning_rate_share(0, 10, 0, 0.1) == 1.0

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,10 @@ from bootpig_rt.training import checkpoints as state
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.ema import Ema, averaged
+from bootpig_rt.training.optimizers import learning_rate_share
 from bootpig_rt.training.order import Order
 from bootpig_rt.training.stage import Validation
-from bootpig_rt.training.trainer import Trainer, learning_rate_share
+from bootpig_rt.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -158,18 +159,6 @@ def stop_at(trainer: Trainer, step: int) -> Trainer:
 
 
 # The rate
-
-
-def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine() -> None:
-    def share(step: int) -> float:
-        return learning_rate_share(step, 110, 10, 0.1)
-
-    assert [share(step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
-    assert share(10) == 1.0
-    assert share(60) == pytest.approx(0.1 + 0.9 * 0.5)
-    assert share(110) == pytest.approx(0.1)
-    assert all(a >= b for a, b in pairwise(share(step) for step in range(10, 120)))
-    assert learning_rate_share(0, 10, 0, 0.1) == 1.0
 
 
 def test_the_rate_of_each_step_reaches_the_optimiser(trainer: MakeTrainer) -> None:
