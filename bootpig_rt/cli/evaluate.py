@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bootpig_rt.cli import evaluate_dreambench
+from bootpig_rt.cli import dreambench_options, evaluate_dreambench
 
 NAME = "evaluate"
 HELP = "measure a pair: identity, fidelity, scenes and controls, on subjects never seen in training"
@@ -62,14 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the renderer draw in place of a pair: a check of the judges",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    evaluate_dreambench.add_arguments(parser)
+    dreambench_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, judge, and write `report.json`, `report.txt` and sheets."""
     from bootpig_rt.files.held import held
 
-    evaluate_dreambench.check_suite(args)
+    dreambench_options.check_suite(args)
     if args.suite == "dreambench":  # its parts may be drawn side by side
         return evaluate_dreambench.run(args)
     args.output.mkdir(parents=True, exist_ok=True)

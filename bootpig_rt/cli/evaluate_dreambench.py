@@ -1,6 +1,6 @@
 """`bootpig-rt evaluate --suite dreambench`: draw DreamBench's pictures, in parts, and score them.
 
-No command of its own: `evaluate` declares these options and hands over.
+No command of its own: `evaluate` hands over. Its options are in `dreambench_options.py`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bootpig_rt.errors import EXIT_FAILURE, EXIT_OK, ConfigError, ParameterError
+from bootpig_rt.cli.bars import Bars
+from bootpig_rt.errors import EXIT_FAILURE, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
     from bootpig_rt.training.evaluation.dreambench.cutting import Cutter
@@ -18,123 +19,6 @@ if TYPE_CHECKING:
     from bootpig_rt.training.evaluation.dreambench.measure import Judges
     from bootpig_rt.training.evaluation.dreambench.report import Report
     from bootpig_rt.training.evaluation.dreambench.settings import DrawSettings
-
-_OWN = (
-    "clip",
-    "dino",
-    "dino_view",
-    "efficientnet",
-    "references",
-    "remove_background",
-    "masked",
-    "subjects",
-    "prompts",
-    "seed",
-    "part",
-    "collect",
-    "score_only",
-    "oracle_only",
-)
-_NOT_FOR_IT = ("prepare", "renderer")
-_OF_DRAWING = ("subjects", "prompts", "seeds", "seed", "references", "model", "steps")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the suite's own options."""
-    group = parser.add_argument_group(
-        "dreambench",
-        "a stopped run goes on when it is started again; a folder with pictures of other settings "
-        "is refused",
-    )
-    group.add_argument(
-        "--clip", type=Path, metavar="DIR", help="CLIP ViT-B/32 as the hub has it: CLIP-T, CLIP-I"
-    )
-    group.add_argument("--dino", type=Path, metavar="DIR", help="DINO ViT-S/16 likewise: DINO")
-    group.add_argument(
-        "--dino-view",
-        choices=["crop", "whole"],
-        help="crop: the middle 224 px of 256, as DINO's authors evaluate; whole: 224 px "
-        "(default: crop)",
-    )
-    group.add_argument(
-        "--efficientnet",
-        action="store_true",
-        help="score with EfficientNet-Lite0 too, on a scale of its own; needs no folder",
-    )
-    group.add_argument(
-        "--references",
-        choices=["first", "all"],
-        help="photographs given to the pair: the first, or all up to its most (default: all)",
-    )
-    group.add_argument(
-        "--remove-background",
-        metavar="HOW",
-        help="cut the subject out of photographs: grabcut, or an ONNX file",
-    )
-    group.add_argument(
-        "--masked",
-        action="store_true",
-        help="score subjects alone too, on white: MDINO, MCLIP-I; needs --remove-background",
-    )
-    group.add_argument(
-        "--subjects", metavar="NAMES", help="only these, as dog,teapot (default: all 30)"
-    )
-    group.add_argument(
-        "--prompts", type=int, metavar="N", help="only the first N of each subject (default: 25)"
-    )
-    group.add_argument("--seed", type=int, help="of the whole suite (default: 0)")
-    group.add_argument(
-        "--part", metavar="K/N", help="draw the Kth of N parts and stop; --score-only scores all"
-    )
-    group.add_argument(
-        "--collect",
-        type=Path,
-        metavar="DIR",
-        action="append",
-        help="copy the pictures of another machine's folder here first; give it again for more",
-    )
-    group.add_argument(
-        "--score-only", action="store_true", help="score what was drawn; needs no pair"
-    )
-    group.add_argument(
-        "--oracle-only",
-        action="store_true",
-        help="score the photographs alone, and exit with 1 if not as published",
-    )
-
-
-def check_suite(args: argparse.Namespace) -> None:
-    """Refuse options of one suite that are given with another.
-
-    Raises:
-        ParameterError: Names the option.
-    """
-    is_own = args.suite == "dreambench"
-    for name in _NOT_FOR_IT if is_own else _OWN:
-        if getattr(args, name) not in (None, False):
-            option = f"--{name.replace('_', '-')}"
-            which = "is not for" if is_own else "is for"
-            raise ParameterError(f"{option} {which} --suite dreambench; leave it out")
-    if not is_own:
-        return
-    stages = [f"--{n}" for n in ("part", "score-only", "oracle-only") if _given(args, n)]
-    if len(stages) > 1:
-        raise ParameterError(f"got {' and '.join(stages)}, expected one of them at most")
-    kept = [f"--{n}" for n in _OF_DRAWING if args.score_only and _given(args, n)]
-    if kept:
-        raise ParameterError(
-            f"{kept[0]} is known from the folder's settings.json; leave it out with --score-only"
-        )
-    if args.masked and not args.remove_background:
-        raise ParameterError(
-            "--masked needs to know where subjects are; give --remove-background grabcut or an "
-            "ONNX file"
-        )
-    if not args.part and not (args.clip or args.dino or args.efficientnet):
-        raise ParameterError(
-            "nothing to score with; give --clip and --dino, folders as the hub has them, or "
-            "--efficientnet, or only draw with --part 1/1"
-        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -210,7 +94,7 @@ def _draw(args: argparse.Namespace) -> None:
     shots = shots_of_part(all_shots(bench, per_prompt), part)
     totals = {"references": len(bench.subjects), "pictures": len(shots)}
     with (
-        _Bars(totals, is_shown=not args.json) as bars,
+        Bars(totals, is_shown=not args.json) as bars,
         Pipeline(
             args.model,
             backend=args.backend,
@@ -301,7 +185,7 @@ def _score(args: argparse.Namespace, judges: Judges) -> int:
             "parts that draw them, or copy them here with --collect"
         )
     totals = _totals(bench, judges, num_pictures=len(shots))
-    with _Bars(totals, is_shown=not args.json) as bars:
+    with Bars(totals, is_shown=not args.json) as bars:
         store = FeatureStore(output / "features", bars)
         measured = measure_pictures(bench, output, settings, judges, store)
         abouts = [encoder.about for encoder in judges.encoders]
@@ -334,7 +218,7 @@ def _oracle(args: argparse.Namespace) -> int:
 
     bench = _bench(args)
     judges = _judges(args)
-    with _Bars(_totals(bench, judges, num_pictures=0), is_shown=not args.json) as bars:
+    with Bars(_totals(bench, judges, num_pictures=0), is_shown=not args.json) as bars:
         store = FeatureStore(args.output / "features", bars)
         photographs = measure_photographs(bench, judges, store)
     report = make_oracle_report(bench, [each.about for each in judges.encoders], photographs)
@@ -372,39 +256,3 @@ def _show(args: argparse.Namespace, report: Report, table: str) -> None:
 def _say(args: argparse.Namespace, text: str) -> None:
     if not args.json:
         print(text)
-
-
-def _given(args: argparse.Namespace, option: str) -> bool:
-    return getattr(args, option.replace("-", "_")) not in (None, False)
-
-
-class _Bars:
-    """One progress bar after the other, by what is being done."""
-
-    def __init__(self, totals: dict[str, int], *, is_shown: bool) -> None:
-        self._totals, self._is_shown = totals, is_shown
-        self._name = ""
-        self._bar: Any = None
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, name: str, count: int) -> None:
-        """Move the bar of a name on."""
-        from tqdm import tqdm
-
-        if name != self._name:
-            if self._bar is not None:
-                self._bar.close()
-            self._name = name
-            self._bar = tqdm(
-                desc=name,
-                total=self._totals.get(name),
-                unit="picture",
-                disable=None if self._is_shown else True,
-            )
-        self._bar.update(count)
