@@ -1,8 +1,9 @@
-"""Augmentation of reference pictures: the paper's (section 4.1, appendix B) and a lighter form.
+"""Augmentation of reference pictures: the paper's, that of the official code, and a lighter form.
 
 In order: resize and place at random on white, flip, colour jitter, random erasing with white. The
-paper's form erases often; the light form only jitters and erases rarely, for subjects whose views
-already differ from the target's.
+paper (section 4.1, appendix B) draws sizes at random; the official code always fills the square,
+and jitters and erases besides. The light form is for subjects whose views already differ from the
+target's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Probabilities:
 
 
 PRESETS: dict[Augmentation, Probabilities] = {
-    "paper": Probabilities(min_size=0.4, flip=0.5, jitter=0.1, erase=0.4),
+    "paper": Probabilities(min_size=0.4, flip=0.5, jitter=0.0, erase=0.0),
+    "official": Probabilities(min_size=1.0, flip=0.5, jitter=0.1, erase=0.4),
     "light": Probabilities(min_size=0.8, flip=0.0, jitter=0.1, erase=0.15),
 }
 

@@ -15,7 +15,9 @@ from bootpig_rt.errors import ConfigError, describe_os_error
 
 StageName = Literal["vae", "base", "pair", "distill"]
 TimestepSampling = Literal["uniform", "middle"]
-Augmentation = Literal["none", "paper", "light"]
+Augmentation = Literal["none", "paper", "official", "light"]
+ReferencePrompt = Literal["class", "caption"]
+DropoutDraw = Literal["sample", "step"]
 TextStates = Literal["computed", "stored"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -115,6 +117,10 @@ class DiffusionConfig(Table, frozen=True):
     prompt_dropout: Share = 0.1
     reference_dropout: Share = 0.1
     both_dropout: Share = 0.05
+    # `step` leaves out the references of all samples of a step, or of none.
+    reference_dropout_draw: DropoutDraw = "sample"
+    # What the Reference U-Net is told: the class alone ("a photo of a dog"), or all of the caption.
+    reference_prompt: ReferencePrompt = "class"
     # Drawn anew for each batch.
     augmentation: Augmentation = "none"
     max_references: Count = 1

@@ -90,6 +90,7 @@ class DiffusionData:
             window=config.samples.window,
         )
         self._texts, self._told_cut = texts, False
+        self._is_told_class = config.diffusion.reference_prompt == "class"
         self.empty_ids = self.ids([""])
         self._ahead = ReadAhead(self._read, config.samples.readers)
 
@@ -141,6 +142,8 @@ class DiffusionData:
         """Read a batch, in any thread."""
         settings, train = self.dropout, self.train
         both, reference, prompt = draws.uniform(3).unbind(1)
+        if settings.reference_dropout_draw == "step":
+            reference = torch.full_like(reference, draws.uniform_of_step())
         drop_both = both < settings.both_dropout
         drop_reference = (reference < settings.reference_dropout) | drop_both
         drop_prompt = (prompt < settings.prompt_dropout) | drop_both
@@ -158,7 +161,7 @@ class DiffusionData:
             masks=self._pin(train.masks(samples)),
             ids=self.ids(["" if is_dropped else caption for (caption, _), is_dropped in prompts]),
             references=self.references.read(chosen, rngs),
-            reference_ids=self.ids([texts[row][1] for row in owner]),
+            reference_ids=self.ids([texts[row][self._is_told_class] for row in owner]),
             ref_of_row=ref_of_row,
             order=order.tolist(),
             owner=owner,
@@ -182,8 +185,8 @@ class DiffusionData:
             return None
         captions = self._texts.captions(samples)
         captions[drop_prompt] = self._texts.empty
-        prompts = self._texts.reference_prompts([samples[row] for row in owner])
-        return self._pin(torch.cat([captions, prompts]))
+        told = self._texts.reference_prompts if self._is_told_class else self._texts.captions
+        return self._pin(torch.cat([captions, told([samples[row] for row in owner])]))
 
     def _pin(self, tensor: Tensor) -> Tensor:
         """Where it can be sent while the device computes."""

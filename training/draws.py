@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_STEP, _READING = 1, 2
+_STEP, _READING, _WHOLE = 1, 2, 4
 """What a stream is for; `order.py` has 0 and 3."""
 
 
@@ -57,6 +57,11 @@ class Draws:
     def uniform(self, *shape: int, of: Sequence[int] | None = None) -> Tensor:
         """From 0 to 1, [B, *shape]; with `of`, one for each row named there."""
         return _stack([rng.random(shape, np.float32) for rng in self._of(of)], shape)
+
+    def uniform_of_step(self) -> float:
+        """From 0 to 1, the same for all samples of the step, in whatever process; drawn anew."""
+        _, seed, step, _ = self._seeds[0]
+        return float(np.random.default_rng((_WHOLE, seed, step)).random())
 
     def normal(self, *shape: int, of: Sequence[int] | None = None) -> Tensor:
         """Of unit variance, likewise."""

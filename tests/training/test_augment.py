@@ -33,7 +33,7 @@ def ink(pixels: Pixels) -> tuple[int, int, int, int]:
     return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
 
 
-@pytest.mark.parametrize("name", ["paper", "light"])
+@pytest.mark.parametrize("name", ["paper", "official", "light"])
 def test_the_same_random_numbers_change_a_picture_in_the_same_way(name: Augmentation) -> None:
     before = picture()
     results = [augment(np.random.default_rng(seed), before, name) for seed in (3, 3, 4)]
@@ -68,7 +68,7 @@ def test_the_ground_stays_white_unless_colours_are_jittered(
     assert share_of_white_grounds() < 0.7
 
 
-@pytest.mark.parametrize(("name", "least"), [("paper", 0.4), ("light", 0.8)])
+@pytest.mark.parametrize(("name", "least"), [("paper", 0.4), ("official", 1.0), ("light", 0.8)])
 def test_a_subject_is_drawn_at_a_size_of_the_preset(
     name: Augmentation, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_subject_is_placed_everywhere(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(right for *_, right in boxes) >= 39
 
 
-def test_the_papers_form_flips_half_of_the_pictures_and_the_light_form_none() -> None:
+def test_the_published_forms_flip_half_of_the_pictures_and_the_light_form_none() -> None:
     def flipped(name: Augmentation) -> float:
         count = 0
         for seed in range(150):
@@ -103,6 +103,7 @@ def test_the_papers_form_flips_half_of_the_pictures_and_the_light_form_none() ->
         return count / 150
 
     assert 0.3 < flipped("paper") < 0.7
+    assert 0.3 < flipped("official") < 0.7
     assert flipped("light") < 0.15  # placing and erasing alone can look like a flip
 
 

@@ -1,6 +1,6 @@
 """Plain shapes in place of fetched drawings, so that the road can be judged without a network.
 
-Eight things in six styles each, in the layout that `bootpig-rt fetch-data` leaves. They show that
+Sixteen things in six styles each, in the layout that `bootpig-rt fetch-data` leaves. They show that
 the judges run and which way they point; how good a pair is, drawings must tell.
 """
 
@@ -16,7 +16,10 @@ from bootpig_rt.files.atomic import atomic_write, atomic_write_text
 from bootpig_rt.training.raster import SPRITE_PX, Pixels
 from bootpig_rt.training.sprites import LIST_FILE, PIXELS_FILE
 
-NOUNS = ("balloon", "bell", "gift", "soccer ball", "crown", "shield", "drum", "gem stone")
+NOUNS = (
+    *("balloon", "bell", "gift", "soccer ball", "crown", "shield", "drum", "gem stone"),
+    *("cookie", "gear", "candle", "ring", "backpack", "mailbox", "star", "trophy"),
+)
 """Words that the small base knows."""
 SHAPES = ("ellipse", "square", "triangle", "bar", "ring", "cross")
 COLOURS = ("#dc2828", "#28aa3c", "#3250dc", "#f0c828", "#963caa", "#28b4be", "#e67819", "#6e4628")
