@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,14 @@ import msgspec
 import torch
 from msgspec import Struct, structs
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bootpig_rt.training.config import OptimizerName, TrainConfig
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.parts import parts_of_step
 from bootpig_rt.training.stage import Stage
+
+Shape = Sequence[int]
 
 FLOAT = 4
 MOMENTS: dict[OptimizerName, float] = {"adamw": 8.0, "adamw8bit": 2.0 + 8.0 / 256}
@@ -95,6 +97,23 @@ class Plan(Struct, frozen=True):
         return plain
 
 
+def _attention(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+def _attention_backward(
+    output: Shape, q: Shape, k: Shape, v: Shape, *_: object, **__: object
+) -> int:
+    return int(sdpa_backward_flop_count(output, q, k, v))
+
+
+_ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Operations of the CPU's attention, which torch does not count."""
+
+
 @dataclass
 class Probe:
     """What one sample's loss and gradients needed.
@@ -129,18 +148,16 @@ def probe_stage(stage: Stage, config: TrainConfig) -> Probe:
     shapes = {tuple(p.shape) for module in modules for p in module.parameters()}
     shapes |= {shape[::-1] for shape in shapes}
     weights = {
-        p.untyped_storage().data_ptr()
-        for module in [*modules, *stage.frozen()]
-        for p in module.parameters()
+        _memory_of(p)[0] for module in [*modules, *stage.frozen()] for p in module.parameters()
     }
     inside: list[int] = []
 
     def count(tensor: Tensor) -> int:
         """Bytes that were not seen yet; the memory is held, so that no other takes its place."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in weights or storage.data_ptr() in probe._seen:
+        place, storage = _memory_of(tensor)
+        if place in weights or place in probe._seen:
             return 0
-        probe._seen[storage.data_ptr()] = storage
+        probe._seen[place] = storage
         return int(storage.nbytes())
 
     def pack(tensor: Tensor) -> Tensor:
@@ -164,7 +181,10 @@ def probe_stage(stage: Stage, config: TrainConfig) -> Probe:
         probe.largest = max(probe.largest, inside.pop())
         return found
 
-    with _called_by(stage, around), FlopCounterMode(display=False) as counter:
+    with (
+        _called_by(stage, around),
+        FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter,
+    ):
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -176,6 +196,12 @@ def probe_stage(stage: Stage, config: TrainConfig) -> Probe:
     for module in modules:
         module.zero_grad(set_to_none=True)
     return probe
+
+
+def _memory_of(tensor: Tensor) -> tuple[int, torch.UntypedStorage]:
+    """What views of the same memory share, also of tensors that have none (fake ones)."""
+    storage = tensor.untyped_storage()
+    return int(storage._cdata), storage
 
 
 @contextmanager

@@ -157,6 +157,20 @@ def test_a_dry_run_prints_words_or_json_and_writes_nothing(
     assert "--processes and --fsdp are of --dry-run alone" in capsys.readouterr().err
 
 
+def test_attention_is_counted(config: Callable[..., Any]) -> None:
+    made = config()
+    stage, _ = run.build_stage(made, torch.device("cpu"))
+
+    def counted() -> int:
+        return probe_stage(stage, made).flops
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bootpig_rt.training.estimate._ATTENTION", {})
+        without = counted()
+    # Of queries, keys and values: two products forward, and what their gradients need.
+    assert counted() > without > 0
+
+
 def test_hours_on_gpus_follow_from_operations(config: Callable[..., Any]) -> None:
     plan = planned(config(steps=100, batch_size=8), processes=2)
     expected = 100 * 16 * plan.flops_of_sample / (0.4 * 989e12) / 2 / 3600

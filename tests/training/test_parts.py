@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from bootpig_rt.training.order import Order
 from bootpig_rt.training.parts import Parts, parts_of_step
 
 
-def config(**changes: int) -> TrainConfig:
+def config(**changes: Any) -> TrainConfig:
     return TrainConfig("vae", "run", steps=5, **changes)
 
 
