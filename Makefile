@@ -14,6 +14,8 @@
 # make figures   measure every figure of README.md again; hours, on an idle machine. Interrupted, it
 #                goes on where it was. ROUNDS=10 measures less; SMOKE=1 only shows that all of it runs
 # make report    pages, plots and marked lines of README.md and docs from what was measured last
+# make gpu       all that is checked and measured on a GPU, in a quarter of an hour. SMOKE=1 runs the same
+#                commands small, on a CPU
 # make road      from a Stable Diffusion folder to a picture over HTTP, every command, at small size; ten
 #                minutes. Interrupted, it goes on where it was
 # make clean  remove .venv and caches
@@ -31,7 +33,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report road clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report gpu road clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -89,7 +91,7 @@ bench-smoke: $(VENV)/.dev-installed
 # Its training data lie apart from those of the recipe in the README, which are others.
 ROUNDS ?=
 SMOKE ?=
-SUITES := baselines reference quality latency kernels builds serving soak
+SUITES := baselines full-size full-size-512 shares reference quality latency kernels builds serving soak
 DATA := bench/data
 ifeq ($(SMOKE),)
 RESULTS := benchmarks/results
@@ -144,6 +146,9 @@ report: $(VENV)/.dev-installed
 
 smoke-report:
 	@$(BIN)/bootpig-rt bench --report bench/smoke/pages $(SUITES:%=--from $(RESULTS)/%-cpu.json)
+
+gpu: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/gpu_checks.py -o $(if $(SMOKE),bench/smoke/gpu --smoke,bench/gpu)
 
 # The drawings of `fetch-data` are judged on where they are there; plain shapes stand in otherwise.
 road: $(VENV)/.dev-installed

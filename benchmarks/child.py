@@ -48,15 +48,22 @@ class ChildRun:
     output: str = ""
 
 
-def run_child(words: Sequence[str], *, environment: Mapping[str, str] | None = None) -> ChildRun:
+def run_child(
+    words: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> ChildRun:
     """Run `python -c CODE ...` or `python -m MODULE ...` to its end.
 
     Args:
         words: Such as `["-m", "bootpig_rt", "demo"]`; the first is `-c` or `-m`.
         environment: In addition to that of this process.
+        timeout_s: It is ended after so long; None: never.
 
     Raises:
-        BootPIGError: It failed; the last line that it wrote is in the message.
+        BootPIGError: It failed, and the last line that it wrote is in the message; or it took
+            longer than it may.
     """
     with (
         tempfile.TemporaryFile() as output,
@@ -72,7 +79,13 @@ def run_child(words: Sequence[str], *, environment: Mapping[str, str] | None = N
             env={**os.environ, **(environment or {})},
         )
         try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
             process.wait()
+            raise BootPIGError(
+                f"`{' '.join(words[:2])}` was ended after {timeout_s:.0f} s, its limit"
+            ) from None
         except BaseException:
             process.kill()
             process.wait()

@@ -18,7 +18,7 @@ import msgspec
 
 from bootpig_rt.benchmarks.pages import ABOUT, write_pages
 from bootpig_rt.benchmarks.result import SuiteResult, load_results
-from bootpig_rt.benchmarks.tables import markdown
+from bootpig_rt.benchmarks.tables import line, markdown, targets_markdown
 from bootpig_rt.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,10 +90,78 @@ _SHOWN = (
     "ours_known",
     "ours_four",
 )
+_KNOWN = tuple(f"ours_openvino_{precision}_known" for precision in ("float32", "bf16", "int8"))
+_SHOWN_CPU = (*_SHOWN, *_KNOWN, *(name.replace("known", "new") for name in _KNOWN))
+_SHOWN_FULL = (
+    "published", "published_bf16", "diffusers_text", "diffusers_text_bf16", "genai_text",
+    "genai_text_bf16", "ours_onnxruntime_new", "ours_onnxruntime_known", "ours_onnxruntime_text",
+    *_KNOWN, *(name.replace("known", "new") for name in _KNOWN),
+    *(name.replace("known", "text") for name in _KNOWN),
+)  # fmt: skip
 
 
 def _bare(row: Any) -> Any:
     return msgspec.structs.replace(row, values={})
+
+
+_CPU_BLOCKS = (
+    ("baselines-cpu", "The small pair, 64 px", _SHOWN_CPU),
+    ("full-size-cpu", "Size of Stable Diffusion 2.1, 256 px", _SHOWN_FULL),
+    ("full-size-512-cpu", "Size of Stable Diffusion 2.1, 512 px", _SHOWN_FULL),
+)
+
+
+def _cpu(results: Path) -> str:
+    """One table: a block for each size, each against the strongest published way of its run."""
+    lines = ["| | ms | faster than the strongest published way |", "|---|---:|---:|"]
+    told = []
+    for file, title, names in _CPU_BLOCKS:
+        result = _result(results, file)
+        if result is None:
+            continue
+        lines.append(f"| **{title}** | | |")
+        strongest = {row.ratio.to for row in result.rows if row.ratio is not None}
+        group = result.rows[0].group
+        for row in result.rows:
+            if row.group == group and row.samples_ms and row.name in strongest | set(names):
+                lines.append(f"| {' | '.join(line(row))} |")
+        seen = result.machine
+        if seen is not None:
+            about = ", ".join(filter(None, (seen.name, f"{seen.threads} threads", seen.arithmetic)))
+            page = f"[all ways](docs/results/{file}.md)"
+            told.append(f"{title}: {about}, commit {seen.commit}; {page}.")
+    return "\n\n".join(["\n".join(lines), *told]) if len(lines) > 2 else _NOT_YET
+
+
+def _targets(results: Path) -> str:
+    """What was aimed at on CPUs, and what came of it."""
+    found = [
+        result
+        for name in ("baselines-cpu", "full-size-cpu", "quality-cpu")
+        if (result := _result(results, name)) is not None and result.targets
+    ]
+    if not found:
+        return _NOT_YET
+    told = []
+    for result in found:
+        where = "" if result.machine is None else f" {result.machine.arithmetic}."
+        told.append(f"Suite `{result.suite}`.{where}\n\n{targets_markdown(result)}")
+    return "\n\n".join(told)
+
+
+def _shares(results: Path) -> str:
+    """How far a step is from its floor, and its operators."""
+    result = _result(results, "shares-cpu")
+    if result is None:
+        return _NOT_YET
+    floors = [row for row in result.rows if row.name.startswith("floor")]
+    steps = [row for row in result.rows if row.samples_ms and not row.name.startswith("floor")]
+    named = [msgspec.structs.replace(row, label=row.group) for row in steps]
+    parts = [markdown([*floors, *named])]
+    for group in dict.fromkeys(row.group for row in steps):
+        shares = [row for row in result.rows if row.group == group and "share" in row.values]
+        parts += [f"{group[:1].upper()}{group[1:]}:", markdown(shares)]
+    return "\n\n".join([*parts, _page("shares-cpu")])
 
 
 def _latency(results: Path) -> str:
@@ -178,9 +246,11 @@ def _pages(results: Path) -> str:
 
 
 FIGURES: dict[str, Callable[[Path], str]] = {
-    "cpu": lambda results: _headline(results, "cpu"),
+    "cpu": _cpu,
     "gpu": lambda results: _headline(results, "cuda"),
     "latency": _latency,
+    "shares": _shares,
+    "targets": _targets,
     "serving": _serving,
     "soak": _soak,
     "evaluation": _evaluation,

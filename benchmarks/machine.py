@@ -20,11 +20,17 @@ from bootpig_rt.benchmarks.stats import spread
 
 PACKAGES = (
     "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "diffusers", "transformers", "numpy",
-    "tensorrt-rtx", "tensorrt", "triton",
+    "openvino", "openvino-genai", "nncf", "tensorrt-rtx", "tensorrt", "triton",
 )  # fmt: skip
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 """What /proc/cpuinfo says of a processor that multiplies bfloat16 numbers itself."""
+
+FEATURES = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
+    "amx_int8", "amx_fp16", "asimd", "bf16", "i8mm",
+)  # fmt: skip
+"""What /proc/cpuinfo says of a processor that decides how quick products of matrices are."""
 
 BUSY_SHARE = 0.10
 NOISY = 0.10
@@ -57,6 +63,7 @@ class Machine(msgspec.Struct, frozen=True):
             absolute times are then not worth quoting. The noise may be of the machine's host, of
             which this system knows nothing.
         gpu: Name, architecture, memory and libraries of the GPU, as far as they are known.
+        features: Those of `FEATURES` that the processor has; None: not asked for then.
     """
 
     processor: str
@@ -73,11 +80,21 @@ class Machine(msgspec.Struct, frozen=True):
     noise: float
     is_busy: bool
     gpu: dict[str, str | int] = {}
+    features: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
         """What computed: the GPU where there is one, else the processor."""
         return str(self.gpu.get("name", self.processor))
+
+    @property
+    def arithmetic(self) -> str:
+        """What the processor multiplies with, and whether that is AMX; empty where unknown."""
+        if self.features is None or self.gpu:
+            return ""
+        has_amx = any(name.startswith("amx") for name in self.features)
+        shown = ", ".join(self.features) or "no vector unit that is known"
+        return shown if has_amx else f"{shown}; no AMX here"
 
 
 class Watch:
@@ -121,6 +138,7 @@ class Watch:
             noise=round(noise, 4),
             is_busy=(others or 0.0) > BUSY_SHARE or noise > NOISY,
             gpu=gpu() if self._device.startswith("cuda") else {},
+            features=features(),
         )
 
 
@@ -133,6 +151,12 @@ def bf16_flag() -> str | None:
     """Which of `BF16_FLAGS` this processor has; None: it would compute them by float32."""
     flags = _cpuinfo("flags").split()
     return next((flag for flag in reversed(BF16_FLAGS) if flag in flags), None)
+
+
+def features() -> tuple[str, ...]:
+    """Those of `FEATURES` that this processor has."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(name for name in FEATURES if name in flags)
 
 
 def _cpuinfo(field: str) -> str:

@@ -10,8 +10,17 @@ from typing import Any
 
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult
 from bootpig_rt.benchmarks.serving.plots import plots_of
-from bootpig_rt.benchmarks.tables import NAMES, markdown
+from bootpig_rt.benchmarks.tables import NAMES, markdown, targets_markdown
 from bootpig_rt.files.atomic import atomic_write_text
+
+_FULL_SIZE = (
+    "Both U-Nets, text encoder and autoencoder have the size of Stable Diffusion 2.1 and random "
+    "weights: drawing with them costs what drawing with trained ones costs. Two such pairs do not "
+    "fit into memory, so each way had a process of its own, one after the other; intervals are of "
+    "medians that were drawn anew by themselves. PSNR is that of the pixels to the float32 picture "
+    "of the published way; of text to image to that of diffusers, of the peer to its own: OpenVINO "
+    "GenAI draws with DDIM, the others with UniPC."
+)
 
 ABOUT = {
     "baselines": (
@@ -21,6 +30,19 @@ ABOUT = {
         "`torch.compile`, recorded as a CUDA graph, or in bfloat16 where the processor has it. A "
         "time runs from reference image and prompt to pixels; loading is not in it. Nothing that "
         "computes three full rows a step can be quicker than the floors; ours shares rows.",
+    ),
+    "full-size": (
+        "A pair of Stable Diffusion 2.1's size on a CPU, 256 px",
+        _FULL_SIZE,
+    ),
+    "full-size-512": (
+        "A pair of Stable Diffusion 2.1's size on a CPU, 512 px",
+        _FULL_SIZE,
+    ),
+    "shares": (
+        "Where the time of a step goes, by operator",
+        "What the runtimes themselves say of a step: profiling slows it a little, so only shares "
+        "are shown. A runtime names what it fused after what it fused it into.",
     ),
     "reference": (
         "What the reference costs and gives",
@@ -115,6 +137,8 @@ def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
     title, about = ABOUT[result.suite]
     parts = [f"# {title}", about, _measured_on(result)]
     parts += [f"**{remark}**" for remark in result.remarks]
+    if result.targets:
+        parts += ["## Targets", targets_markdown(result)]
     parts += [f"![{title}]({plot})" for plot in plots]
     if any("psnr_db" in row.values for row in result.rows):
         parts.append(_JUDGED)
@@ -137,6 +161,8 @@ def _measured_on(result: SuiteResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in seen.versions.items())
     busy = " **The machine was busy: ratios suffer little, times are not worth quoting.**"
     where = f"{seen.name}, {seen.threads} threads of {seen.cores} cores, noise {seen.noise:.0%}"
+    if seen.arithmetic:
+        where += f" ({seen.arithmetic})"
     if seen.gpu:
         known = seen.gpu
         where = (
@@ -160,7 +186,7 @@ def draw_plots(result: SuiteResult, folder: Path, name: str) -> list[str]:
     for row in result.rows:
         groups.setdefault(row.group, []).append(row)
     plots: list[tuple[Callable[[Any], None], float]] = []
-    if result.suite in ("baselines", "kernels", "latency"):
+    if result.suite in ("baselines", "kernels", "latency", "full-size", "full-size-512"):
         timed = [[row for row in rows if row.samples_ms] for rows in groups.values()]
         shown = [rows for rows in timed if len(rows) > 1][: 4 if result.suite == "kernels" else 2]
         plots += [(partial(bars, rows=rows), len(rows)) for rows in shown]

@@ -1,11 +1,12 @@
 """Pairs with random weights: drawing with one costs what drawing with a trained one costs.
 
-python -m bootpig_rt.benchmarks.pairs SIZE FOLDER
+python -m bootpig_rt.benchmarks.pairs SIZE FOLDER [base-model]
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -93,8 +94,52 @@ def write_bundle(size: Size, folder: Path) -> Path:
     return bundle
 
 
+def write_base_model(size: Size, folder: Path) -> Path:
+    """Save an untrained Stable Diffusion folder, as diffusers lays one out; kept if it is there.
+
+    Args:
+        size: See `write_pair`; the weights are float16 but for `toy` and `small`.
+        folder: Of the base model.
+
+    Returns:
+        The folder.
+    """
+    if (folder / "model_index.json").is_file():
+        return folder
+    shape = _SIZES[size]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = folder.with_name(f"{folder.name}-tokenizer")
+    _write_tokenizer(tokenizer, length=shape["tokens"], words=shape["words"])
+    dtype = torch.float16 if size == "sd21" else torch.float32
+    pair = _make(shape, "cpu", dtype, tokenizer, name=size, is_shared=True)
+    part = folder.with_name(f"{folder.name}-part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was interrupted
+    made = save_pair(pair, part, dtype=dtype)
+    (made / "base_unet").rename(made / "unet")
+    (made / "pair.json").unlink()
+    classes = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    (made / "model_index.json").write_text(json.dumps(index | classes, indent=1))
+    made.rename(folder)
+    return folder
+
+
 def _make(
-    shape: dict[str, Any], device: str, dtype: torch.dtype, tokenizer: Path, *, name: str
+    shape: dict[str, Any],
+    device: str,
+    dtype: torch.dtype,
+    tokenizer: Path,
+    *,
+    name: str,
+    is_shared: bool = False,
 ) -> Pair:
     levels, attends = len(shape["unet"]), shape["attends"]
     plain = levels - attends
@@ -113,7 +158,8 @@ def _make(
     forked = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=forked), torch.device(device):
         torch.manual_seed(0)
-        base, reference = (UNet2DConditionModel(**unet) for _ in range(2))
+        base = UNet2DConditionModel(**unet)
+        reference = base if is_shared else UNet2DConditionModel(**unet)
         vae = AutoencoderKL(
             block_out_channels=shape["vae"],
             layers_per_block=shape["layers"],
@@ -164,6 +210,7 @@ def _make(
             default_solver="unipc",
             image_guidance_scale=4.0,
             text_guidance_scale=6.5,
+            shared_unet=is_shared,
         ),
         fingerprint="",
     )
@@ -182,4 +229,5 @@ def _write_tokenizer(folder: Path, *, length: int, words: int) -> None:
 
 
 if __name__ == "__main__":
-    write_pair(sys.argv[1], Path(sys.argv[2]))  # type: ignore[arg-type]
+    write = write_base_model if sys.argv[3:] == ["base-model"] else write_pair
+    write(sys.argv[1], Path(sys.argv[2]))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -83,6 +83,35 @@ class Check(msgspec.Struct, frozen=True):
         return self.value is not None and self.value <= self.limit
 
 
+class Target(msgspec.Struct, frozen=True):
+    """What was aimed at, beside what was measured.
+
+    Attributes:
+        what: For people, with its unit: "known subject, times the published way in float32".
+        wanted: The bound.
+        found: What was measured; None: nothing was.
+        is_most: The bound is the largest that is right; else the smallest.
+    """
+
+    what: str
+    wanted: float
+    found: float | None
+    is_most: bool = False
+
+    @property
+    def verdict(self) -> Literal["met", "missed", "not measured"]:
+        """Whether it was reached."""
+        if self.found is None:
+            return "not measured"
+        is_met = self.found <= self.wanted if self.is_most else self.found >= self.wanted
+        return "met" if is_met else "missed"
+
+    @property
+    def bound(self) -> str:
+        """The bound as text: `at least 6`."""
+        return f"at {'most' if self.is_most else 'least'} {self.wanted:g}"
+
+
 class SuiteResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of a suite found.
 
@@ -93,6 +122,7 @@ class SuiteResult(msgspec.Struct, frozen=True, omit_defaults=True):
         checks: What was compared before times were taken; one that is wrong makes them worthless.
         machine: Hardware, versions, commit, command and load; None: not measured yet.
         remarks: What a reader must know, such as a baseline that was not run.
+        targets: What was aimed at.
         format_version: Of the file.
     """
 
@@ -102,6 +132,7 @@ class SuiteResult(msgspec.Struct, frozen=True, omit_defaults=True):
     checks: tuple[Check, ...] = ()
     machine: Machine | None = None
     remarks: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @property

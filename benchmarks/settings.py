@@ -37,6 +37,7 @@ class Settings:
         baseline: The row that suite `baselines` divides by; empty: the strongest published way.
         url: Of a service that runs already, for suite `serving`; empty: servers are started.
         minutes: Of suite `soak`.
+        references: Numbers of them that suite `baselines` draws with on a GPU; empty: 1 and 4.
         progress: Told what is done.
     """
 
@@ -52,6 +53,7 @@ class Settings:
     baseline: str = ""
     url: str = ""
     minutes: int = 30
+    references: tuple[int, ...] = ()
     progress: Progress = field(default=no_progress, compare=False, repr=False)
 
     @property

@@ -77,6 +77,40 @@ def median_ratio(
     return Ratio(to, float(np.median(ratios)), float(low), float(high))
 
 
+def ratio_of_medians(
+    to: str,
+    baseline_ms: Sequence[float] | Floats,
+    way_ms: Sequence[float] | Floats,
+    *,
+    seed: int = 0,
+) -> Ratio:
+    """Ratio of the medians of two ways that did not run in turn: each is drawn anew by itself.
+
+    Args:
+        to: Name of the baseline.
+        baseline_ms: Its times, [K].
+        way_ms: Those of the way, [J].
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: No times, or one that is not above zero.
+    """
+    base, way = np.asarray(baseline_ms, dtype=float), np.asarray(way_ms, dtype=float)
+    if not len(base) or not len(way):
+        raise ValueError("no times to compare")
+    if min(base.min(), way.min()) <= 0:
+        raise ValueError("a time is zero or less; the clock is too coarse for this way")
+    generator = np.random.default_rng(seed)
+
+    def medians(times: Floats) -> Floats:
+        picks = generator.integers(len(times), size=(RESAMPLES, len(times)))
+        found: Floats = np.median(times[picks], axis=1)
+        return found
+
+    low, high = np.percentile(medians(base) / medians(way), (2.5, 97.5))
+    return Ratio(to, float(np.median(base) / np.median(way)), float(low), float(high))
+
+
 def spread(times_ms: Sequence[float] | Floats) -> float:
     """Half the range from 25th to 75th percentile, over the median: the noise of a way."""
     low, middle, high = np.percentile(np.asarray(times_ms, dtype=float), (25, 50, 75))

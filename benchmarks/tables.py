@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bootpig_rt.benchmarks.result import LEAST_ROUNDS, Row, SuiteResult
+from bootpig_rt.benchmarks.result import LEAST_ROUNDS, Row, SuiteResult, Target
 from bootpig_rt.benchmarks.stats import in_digits
 
 NAMES = {
@@ -36,6 +36,16 @@ NAMES = {
     "slope_bytes": "growth an hour",
     "fds": "open files",
     "drift_share": "drift",
+    "step_ms": "step, ms",
+    "per_row_ms": "row of a step, ms",
+    "load_ms": "load, ms",
+    "cold_ms": "process to first picture, ms",
+    "to_float32_db": "PSNR to float32, dB",
+    "times_floor": "times its floor",
+    "gflop": "GFLOP",
+    "gflop_per_s": "GFLOP a second",
+    "share": "share",
+    "calls": "operators a step",
 }
 """Of values, where their own name does not read well."""
 
@@ -63,11 +73,31 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     return [[line[n] for n in keep] for line in (head, *lines)]
 
 
+def line(row: Row) -> list[str]:
+    """Label, ms and ratio of a row, as `cells` shows them."""
+    return [row.label, _ms(row.median_ms), _ratio(row)]
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """A table of Markdown."""
     head, *lines = cells(rows)
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def targets_markdown(result: SuiteResult) -> str:
+    """What was aimed at and what came of it, as a table of Markdown; empty without targets."""
+    if not result.targets:
+        return ""
+    lines = [
+        f"| {each.what} | {each.bound} | {_found(each)} | {each.verdict} |"
+        for each in result.targets
+    ]
+    return "\n".join(["| target | aimed at | found | |", "|---|---:|---:|---|", *lines])
+
+
+def _found(target: Target) -> str:
+    return "" if target.found is None else f"{target.found:.3g}"
 
 
 def text(result: SuiteResult) -> Iterator[str]:
@@ -79,6 +109,8 @@ def text(result: SuiteResult) -> Iterator[str]:
         runtimes = ", ".join(f"{name} {version}" for name, version in seen.versions.items())
         yield f"   {seen.name}, {seen.threads} threads of {seen.cores} cores, {runtimes}"
         others = "unknown" if seen.busy_share is None else f"{seen.busy_share:.0%}"
+        if seen.arithmetic:
+            yield f"   {seen.arithmetic}"
         yield f"   commit {seen.commit or 'unknown'}, noise {seen.noise:.1%}, others {others}"
         if seen.is_busy:
             yield "   The machine was busy: do not quote these times. Ratios suffer less."
@@ -86,6 +118,9 @@ def text(result: SuiteResult) -> Iterator[str]:
     for check in result.checks:
         verdict = "ok" if check.is_ok else "WRONG"
         yield f"   {verdict}: {check.name} {check.value} (limit {check.limit:g})"
+    for target in result.targets:
+        found = f", found {_found(target)}" if target.found is not None else ""
+        yield f"   {target.verdict}: {target.what}, {target.bound}{found}"
     for group in dict.fromkeys(row.group for row in result.rows):
         table = cells([row for row in result.rows if row.group == group])
         table[0][0] = group or "rows"

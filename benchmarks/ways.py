@@ -54,6 +54,9 @@ EXACT: dict[str, Any] = {"reference_schedule": "exact"}
 DIFFERENCES = {
     "cpu float32": 2.2e-6,
     "cpu bfloat16": 1.34e-2,
+    "cpu openvino float32": 2.2e-6,
+    "cpu openvino bf16": 1.34e-2,
+    "cpu openvino int8": 5e-2,
     "cuda float16": 7.2e-3,
     "cuda bfloat16": 6e-2,
     "cuda float32": 1e-3,
@@ -214,9 +217,9 @@ class OurWay:
         latents = np.zeros((1, spec.latent_channels, side, side), np.float32)
         return self.pipe._backend.decode(latents)
 
-    def no_reference(self) -> GenerationResult:
+    def no_reference(self, on_event: Callable[[object], None] | None = None) -> GenerationResult:
         """A picture from its prompt alone, as plain text to image draws it: two rows a step."""
-        return self.pipe.generate([Request(prompt=PROMPT, **self._usual)])
+        return self.pipe.generate([Request(prompt=PROMPT, **self._usual)], on_event=on_event)
 
     def step_ms(self, **options: Any) -> float:
         """Median time from the end of a step to the end of the next, in a picture."""
@@ -484,24 +487,30 @@ def backends_here(folder: Path, device: str) -> list[str]:
     return found
 
 
+def text_pipeline(pair: Pair, solver: str) -> Any:
+    """`StableDiffusionPipeline` over the parts of a pair: no reference."""
+    diffusers_logging.set_verbosity_error()  # it advises on checkpoints of a hub
+    scheduler = SCHEDULERS[solver].from_config({**pair.scheduler, "steps_offset": 1})
+    pipe: Any = StableDiffusionPipeline(
+        vae=pair.vae,
+        text_encoder=pair.text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(pair.tokenizer_folder, local_files_only=True),
+        unet=pair.base.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def diffusers_way(truth: Truth, group: str) -> Way:
-    """`StableDiffusionPipeline` over the parts of a pair: two guidance rows, no reference."""
+    """Text to image of diffusers over the parts of a pair: two guidance rows."""
 
     def make() -> Ready:
         pair, scene = truth.pair(), truth.scene
-        diffusers_logging.set_verbosity_error()  # it advises on checkpoints of a hub
-        scheduler = SCHEDULERS[scene.solver].from_config({**pair.scheduler, "steps_offset": 1})
-        pipe: Any = StableDiffusionPipeline(
-            vae=pair.vae,
-            text_encoder=pair.text_encoder,
-            tokenizer=CLIPTokenizer.from_pretrained(pair.tokenizer_folder, local_files_only=True),
-            unet=pair.base.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipe.set_progress_bar_config(disable=True)
+        pipe = text_pipeline(pair, scene.solver)
         side = pair.config.sample_size_px
 
         def draw() -> Any:

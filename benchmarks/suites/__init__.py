@@ -19,7 +19,10 @@ from bootpig_rt.benchmarks.result import SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
 
-SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds", "serving", "soak")
+SUITES = (
+    "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "latency",
+    "kernels", "builds", "serving", "soak",
+)  # fmt: skip
 NEED_DRAWINGS = ("reference", "quality")
 """Those that judge pictures of what `fetch-data` fetches."""
 ON_CUDA = ("baselines", "latency", "kernels")
@@ -37,7 +40,9 @@ class Suite(Protocol):
 
 def load_suite(name: str) -> Suite:
     """Import the module of a suite of `SUITES`."""
-    return cast("Suite", importlib.import_module(f"bootpig_rt.benchmarks.suites.{name}"))
+    return cast(
+        "Suite", importlib.import_module(f"bootpig_rt.benchmarks.suites.{name.replace('-', '_')}")
+    )
 
 
 def run_suite(name: str, settings: Settings) -> SuiteResult:

@@ -7,14 +7,15 @@ All ratios are to the strongest form of the published way on this machine: as it
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from bootpig_rt.benchmarks.floors import BareUNet
-from bootpig_rt.benchmarks.result import Row, SuiteResult, make_check
+from bootpig_rt.benchmarks.openvino_ways import openvino_loaders
+from bootpig_rt.benchmarks.result import Row, SuiteResult, Target, make_check
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
 from bootpig_rt.benchmarks.ways import (
@@ -52,7 +53,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
     steps = SMOKE_STEPS if settings.is_smoke else None
     rows: list[Row] = []
     with torch_threads(settings.threads):
-        for references in (1, 4) if settings.is_cuda else (1,):
+        for references in (settings.references or (1, 4)) if settings.is_cuda else (1,):
             suffix = "" if references == 1 else f" r{references}"
             group = PICTURES + (f", {references} references" if references > 1 else "")
             truth = Truth(settings.pair, settings.device, references=references, steps=steps)
@@ -80,6 +81,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
             "precision": truth.precision,
         },
         checks=tuple(bench.checks),
+        targets=() if settings.is_cuda else tuple(targets(rows)),
     )
 
 
@@ -118,19 +120,43 @@ def offered(settings: Settings, truth: Truth, group: str, suffix: str) -> Iterat
         torch_ours = partial(make, "torch")
         yield way("torch_new", "our torch backend, new subject", new, torch_ours)
         yield way("torch_known", "our torch backend, known subject", known, torch_ours)
-        if not settings.is_smoke:
-            compiled = functools.cache(partial(_load, settings, truth, "torch", compile=True))
-            yield way("torch_compile_known", "our torch backend, torch.compile, known subject",
-                      known, compiled)  # fmt: skip
         ours = partial(make, "onnxruntime")
     yield Way("ours_text" + suffix, "ours, text to image", lambda: Ready(ours().no_reference),
               group=group)  # fmt: skip
     yield way("ours_new", "ours, new subject", new, ours)
     yield way("ours_known", "ours, known subject", known, ours)
     yield way("ours_four", "ours, four pictures of a known subject", four, ours, pictures=4)
+    if not settings.is_cuda:
+        loaders = openvino_loaders(settings, truth.folder, steps=truth.steps)
+        for precision, load in loaders.items():
+            named = f"ours, OpenVINO {precision}"
+            for kind, (label, draw, count) in _KINDS.items():
+                yield way(f"ours_openvino_{precision}_{kind}", f"{named}, {label}", draw, load,
+                          count, f"openvino {precision}")  # fmt: skip
     if not settings.is_cuda and not settings.is_smoke:  # its export takes a minute
         label = f"floor: the U-Net alone in ONNX Runtime, {ROWS} full rows"
         yield Way("floor_unet", label, partial(_floor, settings, truth), group=group)
+
+
+_KINDS: dict[str, tuple[str, Callable[[OurWay], Any], int]] = {
+    "new": ("new subject", new, 1),
+    "known": ("known subject", known, 1),
+    "four": ("four pictures of a known subject", four, 4),
+}
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """What was aimed at for the small pair on processors with AMX, of the quickest of ours."""
+    times = {row.name: row.median_ms for row in rows if row.median_ms is not None}
+    ours = [times[name] for name in times if name.startswith("ours") and name.endswith("known")]
+    float32 = [times[name] for name in ("published", "published_compile") if name in times]
+    best = min(ours, default=None)
+    ratio = None if best is None or not float32 else min(float32) / best
+    return [
+        Target("known subject, times the published way in float32", 6.0, ratio),
+        Target("picture of a known subject, s", 0.25, None if best is None else best / 1e3,
+               is_most=True),
+    ]  # fmt: skip
 
 
 def _load(settings: Settings, truth: Truth, backend: str, **options: Any) -> OurWay:
@@ -148,10 +174,10 @@ def _rungs(settings: Settings, truth: Truth, way: Callable[..., Way]) -> Iterato
     rungs = {
         "table": ("+ reference and text read once, ahead of the steps", host | {"eager": True}),
         "fused": ("+ fused kernels, channels-last", {"cuda_graph": False}),
-    }
-    if not settings.is_smoke:
-        rungs["compile"] = ("ours with torch.compile in place of fused kernels around attention",
-                            {"compile": True})  # fmt: skip
+        "rows": ("ours, without channels-last", {"channels_last": False}),
+        "joined": ("ours, queries, keys and values as one product, all time embeddings as another",
+                   {"joined_products": True}),
+    }  # fmt: skip
     for name, (label, options) in rungs.items():
         load = functools.cache(partial(_load, settings, truth, "torch", **options))
         yield way(f"rung_{name}_new", f"{label}, new subject", new, load)
@@ -186,10 +212,18 @@ def _steps(bench: Bench, settings: Settings, steps: int | None) -> list[Row]:
         way = _load(settings, truth, backend)
         return Ready(partial(way.step_ms, **EXACT))
 
+    def in_openvino(load: Callable[[], OurWay]) -> Ready:
+        return Ready(partial(load().step_ms, **EXACT))
+
     ways = [
         Way("ours_step", "ours, with reference, guidance and solver",
             partial(ours, "onnxruntime"), group=STEPS),
         Way("torch_step", "our torch backend", partial(ours, "torch"), group=STEPS),
+        *(
+            Way(f"ours_openvino_{precision}_step", f"ours, OpenVINO {precision}",
+                partial(in_openvino, load), group=STEPS)
+            for precision, load in openvino_loaders(settings, truth.folder, steps=steps).items()
+        ),
     ]  # fmt: skip
     if not settings.is_smoke:
         ways = [Way("floor_step", "the U-Net alone in ONNX Runtime", floor, group=STEPS), *ways]

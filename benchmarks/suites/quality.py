@@ -6,6 +6,7 @@ Changes that are exact, such as threads and memory, stand beside them with their
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from bootpig_rt.benchmarks.judged import Jury, Quality
-from bootpig_rt.benchmarks.result import Row, SuiteResult
+from bootpig_rt.benchmarks.openvino_ways import PRECISIONS, openvino_loaders
+from bootpig_rt.benchmarks.result import Row, SuiteResult, Target
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.student import student_bundle
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
@@ -46,6 +48,7 @@ class _Case:
     group: str
     bundle: Path
     options: dict[str, Any] = field(default_factory=dict)
+    openvino: str = ""  # the precision, where OpenVINO draws
 
 
 def run(settings: Settings, journal: Journal) -> SuiteResult:
@@ -57,6 +60,11 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
     """
     bench = Bench(settings, journal)
     load = functools.cache(partial(OurWay, threads=settings.threads))
+    in_openvino = openvino_loaders(settings, settings.pair, steps=None)
+
+    def loaded(case: _Case) -> OurWay:
+        return in_openvino[case.openvino]() if case.openvino else load(case.bundle)
+
     with torch_threads(settings.threads):
         every = _cases(settings)
         settings.check_only([*(case.name for case in every), *_EXACT_CHANGES])
@@ -64,14 +72,16 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
         config = load(settings.pair).config
         jury = Jury(settings, config.sample_size_px)
         ways = [
-            Way(case.name, case.label, partial(_ready, load, case), group=case.group)
+            Way(case.name, case.label, partial(_ready, loaded, case), group=case.group)
             for case in cases.values()
         ]
         rows = bench.rows("changes that are not exact", ways, baseline=BASE)
         judged: dict[str, Quality] = {}
         for number, row in enumerate(rows):
             case = cases[row.name]
-            judged[row.name] = jury.judge(load(case.bundle), case.name, **case.options)
+            if row.status:
+                continue
+            judged[row.name] = jury.judge(loaded(case), case.name, **case.options)
             base = None if row.name == BASE else judged[BASE]
             rows[number] = row.with_values(**judged[row.name].values(base))
         if settings.student is None and not settings.only:
@@ -91,11 +101,22 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
             "pair": config.name, "steps": config.default_steps, "solver": config.default_solver,
             "size_px": config.sample_size_px, "references": 1, "compared_with": BASE,
         },
+        targets=tuple(_targets(judged)),
     )  # fmt: skip
 
 
-def _ready(load: Any, case: _Case) -> Ready:
-    return Ready(partial(load(case.bundle).warm, **case.options))
+def _ready(load: Callable[[_Case], OurWay], case: _Case) -> Ready:
+    return Ready(partial(load(case).warm, **case.options))
+
+
+def _targets(judged: dict[str, Quality]) -> list[Target]:
+    """int8 beside bf16, in the share of pictures that are nearest to their own reference."""
+    names = ("openvino int8", "openvino bf16")
+    found = None
+    if all(name in judged for name in names):
+        int8, bf16 = (float(np.mean(judged[name].said["network"])) for name in names)
+        found = 100 * (bf16 - int8)
+    return [Target("identity that int8 loses to bf16, points", 1.0, found, is_most=True)]
 
 
 def _changed(settings: Settings, load: Any, options: dict[str, Any]) -> Ready:
@@ -121,6 +142,11 @@ def _cases(settings: Settings) -> list[_Case]:
             _Case(f"guidance {low}-{high}", label, "guidance interval", pair,
                   {"guidance_interval": (low, high)})
         )  # fmt: skip
+    cases += [
+        _Case(f"openvino {precision}", f"OpenVINO {precision}, as it is", "precision", pair,
+              openvino=precision)
+        for precision in PRECISIONS
+    ]  # fmt: skip
     cases.append(
         _Case("teacher 8", "teacher without guidance, 8 steps", "student", pair,
               {"num_inference_steps": 8, **_NO_GUIDANCE})

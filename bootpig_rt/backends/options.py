@@ -26,6 +26,8 @@ class TorchOptions:
             recording is nothing but a call.
         channels_last: Keep pictures inside the convolutions as height, width, channels, which is
             what tensor cores read: by default on CUDA.
+        joined_products: Queries, keys and values of a self-attention as one product, and the time
+            embeddings of all blocks as another: fewer launches. Off until it was measured.
         graphs_kept: Recordings of each kind that are kept, least recently used out first. Sizes are
             rounded up, so that a stream of mixed requests needs about a dozen.
 
@@ -38,6 +40,7 @@ class TorchOptions:
     precision: Precision | None = None
     cuda_graph: bool | None = None
     channels_last: bool | None = None
+    joined_products: bool = False
     graphs_kept: int = 32
 
     def __post_init__(self) -> None:
@@ -47,6 +50,7 @@ class TorchOptions:
         for name in ("cuda_graph", "channels_last"):
             if getattr(self, name) is not None:
                 check_flag(f"backend option {name}", getattr(self, name))
+        check_flag("backend option joined_products", self.joined_products)
         check_int("backend option graphs_kept", self.graphs_kept, 1, 1024)
 
     def on(self, device: str) -> TorchOptions:

@@ -22,13 +22,17 @@ examples:
   bootpig-rt bench --suite baselines
   bootpig-rt bench --suite baselines --suite kernels --device cuda -o gpu.json
   bootpig-rt bench --suite baselines --against runs.json --max-regression 5%
+  bootpig-rt bench --suite full-size --rounds 10 -o full-size.json
   bootpig-rt bench --suite serving --rounds 10 -o serving.json
   bootpig-rt bench --suite serving --url http://127.0.0.1:8000     # a service that runs already
   bootpig-rt bench --from runs.json --report pages     # pages of an earlier run
 """
 
 _STUDENT = Path("runs/distill/result")
-_SUITES = ("baselines", "reference", "quality", "latency", "kernels", "builds", "serving", "soak")
+_SUITES = (
+    "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "latency",
+    "kernels", "builds", "serving", "soak",
+)  # fmt: skip
 _ROUNDS = 20
 
 
@@ -57,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--baseline", default="", metavar="NAME",
-        help="the row that suite baselines divides by (default: the strongest published way)",
+        help="the row that suites baselines and full-size divide by (default: the strongest "
+        "published way)",
     )  # fmt: skip
     parser.add_argument(
         "--smoke", action="store_true", help="one round and small numbers, to see that all runs"
@@ -79,6 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=int, default=30, metavar="N", help="of suite soak (default: 30)"
     )
+    parser.add_argument(
+        "--references", type=int, action="append", default=[], metavar="N",
+        help="of suite baselines on a GPU; may be repeated (default: 1 and 4)",
+    )  # fmt: skip
     parser.add_argument(
         "--work", type=Path, default=Path("bench"), metavar="DIR",
         help="graphs and pictures of the suites, kept between runs (default: bench)",
@@ -173,26 +182,35 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
         only=tuple(args.only),
         url=args.url,
         minutes=check_int("--minutes", args.minutes, 1, 10_000, "30 is usual"),
-        baseline=args.baseline or _baseline_of(args.against, args.device),
+        baseline=args.baseline,
+        references=tuple(
+            check_int("--references", count, 1, 16, "1 is usual") for count in args.references
+        ),
     )
     results: list[SuiteResult] = []
     for name in names:
+        baseline = args.baseline or _baseline_of(args.against, name, args.device)
         with progress_bar(name) as progress:
-            results.append(run_suite(name, replace(settings, progress=progress)))
+            asked = replace(settings, progress=progress, baseline=baseline)
+            results.append(run_suite(name, asked))
         # After each suite: what interrupts a long run costs the suite that runs, no more.
         if args.output is not None:
             save_results(results, args.output)
     return results
 
 
-def _baseline_of(against: Path | None, device: str) -> str:
-    """What the earlier run's ratios of suite baselines are to; empty where there is none."""
-    if against is None:
+_TO_THE_STRONGEST = ("baselines", "full-size", "full-size-512")
+"""Suites whose ratios are to the published way that is the strongest on the machine."""
+
+
+def _baseline_of(against: Path | None, suite: str, device: str) -> str:
+    """What the earlier run's ratios of a suite are to; empty where there is none."""
+    if against is None or suite not in _TO_THE_STRONGEST:
         return ""
     from bootpig_rt.benchmarks.result import load_results
 
     for result in load_results(against):
-        if result.suite == "baselines" and result.device == device:
+        if result.suite == suite and result.device == device:
             names = [row.ratio.to for row in result.rows if row.ratio is not None]
             return names[0] if names else ""
     return ""

@@ -65,6 +65,20 @@ def attention(attn: Any, tokens: Tensor, context: Tensor | KV) -> Tensor:
     return _project_out(attn, join_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
+def project_own(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, H, N, D] of [B, N, C], of a self-attention.
+
+    As one product where `bootpig_rt.models.joined` joined the weights.
+    """
+    joined = getattr(attn, "joined_projections", None)
+    if joined is None:
+        q, k, v = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+    else:
+        q, k, v = F.linear(tokens, *joined).chunk(3, dim=-1)
+    q, k, v = (split_heads(part, attn.heads) for part in (q, k, v))
+    return q, k, v
+
+
 def project(attn: Any, context: Tensor) -> KV:
     """Keys and values [..., H * D] of [..., E]."""
     return attn.to_k(context), attn.to_v(context)
@@ -94,9 +108,7 @@ def reference_self_attention(
     Returns:
         [B, N, C], after the output projection, in the order of the plan.
     """
-    q = split_heads(attn.to_q(tokens), attn.heads)
-    k = split_heads(attn.to_k(tokens), attn.heads)
-    v = split_heads(attn.to_v(tokens), attn.heads)
+    q, k, v = project_own(attn, tokens)
     if plan.ref_of_row is not None and isinstance(merge, str) and choose.is_fused(q):
         return _fused(attn, (q, k, v), reference, plan, merge=merge, entry=entry)
     if entry is not None:

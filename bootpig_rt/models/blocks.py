@@ -62,13 +62,27 @@ def residual_block(block: Any, x: Tensor, temb: Tensor | None) -> Tensor:
     hidden = _without_bias(block.conv1, group_norm(block.norm1, x, silu=True))
     offset = block.conv1.bias.unsqueeze(0)
     if temb is not None:
-        offset = offset + block.time_emb_proj(temb if block.skip_time_act else F.silu(temb))
+        offset = offset + time_offset(block, temb)
     hidden = group_norm(block.norm2, hidden, silu=True, offset=offset)
     hidden, bias = _without_bias(block.conv2, hidden), block.conv2.bias
     if block.conv_shortcut is not None:
         x, bias = _without_bias(block.conv_shortcut, x), bias + block.conv_shortcut.bias
     joined = block_ops.residual_add(x, hidden, bias)
     return joined if block.output_scale_factor == 1.0 else joined / block.output_scale_factor
+
+
+def time_offset(block: Any, temb: Tensor) -> Tensor:
+    """[B, E] -> [B, C], what the timestep adds to a residual block.
+
+    A part of one product of all blocks where `bootpig_rt.models.joined` joined the weights.
+    """
+    joined = getattr(block, "joined_times", None)
+    if joined is not None:
+        times, rows = joined
+        part: Tensor = times.part(temb, rows)
+        return part
+    offset: Tensor = block.time_emb_proj(temb if block.skip_time_act else F.silu(temb))
+    return offset
 
 
 def _is_plain(block: Any) -> bool:

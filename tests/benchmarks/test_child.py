@@ -53,3 +53,8 @@ def test_a_child_that_ends_without_a_word_has_no_memory() -> None:
 
 def test_what_a_child_writes_is_kept() -> None:
     assert run_child(["-c", "print('{}')"]).output == "{}\n"
+
+
+def test_a_child_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(BootPIGError, match="was ended after 1 s, its limit"):
+        run_child(["-c", "import time; time.sleep(60)"], timeout_s=1)

@@ -11,7 +11,14 @@ import pytest
 
 from bootpig_rt.benchmarks import attention, figures, ways
 from bootpig_rt.benchmarks.figures import fill, texts
-from bootpig_rt.benchmarks.result import LEAST_ROUNDS, Row, SuiteResult, load_results, save_results
+from bootpig_rt.benchmarks.result import (
+    LEAST_ROUNDS,
+    Row,
+    SuiteResult,
+    Target,
+    load_results,
+    save_results,
+)
 from bootpig_rt.benchmarks.stats import Ratio
 from bootpig_rt.errors import ParameterError
 
@@ -35,10 +42,42 @@ def test_what_lies_between_the_marks_is_replaced_and_nothing_else(tmp_path: Path
     filled = fill(MARKED, tmp_path)
     assert filled.startswith("above\n<!-- figures:cpu -->\n|")
     assert filled.endswith("<!-- /figures -->\nbelow\n")
-    assert "faster than published way, bf16" in filled
+    assert "faster than the strongest published way" in filled
+    assert "published way, bf16" in filled
+    assert "| torch |" not in filled
     assert "| 2.5x (2.4 to 2.6) |" in filled
     assert "old" not in filled
     assert fill(filled, tmp_path) == filled
+
+
+def test_the_table_of_cpus_has_a_block_for_each_size(tmp_path: Path) -> None:
+    ten = (10.0,) * 10
+    for file, suite in (("baselines-cpu", "baselines"), ("full-size-cpu", "full-size")):
+        strong = Row("published_bf16", f"strong {suite}", "g", ten, ten,
+                     Ratio("published_bf16", 1, 1, 1))  # fmt: skip
+        ours = Row("ours_openvino_bf16_known", f"ours {suite}", "g", ten, ten,
+                   Ratio("published_bf16", 3, 2.9, 3.1))  # fmt: skip
+        made = Row("make pair", "init-pair", "made once", ten)
+        save_results([SuiteResult(suite, (strong, ours, made))], tmp_path / f"{file}.json")
+    lines = fill(MARKED, tmp_path).splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:] == [
+        "**The small pair, 64 px**", "strong baselines", "ours baselines",
+        "**Size of Stable Diffusion 2.1, 256 px**", "strong full-size", "ours full-size",
+    ]  # fmt: skip
+
+
+def test_targets_and_shares_are_filled_from_their_files(tmp_path: Path) -> None:
+    target = Target("times", 3.0, 2.0)
+    save_results([SuiteResult("full-size", (), targets=(target,))], tmp_path / "full-size-cpu.json")
+    marked = MARKED.replace("figures:cpu", "figures:targets")
+    assert "| times | at least 3 | 2 | missed |" in fill(marked, tmp_path)
+    floor = Row("floor float32", "floor", "floor of a step", (2.0,))
+    step = Row("onnxruntime", "step", "step in onnxruntime", (3.0,), values={"times_floor": 1.5})
+    most = Row("onnxruntime Conv", "`Conv`", "step in onnxruntime", values={"share": 0.6})
+    save_results([SuiteResult("shares", (floor, step, most))], tmp_path / "shares-cpu.json")
+    filled = fill(MARKED.replace("figures:cpu", "figures:shares"), tmp_path)
+    assert "| step in onnxruntime | 3 | 1.5 |" in filled
+    assert "| `Conv` | 60% |" in filled
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:

@@ -97,3 +97,18 @@ def test_the_flag_of_a_processor_with_bfloat16_is_found(
 ) -> None:
     monkeypatch.setattr(machine, "_cpuinfo", lambda field: flags)
     assert machine.bf16_flag() == expected
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("sse avx2 avx512f avx512_bf16", "avx2, avx512f, avx512_bf16; no AMX here"),
+        ("avx2 amx_tile amx_bf16", "avx2, amx_tile, amx_bf16"),
+    ],
+)
+def test_a_result_says_what_the_processor_multiplies_with(
+    flags: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_cpuinfo", lambda field: flags if field == "flags" else "")
+    assert measured(QUIET).arithmetic == said

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootpig_rt.benchmarks.stats import Ratio, in_digits, median_ratio, spread
+from bootpig_rt.benchmarks.stats import Ratio, in_digits, median_ratio, ratio_of_medians, spread
 
 TIMES = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=20)
 
@@ -33,6 +33,26 @@ def test_an_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     for trial in range(200):
         slow, fast = 30 * rng.lognormal(0, 0.1, 30), 10 * rng.lognormal(0, 0.1, 30)
         ratio = median_ratio("b", slow, fast, seed=trial)
+        held += ratio.low <= 3 <= ratio.high
+    assert held >= 0.88 * 200
+
+
+def test_ways_that_did_not_run_in_turn_are_compared_by_their_medians() -> None:
+    ratio = ratio_of_medians("b", [30.0, 31.0, 29.0], [10.0, 10.0, 10.0, 11.0])
+    assert ratio.value == pytest.approx(3.0)
+    assert ratio.low <= 3 <= ratio.high
+    assert ratio_of_medians("b", [3.0], [1.0]).low == 3
+    for times in ([], [0.0]):
+        with pytest.raises(ValueError, match=r"no times|zero or less"):
+            ratio_of_medians("b", [1.0], times)
+
+
+def test_an_interval_of_medians_holds_the_true_ratio_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(2)
+    held = 0
+    for trial in range(200):
+        slow, fast = 30 * rng.lognormal(0, 0.1, 30), 10 * rng.lognormal(0, 0.1, 20)
+        ratio = ratio_of_medians("b", slow, fast, seed=trial)
         held += ratio.low <= 3 <= ratio.high
     assert held >= 0.88 * 200
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from bootpig_rt.benchmarks.pages import page_of, write_pages
-from bootpig_rt.benchmarks.result import Row, SuiteResult, load_results, make_check
+from bootpig_rt.benchmarks.result import Row, SuiteResult, Target, load_results, make_check
 from bootpig_rt.benchmarks.stats import Ratio
 from bootpig_rt.benchmarks.tables import cells, markdown, text
 
@@ -87,3 +87,20 @@ def test_the_pages_of_the_kept_results_can_be_written(root: Path, tmp_path: Path
     files = sorted((root / "benchmarks" / "results").glob("*-c*.json"))
     found = [result for path in files for result in load_results(path)]
     assert len(write_pages(found, tmp_path)) == len(files) > 0
+
+
+def test_a_target_is_met_missed_or_not_measured_and_every_form_says_so() -> None:
+    aimed = (
+        Target("times", 6.0, 6.5),
+        Target("seconds", 0.25, 0.4, is_most=True),
+        Target("identity", 1.0, None, is_most=True),
+    )
+    result = SuiteResult("baselines", (BASE,), targets=aimed)
+    assert [target.verdict for target in aimed] == ["met", "missed", "not measured"]
+    shown = "\n".join(text(result))
+    assert "met: times, at least 6, found 6.5" in shown
+    assert "missed: seconds, at most 0.25, found 0.4" in shown
+    assert "not measured: identity, at most 1" in shown
+    page = page_of(result)
+    assert "| seconds | at most 0.25 | 0.4 | missed |" in page
+    assert "## Targets" not in page_of(SuiteResult("baselines", (BASE,)))

@@ -146,6 +146,7 @@ def test_the_rungs_of_a_gpu_ladder_run_and_agree(truth: Truth, pair_folder: Path
     rows = on_cpu.rows("t", offered, warmups=0)
     assert [row.name for row in rows] == [
         "rung_table_new", "rung_table_known", "rung_fused_new", "rung_fused_known",
+        "rung_rows_new", "rung_rows_known", "rung_joined_new", "rung_joined_known",
         "ours_text", "ours_new", "ours_known", "ours_four",
     ]  # fmt: skip
     assert not [row.status for row in rows if row.status]

@@ -34,6 +34,7 @@ from bootpig_rt.backends.torch.steps import ProjectedTexts, Recorded, TorchRun
 from bootpig_rt.backends.torch.tables import Table, TableBuilder, download, table_nbytes, upload
 from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import BackendUnavailable
+from bootpig_rt.models.joined import join_products
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.vae import decode, encode
 
@@ -130,6 +131,10 @@ class TorchBackend:
         if options.channels_last:
             for module in (pair.base.unet, pair.reference.unet, self._vae):
                 nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.joined_products:
+            join_products(pair.base.unet)
+            if pair.reference.unet is not pair.base.unet:
+                join_products(pair.reference.unet)
         self._base: Callable[..., Tensor] = pair.base
         self._reference: Callable[..., tuple[Tensor, ...]] = pair.reference
         records, kept = bool(options.cuda_graph), options.graphs_kept
