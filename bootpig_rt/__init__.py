@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bootpig_rt.backends.base import PairSpec
-    from bootpig_rt.backends.options import OnnxRuntimeOptions, TensorRTOptions, TorchOptions
+    from bootpig_rt.backends.options import (
+        OnnxRuntimeOptions,
+        OpenVINOOptions,
+        TensorRTOptions,
+        TorchOptions,
+    )
     from bootpig_rt.engine.engine import Engine
     from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
     from bootpig_rt.engine.job import Job
@@ -77,6 +82,7 @@ _MODULE_OF_NAME = {
     "Limits": "bootpig_rt.engine.options",
     "NumericalError": "bootpig_rt.errors",
     "OnnxRuntimeOptions": "bootpig_rt.backends.options",
+    "OpenVINOOptions": "bootpig_rt.backends.options",
     "OutOfDeviceMemory": "bootpig_rt.errors",
     "PairSpec": "bootpig_rt.backends.base",
     "ParameterError": "bootpig_rt.errors",
@@ -124,6 +130,7 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "Launch",
     "TorchOptions",
     "OnnxRuntimeOptions",
+    "OpenVINOOptions",
     "TensorRTOptions",
     "PairSpec",
     "BackgroundRemover",

@@ -26,7 +26,7 @@ from msgspec import structs, to_builtins
 import bootpig_rt
 from bootpig_rt.backends.cuda.devices import cuda_devices
 from bootpig_rt.bundle.bundle import Bundle, ParityReport, is_bundle, write_manifest
-from bootpig_rt.bundle.files import MANIFEST, SIGNATURE, measure
+from bootpig_rt.bundle.files import CACHE, MANIFEST, SIGNATURE, measure
 from bootpig_rt.bundle.signing import check_private_key
 from bootpig_rt.errors import (
     BootPIGError,
@@ -156,7 +156,12 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
     from torch import nn
 
     from bootpig_rt.backends.torch.backend import TorchBackend
-    from bootpig_rt.export.gate import compare_backend, place_of, record_reference
+    from bootpig_rt.export.gate import (
+        compare_backend,
+        compare_variants,
+        place_of,
+        record_reference,
+    )
 
     options, graphs = order.options, work.path / GRAPHS
     with track.part("load", "loading the pair"):
@@ -195,6 +200,10 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
     if not options.is_engine:
         report = gate.report if place.is_target else _as_not_run(gate.report)
         finished = graphs
+        if options.target == "openvino":
+            with track.part("compare", "comparing other precisions with torch") as tell:
+                variants = compare_variants(graphs, place, reference, tell)
+            manifest = structs.replace(manifest, variants=variants)
     else:
         resumed += _build_engines(order, work, track)
         finished = work.path / ENGINES
@@ -431,6 +440,7 @@ def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
     # The pair stays where it is and stays usable; it is no bundle until its manifest is there.
     (output / MANIFEST).unlink(missing_ok=True)
     (output / SIGNATURE).unlink(missing_ok=True)
+    remove(output / CACHE)  # of the graphs that were there
     for path in output.iterdir():
         if path.suffix in (".onnx", ".engine") or path.name.endswith(".layers.json"):
             remove(path)

@@ -12,7 +12,14 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
-from bootpig_rt.bundle.manifest import PRECISIONS, TARGETS, Precision, Profile, Target
+from bootpig_rt.bundle.manifest import (
+    GRAPH_TARGETS,
+    PRECISIONS,
+    TARGETS,
+    Precision,
+    Profile,
+    Target,
+)
 from bootpig_rt.bundle.pair_config import MERGES, Merge, PairConfig, read_json
 from bootpig_rt.checks import MAX_STEPS, check_int
 from bootpig_rt.errors import CheckpointError, ParameterError
@@ -56,11 +63,13 @@ class BuildOptions:
 
     @property
     def is_engine(self) -> bool:
-        """Whether TensorRT runs it, rather than ONNX Runtime."""
-        return self.target not in ("cpu", "cuda")
+        """Whether TensorRT runs it, rather than ONNX Runtime or OpenVINO."""
+        return self.target not in GRAPH_TARGETS
 
     def dialect(self, pixels_per_latent: int) -> Dialect:
         """What graphs are written for; `pixels_per_latent` along a side, of the autoencoder."""
+        if self.target == "openvino":
+            return "cpu"  # its fused attention never holds all scores
         if self.target != "cpu" or self.precision != "float32":
             return "portable"
         usual_tokens = (self.profile.resolution_px[1] // pixels_per_latent) ** 2
@@ -88,9 +97,9 @@ def build_options(
 ) -> BuildOptions:
     """Check what was asked for and fill in what was left out.
 
-    Graphs for ONNX Runtime are small files beside weights that are stored once, and take any size:
-    by default they are built for all merges and a wide profile. Engines hold the weights, and are
-    faster the less they must take: by default one merge and the pair's own size.
+    Graphs for ONNX Runtime and OpenVINO are small files beside weights that are stored once, and
+    take any size: by default they are built for all merges and a wide profile. Engines hold the
+    weights, and are faster the less they must take: by default one merge and the pair's own size.
 
     Args:
         config: Of the pair.
@@ -110,12 +119,17 @@ def build_options(
     """
     if target not in TARGETS:
         raise ParameterError(f"target is {target!r}, expected one of: {', '.join(TARGETS)}")
-    is_engine = target not in ("cpu", "cuda")
+    is_engine, is_cpu = target not in GRAPH_TARGETS, target in ("cpu", "openvino")
     if precision is None:
-        precision = "float32" if target == "cpu" else "float16"
+        precision = "float32" if is_cpu else "float16"
     if precision not in PRECISIONS:
         raise ParameterError(
             f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}"
+        )
+    if target == "openvino" and precision != "float32":
+        raise ParameterError(
+            f"precision is {precision!r} for target openvino, expected float32: what it computes "
+            "in is chosen when it draws, with --precision of generate or serve"
         )
     if weights not in WEIGHTS:
         raise ParameterError(f"--weights is {weights!r}, expected one of: {', '.join(WEIGHTS)}")

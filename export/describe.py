@@ -10,12 +10,15 @@ from msgspec.structs import replace
 from bootpig_rt.backends.tensorrt.flavours import flavour_of
 from bootpig_rt.bundle.bundle import Manifest, ParityReport, RuntimeInfo, list_files
 from bootpig_rt.bundle.files import digest_files, split_pair_files
-from bootpig_rt.bundle.manifest import PairInfo, SolverInfo
+from bootpig_rt.bundle.manifest import PairInfo, SolverInfo, Target
 from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.graph_info import read_graph
 from bootpig_rt.export.targets import tool_versions
 from bootpig_rt.export.tensorrt_layers import read_layers
+
+MINIMUM_OPENVINO = "2026.4"
+"""Oldest OpenVINO that bundles may be loaded with; the floor of the extra `openvino`."""
 
 MINIMUM_ONNXRUNTIME = "1.23"
 """Oldest ONNX Runtime that bundles may be loaded with; the floor of the extras `cpu` and `gpu`."""
@@ -37,15 +40,12 @@ def describe_graphs(
     Raises:
         CheckpointError: A graph is damaged.
     """
-    import onnxruntime
-
     files = {file.path: file for file in list_files(folder)}
-    runtime = RuntimeInfo("onnxruntime", onnxruntime.__version__, MINIMUM_ONNXRUNTIME)
     found = [read_graph(folder, file) for path, file in files.items() if _is_graph(path)]
     weights, others = split_pair_files(files.values())
     return Manifest(
         target=options.target,
-        runtime=runtime,
+        runtime=_runtime(options.target),
         pair=PairInfo(
             config.name,
             fingerprint,
@@ -107,6 +107,17 @@ def describe_engines(
         graphs=tuple(infos),
         files=tuple(files.values()),
     )
+
+
+def _runtime(target: Target) -> RuntimeInfo:
+    """What runs graphs for a target."""
+    if target == "openvino":
+        from bootpig_rt.backends.openvino.backend import version
+
+        return RuntimeInfo("openvino", version(), MINIMUM_OPENVINO)
+    import onnxruntime
+
+    return RuntimeInfo("onnxruntime", onnxruntime.__version__, MINIMUM_ONNXRUNTIME)
 
 
 def _digest_kernels(kernels: set[str]) -> str | None:

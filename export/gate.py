@@ -8,14 +8,18 @@ from pathlib import Path
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.backends.cuda.devices import cuda_devices
-from bootpig_rt.backends.options import BackendOptions, OnnxRuntimeOptions
-from bootpig_rt.bundle.manifest import ParityReport, ParityResult, Precision, Profile, Target
+from bootpig_rt.backends.host_table import Precision
+from bootpig_rt.backends.options import BackendOptions, OnnxRuntimeOptions, OpenVINOOptions
+from bootpig_rt.bundle.manifest import ParityReport, ParityResult, Profile, Target, Variant
 from bootpig_rt.bundle.pair_config import Merge
+from bootpig_rt.errors import BackendUnavailable, ParameterError
 from bootpig_rt.export.parity import Plan, Progress, Recording, compare, make_plan, record
 from bootpig_rt.export.parity_limits import LIMITS
 from bootpig_rt.export.targets import target_status
 
 _LARGE_BYTES = 1 << 30
+
+_BACKEND_OF_TARGET = {"cpu": "onnxruntime", "openvino": "openvino", "cuda": "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def compare_backend(
         BundleError: The bundle may not be loaded.
         BackendUnavailable: The backend or the device is not there.
     """
-    backend = create_backend(_settings(folder, place), folder, device=place.device)
+    settings = _settings(folder, place, precision)
+    backend = create_backend(settings, folder, device=place.device)
     new = record(backend, reference.plan, progress)
     results = compare(reference.recording, new, LIMITS[precision])
     passed = all(result.passed for result in results)
@@ -103,21 +108,58 @@ def compare_backend(
     return GateRun(report, new)
 
 
-def _settings(folder: Path, place: Place) -> str | BackendOptions:
+def compare_variants(
+    folder: Path, place: Place, reference: Reference, progress: Progress | None = None
+) -> tuple[Variant, ...]:
+    """The other precisions that a bundle can be computed in, each compared with torch.
+
+    One that is too far from torch, or that this machine cannot compute in, is no reason to refuse
+    the bundle: it says so, and is not chosen unasked.
+    """
+    if place.backend != OpenVINOOptions.name:
+        return ()
+    try:
+        report = compare_backend(folder, place, reference, "bfloat16", progress).report
+    except BackendUnavailable as error:
+        report = ParityReport("not run", str(error))
+    return (Variant("bfloat16", report),)
+
+
+def _settings(folder: Path, place: Place, precision: Precision) -> str | BackendOptions:
     """One graph at a time in ONNX Runtime, where all of them would not fit into a small machine.
 
     A graph's float32 weights take twice their bytes on disk, and as much again while it loads. An
     arena grows by powers of two, which wastes gigabytes here.
     """
+    if place.backend == OpenVINOOptions.name:
+        return OpenVINOOptions(precision=precision, cache=False)  # type: ignore[arg-type]
     stored = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
     is_large = place.backend == "onnxruntime" and stored > _LARGE_BYTES
     return OnnxRuntimeOptions(sessions_kept=1, arena=False) if is_large else place.backend
 
 
-def place_of(target: Target) -> Place:
-    """Where the gate of a target runs on this machine."""
+def place_of(target: Target, backend: str | None = None) -> Place:
+    """Where the gate of a target runs on this machine.
+
+    Args:
+        target: What the bundle is for.
+        backend: Another backend that runs it as well: `openvino`, for one that is for a CPU.
+
+    Raises:
+        ParameterError: Another backend than there are for the target.
+    """
+    if backend == OpenVINOOptions.name and target in ("cpu", "openvino"):
+        return Place(OpenVINOOptions.name, "cpu", is_target=True)
+    if backend not in (None, _BACKEND_OF_TARGET.get(target, "tensorrt")):
+        raise ParameterError(
+            f"backend is {backend!r} for a bundle that was built for {target}, expected "
+            f"{_BACKEND_OF_TARGET.get(target, 'tensorrt')}"
+            f"{' or openvino' if target == 'cpu' else ''}"
+        )
     if target == "cpu":
         return Place("onnxruntime", "cpu", is_target=True)
+    if target == "openvino":
+        return Place(OpenVINOOptions.name, "cpu", is_target=True)
     status = target_status(target)
     if status.can_run:
         devices = cuda_devices()

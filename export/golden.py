@@ -65,6 +65,7 @@ _MOST_TRIES = 16
 BACKENDS = {
     "torch": "bootpig_rt.export.golden_pair",
     "onnxruntime": "bootpig_rt.export.golden_onnx",
+    "openvino": "bootpig_rt.export.golden_openvino",
 }
 
 _SOLVER_OF_SCHEDULER: dict[str, SolverName] = {

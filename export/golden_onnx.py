@@ -1,4 +1,4 @@
-"""The two U-Nets of a golden folder in ONNX Runtime, for `bootpig_rt.export.golden`.
+"""The two U-Nets of a golden folder as ONNX graphs in ONNX Runtime, for `bootpig_rt.export.golden`.
 
 The folder is exported to a temporary one, and run as bundles are: the same graphs, tables and
 inputs. A row of the Base U-Net is a picture whose guidance and solver pass the output through. Each
@@ -10,13 +10,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, inliner
 
@@ -25,6 +24,7 @@ from bootpig_rt.backends.onnxruntime.sessions import Sessions
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.backends.step_inputs import graph_name, step_inputs
 from bootpig_rt.diffusion.solver import BatchSolver
+from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.golden import Choices, FloatArray, IntArray, Prediction, References
 from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph
 from bootpig_rt.export.onnx_export import write_graph
@@ -49,20 +49,66 @@ def load(folder: Path) -> OnnxGoldenPair:
     return OnnxGoldenPair(folder, base, reference)
 
 
-class OnnxGoldenPair:
-    """Implements `GoldenPair`. Graphs are written when they are first needed."""
+class Runner(Protocol):
+    """What launches graphs: the sessions of ONNX Runtime, or the like of another runtime."""
 
-    def __init__(self, folder: Path, base: BaseUNet, reference: ReferenceUNet) -> None:
+    def shapes(self, name: str) -> dict[str, Sequence[Any]]:
+        """Inputs of a graph and their shapes; what is no number may vary."""
+
+    def launch(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a graph once; outputs as numpy arrays."""
+
+
+class OnnxRunner:
+    """Graphs in ONNX Runtime.
+
+    Args:
+        folder: Holds the weights.
+        read: Name of a graph -> its bytes.
+    """
+
+    def __init__(self, folder: Path, read: Callable[[str], bytes]) -> None:
+        """Nothing is loaded yet."""
+        self._sessions = Sessions(folder, read, device=_CPU, options=OnnxRuntimeOptions())
+
+    def shapes(self, name: str) -> dict[str, Sequence[Any]]:
+        """See `Runner`."""
+        return {value.name: value.shape for value in self._sessions.get(name).get_inputs()}
+
+    def launch(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Runner`."""
+        found = self._sessions.launch(name, inputs)
+        return {key: value.numpy() for key, value in found.items()}
+
+
+class OnnxGoldenPair:
+    """Implements `GoldenPair`. Graphs are written when they are first needed.
+
+    Args:
+        folder: Holds the weights.
+        base: The Base U-Net.
+        reference: The Reference U-Net.
+        runner: What launches the graphs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        base: BaseUNet,
+        reference: ReferenceUNet,
+        runner: Callable[[Path, Callable[[str], bytes]], Runner] = OnnxRunner,
+        dialect: Dialect = "portable",
+    ) -> None:
         """Copy the weights, which the graphs point to."""
         self._base, self._reference = base, reference
         self._folder = Path(tempfile.mkdtemp(prefix="bootpig-golden-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         for part in ("base_unet", "ref_unet"):
             shutil.copytree(folder / part, self._folder / part)
-        self._options = OnnxRuntimeOptions()
+        self._runner, self._dialect = runner, dialect
         # `ref_scale` is folded into the reference graph, so there is one for each scale.
-        self._of_scale: dict[float, Sessions] = {}
-        self._steps = Sessions(self._folder, self._read_step, device=_CPU, options=self._options)
+        self._of_scale: dict[float, Runner] = {}
+        self._steps = runner(self._folder, self._read_step)
         self._text_length = 0
 
     def features(self, latents: FloatArray, t: IntArray, prompt_embeds: FloatArray) -> None:
@@ -105,7 +151,7 @@ class OnnxGoldenPair:
         )
         laid_out = step_inputs(batch, streams=True)
         name = graph_name(batch.merge, laid_out.slots)
-        known = {value.name: value.shape for value in self._steps.get(name).get_inputs()}
+        known = self._steps.shapes(name)
         text = {"prompt_embeds": prompt_embeds, "text_of_row": laid_out.text_of_row}
         inputs = {
             **laid_out.arrays,
@@ -116,19 +162,16 @@ class OnnxGoldenPair:
         }
         for layer, choice in enumerate(choices or ()):
             inputs[f"{_CHOICE}{layer}"] = np.expand_dims(choice, 1)
-        found = {key: value.numpy() for key, value in self._steps.launch(name, inputs).items()}
+        found = self._steps.launch(name, inputs)
         norms = [found[f"{_NORMS}{layer}"] for layer in range(_count(known, _CHOICE))]
         return Prediction(found["next_state"][0], tuple(norms))
 
-    def _table(self, references: References) -> dict[str, ort.OrtValue]:
+    def _table(self, references: References) -> dict[str, Any]:
         """Keys and values of one entry."""
         scale, count = references.ref_scale, len(references.latents)
         if scale not in self._of_scale:
-            self._of_scale[scale] = Sessions(
-                self._folder,
-                lambda _: self._read_reference(scale),
-                device=_CPU,
-                options=self._options,
+            self._of_scale[scale] = self._runner(
+                self._folder, lambda _: self._read_reference(scale)
             )
         return self._of_scale[scale].launch(
             "reference_kv",
@@ -153,8 +196,9 @@ class OnnxGoldenPair:
             graph = text_graph(self._base, self._text_length, torch.float32)
         else:
             merge: OpMerge = "one" if name == "denoise_step" else "argmax"
-            graph = step_graph(self._base, merge, self._text_length, torch.float32)
-        return _opened(write_graph(graph, self._folder).read_bytes())
+            graph = step_graph(self._base, merge, self._text_length, torch.float32, self._dialect)
+        path = write_graph(graph, self._folder, dialect=self._dialect)
+        return _opened(path.read_bytes())
 
 
 def _opened(graph: bytes) -> bytes:

@@ -3,7 +3,8 @@
 Traced with `torch.export`, translated by `torch.onnx`, then: constants are folded, but never the
 pair's weights; each weight becomes external data that points into the folder, behind a Cast where
 the file has another type (runtimes fold it when they load); the body of the reference attention is
-added as a model-local function.
+added as a model-local function, and written out for CPUs, where nothing replaces it: OpenVINO reads
+no functions.
 
 Graphs for every runtime have attention in standard operators, scores and softmax in float32. Those
 for ONNX Runtime on a CPU have one operator for it, and U-Nets of `cpu_modules.py`. This file knows
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from onnx import inliner
 from onnxscript import ir
 from onnxscript.optimizer import _optimizer
 from torch import nn
@@ -135,6 +137,8 @@ def write_graph(
     proto = ir.to_proto(model)
     if graph.merge is not None:
         proto.functions.append(function_body(graph.merge, half=half, dialect=dialect))
+        if dialect != "portable":  # kernels of ours take the place of the function elsewhere
+            proto = inliner.inline_local_functions(proto)
     path = folder / f"{graph.name}.onnx"
     atomic_write_bytes(path, proto.SerializeToString())
     return path

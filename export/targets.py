@@ -12,8 +12,7 @@ from bootpig_rt.backends.tensorrt.flavours import flavour_of
 from bootpig_rt.bundle.manifest import TARGETS
 from bootpig_rt.errors import BackendUnavailable
 
-_EXPORT_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-_EXPORT_INSTALL = "pip install 'bootpig-rt[export,cpu]'"
+_EXPORT_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 _MISSING_GPU = "an NVIDIA GPU and its driver"
 
@@ -57,9 +56,17 @@ def target_status(target: str, devices: tuple[CudaDevice, ...] | None = None) ->
         devices: GPUs of this machine; asked of the driver by default.
     """
     devices = cuda_devices() if devices is None else devices
-    build = [package for package in _EXPORT_PACKAGES if not is_installed(package)]
-    install = [_EXPORT_INSTALL] if build else []
+    # Graphs that cannot run here are compared with torch in ONNX Runtime.
+    checks_with, extra = ("openvino",) * 2 if target == "openvino" else ("onnxruntime", "cpu")
+    packages = (*_EXPORT_PACKAGES, checks_with)
+    build = [package for package in packages if not is_installed(package)]
+    install = [f"pip install 'bootpig-rt[export,{extra}]'"] if build else []
     run: list[str] = []
+    if target == "openvino":
+        if not is_installed("openvino"):
+            run.append("openvino")
+            install.append("pip install 'bootpig-rt[openvino]'")
+        return TargetStatus(target, tuple(build), tuple(run), tuple(install))
     if target in ("cpu", "cuda"):
         if not is_installed("onnxruntime"):
             run.append("onnxruntime")
@@ -131,6 +138,7 @@ def tool_versions() -> dict[str, str]:
         "onnx": version_of("onnx"),
         "onnxruntime": version_of("onnxruntime", "onnxruntime-gpu"),
         "onnxscript": version_of("onnxscript"),
+        "openvino": version_of("openvino"),
         "tensorrt": version_of("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         "tensorrt-rtx": version_of("tensorrt-rtx", "tensorrt_rtx"),
         "torch": version_of("torch"),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ["accelerate", "diffusers", "onnx", "onnxruntime", "tensorrt", "torch", "transformers"]
+HEAVY = ["accelerate", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt", "torch"]
+HEAVY += ["transformers"]
 HEAVY += ["triton", "resvg_py", "tensorboard", "c2pa"]
 HEAVY += ["fastapi", "opentelemetry", "prometheus_client", "pydantic", "ray", "uvicorn"]
 

@@ -8,11 +8,13 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bootpig_rt.backends.base import Backend, BackendLoader
 from bootpig_rt.backends.options import (
     BackendOptions,
     OnnxRuntimeOptions,
+    OpenVINOOptions,
     TensorRTOptions,
     TorchOptions,
 )
@@ -23,9 +25,11 @@ __all__ = [
     "BACKENDS",
     "BackendOptions",
     "OnnxRuntimeOptions",
+    "OpenVINOOptions",
     "TensorRTOptions",
     "TorchOptions",
     "available_backends",
+    "backend_settings",
     "create_backend",
 ]
 
@@ -76,6 +80,9 @@ BACKENDS: dict[str, _Entry] = {
         OnnxRuntimeOptions,
         cuda_extra="gpu",
     ),
+    "openvino": _Entry(
+        "bootpig_rt.backends.openvino.backend", ("openvino",), "openvino", OpenVINOOptions
+    ),
     "tensorrt": _Entry(
         "bootpig_rt.backends.tensorrt.backend", ("cuda",), "tensorrt", TensorRTOptions
     ),
@@ -97,16 +104,17 @@ def create_backend(
     Args:
         backend: `auto`, one of `BACKENDS`, or the options of one. `auto` takes the one that the
             folder was made for: what the manifest of a bundle names, torch for a pair without
-            graphs. A bundle of ONNX graphs is run in torch where `onnxruntime` is not installed.
-            One log line says which. A backend asked for by name is used or an error is raised.
+            graphs. A bundle for a CPU is run in OpenVINO where `onnxruntime` is not installed,
+            in torch where neither is. One log line says which. A backend asked for by name is used
+            or an error is raised.
         folder: The pair, or a bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
         trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
             key that belongs to it, and nothing beside it is loaded: no base model. Graphs and
             engines are the bytes that were checked; weights, which torch and ONNX Runtime read from
-            the folder themselves, are checked ahead of that, and torch's once more when they are
-            loaded.
+            the folder themselves, and what OpenVINO reads, are checked ahead of that, and torch's
+            once more when they are loaded.
 
     Raises:
         BundleError: The bundle is damaged, not signed with the key to trust, or holds other weights
@@ -140,9 +148,9 @@ def create_backend(
     if missing:
         raise BackendUnavailable(_how_to_run(chosen, missing, folder))
     settings = entry.options() if isinstance(backend, str) else backend
-    if chosen == "onnxruntime" and not is_bundle(folder):
+    if chosen in ("onnxruntime", "openvino") and not is_bundle(folder):
         raise ParameterError(
-            f"{folder} holds no graphs for onnxruntime; build them with bootpig-rt build-engine "
+            f"{folder} holds no graphs for {chosen}; build them with bootpig-rt build-engine "
             f"--target cpu --pair {folder} -o BUNDLE, or choose the backend torch"
         )
     if entry.reads_bundles and base_model is not None:
@@ -168,6 +176,42 @@ def create_backend(
     return loaded
 
 
+def backend_settings(
+    backend: str, *, threads: int | None = None, precision: str | None = None
+) -> str | BackendOptions:
+    """A backend by name, with those of its options that a command line or a service has.
+
+    Args:
+        backend: `auto` or one of `BACKENDS`.
+        threads: Of ONNX Runtime or OpenVINO; with `auto` of the one that is installed.
+        precision: Of OpenVINO or torch.
+
+    Raises:
+        ParameterError: The backend has no such option, or the value is none of its.
+    """
+    if threads is None and precision is None:
+        return backend
+    name = backend
+    if name == "auto" and precision is None:
+        missing = _missing(BACKENDS["onnxruntime"]) and not _missing(BACKENDS["openvino"])
+        name = "openvino" if missing else "onnxruntime"
+    chosen: Any = precision
+    if name == "openvino":
+        return OpenVINOOptions(threads=threads or 0, precision=chosen or "auto")
+    if precision is not None and (name != "torch" or threads is not None):
+        raise ParameterError(
+            f"precision is for the backends openvino and torch, got the backend {backend!r}"
+            f"{' and threads' if name == 'torch' else ''}"
+        )
+    if name == "torch" and precision is not None:
+        return TorchOptions(precision=chosen)
+    if name != "onnxruntime":
+        raise ParameterError(
+            f"threads is for ONNX Runtime and OpenVINO, got the backend {backend!r}"
+        )
+    return OnnxRuntimeOptions(intra_op_threads=threads or 0)
+
+
 def available_backends() -> tuple[str, ...]:
     """Names of the backends whose packages are installed."""
     return tuple(name for name, entry in BACKENDS.items() if not _missing(entry))
@@ -177,13 +221,18 @@ def _backend_for(folder: Path, has_base_model: bool) -> str:
     """The backend that a folder was made for."""
     if has_base_model or not is_bundle(folder):
         return "torch"
-    runtime = read_manifest(folder).runtime.name
-    if runtime != "onnxruntime":
+    manifest = read_manifest(folder)
+    if manifest.runtime.name not in ("onnxruntime", "openvino"):
         return "tensorrt"
-    # Such a bundle holds the pair's weights beside the graphs.
-    if _missing(BACKENDS["onnxruntime"]) and not _missing(BACKENDS["torch"]):
-        return "torch"
-    return "onnxruntime"
+    # Such a bundle holds the pair's weights beside the graphs; those for a CPU are standard ones.
+    able: tuple[str, ...]
+    if manifest.runtime.name == "openvino":
+        able = ("openvino", "torch")
+    elif manifest.target == "cpu":
+        able = ("onnxruntime", "openvino", "torch")
+    else:
+        able = ("onnxruntime", "torch")
+    return next((name for name in able if not _missing(BACKENDS[name])), able[0])
 
 
 def _how_to_run(name: str, missing: list[str], folder: Path) -> str:

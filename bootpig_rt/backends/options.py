@@ -6,10 +6,12 @@ Nothing here imports what a backend needs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from bootpig_rt.backends.host_table import PRECISIONS, Precision
 from bootpig_rt.checks import check_flag, check_int, check_name
+from bootpig_rt.errors import ParameterError
 
 
 @dataclass(frozen=True)
@@ -112,4 +114,61 @@ class TensorRTOptions:
     name: ClassVar[str] = "tensorrt"
 
 
-BackendOptions: TypeAlias = TorchOptions | OnnxRuntimeOptions | TensorRTOptions
+OpenVINOPrecision: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
+"""What OpenVINO computes a bundle in; `auto` is what the processor runs quickest."""
+
+OPENVINO_PRECISIONS: tuple[OpenVINOPrecision, ...] = get_args(OpenVINOPrecision)
+
+
+@dataclass(frozen=True)
+class OpenVINOOptions:
+    """OpenVINO, and how it uses the machine.
+
+    Attributes:
+        precision: Of the arithmetic. `auto` takes what this processor runs quickest among those
+            that are near enough to torch, and a log line says which.
+        threads: Of one launch; 0 is one for each core.
+        streams: Launches that may run at once, which share the threads.
+        buckets: Numbers of pictures that models of fixed shapes are made for, which are about a
+            third quicker and take memory and a second or more to compile. Pictures of the pair's
+            own size with one reference or none are launched in groups of these numbers, one by one
+            by default, so that a picture is the same in any company; all others share launches and
+            a model of free shapes. Empty: all do.
+        cache: Keep compiled models in files. They are left out where a pair has over 1 GiB of
+            weights, which each would hold once more.
+        cache_folder: Where; by default `.openvino` in the bundle's folder, or
+            `~/.cache/bootpig-rt/openvino` where that is read-only.
+
+    Raises:
+        ParameterError: A value is unknown, of the wrong type or out of range.
+    """
+
+    name: ClassVar[str] = "openvino"
+
+    precision: OpenVINOPrecision = "auto"
+    threads: int = 0
+    streams: int = 1
+    buckets: tuple[int, ...] = (1,)
+    cache: bool = True
+    cache_folder: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_name("backend option precision", self.precision, OPENVINO_PRECISIONS)
+        check_int("backend option threads", self.threads, 0, 1024, "0 leaves it to OpenVINO")
+        check_int("backend option streams", self.streams, 1, 1024)
+        check_flag("backend option cache", self.cache)
+        if not isinstance(self.buckets, tuple):
+            raise ParameterError(
+                f"backend option buckets is {self.buckets!r}, expected numbers of pictures such as "
+                "(1, 4)"
+            )
+        for count in self.buckets:
+            check_int("backend option buckets", count, 1, 1024, "numbers of pictures of a batch")
+        if not isinstance(self.cache_folder, (str, Path, type(None))):
+            raise ParameterError(
+                f"backend option cache_folder is {self.cache_folder!r}, expected a folder"
+            )
+
+
+BackendOptions: TypeAlias = TorchOptions | OnnxRuntimeOptions | OpenVINOOptions | TensorRTOptions

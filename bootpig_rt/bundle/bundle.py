@@ -35,6 +35,8 @@ from bootpig_rt.bundle.manifest import (
     Profile,
     RuntimeInfo,
     TensorInfo,
+    Variant,
+    VariantPrecision,
 )
 from bootpig_rt.bundle.signing import check_signature, sign
 from bootpig_rt.errors import BundleError, describe_os_error, one_line, shown
@@ -50,6 +52,7 @@ __all__ = [
     "Profile",
     "RuntimeInfo",
     "TensorInfo",
+    "Variant",
     "is_bundle",
     "list_files",
     "open_bundle",
@@ -66,10 +69,12 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         manifest: What it says about itself.
+        is_trusted: It was signed with a key that somebody said to trust.
     """
 
     folder: Path
     manifest: Manifest
+    is_trusted: bool = False
 
     def graph(self, name: str) -> GraphInfo:
         """The entry of a graph or engine.
@@ -178,7 +183,7 @@ def open_bundle(
     manifest = read_manifest(folder, trust=trust)
     check_paths(folder, manifest)
     check_files(folder, manifest)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, is_trusted=trust is not None)
 
 
 def read_manifest(
@@ -258,9 +263,19 @@ def write_manifest(
 
 
 def record_parity(
-    bundle: Bundle, report: ParityReport, *, key: str | os.PathLike[str] | None = None
+    bundle: Bundle,
+    report: ParityReport,
+    *,
+    variant: VariantPrecision | None = None,
+    key: str | os.PathLike[str] | None = None,
 ) -> Bundle:
     """Put the result of a parity gate that was run later into the manifest.
+
+    Args:
+        bundle: Whose.
+        report: The result.
+        variant: Another precision that it is of; None: that of the bundle itself.
+        key: Private key, PEM, to sign the new manifest with.
 
     Raises:
         BundleError: The bundle is signed and no key was given to sign it again.
@@ -272,7 +287,14 @@ def record_parity(
             "give the private key with --sign KEY",
             bundle.folder,
         )
-    manifest = msgspec.structs.replace(bundle.manifest, parity=report)
+    manifest = bundle.manifest
+    if variant is None:
+        manifest = msgspec.structs.replace(manifest, parity=report)
+    else:
+        graphs = next((v.graphs for v in manifest.variants if v.precision == variant), ())
+        others = tuple(v for v in manifest.variants if v.precision != variant)
+        told = Variant(variant, report, graphs)
+        manifest = msgspec.structs.replace(manifest, variants=(*others, told))
     return write_manifest(bundle.folder, manifest, key=key)
 
 

@@ -18,6 +18,9 @@ from bootpig_rt.errors import BundleError, describe_os_error, shown
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 
+CACHE = ".openvino"
+"""Folder of compiled models; hidden, so that it is no part of what the manifest lists."""
+
 REBUILD = "copy the bundle again, or build it again with: bootpig-rt build-engine"
 """What to do about a file that is not as it should be."""
 
@@ -85,7 +88,8 @@ def check_paths(folder: Path, manifest: Manifest) -> None:
                 folder,
             )
         by_path[file.path] = file
-    for graph in manifest.graphs:
+    of_variants = (graph for variant in manifest.variants for graph in variant.graphs)
+    for graph in (*manifest.graphs, *of_variants):
         if by_path.get(graph.file) != FileInfo(graph.file, graph.size_bytes, graph.sha256):
             raise BundleError(
                 f"{folder / MANIFEST}: graph {graph.name!r} and the list of files disagree about "

@@ -19,12 +19,19 @@ from bootpig_rt.diffusion.noise_schedule import SolverName
 FORMAT: Literal[1] = 1
 """Version of `manifest.json` that this package writes, and the newest that it reads."""
 
-Target: TypeAlias = Literal["cpu", "cuda", "sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "local"]
+Target: TypeAlias = Literal[
+    "cpu", "openvino", "cuda", "sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "local"
+]
 TARGETS: tuple[str, ...] = get_args(Target)
 
-RuntimeName: TypeAlias = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+GRAPH_TARGETS: tuple[Target, ...] = ("cpu", "openvino", "cuda")
+"""Those whose bundles hold ONNX graphs beside the weights; all others hold engines."""
+
+RuntimeName: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt_rtx", "tensorrt"]
 Precision: TypeAlias = Literal["float32", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+VariantPrecision: TypeAlias = Literal["bfloat16", "int8"]
 
 Status: TypeAlias = Literal["passed", "failed", "not run"]
 TensorType: TypeAlias = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
@@ -193,6 +200,21 @@ class ParityReport(_Part, frozen=True):
     results: tuple[ParityResult, ...] = ()
 
 
+class Variant(_Part, frozen=True):
+    """Another precision that a bundle can be computed in.
+
+    Attributes:
+        precision: Of the arithmetic.
+        parity: What the parity gate found for it.
+        graphs: Those that differ from the bundle's own, of the same names; none where the precision
+            is nothing but an option of the runtime.
+    """
+
+    precision: VariantPrecision
+    parity: ParityReport
+    graphs: tuple[GraphInfo, ...] = ()
+
+
 class Manifest(_Part, frozen=True, kw_only=True):
     """Contents of `manifest.json`.
 
@@ -212,6 +234,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
         graphs: One for each graph or engine.
         parity: What the parity gate found.
         files: All files but `manifest.json` and `manifest.sig`.
+        variants: Other precisions; not written where there are none.
     """
 
     format: Literal[1] = FORMAT
@@ -228,6 +251,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     graphs: Annotated[tuple[GraphInfo, ...], Meta(min_length=1)]
     parity: ParityReport
     files: Annotated[tuple[FileInfo, ...], Meta(min_length=1)]
+    variants: tuple[Variant, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -242,6 +266,8 @@ class Manifest(_Part, frozen=True, kw_only=True):
         """
         values = msgspec.to_builtins(self)
         files = values.pop("files")
+        if not self.variants:
+            del values["variants"]
         values |= {"size_bytes": self.size_bytes, "files": files}
         Manifest.from_dict(values)
         return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -31,7 +31,8 @@ def few_step_model() -> Path | None:
         return None
     try:
         whole = tempfile.TemporaryDirectory(prefix="bootpig-rt-student-")
-        shutil.copytree(teacher, whole.name, dirs_exist_ok=True)
+        no_caches = shutil.ignore_patterns(".*")
+        shutil.copytree(teacher, whole.name, dirs_exist_ok=True, ignore=no_caches)
         shutil.copytree(student, whole.name, dirs_exist_ok=True)
     except OSError as error:
         raise StorageError(
@@ -39,3 +40,8 @@ def few_step_model() -> Path | None:
         ) from error
     _FOLDERS.append(whole)
     return Path(whole.name)
+
+
+def is_put_together(folder: Path) -> bool:
+    """Whether a folder was put together here, and goes when the process ends."""
+    return any(Path(one.name) == folder for one in _FOLDERS)

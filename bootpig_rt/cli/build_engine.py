@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines, size_text, takes
+from bootpig_rt.cli.bundle_text import all_parity_lines, bundle_folder, size_text, takes
 from bootpig_rt.cli.options import be_quiet_if_asked
 from bootpig_rt.errors import EXIT_OK, CheckpointError, ParameterError
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "targets:\n"
         "  cpu      ONNX Runtime on a CPU (the default)\n"
+        "  openvino OpenVINO on a CPU; also compared in bfloat16 where the processor has it\n"
         "  cuda     ONNX Runtime on an NVIDIA GPU\n"
         "  sm_75, sm_80, sm_86, sm_89, sm_120\n"
         "           TensorRT-RTX for GPUs of that architecture; needs no GPU to build\n"
@@ -76,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="way to combine several references: argmax, softmax, mean or concat; may be repeated",
     )
     group.add_argument(
-        "--precision", help="float32 or float16 (default: float32 for cpu, else float16)"
+        "--precision",
+        help="float32 or float16 (default: float32 for cpu and openvino, else float16)",
     )
     group.add_argument(
         "--weights",
@@ -161,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
             f"{result.bundle.folder}: {manifest.pair.name} for {manifest.target}, "
             f"{len(manifest.graphs)} graphs, {size:.1f} MB, {seconds:.0f} s"
         )
-        print("\n".join(parity_lines(manifest.parity)))
+        print("\n".join(all_parity_lines(manifest)))
     return EXIT_OK
 
 

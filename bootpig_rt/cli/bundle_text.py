@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bootpig_rt.bundle.manifest import ParityReport, Profile
+    from bootpig_rt.bundle.manifest import Manifest, ParityReport, Profile
 
 
 def bundle_folder(given: Path | None) -> Path:
@@ -32,6 +32,14 @@ def size_text(size_bytes: int) -> str:
     if size_bytes >= 1e9:
         return f"{size_bytes / 1e9:.2f} GB"
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
+
+
+def all_parity_lines(manifest: Manifest) -> list[str]:
+    """What the parity gate found, for each precision that the bundle can be computed in."""
+    lines = parity_lines(manifest.parity)
+    for variant in manifest.variants:
+        lines += ["", f"in {variant.precision}:", *parity_lines(variant.parity)]
+    return lines
 
 
 def parity_lines(report: ParityReport) -> list[str]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines, size_text, takes
+from bootpig_rt.cli.bundle_text import all_parity_lines, bundle_folder, size_text, takes
 from bootpig_rt.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _lines(bundle: Bundle, with_tensors: bool, layers: dict[str, dict[str, Any]]
             lines += [f"    in   {_tensor(tensor)}" for tensor in graph.inputs]
             lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
         lines += [f"    {key:<22} {value}" for key, value in layers.get(graph.name, {}).items()]
-    return [*lines, "", *parity_lines(manifest.parity)]
+    return [*lines, "", *all_parity_lines(manifest)]
 
 
 def _layers(bundle: Bundle, name: str) -> dict[str, Any]:

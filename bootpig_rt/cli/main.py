@@ -76,6 +76,7 @@ EXTRA_OF_PACKAGE = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "opentelemetry": "otel",
+    "openvino": "openvino",
     "prometheus_client": "serve",
     "python_multipart": "serve",
     "pyarrow": "import",

@@ -30,7 +30,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
     )
     group.add_argument(
-        "--backend", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)"
+        "--backend",
+        default="auto",
+        help="auto, onnxruntime, openvino, tensorrt or torch (default: auto)",
     )
     group.add_argument(
         "--trust",
@@ -39,7 +41,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument(
-        "--threads", type=int, metavar="N", help="of ONNX Runtime (default: one for each core)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of ONNX Runtime or OpenVINO (default: one for each core)",
+    )
+    group.add_argument(
+        "--precision",
+        metavar="TYPE",
+        help="of openvino: auto, float32, bfloat16 or int8; of torch: float32, float16 or bfloat16",
     )
 
 
@@ -154,20 +164,15 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
     """The pipeline that the model options name.
 
     Raises:
-        ParameterError: `--threads` with another backend than ONNX Runtime.
+        ParameterError: `--threads` or `--precision` with a backend that has no such option.
     """
-    from bootpig_rt.backends.options import OnnxRuntimeOptions
+    from bootpig_rt.backends import backend_settings
     from bootpig_rt.pipeline import Pipeline
 
-    backend: str | OnnxRuntimeOptions = args.backend
-    if args.threads is not None:
-        if backend not in ("auto", OnnxRuntimeOptions.name):
-            raise ParameterError(f"--threads is for ONNX Runtime, got --backend {backend}")
-        backend = OnnxRuntimeOptions(intra_op_threads=args.threads)
     return Pipeline(
         args.model,
         base_model=args.base_model,
-        backend=backend,
+        backend=backend_settings(args.backend, threads=args.threads, precision=args.precision),
         device=args.device,
         trust=args.trust,
         **options,

@@ -14,6 +14,7 @@ from bootpig_rt.errors import EXIT_FAILURE, EXIT_OK, BundleError, CheckpointErro
 
 if TYPE_CHECKING:
     from bootpig_rt.backends.base import Backend
+    from bootpig_rt.backends.host_table import Precision
     from bootpig_rt.bundle.bundle import Bundle
     from bootpig_rt.export.gate import Place
 
@@ -25,9 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.epilog = (
         "Exit code 1 when a number is over its limit, 2 when the bundle is damaged or cannot run\n"
-        "here. Bundles for cpu and cuda hold their pair; for engines name it with --pair.\n\n"
+        "here. Bundles for cpu, openvino and cuda hold their pair; for engines name it with\n"
+        "--pair.\n\n"
         "examples:\n"
         "  bootpig-rt verify bundle\n"
+        "  bootpig-rt verify bundle --backend openvino --precision bfloat16\n"
         "  bootpig-rt verify bundle --pair pair --record"
     )
     parser.add_argument(
@@ -36,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", metavar="DIR", type=Path, help="pair that it was built from")
     parser.add_argument(
         "--base-model", metavar="DIR", type=Path, help="with --pair, if it needs it"
+    )
+    parser.add_argument(
+        "--backend", metavar="NAME", help="openvino, for a bundle that was built for cpu"
+    )
+    parser.add_argument(
+        "--precision", metavar="TYPE", help="of openvino: float32 (the default) or bfloat16"
     )
     parser.add_argument("--trust", metavar="KEY", type=Path, help="Ed25519 public key, PEM")
     parser.add_argument("--steps", type=int, metavar="N", help="of the longest run")
@@ -76,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.export.gate import compare_backend, place_of, record_reference
     from bootpig_rt.export.parity_report import write_report
 
-    place = place_of(manifest.target)
+    place = place_of(manifest.target, args.backend)
+    precision = _precision(args, bundle, place)
     if not place.is_target:
         _check_stand_in(bundle, place)
     torch_backend = _torch_backend(args, bundle)
@@ -93,13 +103,14 @@ def run(args: argparse.Namespace) -> int:
             bundle.folder,
             place,
             reference,
-            manifest.precision,
+            precision,
             progress and (lambda what, share: progress(f"bundle: {what}", 0.5 + share / 2)),
         )
     if args.report is not None:
         write_report(args.report, gate.report, reference.recording, gate.recording)
     if args.record:
-        record_parity(bundle, gate.report, key=args.sign)
+        variant = precision if precision == "bfloat16" else None
+        record_parity(bundle, gate.report, variant=variant, key=args.sign)
     if args.json:
         report = to_builtins(gate.report)
         print(json.dumps({"bundle": str(bundle.folder), **report}, indent=2))
@@ -115,13 +126,36 @@ def _check_stand_in(bundle: Bundle, place: Place) -> None:
     Raises:
         BundleError: The bundle cannot run here.
     """
-    if bundle.manifest.runtime.name != "onnxruntime":
+    if bundle.manifest.runtime.name not in ("onnxruntime", "openvino"):
         reason = place.reason.partition(";")[0]
         raise BundleError(
             f"{bundle.folder} is for {bundle.manifest.target}, and {reason}; run this on the "
             "target machine, or check the files alone with --files-only",
             bundle.folder,
         )
+
+
+def _precision(args: argparse.Namespace, bundle: Bundle, place: Place) -> Precision:
+    """What is computed in: as asked for, or as the bundle says.
+
+    Raises:
+        ParameterError: The backend has no such choice; or the result is none to be recorded.
+    """
+    own: Precision = bundle.manifest.precision
+    is_openvino = place.backend == "openvino"
+    if args.precision not in (None, own) and not (is_openvino and args.precision == "bfloat16"):
+        more = " or bfloat16" if is_openvino else ""
+        raise ParameterError(
+            f"--precision is {args.precision!r}, expected {own}{more} for {place.backend}"
+        )
+    precision: Precision = args.precision or own
+    is_own = bundle.manifest.runtime.name == place.backend or not place.is_target
+    if args.record and not is_own and precision == own:
+        raise ParameterError(
+            f"got --record with --backend {args.backend}, expected the backend that the bundle was "
+            "built for: its manifest says how near that one is to torch; leave one of them out"
+        )
+    return precision
 
 
 def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.backends import backend_settings
 from bootpig_rt.bundle.shipped import few_step_model
 from bootpig_rt.engine.events import OnLaunch
 from bootpig_rt.engine.options import EngineOptions, Limits
@@ -57,8 +57,7 @@ def local_loaders(options: ServerOptions, metrics: Metrics) -> Mapping[str, Clie
         CheckpointError: A folder is not there.
         ParameterError: A name is there twice, or a setting of another backend.
     """
-    if options.threads is not None and options.backend not in ("auto", OnnxRuntimeOptions.name):
-        raise ParameterError(f"threads is for ONNX Runtime, got the backend {options.backend!r}")
+    backend_settings(options.backend, threads=options.threads, precision=options.precision)
     return {
         name: partial(load_local, name, folder, options, metrics.launches_of(name))
         for name, folder in model_folders(options).items()
@@ -92,12 +91,11 @@ def load_local(
     """
     start = time.perf_counter()
     remover = None if options.remove_background is None else load_remover(options.remove_background)
-    backend: str | OnnxRuntimeOptions = options.backend
-    if options.threads is not None:
-        backend = OnnxRuntimeOptions(intra_op_threads=options.threads)
     pipeline = Pipeline(
         folder,
-        backend=backend,
+        backend=backend_settings(
+            options.backend, threads=options.threads, precision=options.precision
+        ),
         device=options.device,
         base_model=options.base_model,
         background_remover=remover,

@@ -23,11 +23,12 @@ class ServerOptions:
         model: Folder of the pair or bundle that is drawn with unless a request names another; the
             pair inside the package by default.
         models: Further ones, by the name that requests use.
-        backend: `auto`, `onnxruntime`, `tensorrt` or `torch`.
+        backend: `auto`, `onnxruntime`, `openvino`, `tensorrt` or `torch`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: Stable Diffusion folder, for pairs that hold the two U-Nets alone.
         trust: Ed25519 public key, PEM: only bundles signed with its private key are loaded.
-        threads: Of ONNX Runtime; one for each core by default.
+        threads: Of ONNX Runtime or OpenVINO; one for each core by default.
+        precision: Of OpenVINO, `auto`, `float32`, `bfloat16` or `int8`; of torch likewise.
         remove_background: `grabcut` or an ONNX file: cuts subjects out of references.
         warmup_batches: Batch sizes that are drawn before the service is ready.
         host: Address to listen on. Another than loopback needs keys, or `insecure`.
@@ -87,6 +88,7 @@ class ServerOptions:
     base_model: str | None = None
     trust: str | None = None
     threads: int | None = None
+    precision: str | None = None
     remove_background: str | None = None
     warmup_batches: tuple[int, ...] = (1,)
 

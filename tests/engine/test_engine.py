@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.backends.options import OpenVINOOptions
 from bootpig_rt.engine.batch import Batch
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
@@ -100,13 +101,16 @@ def mix(seed: int, count: int, subjects: list[Subject | None], **fields: Any) ->
     ]
 
 
-@pytest.fixture(scope="module", params=["torch", "onnxruntime"])
+@pytest.fixture(scope="module", params=["torch", "onnxruntime", "openvino"])
 def each_pipeline(
     request: pytest.FixtureRequest, tiny_pair_folder: Path, tiny_bundle_folder: Path
 ) -> Pipeline:
     """One pipeline for each backend that runs here."""
     folder = tiny_pair_folder if request.param == "torch" else tiny_bundle_folder
-    return Pipeline(folder, backend=request.param, device="cpu", max_batch=4)
+    backend: Any = request.param
+    if backend == "openvino":
+        backend = OpenVINOOptions(precision="float32", threads=1, cache=False)
+    return Pipeline(folder, backend=backend, device="cpu", max_batch=4)
 
 
 # Company

@@ -851,7 +851,8 @@ def test_verify_knows_the_pair_that_was_given_again(
 
 
 ORDERS: list[tuple[dict[str, Any], str]] = [
-    ({"target": "sm_90"}, "target is 'sm_90', expected one of: cpu, cuda, sm_75"),
+    ({"target": "sm_90"}, "target is 'sm_90', expected one of: cpu, openvino, cuda, sm_75"),
+    ({"target": "openvino", "precision": "float16"}, "for target openvino, expected float32"),
     ({"precision": "int8"}, "precision is 'int8', expected one of: float32, float16"),
     ({"merges": ("max",)}, "merge is 'max', expected one of: argmax"),
     ({"resolution": "40"}, "holds 40, expected multiples of 16"),
@@ -966,6 +967,7 @@ def test_the_expected_table_is_the_real_one(tiny_pair_folder: Path) -> None:
         ({"resolution": "128:176:512"}, "cpu"),  # 484 tokens
         ({"resolution": "128:192:512"}, "cpu-large"),  # 576 tokens
         ({"precision": "float16"}, "portable"),
+        ({"target": "openvino", "resolution": "128:512:512"}, "cpu"),
         ({"target": "cuda", "precision": "float32"}, "portable"),
         ({"target": "sm_89"}, "portable"),
     ],
@@ -973,6 +975,76 @@ def test_the_expected_table_is_the_real_one(tiny_pair_folder: Path) -> None:
 def test_graphs_are_written_for_what_will_run_them(order: dict[str, Any], dialect: str) -> None:
     config = replace(CONFIG, sample_size_px=128)
     assert build_options(config, size_multiple_px=16, **order).dialect(8) == dialect
+
+
+def openvino(*results: ParityResult, status: Any = "passed") -> Callable[..., GateRun]:
+    """A comparison whose bfloat16 comes out as said."""
+
+    def compare(_folder: Path, place: gate.Place, reference: Any, precision: str, *_: Any) -> Any:
+        report = ParityReport("passed", "", place.backend, "cpu")
+        if precision == "bfloat16":
+            report = ParityReport(status, "", place.backend, "cpu", results)
+        return GateRun(report, reference.recording)
+
+    return compare
+
+
+@pytest.mark.parametrize("status", ["passed", "failed"])
+def test_a_bundle_for_openvino_says_how_near_its_other_precisions_are(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """One that is too far from torch is no reason to refuse the others."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(gate, "compare_backend", openvino(status=status))
+    options = replace(SMALL, target="openvino")
+    manifest = build_engine(pair, tmp_path / "out", options).bundle.manifest
+    assert (manifest.runtime.name, manifest.runtime.minimum_version) == ("openvino", "2026.4")
+    assert (manifest.precision, manifest.parity.status) == ("float32", "passed")
+    (variant,) = manifest.variants
+    assert (variant.precision, variant.parity.status) == ("bfloat16", status)
+    assert open_bundle(tmp_path / "out").manifest == manifest
+
+
+def test_a_processor_without_bfloat16_leaves_it_for_others_to_compare(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    compare = openvino()
+
+    def refuse(*args: Any) -> Any:
+        if args[3] == "bfloat16":
+            raise BackendUnavailable("no such arithmetic")
+        return compare(*args)
+
+    monkeypatch.setattr(gate, "compare_backend", refuse)
+    options = replace(SMALL, target="openvino")
+    (variant,) = build_engine(pair, tmp_path / "out", options).bundle.manifest.variants
+    assert (variant.parity.status, variant.parity.reason) == ("not run", "no such arithmetic")
+
+
+def test_a_build_in_place_forgets_what_was_compiled(pair: Path, stand: Stand) -> None:
+    build_engine(pair, pair, SMALL)
+    (pair / ".openvino").mkdir()
+    (pair / ".openvino" / "old.blob").write_bytes(b"of other graphs")
+    build_engine(pair, pair, SMALL, overwrite=True)
+    assert not (pair / ".openvino").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "backend", "taken"),
+    [("cpu", None, "onnxruntime"), ("cpu", "openvino", "openvino"), ("openvino", None, "openvino")],
+)
+def test_bundles_for_cpus_are_compared_in_what_runs_them(
+    target: Any, backend: str | None, taken: str
+) -> None:
+    place = gate.place_of(target, backend)
+    assert (place.backend, place.device, place.is_target) == (taken, "cpu", True)
+
+
+@pytest.mark.parametrize(("target", "backend"), [("cpu", "tensorrt"), ("openvino", "onnxruntime")])
+def test_a_backend_that_does_not_run_a_bundle_is_refused(target: Any, backend: str) -> None:
+    with pytest.raises(ParameterError, match=f"backend is '{backend}' .* built for {target}"):
+        gate.place_of(target, backend)
 
 
 @pytest.mark.slow

@@ -38,14 +38,14 @@ DATA = Path(__file__).parent / "data"
 FILES = ("ddim_1ref", "ddim_3ref", "train_forward", "unipc_1ref")
 
 # It exports three graphs first, which takes a minute.
-EXPORTED = pytest.param("onnxruntime", marks=pytest.mark.slow)
+EXPORTED = [pytest.param(name, marks=pytest.mark.slow) for name in ("onnxruntime", "openvino")]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 @pytest.fixture(
     scope="module",
-    params=["torch", EXPORTED],
+    params=["torch", *EXPORTED],
 )
 def reports(request: pytest.FixtureRequest) -> dict[str, GoldenReport]:
     return {report.name: report for report in verify_golden(DATA, backend=request.param)}
@@ -91,7 +91,7 @@ def test_every_quantity_is_compared(
     assert set(reports["train_forward"].errors) == forward
 
 
-@pytest.mark.parametrize("backend", ["torch", EXPORTED])
+@pytest.mark.parametrize("backend", ["torch", *EXPORTED])
 def test_the_command_passes_on_a_recording(
     backend: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

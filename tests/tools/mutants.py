@@ -37,7 +37,7 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     (
         ("bootpig_rt/backends/host_table.py", "bootpig_rt/backends/step_inputs.py"),
-        ("tests/backends/test_host_table.py", "tests/backends/test_onnxruntime_backend.py"),
+        ("tests/backends/test_host_table.py", "tests/backends/test_graph_backends.py"),
     ),
     (("bootpig_rt/storage/*.py",), ("tests/storage",)),
     (

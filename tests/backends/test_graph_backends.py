@@ -1,8 +1,9 @@
-"""Bundles in ONNX Runtime: the numbers of torch, in every mix of rows, and nothing of torch."""
+"""Bundles in ONNX Runtime and OpenVINO: the numbers of torch, in every mix of rows."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import re
 import shutil
 import subprocess
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 from msgspec import structs
 from numpy.testing import assert_equal
@@ -28,7 +28,7 @@ from bootpig_rt.backends.base import Backend, DenoiseBatch
 from bootpig_rt.backends.onnxruntime import steps as onnxruntime_steps
 from bootpig_rt.backends.onnxruntime import tables as onnxruntime_tables
 from bootpig_rt.backends.onnxruntime.sessions import Sessions, empty, to_device
-from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
 from bootpig_rt.diffusion.solver import BatchSolver, solver_table
 from bootpig_rt.errors import (
@@ -43,12 +43,19 @@ from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
 
 OPTIONS = OnnxRuntimeOptions(intra_op_threads=1, spinning=False)
+OPENVINO = OpenVINOOptions(precision="float32", threads=1, cache=False)
 MERGES = ("argmax", "softmax", "mean", "concat")
 
 
 @pytest.fixture(scope="module")
-def backend(tiny_bundle_folder: Path) -> Any:
+def onnxruntime_backend(tiny_bundle_folder: Path) -> Any:
     return create_backend(OPTIONS, tiny_bundle_folder, device="cpu")
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def backend(request: pytest.FixtureRequest, tiny_bundle_folder: Path) -> Any:
+    options = OPTIONS if request.param == "onnxruntime" else OPENVINO
+    return create_backend(options, tiny_bundle_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +63,10 @@ def torch_backend(tiny_bundle_folder: Path) -> Any:
     return create_backend("torch", tiny_bundle_folder, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def bundle_pipeline(tiny_bundle_folder: Path) -> Pipeline:
-    return Pipeline(tiny_bundle_folder, backend=OPTIONS)
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def bundle_pipeline(request: pytest.FixtureRequest, tiny_bundle_folder: Path) -> Pipeline:
+    options = OPTIONS if request.param == "onnxruntime" else OPENVINO
+    return Pipeline(tiny_bundle_folder, backend=options)
 
 
 def texts(backend: Backend, count: int = 3) -> Any:
@@ -221,9 +229,9 @@ def test_at_most_one_copy_is_kept_that_no_run_reads(tiny_bundle_folder: Path) ->
     ],
 )
 def test_failures_of_a_launch_are_of_our_kinds(
-    backend: Any, message: str, kind: type[Exception], told: str
+    onnxruntime_backend: Any, message: str, kind: type[Exception], told: str
 ) -> None:
-    run = backend.start(batch(backend, ONE, [(1, 1)]))
+    run = onnxruntime_backend.start(batch(onnxruntime_backend, ONE, [(1, 1)]))
 
     class Failing:
         def run_with_iobinding(self, *_: Any) -> None:
@@ -236,7 +244,8 @@ def test_failures_of_a_launch_are_of_our_kinds(
 
 
 def test_the_runtime_and_the_precision_are_named(backend: Any, torch_backend: Any) -> None:
-    assert backend.spec.runtime == f"onnxruntime {onnxruntime.__version__}"
+    package = importlib.import_module(backend.name)
+    assert backend.spec.runtime == f"{backend.name} {package.__version__.partition('-')[0]}"
     assert torch_backend.spec.runtime.startswith("torch 2.")
     assert backend.spec.precision == torch_backend.spec.precision == "float32"
 
@@ -280,7 +289,7 @@ def test_what_is_known_of_the_pair_is_the_same(backend: Any, torch_backend: Any)
     for name in ("alphas_cumprod", "prediction_type"):
         assert_equal(getattr(ours.noise_schedule, name), getattr(torchs.noise_schedule, name))
     same = {name: getattr(ours, name) for name in ("noise_schedule", "tokenizer_folder", "runtime")}
-    assert re.fullmatch(r"onnxruntime 1\.\d+\.\d+", ours.runtime)
+    assert re.fullmatch(r"(onnxruntime 1|openvino 2026)\.\d+\.\d+", ours.runtime)
     assert re.match(r"torch 2\.\d+", torchs.runtime)
     limits = {"max_batch": 4, "max_references": 3, "max_steps": 50, "sides_px": (16, 64)}
     # torch draws what memory holds, and reads several tables entry by entry
@@ -334,11 +343,11 @@ def test_a_batch_without_references_needs_no_table(backend: Any, torch_backend: 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside another subject"])
 def test_a_subject_at_several_steps_is_read_where_it_lies(
-    backend: Any, monkeypatch: pytest.MonkeyPatch, others: int
+    onnxruntime_backend: Any, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
     """Three pictures of one subject, each at another step of it: one table, three slots."""
     rows = Rows([[0], [1], [2], [-1]], [0, 1, 2, 0], [0, 1, 2, 3])
-    given = batch(backend, rows, [(3, 1)] + [(2, 1)] * others, steps=1)
+    given = batch(onnxruntime_backend, rows, [(3, 1)] + [(2, 1)] * others, steps=1)
     dog, *rest = given.tables
     slots = (dog, dog, dog, *rest)
     entries = [[0], [1], [2], *([1] for _ in rest)]
@@ -354,10 +363,13 @@ def test_a_subject_at_several_steps_is_read_where_it_lies(
     apart = replace(
         shared,
         tables=tuple(
-            backend.upload_table(backend.download_table(t), is_resident=True) for t in slots
+            onnxruntime_backend.upload_table(
+                onnxruntime_backend.download_table(t), is_resident=True
+            )
+            for t in slots
         ),
     )
-    expected = backend.start(apart)
+    expected = onnxruntime_backend.start(apart)
     joined: list[int] = []
 
     def count(tables: Any, device: str) -> Any:
@@ -365,7 +377,7 @@ def test_a_subject_at_several_steps_is_read_where_it_lies(
         return onnxruntime_tables.join(tables, device)
 
     monkeypatch.setattr(onnxruntime_steps, "join", count)
-    run = backend.start(shared)
+    run = onnxruntime_backend.start(shared)
     assert joined == ([2] if others else [])
     if not others:
         assert all(run._inputs[name] is value for name, value in dog.layers.items())
@@ -376,7 +388,7 @@ def test_a_subject_at_several_steps_is_read_where_it_lies(
     assert len({states[b].tobytes() for b in range(3)}) == 3
 
 
-def test_arrays_are_joined_on_the_device_by_plain_copies(backend: Any) -> None:
+def test_arrays_are_joined_on_the_device_by_plain_copies(onnxruntime_backend: Any) -> None:
     """On a GPU; here its memory is the host's."""
 
     class Copies:

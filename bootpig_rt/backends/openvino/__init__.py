@@ -1,0 +1,1 @@
+"""A bundle of ONNX graphs in OpenVINO."""

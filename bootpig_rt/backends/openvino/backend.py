@@ -1,0 +1,272 @@
+"""A bundle of ONNX graphs in OpenVINO, on a CPU. No torch, no ONNX Runtime.
+
+The host is the device: all arrays are numpy's, and models read and write them where they lie. The
+usual shapes have a model each (`buckets.py`), all others share one; compiled models are kept in
+files (`cache.py`). Pictures go through the autoencoder one by one, and by default through the steps
+(`parts.py`), so that they do not depend on their company to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from bootpig_rt.backends.base import (
+    DenoiseBatch,
+    FloatArray,
+    IntArray,
+    PairSpec,
+    PassProgress,
+    ReferencePass,
+)
+from bootpig_rt.backends.bundle_spec import bundle_spec, self_attention_levels
+from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, TableDtype
+from bootpig_rt.backends.openvino.buckets import one_row
+from bootpig_rt.backends.openvino.cache import BlobCache, user_folder
+from bootpig_rt.backends.openvino.launch import Launch
+from bootpig_rt.backends.openvino.models import OV_ERRORS, GraphFile, Models, Shapes, failed
+from bootpig_rt.backends.openvino.precision import HINTS, choose_precision, processor
+from bootpig_rt.backends.openvino.steps import OpenVINORun, Shared
+from bootpig_rt.backends.openvino.tables import Table, TableWriter, download, upload
+from bootpig_rt.backends.options import OpenVINOOptions
+from bootpig_rt.bundle.bundle import Bundle
+from bootpig_rt.bundle.files import CACHE
+from bootpig_rt.bundle.pair_config import read_json
+from bootpig_rt.bundle.shipped import is_put_together
+from bootpig_rt.errors import BackendUnavailable
+
+_MOST_KEPT_BYTES = 1 << 30
+"""Weights of a pair whose compiled models are kept in files: each file holds them once more."""
+
+
+def load(
+    bundle: Bundle, device: str, base_model: None, options: OpenVINOOptions
+) -> OpenVINOBackend:
+    """Load the graphs of a bundle; see `bootpig_rt.backends.create_backend`.
+
+    Args:
+        bundle: Whose files were all checked. One for ONNX Runtime on a CPU does as well: it holds
+            standard operators.
+        device: `auto` or `cpu`.
+        base_model: None; a bundle holds all parts.
+        options: Precision, threads, buckets, cache.
+
+    Raises:
+        BackendUnavailable: Another device was asked for, or a precision that is not there.
+        BundleError: The bundle is damaged, or was built for something else.
+    """
+    if device not in ("auto", "cpu"):
+        raise BackendUnavailable(
+            f"device is {device}, but the backend openvino runs on CPUs; choose cpu, or the "
+            "backend torch or tensorrt"
+        )
+    if bundle.manifest.target != "cpu":
+        bundle.check_runtime("openvino", version())
+    return OpenVINOBackend(bundle, options)
+
+
+def version() -> str:
+    """Of OpenVINO, as its package says."""
+    return str(ov.__version__).partition("-")[0]
+
+
+class OpenVINOBackend:
+    """A loaded bundle. Implements `bootpig_rt.backends.base.Backend`.
+
+    Args:
+        bundle: Whose files were all checked.
+        options: Precision, threads, buckets, cache.
+
+    Attributes:
+        models: Compiled when they are first needed.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, options: OpenVINOOptions) -> None:
+        """Read what the bundle says of itself, and begin to load what every picture needs."""
+        self.options = options
+        core = ov.Core()
+        chosen: Any = choose_precision(core, bundle, options.precision)
+        precision: Precision = chosen
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": options.streams,
+            "INFERENCE_NUM_THREADS": options.threads,
+        }
+        facts = {
+            "openvino": str(ov.__version__),
+            "processor": processor(core),
+            "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            "config": config,
+            "pair": bundle.manifest.pair.fingerprint,
+        }
+        self.models = Models(
+            core,
+            lambda name: _graph_file(bundle, name),
+            config=config,
+            narrow=ov.Type.bf16 if precision == "bfloat16" else None,
+            cache=_cache(bundle, options, facts),
+        )
+        spec = bundle_spec(bundle)
+        self._levels = self_attention_levels(read_json(bundle.folder / "base_unet" / "config.json"))
+        side = spec.config.sample_size_px // spec.vae_scale_factor
+        self._native: TableDtype = precision
+        self.spec: PairSpec = replace(
+            spec,
+            runtime=f"openvino {version()}",
+            precision=precision,
+            table_dtype=precision,
+        )
+        self._size_px = (spec.config.sample_size_px,) * 2
+        self._shared = Shared(
+            self.models,
+            native=self._native,
+            sizes=tuple(sorted(set(options.buckets))),
+            size=(side, side),
+            layers=spec.reference_shapes,
+        )
+
+        self.models.begin(self._first_needed(spec))
+
+    def encode_text(self, ids: IntArray) -> FloatArray:
+        """Token ids int64 [N, S] -> text states float32 [N, S, E]."""
+        return self._by_row("text_encoder", "ids", np.asarray(ids, np.int64), "prompt_embeds", ())
+
+    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
+        return self._by_row("vae_encoder", "pixels", pixels, "latents", self._size_px)
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
+        return self._by_row("vae_decoder", "latents", latents, "pixels", self._shared.size)
+
+    def reference_kv(
+        self,
+        latents: FloatArray,
+        timesteps: IntArray,
+        prompt_embeds: FloatArray,
+        *,
+        dtype: TableDtype = "float32",
+        rows_per_launch: int = 16,
+        progress: PassProgress | None = None,
+    ) -> ReferencePass:
+        """Run the Reference U-Net over all entries and references in batches."""
+        entries, references, _, height, width = latents.shape
+        total = entries * references
+        flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
+        t = np.repeat(timesteps, references).astype(np.int64)
+        try:
+            writer = TableWriter(
+                self._layer_shapes(height, width),
+                entries=entries,
+                references=references,
+                dtype=dtype,
+                native=self._native,
+            )
+            for start in range(0, total, rows_per_launch):
+                rows = slice(start, min(start + rows_per_launch, total))
+                count = rows.stop - rows.start
+                texts = np.arange(rows.start, rows.stop) % references
+                inputs = {
+                    "latents": flat[rows],
+                    "noise": np.zeros_like(flat[rows]),  # the latents are noised already
+                    "alpha": np.ones(count, np.float32),
+                    "sigma": np.zeros(count, np.float32),
+                    "timesteps": t[rows],
+                    "prompt_embeds": np.asarray(prompt_embeds, np.float32)[texts],
+                }
+                room = writer.room(rows)
+                model = self.models.get("reference_kv", one_row(inputs, self._shared.size))
+                Launch(model, inputs, room).run()
+                writer.take(rows, room)
+                if progress is not None:
+                    progress(rows.stop, total)
+        except OV_ERRORS as error:
+            raise failed("reading references", error) from error
+        table = writer.finish()
+        return ReferencePass(table, table.nbytes, total)
+
+    def download_table(self, data: Table | HostTable) -> HostTable:
+        """A table as arrays of the host, in the same type."""
+        return download(data)
+
+    def upload_table(self, table: HostTable, *, is_resident: bool) -> Table | HostTable:
+        """A table of the host as `data` of a batch."""
+        return upload(table, self._native, is_resident=is_resident)
+
+    def download_states(self, prompt_embeds: FloatArray) -> FloatArray:
+        """Text states of `encode_text`, which are numpy's already."""
+        return np.asarray(prompt_embeds, np.float32)
+
+    def start(self, batch: DenoiseBatch) -> OpenVINORun:
+        """Lay out a batch and bind it."""
+        return OpenVINORun(self._shared, batch)
+
+    def _by_row(
+        self, graph: str, name: str, values: Any, output: str, size: tuple[int, ...]
+    ) -> FloatArray:
+        """Run a graph over rows one by one; all are handed over before the first is waited for."""
+        rows = [np.ascontiguousarray(values[i : i + 1]) for i in range(len(values))]
+        shapes = one_row({name: rows[0]}, size)
+        try:
+            model = self.models.get(graph, shapes)
+            launches = [Launch(model, {name: row}) for row in rows]
+            for launch in launches:
+                launch.start()
+            for launch in launches:
+                launch.wait()
+            return np.concatenate([launch.output(output) for launch in launches])
+        except OV_ERRORS as error:
+            raise failed(f"running the graph {graph}", error) from error
+
+    def _first_needed(self, spec: PairSpec) -> list[tuple[str, Shapes]]:
+        """What every picture needs, in the order of a request. The steps' shapes come with it."""
+        text, side = spec.text_shape, self._shared.size
+        channels = spec.latent_channels
+        return [
+            ("vae_encoder", (("pixels", (1, 3, *self._size_px)),)),
+            ("text_encoder", () if text is None else (("ids", (1, text[0])),)),
+            ("text_kv", ()),
+            ("vae_decoder", (("latents", (1, channels, *side)),)),
+        ]
+
+    def _layer_shapes(self, height: int, width: int) -> tuple[LayerShape, ...]:
+        """Heads, tokens and head dim of each self-attention for latents of a size."""
+        return tuple(
+            (heads, (height >> level) * (width >> level), size)
+            for (heads, _, size), level in zip(
+                self.spec.reference_shapes, self._levels, strict=True
+            )
+        )
+
+
+def _graph_file(bundle: Bundle, name: str) -> GraphFile:
+    """A graph of a bundle, hashed once more: OpenVINO reads it and its weights from the folder."""
+    bundle.read_graph(name)
+    info = bundle.graph(name)
+    return GraphFile(bundle.folder / info.file, info.sha256)
+
+
+def _cache(bundle: Bundle, options: OpenVINOOptions, facts: dict[str, Any]) -> BlobCache | None:
+    """Where compiled models are kept: as told, in the bundle, or with the user's other caches.
+
+    Nobody signed what lies in the bundle's own cache. So where a signature was demanded, only a
+    folder that was named is read.
+    """
+    weights = [file for file in bundle.manifest.files if file.path.endswith(".safetensors")]
+    if not options.cache or sum(file.size_bytes for file in weights) > _MOST_KEPT_BYTES:
+        return None
+    if options.cache_folder is not None:
+        return BlobCache((Path(options.cache_folder),), facts)
+    if bundle.is_trusted:
+        return None
+    of_user = user_folder() / bundle.manifest.pair.fingerprint[:16]
+    if is_put_together(bundle.folder):  # it goes with this process
+        return BlobCache((of_user,), facts)
+    return BlobCache((bundle.folder / CACHE, of_user), facts)

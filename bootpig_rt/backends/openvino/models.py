@@ -1,0 +1,175 @@
+"""Graphs of a bundle compiled by OpenVINO: with free shapes, or fixed ones. Each is made once.
+
+Knows graphs by name, file and shapes; knows nothing about what they compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import openvino as ov
+from openvino.preprocess import PrePostProcessor
+
+from bootpig_rt.backends.openvino.cache import BlobCache
+from bootpig_rt.errors import BootPIGError, BundleError, EngineError, OutOfDeviceMemory, one_line
+
+Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+"""Input and its sizes, -1 for one that stays free; empty: all are as in the graph."""
+
+OV_ERRORS: tuple[type[Exception], ...] = (RuntimeError, MemoryError)
+"""What OpenVINO raises; `failed` makes our errors of them."""
+
+_NARROW = ("k_", "v_", "text_k_", "text_v_")
+"""Inputs and outputs that are kept in the type of the arithmetic: tables and texts."""
+
+_NO_ROOM = ("bad_alloc", "out of memory", "cannot allocate")
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph that was checked.
+
+    Attributes:
+        path: The file; weights lie beside it.
+        sha256: Of the file.
+    """
+
+    path: Path
+    sha256: str
+
+
+class Models:
+    """The compiled models of one bundle.
+
+    Args:
+        core: OpenVINO.
+        find: Name of a graph -> its file, checked as it is asked for.
+        config: Properties of the CPU plugin that all are compiled with.
+        narrow: Type of tables and texts; None leaves them as in the graphs.
+        cache: Of compiled models; None: none are kept.
+    """
+
+    def __init__(
+        self,
+        core: ov.Core,
+        find: Callable[[str], GraphFile],
+        *,
+        config: Mapping[str, Any],
+        narrow: ov.Type | None,
+        cache: BlobCache | None,
+    ) -> None:
+        """Nothing is loaded yet."""
+        self._core, self._find = core, find
+        self._config, self._narrow, self._cache = dict(config), narrow, cache
+        self._lock = threading.Lock()
+        self._futures: dict[tuple[str, Shapes], Future[ov.CompiledModel]] = {}
+
+    def get(self, name: str, shapes: Shapes = ()) -> ov.CompiledModel:
+        """The model of a graph for some shapes; threads that ask for it at once share one.
+
+        Raises:
+            BundleError: OpenVINO cannot read the graph.
+            OutOfDeviceMemory: There is no room for it.
+        """
+        key = (name, shapes)
+        with self._lock:
+            future = self._futures.get(key)
+            is_ours = future is None
+            if future is None:
+                future = self._futures[key] = Future()
+        if is_ours:
+            try:
+                future.set_result(self._make(name, shapes))
+            except BaseException as error:
+                with self._lock:
+                    self._futures.pop(key, None)
+                future.set_exception(error)
+        return future.result()
+
+    def begin(self, wanted: Iterable[tuple[str, Shapes]]) -> None:
+        """Make models that will be needed soon, one after another, beside what runs now.
+
+        What goes wrong is raised by `get`, should the graph be needed after all.
+        """
+
+        def make_all(wanted: list[tuple[str, Shapes]]) -> None:
+            for name, shapes in wanted:
+                with contextlib.suppress(BootPIGError):
+                    self.get(name, shapes)
+
+        threading.Thread(target=make_all, args=(list(wanted),)).start()
+
+    def _make(self, name: str, shapes: Shapes) -> ov.CompiledModel:
+        file = self._find(name)
+        facts = {"graph_sha256": file.sha256, "shapes": [[key, list(s)] for key, s in shapes]}
+        try:
+            blob = None if self._cache is None else self._cache.read(name, facts)
+            if blob is not None:
+                return self._core.import_model(blob, "CPU", self._config)
+            model = self._read(file, shapes)
+            compiled = self._core.compile_model(model, "CPU", self._config)
+            if self._cache is not None:
+                stream = io.BytesIO()
+                compiled.export_model(stream)
+                self._cache.write(name, facts, stream.getvalue())
+            return compiled
+        except OV_ERRORS as error:
+            if is_out_of_memory(error):
+                raise OutOfDeviceMemory(f"loading the graph {name}") from error
+            raise BundleError(
+                f"graph {name} in {file.path.parent} is none that openvino {ov.__version__} reads: "
+                f"{one_line(str(error), 200)}; build the bundle again with bootpig-rt "
+                "build-engine --target openvino",
+                file.path,
+            ) from error
+
+    def _read(self, file: GraphFile, shapes: Shapes) -> ov.Model:
+        """The graph with its shapes fixed, and tables and texts in the narrow type."""
+        model = self._core.read_model(file.path)
+        if shapes:
+            given = dict(shapes)
+            model.reshape(
+                {
+                    value.any_name: ov.PartialShape(list(given[value.any_name]))
+                    for value in model.inputs
+                    if value.any_name in given
+                }
+            )
+        if self._narrow is None:
+            return model
+        convert = PrePostProcessor(model)
+        for value in model.inputs:
+            if value.any_name.startswith(_NARROW):
+                convert.input(value.any_name).tensor().set_element_type(self._narrow)
+        for value in model.outputs:
+            if value.any_name.startswith(_NARROW):
+                convert.output(value.any_name).tensor().set_element_type(self._narrow)
+        return convert.build()
+
+
+def failed(what: str, error: Exception) -> BootPIGError:
+    """Our error for one of `OV_ERRORS`.
+
+    Args:
+        what: Was done, for the message.
+        error: What OpenVINO raised.
+    """
+    if is_out_of_memory(error):
+        return OutOfDeviceMemory(what)
+    return EngineError(
+        f"openvino {ov.__version__} failed while {what}: {one_line(str(error))}; verify the bundle "
+        "with bootpig-rt verify DIR"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of OpenVINO means that there was no room."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in _NO_ROOM)

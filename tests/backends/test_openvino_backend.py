@@ -1,0 +1,523 @@
+"""OpenVINO alone: fused attention, models of fixed shapes, precisions, compiled models in files."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec import structs
+from PIL import Image
+
+from bootpig_rt import backends
+from bootpig_rt.backends import backend_settings, create_backend
+from bootpig_rt.backends.openvino import backend as openvino_backend
+from bootpig_rt.backends.openvino import precision as openvino_precision
+from bootpig_rt.backends.openvino.launch import Launch
+from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
+from bootpig_rt.bundle import shipped
+from bootpig_rt.bundle.bundle import open_bundle, record_parity, write_manifest
+from bootpig_rt.bundle.manifest import ParityReport, RuntimeInfo
+from bootpig_rt.errors import (
+    BackendUnavailable,
+    BundleError,
+    EngineError,
+    OutOfDeviceMemory,
+    ParameterError,
+)
+from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.request import Request
+
+ov = pytest.importorskip("openvino")
+
+FLOAT32 = OpenVINOOptions(precision="float32", threads=1, cache=False)
+STEPS = ("denoise_step", *(f"denoise_step_{m}" for m in ("argmax", "softmax", "mean", "concat")))
+HAS_BFLOAT16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16")
+
+PRECISIONS = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
+
+
+def drawn(pipeline: Pipeline, *images: Image.Image, **settings: Any) -> Any:
+    result = pipeline(
+        "a dog",
+        reference_images=list(images),
+        reference_prompt="a dog",
+        num_inference_steps=2,
+        seed=1,
+        **settings,
+    )
+    return np.asarray(result.images[0], np.int16)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_attention_is_read_as_the_operator_of_openvino(
+    tiny_bundle_folder: Path, name: str
+) -> None:
+    """In seven layers: rows without references, rows with, and the text; some merges ask twice."""
+    model = ov.Core().read_model(tiny_bundle_folder / f"{name}.onnx")
+    kinds = [node.get_type_name() for node in model.get_ops()]
+    has_mask = name.endswith("concat")  # which is written out
+    a_layer = 4 if name.endswith(("argmax", "softmax")) else 2 if has_mask else 3
+    assert kinds.count("ScaledDotProductAttention") == 7 * a_layer
+    assert kinds.count("Softmax") == 7 * (has_mask or name.endswith("softmax"))
+
+
+@pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("name", STEPS[:2])
+def test_what_is_executed_holds_no_scores(
+    tiny_bundle_folder: Path, name: str, precision: str
+) -> None:
+    """The plugin runs an attention as one node, of the operator or of a fusion of its own."""
+    core = ov.Core()
+    model = core.read_model(tiny_bundle_folder / f"{name}.onnx")
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kinds = [node["layerType"].astype(str) for node in nodes]
+    assert "Softmax" not in kinds
+    assert kinds.count("MatMul") == 2  # the solver's
+
+
+@needs_bfloat16
+def test_a_table_in_bfloat16_is_read_where_it_lies_and_not_converted_each_step(
+    tiny_bundle_folder: Path,
+) -> None:
+    backend: Any = create_backend(replace(FLOAT32, precision="bfloat16"), tiny_bundle_folder)
+    assert (backend.spec.precision, backend.spec.table_dtype) == ("bfloat16", "bfloat16")
+    model = backend.models.get("denoise_step")
+    for node in model.get_runtime_model().get_ops():
+        kind = node.get_rt_info()["layerType"].astype(str)
+        if kind in ("Reorder", "Convert"):
+            name = node.input_value(0).get_node().get_friendly_name()
+            assert not name.startswith(("k_", "v_", "text_k_", "text_v_")), name
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("buckets", [(), (1,), (1, 2)], ids=str)
+def test_a_picture_is_the_same_to_the_last_bit_in_any_company(
+    tiny_bundle_folder: Path,
+    red: Image.Image,
+    blue: Image.Image,
+    precision: Any,
+    buckets: tuple[int, ...],
+) -> None:
+    """Beside other solvers, subjects, prompts alone and several references."""
+    options = replace(FLOAT32, precision=precision, buckets=buckets)
+    pipeline = Pipeline(tiny_bundle_folder, backend=options)
+    dog = pipeline.encode_subject(red, "a dog")
+    both = pipeline.encode_subject([red, blue], "a dog")
+    one = Request(prompt="a dog", subject=dog, seed=1, num_inference_steps=2, solver="ddim")
+    others = [
+        Request(prompt="do", subject=dog, seed=2, num_inference_steps=3, solver="unipc"),
+        Request(prompt="dog do", seed=3, num_inference_steps=2),
+        Request(prompt="dog", subject=both, seed=4, num_inference_steps=2),
+    ]
+    alone = [pipeline.generate([request]).images[0] for request in (one, *others)]
+    together = pipeline.generate([one, *others]).images
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_usual_pictures_have_models_of_fixed_shapes_and_all_others_share_one(
+    tiny_bundle_folder: Path, red: Image.Image, blue: Image.Image
+) -> None:
+    pipeline = Pipeline(tiny_bundle_folder, backend=FLOAT32)
+    models = pipeline._backend.models  # type: ignore[attr-defined]
+
+    def made() -> list[bool]:
+        """Of the models for steps: whether its shapes are fixed."""
+        return sorted(bool(shapes) for name, shapes in models._futures if "denoise" in name)
+
+    drawn(pipeline, red)
+    assert made() == [True]
+    drawn(pipeline, red, num_images_per_prompt=3)
+    assert made() == [True]
+    drawn(pipeline, red, width=48)
+    drawn(pipeline, red, width=16)
+    assert made() == [False, True]
+    drawn(pipeline, red, blue)
+    assert made() == [False, False, True]
+    state = models.get("denoise_step", next(s for n, s in models._futures if s and "step" in n))
+    assert list(state.input("state").shape) == [2, 1, 4, 8, 8]
+
+
+def test_a_batch_that_fills_no_bucket_shares_one_launch(
+    tiny_bundle_folder: Path, red: Image.Image
+) -> None:
+    """Five pictures with models for two: two, two, and one of free shapes."""
+    pipeline = Pipeline(tiny_bundle_folder, backend=replace(FLOAT32, buckets=(2,)), max_batch=5)
+    backend: Any = pipeline._backend
+    start, cut = backend.start, []
+
+    def watch(batch: Any) -> Any:
+        run = start(batch)
+        cut.append([(len(part.pictures), part.is_fixed) for part in run._parts])
+        return run
+
+    backend.start = watch
+    expected = drawn(Pipeline(tiny_bundle_folder, backend=FLOAT32), red)
+    found = drawn(pipeline, red, num_images_per_prompt=4)
+    assert cut[-1] == [(2, True), (2, True)]
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_inputs_that_are_read_only_are_read_where_they_lie(tiny_bundle_folder: Path) -> None:
+    backend: Any = create_backend(FLOAT32, tiny_bundle_folder)
+    ids = np.arange(24, dtype=np.int64)[None]
+    expected = backend.encode_text(ids)
+    ids.flags.writeable = False
+    np.testing.assert_array_equal(backend.encode_text(ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [("bad_alloc", OutOfDeviceMemory), ("Check 'shape' failed", EngineError)],
+)
+def test_failures_of_a_launch_are_of_our_kinds(
+    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, message: str, kind: type[Exception]
+) -> None:
+    backend: Any = create_backend(FLOAT32, tiny_bundle_folder)
+    backend.models.get("vae_decoder")
+
+    def fail(_: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(Launch, "wait", fail)
+    with pytest.raises(kind) as caught:
+        backend.decode(np.zeros((1, 4, 4, 4), np.float32))
+    assert type(caught.value) is kind
+
+
+# Compiled models in files
+
+
+@pytest.fixture
+def bundle(tiny_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundle, and a cache folder of nobody else's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return shutil.copytree(tiny_bundle_folder, tmp_path / "bundle")
+
+
+CACHED = replace(FLOAT32, cache=True)
+
+
+def decoded(folder: Path, options: OpenVINOOptions = CACHED, **settings: Any) -> Any:
+    """A picture of a decoder that was loaded anew."""
+    backend: Any = create_backend(options, folder, **settings)
+    return backend.decode(np.random.default_rng(0).random((1, 4, 6, 4), np.float32))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Graphs of the decoder that are read in order to be compiled."""
+    names: list[str] = []
+    read = openvino_backend.Models._read
+    begin: Callable[..., None] = lambda *_: None  # noqa: E731  only what is asked for
+
+    def watch(self: Any, file: Any, shapes: Any) -> Any:
+        names.append(file.path.stem)
+        return read(self, file, shapes)
+
+    monkeypatch.setattr(openvino_backend.Models, "_read", watch)
+    monkeypatch.setattr(openvino_backend.Models, "begin", begin)
+    return names
+
+
+def test_a_compiled_model_is_kept_in_the_bundle_and_used_again(
+    bundle: Path, compiled: list[str], tmp_path: Path
+) -> None:
+    first = decoded(bundle)
+    assert compiled == ["vae_decoder"]
+    (blob,) = (bundle / ".openvino").iterdir()
+    assert blob.name.startswith("vae_decoder-")
+    np.testing.assert_array_equal(decoded(bundle), first)
+    assert compiled == ["vae_decoder"]
+    assert not (tmp_path / "cache").exists()
+    open_bundle(bundle)  # it is no part of what the manifest lists
+
+
+@pytest.mark.parametrize("where", [0, 30, -1], ids=["first byte", "header", "last byte"])
+def test_a_damaged_compiled_model_is_built_again_with_a_word(
+    bundle: Path, compiled: list[str], caplog: pytest.LogCaptureFixture, where: int
+) -> None:
+    first = decoded(bundle)
+    (blob,) = (bundle / ".openvino").iterdir()
+    whole = blob.read_bytes()
+    data = bytearray(whole)
+    data[where] ^= 1
+    blob.write_bytes(bytes(data))
+    with caplog.at_level(logging.WARNING, "bootpig_rt"):
+        np.testing.assert_array_equal(decoded(bundle), first)
+    (record,) = caplog.records
+    assert record.getMessage() == f"compiled model {blob} is damaged; built again"
+    assert compiled == ["vae_decoder"] * 2
+    assert blob.read_bytes()[-1000:] == whole[-1000:]
+
+
+@pytest.mark.parametrize("cut", [0, 10, 5000])
+def test_a_compiled_model_that_is_cut_short_is_built_again(
+    bundle: Path, compiled: list[str], cut: int
+) -> None:
+    decoded(bundle)
+    (blob,) = (bundle / ".openvino").iterdir()
+    blob.write_bytes(blob.read_bytes()[:cut])
+    decoded(bundle)
+    assert compiled == ["vae_decoder"] * 2
+
+
+def test_another_version_processor_or_precision_has_models_of_its_own(
+    bundle: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded(bundle)
+    decoded(bundle, replace(CACHED, threads=2))
+    if HAS_BFLOAT16:
+        decoded(bundle, replace(CACHED, precision="bfloat16"))
+    monkeypatch.setattr(openvino_backend, "processor", lambda _: "another")
+    decoded(bundle)
+    monkeypatch.setattr(openvino_backend.ov, "__version__", "2026.9.9-1")
+    decoded(bundle)
+    count = 4 + HAS_BFLOAT16
+    assert compiled == ["vae_decoder"] * count
+    assert len(list((bundle / ".openvino").iterdir())) == count
+
+
+def test_where_the_bundle_cannot_be_written_to_the_users_cache_is_used(
+    bundle: Path, compiled: list[str], tmp_path: Path
+) -> None:
+    (bundle / ".openvino").write_text("in the way, as a read-only folder is, also for root")
+    first = decoded(bundle)
+    np.testing.assert_array_equal(decoded(bundle), first)
+    assert compiled == ["vae_decoder"]
+    (blob,) = (tmp_path / "cache").rglob("*.blob")
+    assert blob.parent.parent == tmp_path / "cache" / "bootpig-rt" / "openvino"
+
+
+def test_where_nothing_can_be_written_to_it_is_said_and_drawn_all_the_same(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = replace(CACHED, cache_folder=tmp_path / "file")
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        decoded(bundle, options)
+    assert any("vae_decoder is not kept" in record.getMessage() for record in caplog.records)
+
+
+def test_a_folder_that_is_named_is_used_alone(bundle: Path, tmp_path: Path) -> None:
+    decoded(bundle, replace(CACHED, cache_folder=str(tmp_path / "named")))
+    assert list((tmp_path / "named").glob("vae_decoder-*.blob"))
+    assert not (bundle / ".openvino").exists()
+
+
+def test_without_a_cache_nothing_is_written(bundle: Path, tmp_path: Path) -> None:
+    decoded(bundle, FLOAT32)
+    assert not (bundle / ".openvino").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_model_that_nobody_signed_is_not_read_beside_a_signed_bundle(
+    bundle: Path, compiled: list[str], tmp_path: Path
+) -> None:
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    private = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    (tmp_path / "key.pub.pem").write_bytes(
+        private.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    decoded(bundle)
+    write_manifest(bundle, open_bundle(bundle).manifest, key=tmp_path / "key.pem")
+    decoded(bundle, trust=tmp_path / "key.pub.pem")
+    assert compiled == ["vae_decoder"] * 2
+
+
+def test_what_was_put_together_for_this_process_is_kept_with_the_users_caches(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "is_put_together", lambda folder: folder == bundle)
+    monkeypatch.setattr(openvino_backend, "is_put_together", shipped.is_put_together)
+    decoded(bundle)
+    assert not (bundle / ".openvino").exists()
+    assert list((tmp_path / "cache").rglob("vae_decoder-*.blob"))
+
+
+# What is asked for and cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float16"}, "precision is 'float16', expected one of"),
+        ({"threads": -1}, r"threads is -1, expected 0\.\.1024; 0 leaves it to OpenVINO"),
+        ({"streams": 0}, r"streams is 0, expected 1\.\.1024"),
+        ({"buckets": [1]}, r"buckets is \[1\], expected numbers of pictures such as \(1, 4\)"),
+        ({"buckets": (0,)}, r"buckets is 0, expected 1\.\.1024"),
+        ({"cache": "no"}, "cache is 'no', expected True or False"),
+        ({"cache_folder": 3}, "cache_folder is 3, expected a folder"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        OpenVINOOptions(**options)
+
+
+def test_another_device_than_a_cpu_is_refused(tiny_bundle_folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="openvino runs on CPUs; choose cpu, or the"):
+        create_backend("openvino", tiny_bundle_folder, device="cuda:0")
+
+
+def test_a_pair_without_graphs_is_refused(tiny_pair_folder: Path) -> None:
+    with pytest.raises(ParameterError, match="holds no graphs for openvino; build them with"):
+        create_backend("openvino", tiny_pair_folder)
+
+
+def test_without_the_package_the_command_that_installs_it_is_told(
+    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = backends.importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util,
+        "find_spec",
+        lambda name: None if name == "openvino" else find(name),
+    )
+    with pytest.raises(BackendUnavailable, match=r"pip install \"bootpig-rt\[openvino\]\""):
+        create_backend("openvino", tiny_bundle_folder)
+
+
+@pytest.mark.parametrize(("missing", "taken"), [("onnxruntime", "openvino"), ("", "onnxruntime")])
+def test_auto_runs_a_bundle_for_cpus_in_what_is_installed(
+    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str, taken: str
+) -> None:
+    find = backends.importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
+    assert create_backend("auto", tiny_bundle_folder).name == taken
+
+
+def of_openvino(folder: Path, version: str, minimum: str | None) -> Path:
+    """The bundle as one that was built for OpenVINO."""
+    manifest = open_bundle(folder).manifest
+    runtime = RuntimeInfo("openvino", version, minimum)
+    write_manifest(folder, structs.replace(manifest, target="openvino", runtime=runtime))
+    return folder
+
+
+def test_a_bundle_of_an_older_openvino_is_run_and_one_of_a_newer_is_refused(bundle: Path) -> None:
+    assert create_backend("auto", of_openvino(bundle, "2026.4.0", "2026.4")).name == "openvino"
+    with pytest.raises(BundleError, match="needs openvino 2031.1 or newer, .*--upgrade openvino"):
+        create_backend("openvino", of_openvino(bundle, "2031.1.0", "2031.1"))
+
+
+def test_other_backends_refuse_a_bundle_for_openvino(bundle: Path) -> None:
+    of_openvino(bundle, "2026.4.1", "2026.4")
+    with pytest.raises(BundleError, match="was built for openvino .*this is onnxruntime"):
+        create_backend("onnxruntime", bundle)
+
+
+def test_graphs_for_a_gpu_are_refused(bundle: Path) -> None:
+    write_manifest(bundle, structs.replace(open_bundle(bundle).manifest, target="cuda"))
+    with pytest.raises(BundleError, match="was built for onnxruntime .*this is openvino"):
+        create_backend("openvino", bundle)
+
+
+def test_a_graph_that_openvino_cannot_read_is_refused_by_name(
+    bundle: Path, write_tiny_manifest: Callable[[Path], None]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = bundle / "vae_decoder.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    model.graph.node[-1].op_type = "Nonsense"
+    path.write_bytes(model.SerializeToString())
+    write_tiny_manifest(bundle)
+    with pytest.raises(BundleError, match="graph vae_decoder in .* build-engine --target openvino"):
+        decoded(bundle)
+
+
+def test_int8_is_refused_where_a_bundle_has_no_such_graphs(tiny_bundle_folder: Path) -> None:
+    with pytest.raises(ParameterError, match="holds no int8 graphs"):
+        create_backend(replace(FLOAT32, precision="int8"), tiny_bundle_folder)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "amx", "status", "chosen"),
+    [
+        (["FP32", "BF16"], True, "passed", "bfloat16"),
+        (["FP32", "BF16"], True, "failed", "float32"),
+        (["FP32", "BF16"], False, "passed", "float32"),
+        (["FP32"], True, "passed", "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_pays_and_is_near_enough_to_torch(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capabilities: list[str],
+    amx: bool,
+    status: Any,
+    chosen: str,
+) -> None:
+    class Core:
+        def get_property(self, _: str, name: str) -> Any:
+            return capabilities if name == "OPTIMIZATION_CAPABILITIES" else " Some CPU "
+
+    record_parity(open_bundle(bundle), ParityReport(status), variant="bfloat16")
+    monkeypatch.setattr(openvino_precision, "has_amx", lambda: amx)
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        got = openvino_precision.choose_precision(Core(), open_bundle(bundle), "auto")
+    assert got == chosen
+    assert [r.getMessage() for r in caplog.records] == [
+        f"openvino computes in {chosen} on Some CPU"
+    ]
+
+
+def test_bfloat16_is_refused_on_a_processor_without_it(
+    tiny_bundle_folder: Path,
+) -> None:
+    class Core:
+        def get_property(self, _: str, name: str) -> Any:
+            return ["FP32"] if name == "OPTIMIZATION_CAPABILITIES" else "Old CPU"
+
+    with pytest.raises(BackendUnavailable, match="Old CPU has no such arithmetic; choose float32"):
+        openvino_precision.choose_precision(Core(), open_bundle(tiny_bundle_folder), "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("auto", None, None), "auto"),
+        (("auto", 2, None), OnnxRuntimeOptions(intra_op_threads=2)),
+        (("openvino", 2, "bfloat16"), OpenVINOOptions(threads=2, precision="bfloat16")),
+        (("torch", None, "bfloat16"), TorchOptions(precision="bfloat16")),
+    ],
+)
+def test_threads_and_precision_of_a_command_become_options(asked: Any, expected: Any) -> None:
+    backend, threads, precision = asked
+    assert backend_settings(backend, threads=threads, precision=precision) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("tensorrt", 2, None), "threads is for ONNX Runtime and OpenVINO"),
+        (("onnxruntime", None, "bfloat16"), "precision is for the backends openvino and torch"),
+        (("auto", None, "bfloat16"), "precision is for the backends openvino and torch"),
+        (("torch", 2, "bfloat16"), "precision is for .* 'torch' and threads"),
+    ],
+)
+def test_options_of_another_backend_are_refused(asked: Any, message: str) -> None:
+    backend, threads, precision = asked
+    with pytest.raises(ParameterError, match=message):
+        backend_settings(backend, threads=threads, precision=precision)
