@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,11 +15,11 @@ import pytest
 from msgspec import structs
 from PIL import Image
 
-from bootpig_rt import backends
 from bootpig_rt.backends import backend_settings, create_backend
 from bootpig_rt.backends.openvino import backend as openvino_backend
 from bootpig_rt.backends.openvino import precision as openvino_precision
 from bootpig_rt.backends.openvino.launch import Launch
+from bootpig_rt.backends.openvino.models import Models
 from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
 from bootpig_rt.bundle import shipped
 from bootpig_rt.bundle.bundle import open_bundle, record_parity, write_manifest
@@ -216,15 +217,15 @@ def decoded(folder: Path, options: OpenVINOOptions = CACHED, **settings: Any) ->
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Graphs of the decoder that are read in order to be compiled."""
     names: list[str] = []
-    read = openvino_backend.Models._read
+    read = Models._read
     begin: Callable[..., None] = lambda *_: None  # noqa: E731  only what is asked for
 
     def watch(self: Any, file: Any, shapes: Any) -> Any:
         names.append(file.path.stem)
         return read(self, file, shapes)
 
-    monkeypatch.setattr(openvino_backend.Models, "_read", watch)
-    monkeypatch.setattr(openvino_backend.Models, "begin", begin)
+    monkeypatch.setattr(Models, "_read", watch)
+    monkeypatch.setattr(Models, "begin", begin)
     return names
 
 
@@ -279,7 +280,7 @@ def test_another_version_processor_or_precision_has_models_of_its_own(
         decoded(bundle, replace(CACHED, precision="bfloat16"))
     monkeypatch.setattr(openvino_backend, "processor", lambda _: "another")
     decoded(bundle)
-    monkeypatch.setattr(openvino_backend.ov, "__version__", "2026.9.9-1")
+    monkeypatch.setattr(ov, "__version__", "2026.9.9-1")
     decoded(bundle)
     count = 4 + HAS_BFLOAT16
     assert compiled == ["vae_decoder"] * count
@@ -386,9 +387,9 @@ def test_a_pair_without_graphs_is_refused(tiny_pair_folder: Path) -> None:
 def test_without_the_package_the_command_that_installs_it_is_told(
     tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = backends.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        backends.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name: None if name == "openvino" else find(name),
     )
@@ -400,9 +401,9 @@ def test_without_the_package_the_command_that_installs_it_is_told(
 def test_auto_runs_a_bundle_for_cpus_in_what_is_installed(
     tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str, taken: str
 ) -> None:
-    find = backends.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        backends.importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+        importlib.util, "find_spec", lambda name: None if name == missing else find(name)
     )
     assert create_backend("auto", tiny_bundle_folder).name == taken
 
