@@ -100,7 +100,11 @@ def test_a_dry_run_reads_the_published_layout(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "sm_90"], "target is 'sm_90', expected one of: cpu, cuda, sm_75"),
+        (["--target", "sm_90"], "target is 'sm_90', expected one of: cpu, openvino, cuda, sm_75"),
+        (
+            ["--target", "openvino", "--precision", "float16"],
+            "for target openvino, expected float32",
+        ),
         (["--resolution", "33"], "multiples of 8"),
         (["--merge", "max"], "merge is 'max'"),
         (["--precision", "int8"], "precision is 'int8'"),
@@ -184,7 +188,7 @@ def test_inspect_shows_graphs_sizes_and_parity(
     assert main(["inspect", str(bundle), "--tensors", "--layers"]) == 0
     text = capsys.readouterr().out
     manifest = open_bundle(bundle).manifest
-    for part in (manifest.pair.name, manifest.target, "prompt_embeds", "ReferenceAttention"):
+    for part in (manifest.pair.name, manifest.target, "prompt_embeds", "    Attention "):
         assert part in text
     assert all(graph.file in text for graph in manifest.graphs)
     assert f"parity with torch: {manifest.parity.status}" in text
@@ -255,6 +259,45 @@ def test_verify_runs_the_gate_and_records_it(
     assert [result.name for result in recorded.results] == [r["name"] for r in values["results"]]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_bundle_for_cpus_is_compared_in_openvino_as_well(
+    bundle: Path, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    ov = pytest.importorskip("openvino")
+    if precision == "bfloat16":
+        if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip("no bfloat16 on this processor")
+    words = ["verify", str(bundle), "--backend", "openvino", "--precision", precision]
+    own = open_bundle(bundle).manifest.parity
+    if precision == "float32":
+        message = fails(capsys, *words, "--record")
+        assert "expected the backend that the bundle was built for" in message
+        assert run_json(capsys, *words)["status"] == "passed"
+        return
+    values = run_json(capsys, *words, "--record")
+    assert (values["status"], values["backend"]) == ("passed", "openvino")
+    manifest = open_bundle(bundle).manifest
+    (variant,) = manifest.variants
+    assert (manifest.parity, variant.parity.status) == (own, "passed")
+    assert main(["inspect", str(bundle)]) == 0
+    assert "in bfloat16:\nparity with torch: passed (openvino on cpu)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision", "bfloat16"], "expected float32 for onnxruntime"),
+        (["--backend", "openvino", "--precision", "int8"], "expected float32 or bfloat16 for open"),
+        (["--backend", "tensorrt"], "built for cpu, expected onnxruntime or openvino"),
+    ],
+)
+def test_verify_refuses_what_does_not_run_the_bundle(
+    bundle: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert message in fails(capsys, "verify", str(bundle), *words)
+
+
 def test_verify_refuses_another_pair(
     bundle: Path, tiny_pair_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +338,19 @@ def test_doctor_says_what_can_be_built_and_run(capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert all(target in text for target in TARGETS)
     assert "packages" in text
+
+
+def test_doctor_tells_what_openvino_lacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bootpig_rt.export import targets
+
+    monkeypatch.setattr(targets, "is_installed", lambda package: package != "openvino")
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(
+        r"openvino +no +no +openvino; pip install 'bootpig-rt\[export,openvino\]'", text
+    )
 
 
 def test_doctor_names_the_command_that_installs_what_is_missing(
