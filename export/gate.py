@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootpig_rt.backends import create_backend
@@ -126,16 +126,18 @@ def compare_variants(
 
 
 def _settings(folder: Path, place: Place, precision: Precision) -> str | BackendOptions:
-    """One graph at a time in ONNX Runtime, where all of them would not fit into a small machine.
+    """One graph at a time, where all of them would not fit into a small machine.
 
     A graph's float32 weights take twice their bytes on disk, and as much again while it loads. An
-    arena grows by powers of two, which wastes gigabytes here.
+    arena of ONNX Runtime grows by powers of two, which wastes gigabytes here.
     """
-    if place.backend == OpenVINOOptions.name:
-        return OpenVINOOptions(precision=precision, cache=False)  # type: ignore[arg-type]
     stored = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
-    is_large = place.backend == "onnxruntime" and stored > _LARGE_BYTES
-    return OnnxRuntimeOptions(sessions_kept=1, arena=False) if is_large else place.backend
+    if place.backend == OpenVINOOptions.name:
+        options = OpenVINOOptions(precision=precision, cache=False)  # type: ignore[arg-type]
+        return replace(options, models_kept=1, buckets=()) if stored > _LARGE_BYTES else options
+    if place.backend == "onnxruntime" and stored > _LARGE_BYTES:
+        return OnnxRuntimeOptions(sessions_kept=1, arena=False)
+    return place.backend
 
 
 def place_of(target: Target, backend: str | None = None) -> Place:

@@ -147,6 +147,15 @@ def test_usual_pictures_have_models_of_fixed_shapes_and_all_others_share_one(
     assert list(state.input("state").shape) == [2, 1, 4, 8, 8]
 
 
+def test_few_models_can_be_kept_and_draw_the_same(
+    tiny_bundle_folder: Path, red: Image.Image
+) -> None:
+    expected = drawn(Pipeline(tiny_bundle_folder, backend=FLOAT32), red)
+    pipeline = Pipeline(tiny_bundle_folder, backend=replace(FLOAT32, models_kept=1))
+    np.testing.assert_array_equal(drawn(pipeline, red), expected)
+    assert len(pipeline._backend.models._futures) == 1  # type: ignore[attr-defined]
+
+
 def test_a_batch_that_fills_no_bucket_shares_one_launch(
     tiny_bundle_folder: Path, red: Image.Image
 ) -> None:
@@ -362,6 +371,7 @@ def test_what_was_put_together_for_this_process_is_kept_with_the_users_caches(
     [
         ({"precision": "float16"}, "precision is 'float16', expected one of"),
         ({"threads": -1}, r"threads is -1, expected 0\.\.1024; 0 leaves it to OpenVINO"),
+        ({"models_kept": -1}, r"models_kept is -1, expected 0\.\.1024; 0 keeps all"),
         ({"streams": 0}, r"streams is 0, expected 1\.\.1024"),
         ({"buckets": [1]}, r"buckets is \[1\], expected numbers of pictures such as \(1, 4\)"),
         ({"buckets": (0,)}, r"buckets is 0, expected 1\.\.1024"),

@@ -112,6 +112,7 @@ class OpenVINOBackend:
             config=config,
             narrow=ov.Type.bf16 if precision == "bfloat16" else None,
             cache=_cache(bundle, options, facts),
+            most=options.models_kept,
         )
         spec = bundle_spec(bundle)
         self._levels = self_attention_levels(read_json(bundle.folder / "base_unet" / "config.json"))
@@ -182,7 +183,8 @@ class OpenVINOBackend:
                     "prompt_embeds": np.asarray(prompt_embeds, np.float32)[texts],
                 }
                 room = writer.room(rows)
-                model = self.models.get("reference_kv", one_row(inputs, self._shared.size))
+                shapes = self._one_row(inputs, self._shared.size)
+                model = self.models.get("reference_kv", shapes)
                 Launch(model, inputs, room).run()
                 writer.take(rows, room)
                 if progress is not None:
@@ -213,7 +215,7 @@ class OpenVINOBackend:
     ) -> FloatArray:
         """Run a graph over rows one by one; all are handed over before the first is waited for."""
         rows = [np.ascontiguousarray(values[i : i + 1]) for i in range(len(values))]
-        shapes = one_row({name: rows[0]}, size)
+        shapes = self._one_row({name: rows[0]}, size)
         try:
             model = self.models.get(graph, shapes)
             launches = [Launch(model, {name: row}) for row in rows]
@@ -229,12 +231,20 @@ class OpenVINOBackend:
         """What every picture needs, in the order of a request. The steps' shapes come with it."""
         text, side = spec.text_shape, self._shared.size
         channels = spec.latent_channels
+        if not self.options.buckets:
+            return [
+                (name, ()) for name in ("vae_encoder", "text_encoder", "text_kv", "vae_decoder")
+            ]
         return [
             ("vae_encoder", (("pixels", (1, 3, *self._size_px)),)),
             ("text_encoder", () if text is None else (("ids", (1, text[0])),)),
             ("text_kv", ()),
             ("vae_decoder", (("latents", (1, channels, *side)),)),
         ]
+
+    def _one_row(self, inputs: dict[str, Any], size: tuple[int, ...]) -> Shapes:
+        """Shapes of a launch of one row of the usual size; empty for the model of free shapes."""
+        return one_row(inputs, size) if self.options.buckets else ()
 
     def _layer_shapes(self, height: int, width: int) -> tuple[LayerShape, ...]:
         """Heads, tokens and head dim of each self-attention for latents of a size."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class Models:
         find: Name of a graph -> its file, checked as it is asked for.
         config: Properties of the CPU plugin that all are compiled with.
         narrow: Type of tables and texts; None leaves them as in the graphs.
-        cache: Of compiled models; None: none are kept.
+        cache: Of compiled models; None: none are kept in files.
+        most: Models that stay loaded, least recently used out first; 0 keeps all.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Models:
         config: Mapping[str, Any],
         narrow: ov.Type | None,
         cache: BlobCache | None,
+        most: int = 0,
     ) -> None:
         """Nothing is loaded yet."""
         self._core, self._find = core, find
         self._config, self._narrow, self._cache = dict(config), narrow, cache
-        self._lock = threading.Lock()
-        self._futures: dict[tuple[str, Shapes], Future[ov.CompiledModel]] = {}
+        self._most, self._lock = most, threading.Lock()
+        # In the order of their last use.
+        self._futures: OrderedDict[tuple[str, Shapes], Future[ov.CompiledModel]] = OrderedDict()
 
     def get(self, name: str, shapes: Shapes = ()) -> ov.CompiledModel:
         """The model of a graph for some shapes; threads that ask for it at once share one.
@@ -83,7 +87,10 @@ class Models:
             future = self._futures.get(key)
             is_ours = future is None
             if future is None:
+                while self._most and len(self._futures) >= self._most:
+                    self._futures.popitem(last=False)  # who runs it holds it until the end
                 future = self._futures[key] = Future()
+            self._futures.move_to_end(key)
         if is_ours:
             try:
                 future.set_result(self._make(name, shapes))
@@ -96,8 +103,11 @@ class Models:
     def begin(self, wanted: Iterable[tuple[str, Shapes]]) -> None:
         """Make models that will be needed soon, one after another, beside what runs now.
 
-        What goes wrong is raised by `get`, should the graph be needed after all.
+        What goes wrong is raised by `get`, should the graph be needed after all. Does nothing where
+        few are kept: each is made when it is asked for.
         """
+        if self._most:
+            return
 
         def make_all(wanted: list[tuple[str, Shapes]]) -> None:
             for name, shapes in wanted:
