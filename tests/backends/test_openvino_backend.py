@@ -70,7 +70,7 @@ def test_every_attention_is_read_as_the_operator_of_openvino(
 
 
 @pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=needs_bfloat16)])
-@pytest.mark.parametrize("name", STEPS[:2])
+@pytest.mark.parametrize("name", STEPS)
 def test_what_is_executed_holds_no_scores(
     tiny_bundle_folder: Path, name: str, precision: str
 ) -> None:
@@ -80,7 +80,7 @@ def test_what_is_executed_holds_no_scores(
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     kinds = [node["layerType"].astype(str) for node in nodes]
-    assert "Softmax" not in kinds
+    assert kinds.count("Softmax") == 7 * name.endswith("softmax")  # the weights of that merge
     assert kinds.count("MatMul") == 2  # the solver's
 
 
