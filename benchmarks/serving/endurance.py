@@ -19,9 +19,9 @@ from bootpig_rt.benchmarks.settings import Progress
 
 KILLS = (0.08, 0.16)
 DISK_FULL = ((0.40, 0.45), (0.75, 0.80))
-STEADY = 0.25
+STEADY = 0.5
 """Shares of the time: when the process is killed; when the disk is full; and from when on nothing
-is started any more, and what fills up is full."""
+is started any more, and what fills up is full: jobs that ended are kept for ten minutes."""
 
 _LEAVE_SHARE = 0.1
 _BAD_EVERY_S = 2.0

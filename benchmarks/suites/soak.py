@@ -29,7 +29,7 @@ from bootpig_rt.bundle.pair_config import read_pair_config
 
 HELP = "a service at 70 % load for half an hour, with faults"
 
-MINUTES, WHOLE = "minute by minute", "from the last start to the end"
+MINUTES, WHOLE = "minute by minute", "the second half"
 
 _SHARE = 0.7
 _SMOKE_S = 20.0
