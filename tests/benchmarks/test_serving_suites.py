@@ -121,7 +121,7 @@ def record() -> Record:
     ask = asks(Mix(images=((1, 1.0),)), 1, 1)[0]
     ends: dict[int, End] = {3: "broken", 6: "broken", 8: "refused"}
     found.outcomes = tuple(
-        Outcome(replace(ask, at_s=float(n)), ends.get(n, "done"), 0.1 if n < 38 else 0.2, 0.0)
+        Outcome(replace(ask, at_s=float(n)), ends.get(n, "done"), 0.1 if n < 45 else 0.2, 0.0)
         for n in range(60)
     )
     found.samples = [Sample(float(n), Usage(n << 20, 10, 5), Scrape()) for n in range(61)]
