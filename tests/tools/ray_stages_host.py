@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bootpig_rt.errors import BootPIGError, ConfigError
+from bootpig_rt.errors import BootPIGError, ConfigError, InputError
 from bootpig_rt.training.bootstrap.config import (
     BootstrapConfig,
     CaptionsConfig,
@@ -33,6 +33,7 @@ from bootpig_rt.training.bootstrap.ray_stages import RayOptions, RayRunner
 from bootpig_rt.training.bootstrap.run import bootstrap
 from bootpig_rt.training.bootstrap.stage import (
     Item,
+    Items,
     MakeStage,
     Outcome,
     Reject,
@@ -55,6 +56,8 @@ class MarkStage:
         if not folder.is_dir():
             raise ConfigError(f"no folder {folder}, expected one; make it")
         self._folder, self._dies_at, self._dies_again = folder, dies_at, dies_again
+        with (folder / "built").open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
 
     def __call__(self, items: Sequence[Item]) -> list[tuple[Outcome, ...]]:
         """Reject every fifth item, and turn the picture of the others."""
@@ -77,12 +80,25 @@ class MarkStage:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def some_items() -> Iterator[Item]:
-    """Items with a picture each, made when they are asked for."""
+def some_items() -> list[Item]:
+    """Items with a picture each."""
+    found = []
     for index in range(ITEMS):
         picture = np.full((16, 16, 3), index, np.uint8)
         picture[0] = 255
-        yield Item(index, caption=f"caption {index}", views=(View(picture),))
+        found.append(Item(index, caption=f"caption {index}", views=(View(picture),)))
+    return found
+
+
+class TornItems:
+    """Items that cannot be read to their end."""
+
+    def __len__(self) -> int:
+        return ITEMS
+
+    def __iter__(self) -> Iterator[Item]:
+        yield from some_items()[: ITEMS // 2]
+        raise InputError("a part is damaged; make it again")
 
 
 class Dying:
@@ -125,6 +141,7 @@ def compare(folder: Path, runner: RayRunner) -> dict[str, Any]:
         "same": {i: plain(o) for i, o in got} == {i: plain(o) for i, o in expected.items()},
         "died": (folder / "died").exists(),
         "processes": len(set((folder / "pids").read_text().split())),
+        "built": len((folder / "built").read_text().split()),
     }
 
 
@@ -137,11 +154,9 @@ def samples(folder: Path, runner: RayRunner) -> dict[str, Any]:
         "filters": FiltersConfig(border_px=0, min_area=0.01, max_area=1.0, min_largest=0.1),
     }
 
-    usual = RayRunner(RayOptions(workers=2, retries=2))  # one window for all
-
-    def dying(make_stage: MakeStage, items: Iterable[Item]) -> Iterator[Any]:
+    def dying(make_stage: MakeStage, items: Items) -> Iterator[Any]:
         make = partial(Dying, make_stage, folder / "samples", name="pictures", dies_at=5)
-        return usual(make, items)
+        return runner(make, items)
 
     (folder / "samples").mkdir()
     runners: dict[str, Runner] = {"here": run_here, "ray": dying}
@@ -166,6 +181,16 @@ def poison(folder: Path, runner: RayRunner) -> dict[str, Any]:
 def broken(folder: Path, runner: RayRunner) -> dict[str, Any]:
     """A stage that cannot be built."""
     return told(runner, partial(MarkStage, folder / "gone"))
+
+
+def torn(folder: Path, runner: RayRunner) -> dict[str, Any]:
+    """Items that end in an error of this side."""
+    done: list[int] = []
+    try:
+        done.extend(index for index, _ in runner(partial(MarkStage, folder), TornItems()))
+    except BootPIGError as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+    return {"done": done}
 
 
 def too_many(folder: Path, runner: RayRunner) -> dict[str, Any]:
@@ -201,7 +226,7 @@ def main() -> None:
         log_to_driver=False,
     )
     try:
-        # A window of so few bytes that there are several.
+        # Room for so few bytes that items wait for those before them.
         runner = RayRunner(RayOptions(workers=2, retries=2, window_bytes=20_000))
         for line in sys.stdin:
             answer = globals()[json.loads(line)["do"]](folder, runner)

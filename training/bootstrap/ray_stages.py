@@ -2,27 +2,27 @@
 
 Ray Data holds a pool of workers that have built the stage, gives them blocks of items, starts a
 worker that died again, and gives its block to a worker once more. Each item's outcomes come back
-once. What is sent is one window of items after the other, as large as the cluster's memory bears;
-what is done with the outcomes is `run.py`'s business, as with the runner of one process.
+once. As many items are with the cluster at a time as its memory bears (`ray_desk.py`), and workers
+live as long as the stage, so that models are loaded once. What is done with the outcomes is
+`run.py`'s business, as with the runner of one process.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from bootpig_rt.errors import BackendUnavailable, BootPIGError, ConfigError, EngineLost
-from bootpig_rt.training.bootstrap.stage import Item, MakeStage, Outcome, run_here
-
-Outcomes = tuple[int, tuple[Outcome, ...]]
+from bootpig_rt.training.bootstrap.ray_desk import Desk, Outcomes, fetch, table_of
+from bootpig_rt.training.bootstrap.stage import Items, MakeStage, run_here
 
 MAX_BLOCK_ITEMS = 64
 BLOCKS_A_WORKER = 4
 """At least, where there are so many items: a worker that is done early takes what others have."""
 WINDOW_SHARE = 0.3
-"""Of the cluster's object store, for the items of a window; as much again for their outcomes."""
+"""Of the cluster's object store, for items on their way; as much again for their outcomes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RayOptions:
         cpus: Of a worker.
         gpus: Of a worker, as shares where several fit on one; None is 1 where the cluster has any.
         retries: How often a block is given out again after its worker died.
-        window_bytes: Items that are with the cluster at once; 0 is a share of its memory.
+        window_bytes: Of items that are with the cluster at once; 0 is a share of its memory.
     """
 
     address: str = ""
@@ -72,15 +72,23 @@ class RayRunner:
             WINDOW_SHARE * self._ray.cluster_resources().get("object_store_memory", 1 << 30)
         )
 
-    def __call__(self, make_stage: MakeStage, items: Iterable[Item]) -> Iterator[Outcomes]:
+    def __call__(self, make_stage: MakeStage, items: Items) -> Iterator[Outcomes]:
         """Yield (index of the item, its outcomes) for every item once, in any order.
 
         Raises:
             EngineLost: A block's workers died again and again.
             BootPIGError: What the stage itself raised.
         """
-        for window in _windows(items, self._window_bytes):
-            yield from self._through(make_stage, window)
+        size = -(-len(items) // (BLOCKS_A_WORKER * self._workers))
+        made = Desk(
+            self._ray,
+            items,
+            size=max(1, min(MAX_BLOCK_ITEMS, size)),
+            most_bytes=self._window_bytes,
+            num_fetching=2 * self._workers,
+        )
+        with made as desk:
+            yield from desk.once(self._collected(self._through(make_stage, desk), make_stage))
 
     def _pool(self) -> tuple[float, int]:
         """GPUs of a worker, and how many workers there are."""
@@ -98,37 +106,36 @@ class RayRunner:
             )
         return gpus, options.workers or most
 
-    def _through(self, make_stage: MakeStage, window: dict[int, bytes]) -> Iterator[Outcomes]:
-        data = self._ray.data
-        count = min(MAX_BLOCK_ITEMS, -(-len(window) // (BLOCKS_A_WORKER * self._workers)))
-        kept = list(window.values())
-        blocks = [_table(kept[at : at + count]) for at in range(0, len(kept), count)]
-        done = data.from_arrow(blocks).map_batches(
+    def _through(self, make_stage: MakeStage, desk: Desk) -> Any:
+        data, workers = self._ray.data, min(self._workers, desk.num_blocks)
+        # Other CPUs than those of the workers, so that Ray Data does not make one step of both.
+        fetched = data.from_arrow(desk.tickets()).map_batches(
+            fetch,
+            fn_kwargs=desk.fetching(),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=data.TaskPoolStrategy(size=desk.num_fetching),
+        )
+        return fetched.map_batches(
             _Worker,
             fn_constructor_args=(make_stage,),
-            batch_size=count,
+            batch_size=None,
             batch_format="pyarrow",
-            compute=data.ActorPoolStrategy(size=min(self._workers, len(blocks))),
+            compute=data.ActorPoolStrategy(size=workers),
             num_cpus=self._options.cpus,
             num_gpus=self._gpus,
             max_restarts=-1,
             max_task_retries=self._options.retries,
         )
-        waited_for = set(window)
-        for outcomes in self._collected(done, make_stage):
-            if outcomes[0] in waited_for:
-                waited_for.remove(outcomes[0])
-                yield outcomes
-        if waited_for:
-            raise EngineLost(
-                f"{len(waited_for)} items did not come back from the cluster, such as "
-                f"{min(waited_for)}; run the same command again: what is done is kept"
-            )
 
     def _collected(self, done: Any, make_stage: MakeStage) -> Iterator[Outcomes]:
         exceptions = self._ray.exceptions
         try:
-            for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+            # Nothing ahead: Ray would keep one block's outcomes until the next came back, which
+            # may wait for the room of that one.
+            batches = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for table in batches:
                 for each in table["data"].to_pylist():
                     outcomes = pickle.loads(each)
                     if isinstance(outcomes, BootPIGError):
@@ -161,27 +168,7 @@ class _Worker:
             done: list[Any] = list(run_here(lambda: self._stage, items))
         except BootPIGError as error:
             done = [error]  # as it is: Ray would wrap it
-        return _table([pickle.dumps(each) for each in done])
-
-
-def _windows(items: Iterable[Item], most_bytes: int) -> Iterator[dict[int, bytes]]:
-    """Pickled items by index, in groups of about so many bytes."""
-    window: dict[int, bytes] = {}
-    held = 0
-    for item in items:
-        window[item.index] = pickled = pickle.dumps(item)
-        held += len(pickled)
-        if held >= most_bytes:
-            yield window
-            window, held = {}, 0
-    if window:
-        yield window
-
-
-def _table(rows: list[bytes]) -> Any:
-    import pyarrow
-
-    return pyarrow.table({"data": pyarrow.array(rows, pyarrow.large_binary())})
+        return table_of([pickle.dumps(each) for each in done])
 
 
 def _connected(address: str) -> Any:

@@ -114,11 +114,19 @@ MakeStage = Callable[[], Stage]
 """Builds a stage where it will run. Picklable: a `functools.partial` of a class, its settings."""
 
 
+class Items(Protocol):
+    """Items that are read when it is their turn, in whatever thread, and how many there are."""
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def __len__(self) -> int: ...
+
+
 class Runner(Protocol):
     """Puts items through a stage: in this process, or on many machines."""
 
     def __call__(
-        self, make_stage: MakeStage, items: Iterable[Item]
+        self, make_stage: MakeStage, items: Items
     ) -> Iterator[tuple[int, tuple[Outcome, ...]]]:
         """Yield (index of the item, its outcomes) for every item once, in any order.
 

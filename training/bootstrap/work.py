@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ class Work:
 
         if not missing:
             return
-        total = sum(sizes.values())
+        total, left = sum(sizes.values()), sum(sizes[number] for number in missing)
         with tqdm(total=total, desc=self._name, unit="item", disable=None) as bar:
-            bar.update(total - sum(sizes[number] for number in missing))
-            for index, outcomes in self._runner(self._make_stage, items()):
+            bar.update(total - left)
+            for index, outcomes in self._runner(self._make_stage, _Coming(items, left)):
                 number = part_of.pop(index)
                 open_parts[number].done[index] = outcomes
                 if len(open_parts[number].done) == len(open_parts[number].items):
@@ -97,3 +98,17 @@ class _OpenPart:
     def __init__(self, items: dict[int, Item]) -> None:
         self.items = items
         self.done: dict[int, tuple[Outcome, ...]] = {}
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """See `Items`."""
+
+    read: Callable[[], Iterator[Item]]
+    count: int
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.read()
+
+    def __len__(self) -> int:
+        return self.count

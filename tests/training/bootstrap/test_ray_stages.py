@@ -93,7 +93,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 def test_every_item_comes_back_once_though_a_worker_is_killed(host: Host) -> None:
     answer = host.ask("compare")
     assert answer["died"]
-    assert answer["processes"] >= 3  # two workers, and one that was started again
+    # Two workers, and one that was started again: each has built the stage once.
+    assert answer["built"] == answer["processes"] == 3
     assert answer["counts"] == [1] * 40
     assert answer["same"]
 
@@ -127,6 +128,13 @@ def test_an_error_of_a_stage_arrives_as_it_is(host: Host) -> None:
     answer = host.ask("broken")
     assert answer["kind"] == "ConfigError"
     assert answer["text"].endswith("expected one; make it")
+
+
+@pytest.mark.slow
+@needs_ray
+def test_items_that_cannot_be_read_end_the_run_with_their_own_error(host: Host) -> None:
+    answer = host.ask("torn")
+    assert (answer["kind"], answer["text"]) == ("InputError", "a part is damaged; make it again")
 
 
 @pytest.mark.slow
