@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bootpig_rt.training.compose import REFERENCE_LENGTH
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPT = "a photo of an owl, in the middle of a snowy field"
 REFERENCE_PROMPT = "a photo of an owl"
@@ -36,7 +34,7 @@ class Size:
     pictures: int = 360
     steps: int = 320
     batch: int = 8
-    subjects: int = 5
+    subjects: int = 12
     seed: int = 0
 
 
@@ -172,7 +170,6 @@ def _bootstrap(at: Places, size: Size) -> tuple[str, ...]:
         "pictures.steps": 6,
         "pictures.guidance": GUIDANCE[1],
         "pictures.batch_size": 16,
-        "triplets.fill": REFERENCE_LENGTH,
     }
     config = str(CONFIGS / "bootstrap-world.toml")
     return ("bootstrap", config, *(f"{key}={value}" for key, value in values.items()))

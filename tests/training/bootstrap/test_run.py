@@ -23,6 +23,7 @@ from bootpig_rt.training.bootstrap import pictures
 from bootpig_rt.training.bootstrap.assemble import first_of_their_kind
 from bootpig_rt.training.bootstrap.run import bootstrap, describe
 from bootpig_rt.training.bootstrap.stage import Item, Outcome, View
+from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.folder_claim import LOCK
 from bootpig_rt.training.samples import Samples
 from bootpig_rt.training.shards import read_manifest, read_samples
@@ -440,3 +441,5 @@ def test_the_config_of_the_repository_is_read(root: Path) -> None:
     config = load_bootstrap_config(root / "training" / "configs" / "bootstrap.toml", [])
     assert config.masks.finder == "grounding_dino"
     assert config.size_px == 512
+    world = load_bootstrap_config(root / "training" / "configs" / "bootstrap-world.toml", [])
+    assert world.triplets.fill == REFERENCE_LENGTH  # as in the samples of the small world
