@@ -25,6 +25,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bootpig_rt.models.latent_scale import LatentScale, mean_latents
 from bootpig_rt.models.load import Pair
 
 FloatArray = NDArray[np.float32]
@@ -106,8 +107,8 @@ class PublishedWay:
             texts = texts.last_hidden_state.to(self._dtype)
             rows, reference_texts = texts[[0, 0, 1]], texts[[2] * len(scene.pixels)]
             pixels = torch.from_numpy(scene.pixels).to(device, self._dtype)
-            latents = self._vae.encode(pixels).latent_dist.mean.float()
-            latents = latents * self._vae.config.scaling_factor
+            scale = LatentScale(self._vae)
+            latents = scale.scaled(mean_latents(self._vae, pixels).float())
             scheduler = SCHEDULERS[scene.solver].from_config(self._pair.scheduler)
             scheduler.set_timesteps(scene.steps, device=device)
             timesteps = scheduler.timesteps.cpu().numpy()
@@ -121,7 +122,7 @@ class PublishedWay:
                 guided = self._output(x, read[index], t, rows, reference_texts, scales)
                 x = scheduler.step(guided, t, x).prev_sample
             self.latents = x
-            plain = (x / self._vae.config.scaling_factor).to(self._dtype)
+            plain = scale.unscaled(x).to(self._dtype)
             drawn: FloatArray = self._vae.decode(plain).sample.float().cpu().numpy()
         return drawn
 

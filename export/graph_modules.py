@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bootpig_rt.export.cpu_modules import with_plane_norms
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.reference_op import OpMerge, reference_attention
+from bootpig_rt.models.latent_scale import LatentScale, mean_latents
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
 
@@ -72,12 +73,11 @@ class VaeEncoder(nn.Module):
         """Wrap an autoencoder."""
         super().__init__()
         self.vae: Any = with_plane_norms(vae)
+        self.scale = LatentScale(vae)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
-        mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float()
-        latents: Tensor = (mean - _shift(self.vae)) * self.vae.config.scaling_factor
-        return latents
+        return self.scale.scaled(mean_latents(self.vae, pixels.to(self.vae.dtype)).float())
 
 
 class VaeDecoder(nn.Module):
@@ -87,10 +87,11 @@ class VaeDecoder(nn.Module):
         """Wrap an autoencoder."""
         super().__init__()
         self.vae = vae
+        self.scale = LatentScale(vae)
 
     def forward(self, latents: Tensor) -> Tensor:
         """See the class."""
-        plain = latents / self.vae.config.scaling_factor + _shift(self.vae)
+        plain = self.scale.unscaled(latents)
         pixels: Tensor = self.vae.decode(plain.to(self.vae.dtype)).sample.float()
         return pixels
 
@@ -262,8 +263,3 @@ def _combine(weights: Tensor, tensors: Tensor) -> Tensor:
     combined = weights @ by_picture.flatten(2)
     unfolded: Tensor = combined.unflatten(2, tuple(by_picture.shape[2:]))
     return unfolded.transpose(0, 1)
-
-
-def _shift(vae: Any) -> float:
-    """Offset of latents; absent from the autoencoders of Stable Diffusion 1.x and 2.x."""
-    return float(getattr(vae.config, "shift_factor", None) or 0.0)

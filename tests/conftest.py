@@ -104,6 +104,7 @@ class MakeTinyPair(Protocol):
         prediction_type: str = ...,
         published: bool = ...,
         shallow: bool = ...,
+        patches: bool = ...,
         **config: Any,
     ) -> Path:
         """Write a random pair and return its folder."""
@@ -116,6 +117,8 @@ def make_tiny_pair() -> MakeTinyPair:
     Latents are [4, 8, 8]; prompts have 24 tokens. With `published` the folder holds `base_unet`
     and `ref_unet` alone and `folder / "base_model"` the rest, as the published trainer leaves it.
     With `shallow` the U-Nets attend in one block in place of seven: they are quicker to export.
+    With `patches` the autoencoder is a `PatchAutoencoder` whose six channels have a mean and a
+    standard deviation each.
     Further keywords become fields of `pair.json`.
     """
 
@@ -126,10 +129,11 @@ def make_tiny_pair() -> MakeTinyPair:
         prediction_type: str = "epsilon",
         published: bool = False,
         shallow: bool = False,
+        patches: bool = False,
         **config: Any,
     ) -> Path:
         import torch
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
         from bootpig_rt.bundle.pair_config import PairConfig
@@ -146,6 +150,8 @@ def make_tiny_pair() -> MakeTinyPair:
             base, reference = (
                 UNet2DConditionModel(
                     sample_size=8,
+                    in_channels=6 if patches else 4,
+                    out_channels=6 if patches else 4,
                     block_out_channels=channels,
                     layers_per_block=1,
                     down_block_types=(f"{kind}DownBlock2D",) * len(channels),
@@ -157,13 +163,7 @@ def make_tiny_pair() -> MakeTinyPair:
                 )
                 for _ in range(2)
             )
-            vae = AutoencoderKL(
-                block_out_channels=(8, 8, 8),
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                norm_num_groups=4,
-                sample_size=32,
-            )
+            vae: Any = make_patch_autoencoder() if patches else make_autoencoder_kl()
             text = CLIPTextConfig(
                 vocab_size=len(json.loads((tokenizer_folder / "vocab.json").read_text())),
                 hidden_size=16,
@@ -207,6 +207,42 @@ def make_tiny_pair() -> MakeTinyPair:
     return make
 
 
+def make_autoencoder_kl() -> Any:
+    """A random one of factor 4."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+
+
+def make_patch_autoencoder() -> Any:
+    """One of ours of factor 4, random in what begins as zeros too."""
+    import torch
+
+    from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
+
+    vae = PatchAutoencoder(
+        latent_channels=6,
+        block_out_channels=(3, 8, 8),
+        layers_per_block=(1, 1),
+        encoder_channels=(8, 8),
+        encoder_layers=(1, 1),
+        sample_size=32,
+        scaling_factor=1.25,
+        latents_mean=tuple(0.1 * channel for channel in range(6)),
+        latents_std=tuple(0.5 + 0.1 * channel for channel in range(6)),
+    )
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return vae
+
+
 TINY = ROOT / "tests" / "data" / "tiny"
 """What `make_tiny_pair` writes, with its ONNX graphs, which take minutes to export."""
 
@@ -224,6 +260,16 @@ def tiny_pair_folder(share: Share) -> Path:
 def shallow_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
     """A tiny pair that attends in one block. Copy it before changing a file."""
     return share("shallow_pair", lambda folder: make_tiny_pair(folder, shallow=True)) / "pair"
+
+
+@pytest.fixture(scope="session")
+def patch_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
+    """A tiny pair with an autoencoder of patches, that attends in one block; copy it likewise."""
+
+    def fill(folder: Path) -> Path:
+        return make_tiny_pair(folder, patches=True, shallow=True)
+
+    return share("patch_pair", fill) / "pair"
 
 
 @pytest.fixture(scope="session")

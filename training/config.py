@@ -14,7 +14,9 @@ from bootpig_rt.diffusion.noise_schedule import PredictionType, SolverName
 from bootpig_rt.errors import ConfigError, describe_os_error
 
 StageName = Literal["vae", "base", "pair", "distill"]
-TimestepSampling = Literal["uniform", "middle"]
+TimestepSampling = Literal["uniform", "middle", "logit_normal"]
+ChannelWeight = Literal["equal", "pixels"]
+VaeKind = Literal["kl", "patch", "patch_decoder"]
 Augmentation = Literal["none", "paper", "official", "light"]
 ReferencePrompt = Literal["class", "caption"]
 DropoutDraw = Literal["sample", "step"]
@@ -67,17 +69,37 @@ def _check_channels(channels: tuple[int, ...], name: str, divisor: int) -> None:
 
 
 class VaeConfig(Table, frozen=True):
-    """AutoencoderKL of the small world. Channels grow towards the latents."""
+    """The autoencoder of the small world. Channels grow towards the latents."""
 
+    # `kl`: AutoencoderKL, from random weights; `patch`: ours, from principal components;
+    # `patch_decoder`: a decoder alone, for the encoder of `start_from`, whose latents stay.
+    kind: VaeKind = "kl"
+    # Of `kl` at full size and at each half of it; of `patch` at half the size and so on.
     block_channels: tuple[Count, ...] = (32, 64, 64)
+    # At each size; `patch` has one block at half the picture's size whatever this says.
     layers_per_block: Count = 1
     latent_channels: Count = 4
     norm_groups: Count = 16
+    # Of `patch`: the encoder's network at twice the latents' size, and at it.
+    encoder_channels: tuple[Count, Count] = (64, 128)
     kl_weight: Amount = 1e-5
     gradient_weight: Amount = 0.5
+    # Squared differences, and differences of pictures of a half and a quarter of the size.
+    squared_weight: Amount = 0.0
+    multiscale_weight: Amount = 0.0
+    # Most noise in latents while the decoder learns, as a share of their spread; drawn up to it.
+    latent_noise: Amount = 0.0
+    # Squares of this side are cut out of pictures; 0: whole ones. The share is around the subject.
+    crop_px: Size = 0
+    subject_crops: Share = 0.75
+    # Of `patch`: the spread of latents for the U-Net is what a channel changes in pictures, to this
+    # power: 1 leaves it so, 0 makes all channels equal.
+    channel_spread: Share = 0.6
 
     def __post_init__(self) -> None:
-        """Refuse channels that groups do not divide."""
+        """Refuse what does not go together."""
+        if self.kind != "kl":
+            return
         _check_channels(self.block_channels, "norm_groups", self.norm_groups)
 
 
@@ -114,6 +136,8 @@ class DiffusionConfig(Table, frozen=True):
     snr_floor: Amount = 0.3
     timestep_sampling: TimestepSampling = "middle"
     foreground_weight: Amount = 1.0
+    # What an error in a channel of the latents weighs: as any other, or what it does to pixels.
+    channel_weight: ChannelWeight = "equal"
     prompt_dropout: Share = 0.1
     reference_dropout: Share = 0.1
     both_dropout: Share = 0.05
@@ -144,6 +168,9 @@ class SamplesConfig(Table, frozen=True):
     readers: Size = 4
     # Stage `pair` only: computed in each step, or once and read from the disk.
     text_states: TextStates = "computed"
+    # Stages `base` and `pair`: all latents and tokens lie on the device, and every step has the
+    # same shapes; with `compile` a step of the U-Nets is compiled whole. For one GPU.
+    resident: bool = False
 
 
 class PairSettings(Table, frozen=True):
@@ -195,8 +222,8 @@ class TrainConfig(Table, frozen=True):
     output: str
     data: str = "data/train"
     validation_data: str = ""
-    # Stage `base` starts from a finished VAE, `pair` from a base, a pair or a Stable Diffusion
-    # folder, `distill` from a pair.
+    # Stage `base` starts from a finished VAE, and so does a decoder alone; `pair` from a base, a
+    # pair or a Stable Diffusion folder, `distill` from a pair.
     start_from: str = ""
     steps: Count = 1000
     # Of one process, in one of `accumulate` parts of a step.
@@ -226,6 +253,8 @@ class TrainConfig(Table, frozen=True):
     validate_every: Size = 500
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2
+    # Writes what would be the result now to `so-far/`, each so many steps; 0: at the end alone.
+    export_every: Size = 0
     samples: SamplesConfig = SamplesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     vae: VaeConfig = VaeConfig()
@@ -255,6 +284,13 @@ class TrainConfig(Table, frozen=True):
                 "stage 'vae' trains on pictures of one size, references too: take out "
                 "samples.buckets"
             )
+        if self.samples.resident:
+            self._check_resident()
+        if self.stage == "vae" and bool(self.start_from) != (self.vae.kind == "patch_decoder"):
+            raise ConfigError(
+                f"stage 'vae' of kind {self.vae.kind!r} with start_from {self.start_from!r}: "
+                "'patch_decoder' needs the result of a stage 'vae', the others start from nothing"
+            )
         if self.stage != "pair" and self.samples.text_states == "stored":
             raise ConfigError(
                 f"stage {self.stage!r} does not read stored text states: take out "
@@ -264,6 +300,20 @@ class TrainConfig(Table, frozen=True):
             raise ConfigError(
                 f"stage {self.stage!r} needs start_from: the folder that the stage before it made"
             )
+
+    def _check_resident(self) -> None:
+        """Refuse what data on the device does not do."""
+        for wrong, fix in (
+            (self.stage not in ("base", "pair"), "it is of stages 'base' and 'pair'"),
+            (bool(self.samples.buckets), "take out samples.buckets: all shapes are the same"),
+            (self.diffusion.max_references != 1, "set diffusion.max_references to 1"),
+            (self.diffusion.augmentation != "none", "set diffusion.augmentation to 'none'"),
+            (self.samples.text_states == "stored", "take out samples.text_states"),
+            (self.diffusion.reference_prompt != "class", "take out diffusion.reference_prompt"),
+            (self.diffusion.reference_dropout_draw != "sample", "take out reference_dropout_draw"),
+        ):
+            if wrong:
+                raise ConfigError(f"samples.resident is set for stage {self.stage!r}: {fix}")
 
     def to_dict(self) -> dict[str, Any]:
         """As json has it, tables too."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bootpig_rt.models.latent_scale import LatentScale, mean_latents
 from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.training.buckets import Pixels, Size, Sizing, fit, fit_reference
 from bootpig_rt.training.caches import make_missing, map_tensors, write_tensors
@@ -138,7 +139,7 @@ def store_latents(
         InputError: A shard is damaged, or was changed since it was opened.
         StorageError: A file cannot be written, or is damaged.
     """
-    settings = [FORMAT, digest_tensors(vae.state_dict()), vae.config.scaling_factor]
+    settings = [FORMAT, digest_tensors(vae.state_dict()), LatentScale(vae).numbers()]
     settings += [sizing.buckets, sizing.reference_px, with_references]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     folder = cache / f"latents-{digest[:16]}"
@@ -258,11 +259,11 @@ def _together(width: int, height: int) -> int:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Pixels, device: torch.device) -> Tensor:
-    """Encode pictures uint8 [N, H, W, 3] to scaled latents (the posterior's mean), float16, CPU."""
-    parts = []
+    """Encode pictures uint8 [N, H, W, 3] to scaled latents, without chance, float16, CPU."""
+    parts, scale = [], LatentScale(vae)
     batch = _together(pixels.shape[2], pixels.shape[1])
     for start in range(0, len(pixels), batch):
         chunk = to_tensor(pixels[start : start + batch]).to(device)
-        latents = vae.encode(chunk).latent_dist.mode() * vae.config.scaling_factor
+        latents = scale.scaled(mean_latents(vae, chunk))
         parts.append(latents.to("cpu", torch.float16))
     return torch.cat(parts).contiguous()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,33 @@ from bootpig_rt.training.draws import Draws
 MIDDLE = (0.25, 0.9)
 MIDDLE_SHARE = 0.6
 
+# Of a normal number whose logistic is the share of the schedule (Esser et al. 2024, section 3.1): a
+# quarter of the draws is below a quarter of the schedule, where the finest detail is decided.
+LOGIT_MEAN, LOGIT_STD = -0.3, 1.2
+
 
 def draw_timesteps(draws: Draws, num_train_timesteps: int, sampling: TimestepSampling) -> Tensor:
-    """Draw timesteps, int64 [B]: uniformly, or most of them from the middle of the schedule."""
-    share = draws.uniform()
+    """Draw timesteps, int64 [B]; see `timestep_share`."""
+    share = timestep_share(sampling, draws.uniform, draws.normal)
+    return (share * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
+
+
+def timestep_share(
+    sampling: TimestepSampling, uniform: Callable[[], Tensor], normal: Callable[[], Tensor]
+) -> Tensor:
+    """Where in the schedule samples are noised, [B] from 0 to 1.
+
+    `middle` takes most from a range, `logit_normal` has a soft middle. The others draw numbers from
+    0 to 1, or of unit variance.
+    """
+    if sampling == "logit_normal":
+        return torch.sigmoid(LOGIT_MEAN + LOGIT_STD * normal())
+    share = uniform()
     if sampling == "middle":
         low, high = MIDDLE
-        is_middle = draws.uniform() < MIDDLE_SHARE
+        is_middle = uniform() < MIDDLE_SHARE
         share = torch.where(is_middle, low + (high - low) * share, share)
-    return (share * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
+    return share
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:

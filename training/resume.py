@@ -44,6 +44,8 @@ MAY_CHANGE: dict[str, str] = {
     "checkpoint_every": "only what is written",
     "keep_checkpoints": "only what is kept",
     "trackers": "only what is written",
+    "export_every": "only what is written",
+    "samples.resident": "other noise of the same kind from here on",
 }
 """Settings that may change, and what that means; the number of processes may, like `batch_size`."""
 

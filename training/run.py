@@ -52,7 +52,12 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
     """
     if config.stage == "vae":
         held_out = open_validation(config, VALIDATION_PICTURES)
-        return VaeStage(config, open_samples(config), held_out, device), ""
+        start, fingerprint = None, ""
+        if config.start_from:
+            start = load_start_vae(Path(config.start_from), device)
+            fingerprint = digest_tensors(start.state_dict())
+        samples = open_samples(config)
+        return VaeStage(config, samples, held_out, device, start), fingerprint
     if config.stage == "base":
         vae: Any = load_start_vae(Path(config.start_from), device)
         folder = _tokenizer_of(config)

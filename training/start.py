@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 
 from bootpig_rt.bundle.pair_config import PairConfig, trained_size_px
 from bootpig_rt.errors import CheckpointError
-from bootpig_rt.models.load import Pair, assemble_pair, load_pair
+from bootpig_rt.models.load import Pair, assemble_pair, load_pair, load_vae
 from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import PairSettings
 
@@ -52,7 +51,7 @@ def load_start(folder: Path, device: torch.device) -> Pair:
     return assemble_pair(unet, unet, folder, config, device=device)
 
 
-def load_start_vae(folder: Path, device: torch.device) -> AutoencoderKL:
+def load_start_vae(folder: Path, device: torch.device) -> Any:
     """Load the frozen VAE of a finished stage or of a diffusers folder, in float32.
 
     Raises:
@@ -63,9 +62,7 @@ def load_start_vae(folder: Path, device: torch.device) -> AutoencoderKL:
             f"start_from {folder} has no vae/; finish that stage first, start_from is its result",
             folder,
         )
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(device)
-    frozen: AutoencoderKL = vae.eval().requires_grad_(False)
-    return frozen
+    return load_vae(folder / "vae", device=device)
 
 
 def with_settings(config: PairConfig, settings: PairSettings, **known: Any) -> PairConfig:

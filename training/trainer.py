@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bootpig_rt.errors import CheckpointError, StorageError
+from bootpig_rt.errors import CheckpointError, ConfigError, StorageError
 from bootpig_rt.training.agreement import Agreement, Here, Skips, agree
 from bootpig_rt.training.checkpoints import Checkpoints, TrainingState
 from bootpig_rt.training.config import TrainConfig
@@ -52,7 +52,7 @@ class Trainer:
     """Runs one stage in one folder.
 
     Layout of the folder: `config.json`, `log.jsonl`, what the trackers write, `validation/`,
-    `checkpoints/step-N/`, and at the end `result/`.
+    `checkpoints/step-N/`, `so-far/` with `export_every`, and at the end `result/`.
 
     Attributes:
         step: So many are done.
@@ -68,6 +68,11 @@ class Trainer:
         sharding: Sharding | None = None,
     ) -> None:
         """Prepare optimiser and average; `run` then loads the newest checkpoint, if any."""
+        if sharding is not None and config.export_every:
+            raise ConfigError(
+                "export_every does not go together with FSDP, whose shards are joined at the end "
+                "alone: take it out, checkpoints are written all the same"
+            )
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder, self._write_result = Path(config.output), write_result
         self._parts = Parts(
@@ -85,7 +90,7 @@ class Trainer:
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = config.tf32
-        if config.compile:
+        if config.compile and not config.samples.resident:  # that is compiled whole, by the stage
             logger.info("compiling %d blocks", compile_blocks(self.modules.values()))
         units = nn.ModuleList()
         if sharding is not None or config.checkpointing != "none":
@@ -142,7 +147,7 @@ class Trainer:
                 self.checkpoints.wait()
             if self.step < self.config.steps:
                 return False
-            self._export()
+            self._export("result")
         return True
 
     def _train(self, deadline: float | None) -> None:
@@ -179,6 +184,8 @@ class Trainer:
                     self._validate(log)
                 if self.step % config.checkpoint_every == 0:
                     self._save_checkpoint()
+                if config.export_every and self.step % config.export_every == 0:
+                    self._export("so-far")
         if self.step % config.checkpoint_every and self.step > first:
             self._save_checkpoint()
 
@@ -272,15 +279,15 @@ class Trainer:
                 log.write(figures, self.step)
         self.together.wait()
 
-    def _export(self) -> None:
+    def _export(self, name: str) -> None:
         with averaged(self.ema, self.modules.values()):
             self.together.make_whole()
             if self.accelerator.is_main_process:
                 temporary = self.folder / ".result.tmp"
                 shutil.rmtree(temporary, ignore_errors=True)
                 self._write_result(self.stage.result(), temporary)
-                shutil.rmtree(self.folder / "result", ignore_errors=True)
-                os.replace(temporary, self.folder / "result")
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                os.replace(temporary, self.folder / name)
         self.together.wait()
 
     # Checkpoints ----------------------------------------------------------------------------------

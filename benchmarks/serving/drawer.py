@@ -33,6 +33,7 @@ from bootpig_rt.benchmarks.ways import add_noise
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.engine.batch import picture_noise
 from bootpig_rt.images.picture import prepare_reference, to_pil
+from bootpig_rt.models.latent_scale import LatentScale, mean_latents
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.text.tokenizer import Tokenizer
 
@@ -98,7 +99,8 @@ class BatchedWay(PublishedWay):
             none, prompts, references = texts.unflatten(0, ids.shape[:2]).unbind(0)
             rows = torch.cat([none, none, prompts])
             pixels = torch.from_numpy(np.concatenate([scene.pixels for scene in scenes]))
-            latents = self._vae.encode(pixels).latent_dist.mean * self._vae.config.scaling_factor
+            scale = LatentScale(self._vae)
+            latents = scale.scaled(mean_latents(self._vae, pixels))
             noised = [
                 scene.add_noise(one[None].numpy(), timesteps)
                 for scene, one in zip(scenes, latents, strict=True)
@@ -109,7 +111,7 @@ class BatchedWay(PublishedWay):
             for index, t in enumerate(scheduler.timesteps):
                 guided = self._guided(x, read[index], t, rows, references, scales)
                 x = scheduler.step(guided, t, x).prev_sample
-            drawn: FloatArray = self._vae.decode(x / self._vae.config.scaling_factor).sample.numpy()
+            drawn: FloatArray = self._vae.decode(scale.unscaled(x)).sample.numpy()
         return drawn
 
     def _attend(self, attn: Any, tokens: Tensor, context: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -31,7 +31,8 @@ from bootpig_rt.bundle.pair_config import (
     trained_size_px,
 )
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
-from bootpig_rt.errors import CheckpointError, ConfigError
+from bootpig_rt.errors import CheckpointError, ConfigError, shown
+from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 from bootpig_rt.models.unet_config import check_unet_config
 from bootpig_rt.models.weights import check_names_and_shapes, digest_tensors, read_weights
@@ -45,6 +46,11 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+
+AUTOENCODERS: dict[str, Any] = {
+    kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, PatchAutoencoder)
+}
+"""Kinds of autoencoder, by the `_class_name` of their configuration."""
 
 # What the model classes raise on configurations that make no sense.
 _CONFIG_ERRORS = (
@@ -78,7 +84,7 @@ class Pair:
 
     base: BaseUNet
     reference: ReferenceUNet
-    vae: AutoencoderKL
+    vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoder
     text_encoder: CLIPTextModel
     tokenizer_folder: Path
     scheduler: dict[str, Any]
@@ -195,6 +201,15 @@ def load_unet(
     return unet
 
 
+def load_vae(folder: Path, *, device: str | torch.device = "cpu") -> Any:
+    """Load one autoencoder folder in float32, checked as in `load_pair`.
+
+    Raises:
+        CheckpointError: As for `load_pair`.
+    """
+    return _Loader(device, torch.float32, hashlib.sha256()).vae(folder)
+
+
 class _Loader:
     """Reads module folders to one device and type, and feeds what it read to a digest."""
 
@@ -216,12 +231,21 @@ class _Loader:
 
     def vae(self, folder: Path, *, upcasts: bool = False) -> Any:
         config = read_json(folder / "config.json")
-        is_wide = upcasts and config.get("force_upcast", True)
+        name = config.get("_class_name", AutoencoderKL.__name__)
+        kind = AUTOENCODERS.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: the autoencoder is of class {shown(name)}, expected "
+                f"{', '.join(AUTOENCODERS)}; use a pair or a base model with one of these",
+                folder / "config.json",
+            )
+        # An AutoencoderTiny has the key too, and runs in float16 all the same.
+        is_wide = upcasts and config.get("force_upcast", True) and kind is not AutoencoderTiny
         return self._module(
             folder,
             UNET_STEM,
             config,
-            lambda: _from_config(AutoencoderKL, config),
+            lambda: _from_config(kind, config),
             dtype=torch.float32 if is_wide else self._dtype,
         )
 

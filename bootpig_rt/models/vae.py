@@ -1,7 +1,7 @@
 """The autoencoder: pictures to latents and back, with fused blocks where they run.
 
 An explicit walk as in `bootpig_rt.models.unet`, for the kind of autoencoder that Stable Diffusion
-has. Elsewhere, on a CPU and in an export, diffusers' own module runs.
+has. Other kinds run as they are, and so does this one on a CPU and in an export.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
 
 from bootpig_rt.kernels import choose
 from bootpig_rt.models.blocks import group_norm, residual_block
+from bootpig_rt.models.latent_scale import mean_latents
 
 
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """The mean of the latents' distribution, not scaled.
 
     Args:
-        vae: `AutoencoderKL` in evaluation mode.
+        vae: Any kind of autoencoder in evaluation mode.
         pixels: [N, 3, H, W] in [-1, 1], in the type of the weights.
 
     Returns:
         [N, C, h, w].
     """
     encoder = vae.encoder
-    if not _is_walked(encoder, encoder.down_blocks, DownEncoderBlock2D):
-        mean: Tensor = vae.encode(pixels).latent_dist.mean
-        return mean
+    if not _is_walked(vae, encoder, "down_blocks", DownEncoderBlock2D):
+        return mean_latents(vae, pixels)
     x = encoder.conv_in(pixels.contiguous(memory_format=torch.channels_last))
     for block in encoder.down_blocks:
         for resnet in block.resnets:
@@ -48,14 +49,14 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pixels of latents.
 
     Args:
-        vae: `AutoencoderKL` in evaluation mode.
+        vae: Any kind of autoencoder in evaluation mode.
         latents: [N, C, h, w], not scaled, in the type of the weights.
 
     Returns:
         [N, 3, H, W], about [-1, 1].
     """
     decoder = vae.decoder
-    if not _is_walked(decoder, decoder.up_blocks, UpDecoderBlock2D):
+    if not _is_walked(vae, decoder, "up_blocks", UpDecoderBlock2D):
         pixels: Tensor = vae.decode(latents).sample
         return pixels
     x = latents.contiguous(memory_format=torch.channels_last)
@@ -80,11 +81,12 @@ def _middle(block: Any, x: Tensor) -> Tensor:
     return x
 
 
-def _is_walked(half: Any, blocks: Any, kind: type[nn.Module]) -> bool:
+def _is_walked(vae: Any, half: Any, blocks: str, kind: type[nn.Module]) -> bool:
     """Its blocks are those of the walk, and weights in channels-last make pictures so."""
     return (
-        choose.fuses_picture(half.conv_in.weight)
-        and all(type(block) is kind for block in blocks)
+        isinstance(vae, AutoencoderKL)
+        and choose.fuses_picture(half.conv_in.weight)
+        and all(type(block) is kind for block in getattr(half, blocks))
         and type(half.conv_norm_out) is nn.GroupNorm
         and isinstance(half.mid_block.resnets[0].nonlinearity, nn.SiLU)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,9 +117,10 @@ def test_the_autoencoder_graphs_scale_latents(pair: Pair) -> None:
     with torch.inference_mode():
         latents = build_graph("vae_encoder", pair).module(pixels)
         back = build_graph("vae_decoder", pair).module(latents)
-        mean = pair.vae.encode(pixels).latent_dist.mean
-        decoded = pair.vae.decode(mean).sample
-    torch.testing.assert_close(latents, mean * pair.vae.config.scaling_factor)
+        vae: Any = pair.vae
+        mean = vae.encode(pixels).latent_dist.mean
+        decoded = vae.decode(mean).sample
+    torch.testing.assert_close(latents, mean * vae.config.scaling_factor)
     torch.testing.assert_close(back, decoded, rtol=1e-4, atol=1e-4)
 
 

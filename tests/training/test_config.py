@@ -21,7 +21,8 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-STAGES = [path for path in sorted(FOLDER.glob("*.toml")) if not path.stem.startswith("bootstrap")]
+OTHERS = ("bootstrap", "recipe")
+STAGES = [path for path in sorted(FOLDER.glob("*.toml")) if not path.stem.startswith(OTHERS)]
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 
 from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table
+from bootpig_rt.models.latent_scale import LatentScale
 from bootpig_rt.models.load import Pair
+from bootpig_rt.models.rows import RowPlan
 from bootpig_rt.models.unet import WalkedUNet
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.data import DiffusionData
 from bootpig_rt.training.draws import Draws
+from bootpig_rt.training.latent_statistics import pixel_weight
 from bootpig_rt.training.latents import Latents
 from bootpig_rt.training.losses import (
     add_noise,
@@ -21,13 +25,19 @@ from bootpig_rt.training.losses import (
     loss_weight,
     nothing_of,
     target_of,
+    timestep_share,
 )
 from bootpig_rt.training.pictures import subject_difference, to_uint8
+from bootpig_rt.training.resident import ResidentData
 from bootpig_rt.training.sampling import Conditions, Drawer, encode_conditions, guidance_of
 from bootpig_rt.training.stage import Validation, trainable
 
 VALIDATION_STEPS = 12
 VALIDATION_SEED = 1234
+CLEAN_SHARE = 0.5
+"""Of references that are read clean where the pair reads `mixed`."""
+MEASURED_SAMPLES = 16
+"""Whose latents show what each channel does to pixels."""
 
 
 class DiffusionStage:
@@ -39,9 +49,22 @@ class DiffusionStage:
 
     def __init__(self, config: TrainConfig, pair: Pair, data: DiffusionData) -> None:
         self.config, self.pair, self.data = config, pair, data
-        self.order, self.expect = data.order, data.expect
+        self.order = data.order
+        self.expect: Callable[[Iterator[tuple[Tensor, Draws]]], None] = data.expect
         self.schedule = NoiseSchedule.from_config(pair.scheduler)
         self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
+        self.resident: ResidentData | None = None
+        self._predict: Callable[..., Tensor] = self._read_and_draw
+        if config.samples.resident:
+            self.resident = ResidentData(data, config.diffusion)
+            self.expect = ignore
+            if config.compile:
+                self._predict = torch.compile(self._read_and_draw, dynamic=False)
+        self.channel_weight: Tensor | None = None
+        if config.diffusion.channel_weight == "pixels":
+            count = min(len(data.samples), MEASURED_SAMPLES)
+            latents = data.train.targets(range(count)).float().to(data.device)
+            self.channel_weight = pixel_weight(pair.vae, latents)
 
     def result(self) -> Pair:
         """The pair."""
@@ -63,6 +86,8 @@ class DiffusionStage:
         or one of the two at random, as the pair's `reference_timestep` says.
         """
         settings, device, pair = self.config.diffusion, self.data.device, self.pair
+        if self.resident is not None:
+            return self._resident_loss(self.resident, indices, draws)
         batch = self.data.batch(indices, draws)
         draws = draws.part(batch.order)
         count, shape = len(batch.latents), batch.latents.shape[1:]
@@ -96,17 +121,83 @@ class DiffusionStage:
         predicted = pair.base(
             noisy, t.to(device), states[:count], table, ref_of_row, merge=pair.config.merge
         ).float()
-        prediction_type = self.schedule.prediction_type
-        target = target_of(prediction_type, batch.latents, noise, alphas)
-        error = (predicted - target).pow(2)
-        emphasis = 1.0 + settings.foreground_weight * batch.masks[:, None]
-        per_sample = (error * emphasis).mean(dim=(1, 2, 3)) / emphasis.mean(dim=(1, 2, 3))
-        weight = loss_weight(prediction_type, alphas, settings.snr_gamma, settings.snr_floor)
-        inside = (error * batch.masks[:, None]).sum() / (batch.masks.sum() * error.shape[1] + 1e-6)
-        loss = (weight * per_sample).mean()
+        loss, figures = self._weighed(predicted, batch.latents, noise, alphas, batch.masks)
         if not batch.kept:
             loss = loss + nothing_of(table)
-        return loss, {"error": error.mean(), "error_subject": inside}
+        return loss, figures
+
+    def _weighed(
+        self, predicted: Tensor, latents: Tensor, noise: Tensor, alphas: Tensor, masks: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of predictions, and the plain error, of all and of subjects."""
+        settings, prediction_type = self.config.diffusion, self.schedule.prediction_type
+        target = target_of(prediction_type, latents, noise, alphas)
+        error = (predicted - target).pow(2)
+        if self.channel_weight is not None:
+            error = error * self.channel_weight
+        emphasis = 1.0 + settings.foreground_weight * masks[:, None]
+        per_sample = (error * emphasis).mean(dim=(1, 2, 3)) / emphasis.mean(dim=(1, 2, 3))
+        weight = loss_weight(prediction_type, alphas, settings.snr_gamma, settings.snr_floor)
+        inside = (error * masks[:, None]).sum() / (masks.sum() * error.shape[1] + 1e-6)
+        return (weight * per_sample).mean(), {"error": error.mean(), "error_subject": inside}
+
+    def _resident_loss(
+        self, resident: ResidentData, indices: Tensor, draws: Draws
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of data on the device, where all shapes are those of every step.
+
+        What is drawn depends on how the samples of a step are divided.
+        """
+        settings, device = self.config.diffusion, resident.device
+        generator = resident.generator(draws)
+        batch = resident.batch(indices, generator)
+
+        def normal() -> Tensor:
+            return torch.randn(batch.latents.shape, generator=generator, device=device)
+
+        def uniform() -> Tensor:
+            return torch.rand(len(indices), generator=generator, device=device)
+
+        levels = self.alphas_cumprod.to(device)
+        share = timestep_share(settings.timestep_sampling, uniform, lambda: normal()[:, 0, 0, 0])
+        t = (share * len(levels)).long().clamp_(max=len(levels) - 1)
+        timestep = self.pair.config.reference_timestep
+        reference_t = t if timestep == "same" else torch.zeros_like(t)
+        if timestep == "mixed":
+            reference_t = torch.where(uniform() < CLEAN_SHARE, reference_t, t)
+        alphas = levels[t]
+        level = torch.where(reference_t > 0, levels[reference_t], torch.ones_like(alphas))
+        noise = normal()
+        noisy = add_noise(batch.latents, noise, alphas)
+        references = add_noise(batch.references, normal(), level)
+        predicted = self._predict(
+            noisy,
+            t,
+            torch.cat([batch.ids, batch.reference_ids]),
+            references,
+            reference_t,
+            batch.plan(),
+        )
+        return self._weighed(predicted.float(), batch.latents, noise, alphas, batch.masks)
+
+    def _read_and_draw(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        ids: Tensor,
+        references: Tensor,
+        reference_t: Tensor,
+        plan: RowPlan,
+    ) -> Tensor:
+        """Text encoder and both U-Nets: what is compiled whole."""
+        pair = self.pair
+        states = pair.text_encoder(ids)[0]
+        features = pair.reference(references, reference_t, states[len(noisy) :])
+        table = pair.base.project_reference(features, ref_scale=pair.config.ref_scale)
+        drawn: Tensor = pair.base(
+            noisy, t, states[: len(noisy)], table, plan, merge=pair.config.merge
+        )
+        return drawn
 
     def _empty_ids(self) -> Tensor:
         return self.data.empty_ids.to(self.data.device)
@@ -143,7 +234,11 @@ def _reference_timesteps(config: PairConfig, t: Tensor, draws: Draws, owner: lis
     clean = torch.zeros_like(of_owner)
     if config.reference_timestep == "clean":
         return clean
-    return torch.where(draws.uniform(of=owner) < 0.5, clean, of_owner)
+    return torch.where(draws.uniform(of=owner) < CLEAN_SHARE, clean, of_owner)
+
+
+def ignore(upcoming: Iterator[tuple[Tensor, Draws]]) -> None:
+    """Nothing is read ahead of what lies on the device."""
 
 
 def validation_conditions(
@@ -172,6 +267,6 @@ def validation_noise(latents: Latents) -> Tensor:
 def decoded(pair: Pair, latents: Tensor) -> Tensor:
     """Pixels of latents, [N, 3, H, W] in [-1, 1], float32 on the CPU."""
     vae: Any = pair.vae
-    x = latents.to(device=vae.device, dtype=vae.dtype) / vae.config.scaling_factor
-    pixels: Tensor = vae.decode(x).sample.float()
+    plain = LatentScale(vae).unscaled(latents.to(device=vae.device, dtype=vae.dtype))
+    pixels: Tensor = vae.decode(plain).sample.float()
     return pixels.clamp(-1, 1).cpu()

@@ -35,6 +35,7 @@ from bootpig_rt.backends.torch.tables import Table, TableBuilder, download, tabl
 from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.models.joined import join_products
+from bootpig_rt.models.latent_scale import LatentScale
 from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.vae import decode, encode
 
@@ -127,6 +128,7 @@ class TorchBackend:
         options = (TorchOptions() if options is None else options).on(device)
         self.options = replace(options, precision=_NAMES.get(self.dtype, "float32"))
         self._vae: Any = pair.vae
+        self._latent_scale = LatentScale(pair.vae)
         self._vae_dtype: torch.dtype = next(self._vae.parameters()).dtype
         if options.channels_last:
             for module in (pair.base.unet, pair.reference.unet, self._vae):
@@ -281,11 +283,11 @@ class TorchBackend:
     def _run_encoder(self, pixels: Tensor) -> Sequence[Tensor]:
         vae = self._vae
         mean = encode(vae, pixels.to(self._vae_dtype)).float()
-        return ((mean - _shift(vae)) * vae.config.scaling_factor,)
+        return (self._latent_scale.scaled(mean),)
 
     def _run_decoder(self, latents: Tensor) -> Sequence[Tensor]:
         vae = self._vae
-        plain = latents / vae.config.scaling_factor + _shift(vae)
+        plain = self._latent_scale.unscaled(latents)
         return (decode(vae, plain.to(self._vae_dtype)).float(),)
 
     def _run_reference(self, latents: Tensor, t: Tensor, states: Tensor) -> Sequence[Tensor]:
@@ -362,8 +364,3 @@ def _reference_shapes(pair: Pair, side: int) -> tuple[tuple[int, int, int], ...]
         (heads, (side >> level) ** 2, width // heads)
         for (_, heads, width), level in zip(base.layer_shapes(), base.layer_levels(), strict=True)
     )
-
-
-def _shift(vae: Any) -> float:
-    """Offset of latents; absent from the autoencoders of Stable Diffusion 1.x and 2.x."""
-    return float(getattr(vae.config, "shift_factor", None) or 0.0)
