@@ -109,7 +109,7 @@ class OurWay:
         folder: Of the pair.
         backend: Name of a backend.
         device: What it computes on.
-        threads: Of ONNX Runtime; torch's are pinned by the caller.
+        threads: Of ONNX Runtime and OpenVINO; torch's are pinned by the caller.
         references: Pictures of the subject.
         eager: Without the fused kernels.
         steps: T; that of the pair if None.
@@ -135,6 +135,8 @@ class OurWay:
         chosen = dict(backend_options or {})
         if backend == "onnxruntime":
             chosen.setdefault("intra_op_threads", threads)
+        if backend == "openvino":
+            chosen.setdefault("threads", threads)
         self._tables = TableOptions() if tables is None else tables
         self._about = f"{backend} {device} {sorted(chosen.items())} {self._tables}"
         self._usual: dict[str, Any] = {"seed": SEED, "num_inference_steps": steps}
@@ -154,6 +156,14 @@ class OurWay:
     def config(self) -> Any:
         """Of the pair."""
         return self.pipe.spec.config
+
+    @property
+    def compared_as(self) -> str:
+        """Of `DIFFERENCES`, without the device, where that is not the precision of the truth."""
+        backend = self.pipe._backend
+        if backend.name != "openvino":
+            return ""
+        return f"openvino {backend.spec.precision.replace('bfloat16', 'bf16')}"
 
     def warm(self, num_images: int = 1, **options: Any) -> GenerationResult:
         """Pictures of the known subject; picture i has the seed SEED + i."""
@@ -449,7 +459,7 @@ def our_way(
         return Ready(
             partial(draw, ours),
             difference=lambda: truth.difference(ours.latents(draw)),
-            limit=truth.limit(precision or truth.precision),
+            limit=truth.limit(precision or ours.compared_as or truth.precision),
         )
 
     return Way(name, label, make, pictures, group)
@@ -480,11 +490,17 @@ def backends_here(folder: Path, device: str) -> list[str]:
 
         provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
         found += ["onnxruntime"] if provider in onnxruntime.get_available_providers() else []
-    if "torch" in installed and runtime in ("torch", "onnxruntime"):
+    if "openvino" in installed and not device.startswith("cuda"):
+        found += ["openvino"] if _is_for_cpus(folder) else []
+    if "torch" in installed and runtime in ("torch", "onnxruntime", "openvino"):
         found.append("torch")  # such a bundle holds the weights as well
-    if "tensorrt" in installed and runtime not in ("torch", "onnxruntime"):
+    if "tensorrt" in installed and runtime not in ("torch", "onnxruntime", "openvino"):
         found += ["tensorrt"] if device.startswith("cuda") else []
     return found
+
+
+def _is_for_cpus(folder: Path) -> bool:
+    return is_bundle(folder) and read_manifest(folder).target in ("cpu", "openvino")
 
 
 def text_pipeline(pair: Pair, solver: str) -> Any:

@@ -108,7 +108,7 @@ class _Processes:
                 "--prompt", PROMPT, "--backend", name, "--seed", "1", "--json",
                 "-o", str(self._folder / f"{name}.png"),
             ]  # fmt: skip
-            if name == "onnxruntime":  # the others heed OMP_NUM_THREADS
+            if name in ("onnxruntime", "openvino"):  # the others heed OMP_NUM_THREADS
                 words += ["--threads", threads]
             label = f"generate, one reference, {name}"
             yield self._way(f"process generate {name}", label, words)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bootpig_rt.benchmarks import machine
@@ -23,8 +24,8 @@ from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal, Unavailable, why_not
 from bootpig_rt.benchmarks.ways import EXACT, OurWay, torch_threads
+from bootpig_rt.bundle.pair_config import read_json, read_pair_config
 from bootpig_rt.errors import BootPIGError
-from bootpig_rt.models.load import load_pair
 
 HELP = "a step beside its floor, and its time by operator, as the runtimes tell"
 
@@ -51,13 +52,13 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
             if settings.is_wanted(way):
                 settings.progress(way, done, len(ways))
                 rows += _engine(settings, way, steps, floors)
-    pair = load_pair(settings.pair)
+    config = read_pair_config(settings.pair / "pair.json")
     return SuiteResult(
         "shares",
         tuple(rows),
         settings={
-            "pair": pair.config.name, "steps": steps, "solver": pair.config.default_solver,
-            "size_px": pair.config.sample_size_px, "references": 1,
+            "pair": config.name, "steps": steps, "solver": config.default_solver,
+            "size_px": config.sample_size_px, "references": 1,
         },
     )  # fmt: skip
 
@@ -81,19 +82,22 @@ def _floors(settings: Settings) -> Iterator[tuple[str, Row]]:
 
 
 def _flops(settings: Settings) -> int:
-    """Of the Base U-Net with three rows, reference left out."""
-    pair = load_pair(settings.pair)
-    unet: Any = pair.base.unet
-    vae: Any = pair.vae
-    side = pair.config.sample_size_px // 2 ** (len(vae.config.block_out_channels) - 1)
-    tokens = int(pair.text_encoder.config.max_position_embeddings)
-    width = unet.config.cross_attention_dim
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        unet(
-            torch.zeros(_ROWS, unet.config.in_channels, side, side),
-            torch.tensor(500),
-            torch.zeros(_ROWS, tokens, width if isinstance(width, int) else width[0]),
+    """Of the Base U-Net with three rows, reference left out; counted without weights."""
+    unet_config, vae, text = (
+        read_json(settings.pair / name / "config.json")
+        for name in ("base_unet", "vae", "text_encoder")
+    )
+    size_px = read_pair_config(settings.pair / "pair.json").sample_size_px
+    side = size_px // 2 ** (len(vae["block_out_channels"]) - 1)
+    width = unet_config["cross_attention_dim"]
+    with torch.device("meta"), torch.inference_mode():
+        unet: Any = UNet2DConditionModel.from_config(unet_config)
+        rows = torch.zeros(_ROWS, unet.config.in_channels, side, side)
+        states = torch.zeros(
+            _ROWS, text["max_position_embeddings"], width if isinstance(width, int) else width[0]
         )
+        with FlopCounterMode(display=False) as counter:
+            unet(rows, torch.tensor(500), states)
     return int(counter.get_total_flops())
 
 

@@ -15,6 +15,7 @@ from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, load_results, 
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.stats import Ratio
 from bootpig_rt.benchmarks.way import Journal
+from bootpig_rt.cli import bench
 from bootpig_rt.cli.main import main
 
 
@@ -127,6 +128,18 @@ def test_a_row_that_is_gone_fails_the_gate(
     assert "GONE  kernels/b: 2 -> no such row" in shown
     assert "0 worse by over 5%, 1 gone" in shown
     assert main([*against, "--only", "a"]) == 0
+
+
+def test_each_suite_is_compared_with_the_baseline_of_its_own_earlier_run(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    _, row = ratios("a").rows
+    other = replace(row, ratio=Ratio("published_bf16", 2, 1.99, 2.01))
+    save_results([SuiteResult("baselines", (row,)), SuiteResult("full-size", (other,))], path)
+    assert bench._baseline_of(path, "baselines", "cpu") == "base"
+    assert bench._baseline_of(path, "full-size", "cpu") == "published_bf16"
+    assert bench._baseline_of(path, "full-size", "cuda") == ""
+    assert bench._baseline_of(path, "shares", "cpu") == ""
+    assert bench._baseline_of(None, "baselines", "cpu") == ""
 
 
 def test_ratios_that_scatter_are_a_warning(

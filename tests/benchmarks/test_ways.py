@@ -17,6 +17,7 @@ from bootpig_rt.benchmarks.ways import (
     OurWay,
     Truth,
     attention_shapes,
+    backends_here,
     diffusers_way,
     known,
     new,
@@ -151,6 +152,18 @@ def test_the_rungs_of_a_gpu_ladder_run_and_agree(truth: Truth, pair_folder: Path
     ]  # fmt: skip
     assert not [row.status for row in rows if row.status]
     assert all(check.is_ok for check in on_cpu.checks)
+
+
+def test_a_pair_for_cpus_is_drawn_by_both_engines_and_each_is_compared_as_what_it_computes_in(
+    pair_folder: Path, truth: Truth
+) -> None:
+    assert backends_here(pair_folder, "cpu") == ["onnxruntime", "openvino", "torch"]
+    ours = OurWay(
+        pair_folder, backend="openvino", steps=2, threads=1,
+        backend_options={"precision": "float32", "cache": False},
+    )  # fmt: skip
+    assert ours.compared_as == "openvino float32"
+    assert truth.difference(ours.latents(known)) <= truth.limit(ours.compared_as)
 
 
 def test_diffusers_draws_text_to_image_with_the_same_modules(truth: Truth) -> None:
