@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from bootpig_rt.benchmarks import curve_figure
 from bootpig_rt.benchmarks.pages import ABOUT, write_pages
 from bootpig_rt.benchmarks.result import SuiteResult, load_results
 from bootpig_rt.benchmarks.tables import line, markdown, targets_markdown
@@ -245,6 +246,12 @@ def _pages(results: Path) -> str:
     return "\n".join(lines) or _NOT_YET
 
 
+def _curve(_: Path) -> str:
+    """What cheaper settings of the shipped pair cost and keep."""
+    curve = curve_figure.shipped_curve()
+    return _NOT_YET if curve is None else curve_figure.markdown_of(curve)
+
+
 FIGURES: dict[str, Callable[[Path], str]] = {
     "cpu": _cpu,
     "gpu": lambda results: _headline(results, "cuda"),
@@ -255,6 +262,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "soak": _soak,
     "evaluation": _evaluation,
     "pages": _pages,
+    "curve": _curve,
 }
 """What can be filled in, by the name of its mark."""
 
@@ -265,6 +273,9 @@ def main(words: list[str]) -> int:
     if "--check" not in words:
         files = sorted(RESULTS.glob("*-c*.json"))
         write_pages([result for path in files for result in load_results(path)], PAGES)
+        curve = curve_figure.shipped_curve()
+        if curve is not None:
+            curve_figure.draw(curve, ROOT / "docs" / "explanation" / curve_figure.PLOT)
     for path in texts():
         before = path.read_text(encoding="utf-8")
         after = fill(before)

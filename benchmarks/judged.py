@@ -53,10 +53,12 @@ class Quality:
     Attributes:
         said: By name of `MEASURES`, a number for each of N pictures.
         whose: The subject of each picture.
+        pixels: uint8 [N, S, S, 3], the pictures.
     """
 
     said: Mapping[str, tuple[float, ...]]
     whose: tuple[int, ...]
+    pixels: NDArray[np.uint8]
 
     def values(self, base: Quality | None = None) -> dict[str, float | None]:
         """For a row: means with 95 % intervals, and what they are above those of `base`.
@@ -109,7 +111,10 @@ class Jury:
             )
         self._settings = settings
         self.config = replace(SUITES["tiny" if settings.is_smoke else "small"], seeds=1)
-        prompts = 1 if settings.is_smoke else 4
+        if not settings.is_smoke:
+            known = settings.subjects * 3 // 5
+            self.config = replace(self.config, identities=known, concepts=settings.subjects - known)
+        prompts = 1 if settings.is_smoke else settings.prompts
         sprites = load_sprites(data)
         self.subjects = choose_subjects(sprites, load_splits(), self.config)
         training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
@@ -119,6 +124,11 @@ class Jury:
         self.shots = [
             shot for shot in main_shots(self.subjects, self.config) if shot.prompt < prompts
         ]
+
+    @property
+    def shots_without(self) -> list[Shot]:
+        """The same shots drawn without the subject: what a picture gets that never saw it."""
+        return [replace(shot, arm="none") for shot in self.shots]
 
     def shots_with(self, references: int) -> list[Shot]:
         """Shots of the drawings of known concepts, with several references each."""
@@ -161,7 +171,9 @@ class Jury:
         )
         said = self._said(chosen, pictures, digest)
         return Quality(
-            {key: tuple(each) for key, each in said.items()}, tuple(s.subject for s in chosen)
+            {key: tuple(each) for key, each in said.items()},
+            tuple(s.subject for s in chosen),
+            pictures,
         )
 
     def _said(
@@ -216,7 +228,9 @@ class _Drawer:
         images = self.ours.draw_many(prompts, subjects, seeds, **self.options)
         return np.stack([np.asarray(image, dtype=np.uint8) for image in images])
 
-    def _encode(self, shot: Shot, reference_prompt: str) -> Subject:
+    def _encode(self, shot: Shot, reference_prompt: str) -> Subject | None:
+        if shot.arm == "none":
+            return None
         key = shot.subject, shot.num_references
         if key not in self._encoded:
             whose, seed = self.subjects[shot.subject], self.config.seed

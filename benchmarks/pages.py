@@ -52,9 +52,9 @@ ABOUT = {
     ),
     "quality": (
         "Time against how good pictures are",
-        "Every change that is not exact: fewer steps, other solvers, guidance for part of the "
-        "steps, a student. Changes are to 25 steps of `dpmpp_2m`, picture by "
-        "picture, on subjects that were held out from training.",
+        "Every change that is not exact: fewer steps, other solvers, features that are kept for "
+        "some steps, guidance or reference for part of them, a student. Changes are to 25 steps "
+        "of `dpmpp_2m`, picture by picture, on subjects that were held out from training.",
     ),
     "latency": (
         "From process start to picture",

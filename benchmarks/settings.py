@@ -38,6 +38,8 @@ class Settings:
         url: Of a service that runs already, for suite `serving`; empty: servers are started.
         minutes: Of suite `soak`.
         references: Numbers of them that suite `baselines` draws with on a GPU; empty: 1 and 4.
+        subjects: That judges see pictures of; three of five are held-out drawings of known things.
+        prompts: Of each subject, which judges see a picture of.
         progress: Told what is done.
     """
 
@@ -54,6 +56,8 @@ class Settings:
     url: str = ""
     minutes: int = 30
     references: tuple[int, ...] = ()
+    subjects: int = 50
+    prompts: int = 4
     progress: Progress = field(default=no_progress, compare=False, repr=False)
 
     @property

@@ -132,6 +132,7 @@ class OurWay:
     ) -> None:
         """Load, and encode the subject."""
         self._eager = eager
+        self.pair_folder = folder
         chosen = dict(backend_options or {})
         if backend == "onnxruntime":
             chosen.setdefault("intra_op_threads", threads)
@@ -188,7 +189,7 @@ class OurWay:
     def draw_many(
         self,
         prompts: Sequence[str],
-        subjects: Sequence[Subject],
+        subjects: Sequence[Subject | None],
         seeds: Sequence[int],
         **options: Any,
     ) -> list[Image.Image]:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bootpig_rt.approximation import Approximation
     from bootpig_rt.backends.base import PairSpec
     from bootpig_rt.backends.options import (
         OnnxRuntimeOptions,
@@ -51,12 +52,20 @@ if TYPE_CHECKING:
     from bootpig_rt.reference.schedule import ReferenceSchedule
     from bootpig_rt.reference.subject import Subject
     from bootpig_rt.reference.table_options import TableOptions
-    from bootpig_rt.request import GenerationResult, PictureParameters, Request, Timings
+    from bootpig_rt.request import (
+        GenerationResult,
+        PictureParameters,
+        PictureSettings,
+        Request,
+        Timings,
+    )
     from bootpig_rt.storage.store import StoreStats, SubjectStore
+    from bootpig_rt.tuning import TunedSettings
 
 __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
+    "Approximation": "bootpig_rt.approximation",
     "BackendUnavailable": "bootpig_rt.errors",
     "BackgroundRemover": "bootpig_rt.images.background",
     "BootPIGError": "bootpig_rt.errors",
@@ -89,6 +98,7 @@ _MODULE_OF_NAME = {
     "ParityError": "bootpig_rt.errors",
     "ProcessLost": "bootpig_rt.errors",
     "PictureParameters": "bootpig_rt.request",
+    "PictureSettings": "bootpig_rt.request",
     "Pipeline": "bootpig_rt.pipeline",
     "Plan": "bootpig_rt.engine.plan",
     "PromptError": "bootpig_rt.errors",
@@ -105,6 +115,7 @@ _MODULE_OF_NAME = {
     "TensorRTOptions": "bootpig_rt.backends.options",
     "Timings": "bootpig_rt.request",
     "TorchOptions": "bootpig_rt.backends.options",
+    "TunedSettings": "bootpig_rt.tuning",
 }
 
 __all__ = [  # noqa: RUF022  the main path first, then the errors
@@ -115,6 +126,9 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "Timings",
     "Subject",
     "ReferenceSchedule",
+    "Approximation",
+    "PictureSettings",
+    "TunedSettings",
     "TableOptions",
     "SubjectStore",
     "StoreStats",

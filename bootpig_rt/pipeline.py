@@ -17,11 +17,13 @@ from typing import Any, Literal, Self, overload
 
 from PIL import Image, ImageDraw
 
+from bootpig_rt.approximation import Approximation
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend, PairSpec
 from bootpig_rt.backends.host_table import TableDtype, table_bytes
 from bootpig_rt.backends.options import BackendOptions
 from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
+from bootpig_rt.curve import curve_path, load_curve, settings_of
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import OnEvent, ReferenceEvent
 from bootpig_rt.engine.options import EngineOptions
@@ -43,6 +45,7 @@ from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import GenerationResult, Request, Timings
 from bootpig_rt.storage.store import SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
+from bootpig_rt.tuning import TunedSettings, check_wishes, choose, measure_times
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +94,10 @@ class Pipeline:
                 "SubjectStore, such as TableOptions(folder=...)"
             )
         self.store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
+        self._folder = default_model() if model is None else Path(model)
         self._backend: Backend = create_backend(
             backend,
-            default_model() if model is None else Path(model),
+            self._folder,
             device=device,
             base_model=None if base_model is None else Path(base_model),
             trust=None if trust is None else Path(trust),
@@ -144,6 +148,7 @@ class Pipeline:
         merge: str | None = None,
         reference_schedule: ReferenceSchedule | str | None = None,
         guidance_interval: tuple[float, float] = WHOLE,
+        approximation: Approximation | str = "none",
         width: int | None = None,
         height: int | None = None,
         tenant: str = "",
@@ -169,6 +174,7 @@ class Pipeline:
             reference_schedule: `exact`, `clean`, `anchor:T`, `stride:K` or `window:A-B`, see
                 `ReferenceSchedule`.
             guidance_interval: Share of the steps with guidance, (0.0, 1.0) for all of them.
+            approximation: `none`, `cache:K` or `cache:K+window:A-B`, see `Approximation`.
             width: Of the pictures, in pixels.
             height: Of the pictures, in pixels.
             tenant: Whose call it is: tenants never share tables.
@@ -212,6 +218,7 @@ class Pipeline:
                 merge=merge,
                 reference_schedule=reference_schedule,
                 guidance_interval=guidance_interval,
+                approximation=approximation,
                 width=width,
                 height=height,
                 tenant=tenant,
@@ -538,6 +545,62 @@ class Pipeline:
                 for job in jobs:
                     job.result()
         return time.perf_counter() - start
+
+    def tune(
+        self,
+        *,
+        target_ms: float | None = None,
+        min_fidelity: float | None = None,
+        curve: str | PathLike[str] | None = None,
+        students: bool = False,
+    ) -> TunedSettings:
+        """Choose cheaper settings from the pair's measured curve, for this machine.
+
+        With `target_ms` the most faithful settings that are quick enough, with `min_fidelity` the
+        quickest that are faithful enough, with both the quickest of those. What a step takes here
+        is measured with a few short pictures. Nothing is set: use it as `pipe(prompt, **settings)`.
+
+        Args:
+            target_ms: The most that a picture of a known subject may take, one at a time.
+            min_fidelity: The least that it must keep, 0 to 1: 1 is as faithful to its subject as
+                the full setting, 0 as a picture that never saw it.
+            curve: The file; by default that beside the pair's folder.
+            students: Take few-step pairs of the curve into account. If one is chosen, it draws in a
+                pipeline of its own, see `TunedSettings.is_student`.
+
+        Returns:
+            Settings that say what they cost: `print(settings.describe())`.
+
+        Raises:
+            ParameterError: No curve, one of another pair, or nothing on it will do.
+            CheckpointError: The file is no curve.
+        """
+        check_wishes(target_ms, min_fidelity)
+        found = load_curve(curve_path(self._folder) if curve is None else Path(curve))
+        mine = self.spec.fingerprint
+        if found.fingerprint != mine:
+            raise ParameterError(
+                f"the curve is of pair {found.pair} {found.fingerprint[:12]}, this is "
+                f"{self.spec.config.name} {mine[:12]}; measure one with bootpig-rt tune --measure"
+            )
+        points = [p for p in found.points if students or p.fingerprint == mine]
+        subject = self._encode(_discs(1), _DISC_PROMPT, 0)
+        base = Request(prompt=_DISC_PROMPT, subject=subject, seed=0)
+
+        def draw(**settings: Any) -> float:
+            start = time.perf_counter()
+            self.generate([replace(base, **settings)])
+            return 1e3 * (time.perf_counter() - start)
+
+        has_shallow = self.spec.keeps_features
+        times = measure_times(draw, has_shallow=has_shallow)
+        planned = []
+        for point in points:
+            settings = settings_of(point)
+            if settings.approximation == "none" or has_shallow:
+                plan = self.engine.planner.plan(replace(base, **settings))
+                planned.append((point, times.picture_ms(plan)))
+        return choose(found, planned, target_ms=target_ms, min_fidelity=min_fidelity)
 
     def close(self) -> None:
         """End the engine, write what is still to be written, and let go of the device's memory."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from PIL import Image
 
+from bootpig_rt.approximation import Approximation
 from bootpig_rt.bundle.pair_config import MERGES
 from bootpig_rt.checks import (
     MAX_IMAGES,
@@ -48,6 +49,7 @@ class Request:
         merge: How several references are combined: `argmax`, `softmax`, `mean` or `concat`.
         reference_schedule: At which noise level the subject is read, see `ReferenceSchedule`.
         guidance_interval: Share of the steps with guidance, (0.0, 1.0) for all of them.
+        approximation: What steps leave out, see `Approximation`; `none` leaves out nothing.
         width: Of the pictures, in pixels.
         height: Of the pictures, in pixels.
         tenant: Whose request it is: tenants take turns, and never share reference tables.
@@ -68,6 +70,7 @@ class Request:
     merge: str | None = None
     reference_schedule: ReferenceSchedule | str | None = None
     guidance_interval: tuple[float, float] = WHOLE
+    approximation: Approximation | str = "none"
     width: int | None = None
     height: int | None = None
     tenant: str = ""
@@ -90,6 +93,8 @@ class Request:
         count = check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
         put(self, "num_images_per_prompt", count)
         put(self, "guidance_interval", check_share("guidance_interval", self.guidance_interval))
+        if self.approximation != "none":
+            put(self, "approximation", str(Approximation.parse(self.approximation)))
         if self.num_inference_steps is not None:
             put(self, "num_inference_steps", check_steps(self.num_inference_steps))
         for name in ("image_guidance_scale", "text_guidance_scale"):
@@ -109,6 +114,37 @@ class Request:
     def of_subject(self, subject: Subject) -> Request:
         """The same request, of a subject."""
         return replace(self, subject=subject)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    """What of a request decides how much a picture costs: for `pipe(prompt, **settings)`.
+
+    What is None comes from the pair. Fields are those of `Request`.
+
+    Raises:
+        ParameterError: A value is of the wrong type or out of range.
+    """
+
+    num_inference_steps: int | None = None
+    image_guidance_scale: float | None = None
+    text_guidance_scale: float | None = None
+    solver: str | None = None
+    reference_schedule: str | None = None
+    guidance_interval: tuple[float, float] = WHOLE
+    approximation: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check every field, as a request does."""
+        Request(prompt="any", seed=0, **{name: self[name] for name in self.keys()})
+
+    def keys(self) -> list[str]:
+        """Names of what is set: with `[]` what `**` asks for."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a name of `keys`."""
+        return getattr(self, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +168,7 @@ class PictureParameters:
     merge: str
     reference_schedule: str
     guidance_interval: tuple[float, float]
+    approximation: str
     reference_noise_seed: int | None
     table_dtype: str | None
     width: int

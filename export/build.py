@@ -94,8 +94,15 @@ class _Order:
 
 
 def graph_names(options: BuildOptions) -> tuple[str, ...]:
-    """The graphs of a bundle, in the order in which they are built."""
-    steps = ["denoise_step", *(f"denoise_step_{merge}" for merge in options.merges)]
+    """The graphs of a bundle, in the order in which they are built.
+
+    Steps without the deep blocks are for ONNX Runtime, whose graphs share the pair's weights.
+    """
+    is_shared = options.target in ("cpu", "cuda")
+    kinds = ("denoise_step", "shallow_step") if is_shared else ("denoise_step",)
+    steps = [
+        name for kind in kinds for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
+    ]
     return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, "vae_decoder")
 
 
@@ -176,6 +183,7 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
             TorchBackend(pair, "cpu"),
             profile=profile,
             merges=options.merges,
+            keeps_features="shallow_step" in graph_names(options),
             progress=tell,
         )
     config = pair.config

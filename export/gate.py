@@ -73,10 +73,16 @@ def record_reference(
     profile: Profile,
     merges: tuple[Merge, ...],
     steps: int | None = None,
+    keeps_features: bool = False,
     progress: Progress | None = None,
 ) -> Reference:
-    """Run the gate's inputs through torch; `steps`, of the longest run, fit by default."""
-    plan = make_plan(backend, profile=profile, merges=merges, steps=steps)
+    """Run the gate's inputs through torch; `steps`, of the longest run, fit by default.
+
+    `keeps_features` adds steps without deep blocks, where the backend under test has them.
+    """
+    plan = make_plan(
+        backend, profile=profile, merges=merges, steps=steps, keeps_features=keeps_features
+    )
     return Reference(plan, record(backend, plan, progress), backend.spec.fingerprint)
 
 

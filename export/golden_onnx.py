@@ -208,12 +208,12 @@ def _opened(graph: bytes) -> bytes:
     [rows, 1, tokens], is what it takes, -1 for what it takes by itself.
     """
     model = inliner.inline_local_functions(onnx.load_from_string(graph))
-    nodes = []
+    nodes, num_outputs = [], len(model.graph.output)
     for node in model.graph.node:
         nodes.append(node)
         if node.op_type != "ArgMax":
             continue
-        number = len(model.graph.output) - 2  # behind `next_state` and `estimate`
+        number = len(model.graph.output) - num_outputs
         norms, choice, own = f"{_NORMS}{number}", f"{_CHOICE}{number}", f"own_choice_{number}"
         taken, node.output[0] = node.output[0], own
         zero, is_given = f"{own}_zero", f"{own}_is_given"

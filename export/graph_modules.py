@@ -4,7 +4,8 @@
     text_kv        prompt_embeds, text_of_row -> text_k_0, text_v_0, text_k_1, text_v_1, ...
     vae_encoder    pixels -> latents
     reference_kv   latents, noise, alpha, sigma, timesteps, prompt_embeds -> k_0, v_0, k_1, v_1, ...
-    denoise_step   everything that one step of a batch needs -> next_state, estimate
+    denoise_step   everything that one step of a batch needs -> next_state, estimate, features
+    shallow_step   the same and features, of an earlier step -> next_state, estimate
     vae_decoder    latents -> pixels
 
 No value is read while tracing: sizes follow from shapes, so one graph serves every solver, number
@@ -156,6 +157,7 @@ class DenoiseStep(nn.Module):
         self.base = base
         self._merge = merge
         self._dialect = dialect
+        self._layers: tuple[int, ...] = tuple(range(base.num_layers))
 
     def forward(
         self,
@@ -175,7 +177,7 @@ class DenoiseStep(nn.Module):
         picture_of_pair: Tensor,
         ref_of_pair: Tensor,
         *text_and_table: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Take step `step` of each picture's own solver table.
 
         Args:
@@ -199,22 +201,66 @@ class DenoiseStep(nn.Module):
                 then the table, k_0, v_0, ..., each [F, H_l, M_l, D_l].
 
         Returns:
-            next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.
+            next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32; features of the
+            deep blocks [N, C', h, w], of the type of the text.
         """
+        return self._take(
+            step,
+            state,
+            timesteps,
+            matrices,
+            x0,
+            clip_weight,
+            clip_range,
+            picture_of_row,
+            rows_of_picture,
+            image_guidance_scale,
+            text_guidance_scale,
+            ref_of_row,
+            *text_and_table,
+            pairs=(pair_of_row, picture_of_pair, ref_of_pair),
+        )
+
+    def _take(
+        self,
+        step: Tensor,
+        state: Tensor,
+        timesteps: Tensor,
+        matrices: Tensor,
+        x0: Tensor,
+        clip_weight: Tensor,
+        clip_range: Tensor,
+        picture_of_row: Tensor,
+        rows_of_picture: Tensor,
+        image_guidance_scale: Tensor,
+        text_guidance_scale: Tensor,
+        ref_of_row: Tensor,
+        *text_and_table: Tensor,
+        pairs: tuple[Tensor, Tensor, Tensor] | None = None,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Take a step: with pairs all of the U-Net, with features that were kept its last block."""
 
         def now(per_step: Tensor) -> Tensor:
             return per_step.index_select(0, step).squeeze(0)
 
         sample, history = state[0], state[1:]
         layers = list(zip(text_and_table[::2], text_and_table[1::2], strict=True))
-        text, table = tuple(layers[: self.base.num_layers]), layers[self.base.num_layers :]
-        refs_of_rows, refs_of_pairs = now(ref_of_row), now(ref_of_pair)
+        count = len(self._layers)
+        # The walk counts all layers; those that are left out read neither text nor table.
+        text_of_layer = dict(zip(self._layers, layers[:count], strict=True))
+        unread = (sample, sample)
+        text = tuple(text_of_layer.get(i, unread) for i in range(self.base.num_layers))
+        table = dict(zip(self._layers, layers[count:], strict=True))
+        refs_of_rows = now(ref_of_row)
+        refs_of_pairs = refs_of_rows if pairs is None else now(pairs[2])
 
         def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
             parts = [project(tokens) for project in (attn.to_q, attn.to_k, attn.to_v)]
             refs = refs_of_rows
-            if layer == 0:  # up to here rows of one picture are alike, and were computed once
-                parts = [part.index_select(0, picture_of_pair) for part in parts]
+            paired = pairs if layer == 0 else None
+            if paired:  # up to here rows of one picture are alike, and were computed once
+                parts = [part.index_select(0, paired[1]) for part in parts]
                 refs = refs_of_pairs
             attended = reference_attention(
                 *parts,
@@ -228,16 +274,18 @@ class DenoiseStep(nn.Module):
                 dialect=self._dialect,
             )
             projected: Tensor = attn.to_out[0](attended)
-            return projected.index_select(0, pair_of_row) if layer == 0 else projected
+            return projected.index_select(0, paired[0]) if paired else projected
 
-        output = self.base.walk(
-            sample.to(text[0][0].dtype),
+        output, features = self.base.walk(
+            sample.to(layers[0][0].dtype if kept is None else kept.dtype),
             now(timesteps),
             text,
             self_attention,
             picture_of_row=picture_of_row,
             t_of_row=now(timesteps).index_select(0, picture_of_row),
-        ).float()
+            features=kept,
+        )
+        output = output.float()
 
         column = (-1, 1, 1, 1)
         uncond, image, text_image = (
@@ -254,7 +302,29 @@ class DenoiseStep(nn.Module):
         clipped = torch.minimum(torch.maximum(estimate, -clip_range), clip_range)
         change = now(clip_weight).view(column) * (clipped - estimate)
         next_state = torch.cat([(following[0] + change).unsqueeze(0), following[1:]])
-        return next_state, clipped
+        return (next_state, clipped, features) if kept is None else (next_state, clipped)
+
+
+class ShallowStep(DenoiseStep):
+    """A step that computes the last block of the U-Net, on features of an earlier step."""
+
+    def __init__(self, base: BaseUNet, merge: OpMerge, dialect: Dialect = "portable") -> None:
+        """Keep the U-Net, and which layers are left."""
+        super().__init__(base, merge, dialect)
+        self._layers = tuple(i for i in self._layers if i not in base.deep_layers)
+
+    def forward(self, features: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Take a step.
+
+        Args:
+            features: [N, C', h, w], what `denoise_step` gave for the same rows.
+            arguments: Those of `DenoiseStep` but for the pairs, and text and table of the layers
+                that are left.
+
+        Returns:
+            next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.
+        """
+        return self._take(*arguments, kept=features)
 
 
 def _combine(weights: Tensor, tensors: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The graphs of a pair with what tracing needs: names, example inputs, free axes.
 
-`denoise_step` is for rows with one reference each, `denoise_step_<merge>` for rows with several.
+`denoise_step` is for rows with one reference each, `denoise_step_<merge>` for rows with several;
+`shallow_step` and `shallow_step_<merge>` are those without the deep blocks of the U-Net.
 What each computes stands in `graph_modules.py`; `onnx_export.py` writes them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graph_modules import (
     DenoiseStep,
     ReferenceTable,
+    ShallowStep,
     TextEncoder,
     TextTable,
     VaeDecoder,
@@ -35,9 +37,12 @@ GRAPH_NAMES = (
     "reference_kv",
     "denoise_step",
     *(f"denoise_step_{merge}" for merge in MERGES),
+    "shallow_step",
+    *(f"shallow_step_{merge}" for merge in MERGES),
     "vae_decoder",
 )
-"""All graphs; a pair with one reference a subject needs no `denoise_step_<merge>`."""
+"""All graphs. A pair with one reference a subject needs no `denoise_step_<merge>`, one whose U-Net
+has a single resolution no `shallow_step`."""
 
 _NO_LIMIT = 3e38
 """`clip_range` of a solver that does not clamp x0."""
@@ -83,8 +88,15 @@ def build_graph(
         return text_graph(pair.base, text_length, dtype)
     if name == "reference_kv":
         return reference_graph(pair.base, pair.reference, pair.config.ref_scale, text_length, dtype)
-    merge: Any = name.removeprefix("denoise_step").removeprefix("_") or "one"
-    return step_graph(pair.base, merge, text_length, dtype, dialect)
+    kind, merge = name.partition("_step")[::2]
+    return step_graph(
+        pair.base,
+        cast("OpMerge", merge.removeprefix("_") or "one"),
+        text_length,
+        dtype,
+        dialect,
+        is_shallow=kind == "shallow",
+    )
 
 
 def _text_graph(pair: Pair) -> Graph:
@@ -176,8 +188,13 @@ def step_graph(
     text_length: int,
     dtype: torch.dtype,
     dialect: Dialect = "portable",
+    *,
+    is_shallow: bool = False,
 ) -> Graph:
-    """`denoise_step`, or `denoise_step_<merge>` for another merge than `one`; S is given."""
+    """`denoise_step`, or `denoise_step_<merge>` for another merge than `one`; S is given.
+
+    `is_shallow` gives `shallow_step` in place of it, for U-Nets with blocks that are not deep.
+    """
     config, multiple = base.unet.config, base.size_multiple
     history, pictures, steps, rows, reading, slots, entries = 2, 3, 4, 7, 5, 6, 9
     pairs, reading_pairs = 10, 8
@@ -232,23 +249,34 @@ def step_graph(
     }
     if merge != "one":
         axes["ref_of_row"][2] = axes["ref_of_pair"][2] = free["R"]
-    names = iter(text_names(base))
-    for inner in base.text_widths():
-        for name in (next(names), next(names)):
-            inputs[name] = torch.zeros(rows, text_length, inner, dtype=dtype)
+    if is_shallow:
+        features = torch.zeros(rows, base.deep_channels(), *inputs["state"].shape[3:], dtype=dtype)
+        of_pairs = ("pair_of_row", "picture_of_pair", "ref_of_pair")
+        inputs = {"features": features} | {k: v for k, v in inputs.items() if k not in of_pairs}
+        axes = {name: axis for name, axis in axes.items() if name not in of_pairs}
+        axes["features"] = {0: free["N"], 2: size[3], 3: size[4]}
+    layers = [i for i in range(base.num_layers) if not (is_shallow and i in base.deep_layers)]
+    for layer in layers:
+        for kind in "kv":
+            name = f"text_{kind}_{layer}"
+            inputs[name] = torch.zeros(rows, text_length, base.text_widths()[layer], dtype=dtype)
             axes[name] = {0: free["N"]}
-    names = iter(table_names(base))
-    for layer, (_, heads, inner) in enumerate(base.layer_shapes()):
+    for layer in layers:
+        _, heads, inner = base.layer_shapes()[layer]
         tokens = Dim(f"tokens_{layer}", min=1)
-        for name in (next(names), next(names)):
+        for kind in "kv":
+            name = f"{kind}_{layer}"
             inputs[name] = torch.zeros(entries, heads, 10 + layer, inner // heads, dtype=dtype)
             axes[name] = {0: free["F"], 2: tokens}
+    step, module = ("shallow_step", ShallowStep) if is_shallow else ("denoise_step", DenoiseStep)
     return Graph(
-        name="denoise_step" if merge == "one" else f"denoise_step_{merge}",
-        module=DenoiseStep(base, merge, dialect),
+        name=step if merge == "one" else f"{step}_{merge}",
+        module=module(base, merge, dialect),
         inputs=inputs,
         axes=axes,
-        outputs=("next_state", "estimate"),
+        outputs=("next_state", "estimate")
+        if is_shallow
+        else ("next_state", "estimate", "features"),
         merge=merge,
     )
 

@@ -7,6 +7,7 @@ pairs of Stable Diffusion's size would not fit side by side. Knows backends by t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -68,6 +69,7 @@ class Case:
         schedule: Of the reference.
         with_plain_picture: A second picture of the batch has no subject.
         is_decoded: The latents are made into pictures.
+        keeps_features: Every second step leaves out the deep blocks of the U-Net.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Case:
     schedule: ReferenceSchedule
     with_plain_picture: bool = False
     is_decoded: bool = True
+    keeps_features: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def make_plan(
     profile: Profile,
     merges: tuple[Merge, ...],
     steps: int | None = None,
+    keeps_features: bool = False,
 ) -> Plan:
     """The runs for a pair: all of what a bundle offers once, the default with all its steps.
 
@@ -139,6 +143,18 @@ def make_plan(
                 is_decoded=not is_large,
             )
             for merge in merges
+        ]
+    if keeps_features:
+        cases += [
+            dataclasses.replace(
+                case,
+                name=f"kept_features_{case.name}",
+                steps=max(2, few) if profile.max_steps > 1 else 1,
+                is_decoded=False,
+                keeps_features=True,
+            )
+            for case in cases
+            if case.solver == config.default_solver
         ]
     return Plan(side, tuple(cases))
 
@@ -302,6 +318,7 @@ def _batch(
         entry_of_step=case.schedule.entry_of_step(case.steps)[np.newaxis],
         solver=BatchSolver.of([solver] * len(branches)),
         merge=case.merge,
+        deep_steps=np.arange(case.steps) % 2 == 0 if case.keeps_features else None,
     )
 
 

@@ -29,6 +29,7 @@ DeviceArray: TypeAlias = Any
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class PairSpec:
         max_references: Of one subject.
         max_steps: Of the solver.
         sides_px: Least and most that a side of a picture or a reference image may measure.
+        keeps_features: Steps may leave out the deep blocks of the Base U-Net, and read what those
+            gave in an earlier step.
     """
 
     config: PairConfig
@@ -76,6 +79,7 @@ class PairSpec:
     max_references: int | None = None
     max_steps: int | None = None
     sides_px: tuple[int, int] | None = None
+    keeps_features: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,11 @@ class DenoiseBatch:
         entry_of_step: int64 [S, T], the entry of each table that a step reads, 0 to E - 1.
         solver: Timesteps and coefficients of the T steps, of each picture its own.
         merge: How several references of a row are combined.
+        deep_steps: bool [T], whether a step computes the deep blocks of the U-Net, or reads the
+            features that they gave in the last step that did; None: all compute them, and none
+            keeps the features.
+        features: Of each picture what `DenoiseRun.features` gave, where the first steps do not
+            compute the deep blocks.
     """
 
     state: FloatArray
@@ -136,6 +145,8 @@ class DenoiseBatch:
     entry_of_step: IntArray
     solver: BatchSolver
     merge: Merge
+    deep_steps: BoolArray | None = None
+    features: tuple[DeviceArray, ...] = ()
 
 
 class DenoiseRun(Protocol):
@@ -159,6 +170,12 @@ class DenoiseRun(Protocol):
 
     def estimate(self) -> FloatArray:
         """What the last step took for the finished latents (x0), float32 [B, C, h, w]."""
+
+    def features(self) -> tuple[DeviceArray, ...]:
+        """What the deep blocks gave last, of each picture: for a run of the same rows of it.
+
+        None of each picture where the batch has no `deep_steps`.
+        """
 
 
 class Backend(Protocol):

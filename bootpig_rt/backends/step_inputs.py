@@ -28,6 +28,7 @@ class StepInputs:
     Attributes:
         arrays: Name of the input -> float32 or int64 array; all but `step` stay from step to step.
         text_of_row: int64 [N], for the graph `text_kv`.
+        order: int64 [N], the row of the batch that lies at each place.
         num_steps: T.
         slots: R, references of the row that has most; 1 where no row has any.
         tables: Those of the flat table, in a row. The same set of them always has the same order.
@@ -35,6 +36,7 @@ class StepInputs:
 
     arrays: dict[str, FloatArray | IntArray]
     text_of_row: IntArray
+    order: IntArray
     num_steps: int
     slots: int
     tables: list[Any]
@@ -85,12 +87,18 @@ def step_inputs(batch: DenoiseBatch, *, streams: bool = False) -> StepInputs:
         "picture_of_pair": pictures[first],
         "ref_of_pair": np.ascontiguousarray(flat[:, first[first >= num_plain] - num_plain]),
     }
-    return StepInputs(arrays, batch.text_of_row[order], len(flat), flat.shape[2], tables)
+    return StepInputs(arrays, batch.text_of_row[order], order, len(flat), flat.shape[2], tables)
 
 
-def graph_name(merge: str, slots: int) -> str:
+def graph_name(merge: str, slots: int, *, is_deep: bool = True) -> str:
     """The graph that draws rows with up to `slots` references each."""
-    return "denoise_step" if slots == 1 else f"denoise_step_{merge}"
+    kind = "denoise_step" if is_deep else "shallow_step"
+    return kind if slots == 1 else f"{kind}_{merge}"
+
+
+def rows_of_each(picture_of_row: IntArray) -> list[IntArray]:
+    """Where the rows of each picture lie, in their order, which is the same in any company."""
+    return [np.flatnonzero(picture_of_row == b) for b in range(int(picture_of_row.max()) + 1)]
 
 
 def _sort_rows(ref_of_row: IntArray) -> tuple[IntArray, IntArray]:

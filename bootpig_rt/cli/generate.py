@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance-interval", metavar="A-B", help="share of the steps with guidance (0-1)"
     )
+    group.add_argument(
+        "--approximation",
+        metavar="NAME",
+        default="none",
+        help="what steps leave out: none, cache:K, cache:K+window:A-B (default: none)",
+    )
     group.add_argument("--width", type=int, metavar="PX", help="of a picture")
     group.add_argument("--height", type=int, metavar="PX", help="of a picture")
     add_credentials_arguments(parser)
@@ -184,6 +190,7 @@ def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
         "merge": args.merge,
         "reference_schedule": args.reference_schedule,
         "guidance_interval": interval,
+        "approximation": args.approximation,
         "width": args.width,
         "height": args.height,
     }

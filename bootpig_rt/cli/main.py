@@ -45,6 +45,7 @@ MODULE_OF_COMMAND = {
     "verify": "bootpig_rt.cli.verify",
     "inspect": "bootpig_rt.cli.inspect",
     "doctor": "bootpig_rt.cli.doctor",
+    "tune": "bootpig_rt.cli.tune",
     "keys": "bootpig_rt.cli.keys",
     "compile-kernels": "bootpig_rt.cli.compile_kernels",
     "tune-kernels": "bootpig_rt.cli.tune_kernels",

@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
             profile=manifest.profile,
             merges=manifest.merges,
             steps=args.steps,
+            keeps_features=place.backend == "onnxruntime"
+            and any(graph.name == "shallow_step" for graph in manifest.graphs),
             progress=progress and (lambda what, share: progress(f"torch: {what}", share / 2)),
         )
         del torch_backend

@@ -3,6 +3,8 @@
 Pictures of one batch may be at different steps of different solvers. A run of the backend lasts as
 long as no picture's rows change: one that leaves its reference window or its guidance interval,
 that is done, or that joins, ends the run, and the next one goes on from the state that it left.
+Pictures whose next steps leave out the deep blocks at the same steps share a run; others of the
+batch have one beside it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from bootpig_rt.backends.base import Backend, DenoiseRun, FloatArray, IntArray
+from bootpig_rt.backends.base import Backend, DenoiseRun, DeviceArray, FloatArray, IntArray
 from bootpig_rt.engine.plan import Plan
 from bootpig_rt.engine.rows import lay_out
+from bootpig_rt.engine.runs import SeveralRuns, in_step
 from bootpig_rt.engine.text_states import TextStates
 from bootpig_rt.reference.reference_table import ReferenceTable
 from bootpig_rt.request import Timings
@@ -42,6 +45,7 @@ class Picture:
         table: Of its subject; None until it is there, and without a subject.
         step: Steps done.
         state: float32 [1 + K, C, h, w], latents and the solver's history after those steps.
+        features: What the deep blocks gave last, the backend's own, where the next step reads it.
         waits: It is in the queue.
         passed_over: Steps in which others went ahead, for lack of room for this one.
         joined: Launches of its batch before it joined; equal for pictures at the same step.
@@ -57,6 +61,7 @@ class Picture:
         shape = plan.latents_shape
         self.state: FloatArray = np.zeros((1 + plan.solver.history_size, *shape), np.float32)
         self.state[0] = picture_noise(wanted.seed, shape)
+        self.features: DeviceArray = None
         self.waits = False
         self.passed_over = 0
         self.joined = 0
@@ -67,9 +72,13 @@ class Picture:
 
     def steps_alike(self) -> int:
         """How many steps from the next one on have its rows: 1 or more."""
-        reads, scales = self.plan.entries[self.step :] >= 0, self.plan.scales[self.step :]
-        changes = np.flatnonzero((reads != reads[0]) | (scales != scales[0]).any(axis=1))
-        return int(changes[0]) if len(changes) else len(reads)
+        following = np.flatnonzero(self.plan.changes[self.step + 1 :])
+        return int(following[0]) + 1 if len(following) else len(self.plan.changes) - self.step
+
+    def reads_features(self, steps_ahead: int = 0) -> bool:
+        """Whether the next step, or one behind it, leaves out the deep blocks."""
+        deep, step = self.plan.deep_steps, self.step + steps_ahead
+        return deep is not None and step < len(deep) and not deep[step]
 
 
 @dataclass(eq=False)
@@ -98,19 +107,23 @@ class Batch:
     _timesteps: IntArray | None = None
 
     def step(self, backend: Backend, text_states: TextStates) -> int:
-        """One launch, of a new run where there is none. Returns the first picture's timestep."""
+        """One step, of a new run where there is none. Returns the first picture's timestep."""
         start = time.perf_counter()
         if self.run is None:
-            num_steps = min(picture.steps_alike() for picture in self.pictures)
-            state = joint_state(self.pictures)
+            num_steps, parts = self._parts()
             wanted = [picture.plan.parameters for picture in self.pictures]
             texts = text_states.of([t for p in wanted for t in (p.prompt, p.negative_prompt)])
             before, start = start, time.perf_counter()
             self._text_ms, self._denoise_ms = 1e3 * (start - before), 0.0
-            batch = lay_out(self.pictures, num_steps, texts, state)
-            self._timesteps, self.num_rows = batch.solver.timesteps, len(batch.picture_of_row)
-            self.done = 0
-            self.run = backend.start(batch)
+            self.done = self.num_rows = 0
+            runs: list[DenoiseRun] = []
+            for places in parts:
+                part = [self.pictures[b] for b in places]
+                batch = lay_out(part, num_steps, texts, joint_state(part))
+                self._timesteps = self._timesteps if runs else batch.solver.timesteps
+                self.num_rows += len(batch.picture_of_row)
+                runs.append(backend.start(batch))
+            self.run = runs[0] if len(runs) == 1 else SeveralRuns(runs, parts)
         assert self._timesteps is not None
         self.run.step(self.done)
         self.done += 1
@@ -124,10 +137,35 @@ class Batch:
         """End the run, after all of its steps or before: its pictures get their states."""
         assert self.run is not None
         self._tell_times()
-        state, self.run = self.run.state(), None
+        keeps = any(picture.plan.deep_steps is not None for picture in self.pictures)
+        state, features = self.run.state(), [None] * len(self.pictures)
+        if keeps:
+            features = list(self.run.features())
+        self.run = None
         for b, picture in enumerate(self.pictures):
             picture.state = state[: len(picture.state), b].copy()
             picture.step += self.done
+            picture.features = features[b]
+
+    def _parts(self) -> tuple[int, list[list[int]]]:
+        """Steps of the next run, and the pictures of each of those that it consists of."""
+        num_steps = min(picture.steps_alike() for picture in self.pictures)
+        if all(picture.plan.deep_steps is None for picture in self.pictures):
+            return num_steps, [list(range(len(self.pictures)))]
+        return in_step(self.pictures, num_steps)
+
+    def may_join(self, picture: Picture) -> bool:
+        """Whether a picture would be in step with those that leave out the same as it does.
+
+        It waits for a step in which one of them computes the deep blocks, as its own first step
+        does: a few launches, which keep it from having launches of its own to the end.
+        """
+        if picture.plan.deep_steps is None:
+            return True
+        done = 0 if self.run is None else self.done
+        what = picture.plan.parameters.approximation
+        alike = [one for one in self.pictures if one.plan.parameters.approximation == what]
+        return not alike or not all(one.reads_features(done) for one in alike)
 
     def drop(self) -> None:
         """Forget the run: its pictures stand where it began, and make its steps again."""

@@ -253,7 +253,8 @@ class Loop:
         """The picture to let in next, still in its place.
 
         Args:
-            skipped: Pictures whose table is on its way: others of their tenant go ahead.
+            skipped: Pictures whose table is on its way, and those that are not in step with their
+                batch: others of their tenant go ahead.
             passed: Is given the pictures that do not fit: others of their tenant wait for them.
         """
         with self._changed:
@@ -262,6 +263,9 @@ class Loop:
                 return None
             for picture in self._queue.heads(skipped):
                 batch = self._batches.get(picture.group)
+                if batch is not None and not batch.may_join(picture):
+                    skipped.add(picture)
+                    continue
                 launches = 0 if batch is None else batch.launches
                 if not running or self._tables.fit(picture, running, launches):
                     return picture

@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 
 from bootpig_rt import __version__
-from bootpig_rt.backends.base import Backend, FloatArray, IntArray
+from bootpig_rt.approximation import Approximation
+from bootpig_rt.backends.base import Backend, BoolArray, FloatArray, IntArray
 from bootpig_rt.checks import wrap_seed
 from bootpig_rt.diffusion.solver import SolverName, SolverTable, solver_table
 from bootpig_rt.engine.options import NO_LIMITS, Limits
@@ -37,6 +38,8 @@ class Plan:
         latents_shape: (C, h, w).
         entries: int64 [T], the entry of the table that a step reads; -1 for none.
         scales: float32 [T, 2], s_image and s_text of each step; 1 where it has no guidance.
+        changes: bool [T], the picture has other rows than in the step before.
+        deep_steps: bool [T], the step computes the deep blocks of the U-Net; None: all do.
         table: What the table of its subject is, before it is made; None without a subject.
     """
 
@@ -46,6 +49,8 @@ class Plan:
     latents_shape: tuple[int, int, int]
     entries: IntArray
     scales: FloatArray
+    changes: BoolArray
+    deep_steps: BoolArray | None
     table: TablePlan | None
 
     def of_pictures(self, count: int) -> list[Plan]:
@@ -114,6 +119,11 @@ class Planner:
         s_text = config.text_guidance_scale if s_text is None else s_text
         scales = np.ones((steps, 2), dtype=np.float32)
         scales[guided.start : guided.stop] = s_image, s_text
+        changes = np.ones(steps, dtype=np.bool_)
+        changes[1:] = (np.diff(entries >= 0) != 0) | (np.diff(scales, axis=0) != 0).any(axis=1)
+        approximation, deep_steps = str(request.approximation), None
+        if approximation != "none":
+            deep_steps = self._deep_steps(approximation, changes)
         parameters = PictureParameters(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -128,6 +138,7 @@ class Planner:
             merge=request.merge or config.merge,
             reference_schedule=schedule_text,
             guidance_interval=request.guidance_interval,
+            approximation=approximation,
             reference_noise_seed=subject.noise_seed if subject else None,
             table_dtype=table.key.dtype if table else None,
             width=width,
@@ -142,7 +153,25 @@ class Planner:
         )
         factor = spec.vae_scale_factor
         shape = (spec.latent_channels, height // factor, width // factor)
-        return Plan(parameters, solver, schedule, shape, entries, scales, table)
+        return Plan(
+            parameters, solver, schedule, shape, entries, scales, changes, deep_steps, table
+        )
+
+    def _deep_steps(self, name: str, changes: BoolArray) -> BoolArray:
+        """The steps that compute the deep blocks, where this pair and backend can leave them out.
+
+        Raises:
+            ParameterError: They cannot, or no step lies in the window.
+        """
+        if not self._backend.spec.keeps_features:
+            fix = "leave it out, or draw with the backend torch or onnxruntime"
+            if self._backend.name == "onnxruntime":
+                fix = "build the bundle again with bootpig-rt build-engine, or leave it out"
+            raise ParameterError(
+                f"approximation is {name}, but {self._backend.name} has no graphs here for steps "
+                f"without the deep blocks; {fix}"
+            )
+        return Approximation.parse(name).deep_steps(changes)
 
     def _check_sizes(
         self, request: Request, limits: Limits, steps: int, width: int, height: int

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.backends.base import BoolArray, DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.engine.text_states import Texts
 from bootpig_rt.reference.reference_table import ReferenceTable
@@ -74,7 +74,8 @@ def lay_out(
     """Lay out the next steps of some pictures.
 
     Args:
-        pictures: Of one size and one merge, none of them done.
+        pictures: Of one size and one merge, none of them done; those that leave out deep blocks
+            in the next steps do so in the same ones.
         num_steps: T, steps in which no picture's rows change.
         texts: Among others those of the pictures' prompts, with their states.
         state: float32 [1 + K, B, C, h, w], of the pictures now.
@@ -103,6 +104,8 @@ def lay_out(
         )
     rows = plan_guidance(branches)
     entry_of_step = np.array([entries for _, entries in slots], dtype=np.int64)
+    deep_steps = _deep_steps(pictures, num_steps)
+    reads = deep_steps is not None and not deep_steps[0]
     return DenoiseBatch(
         state=state,
         prompt_embeds=prompt_embeds,
@@ -121,7 +124,18 @@ def lay_out(
             num_steps=num_steps,
         ),
         merge=cast("Merge", pictures[0].plan.parameters.merge),
+        deep_steps=deep_steps,
+        features=tuple(picture.features for picture in pictures) if reads else (),
     )
+
+
+def _deep_steps(pictures: Sequence[Picture], num_steps: int) -> BoolArray | None:
+    """Of pictures that are in step; None where none leaves out anything."""
+    for picture in pictures:
+        deep_steps = picture.plan.deep_steps
+        if deep_steps is not None:
+            return deep_steps[picture.step : picture.step + num_steps]
+    return None
 
 
 def plan_guidance(pictures: Sequence[PictureBranches]) -> GuidanceRows:

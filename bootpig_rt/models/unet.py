@@ -7,7 +7,7 @@ is passed through hidden lists. Works under autograd, autocast and `torch.export
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -198,7 +198,25 @@ class BaseUNet(WalkedUNet):
 
     Raises:
         CheckpointError: The configuration has something that this walk does not do.
+
+    Attributes:
+        deep_layers: Self-attentions of the deep blocks: all that runs between `conv_in` and the
+            last residual block. What they give changes little from one step to the next (Ma et al.
+            2023, "DeepCache", arXiv 2312.00858, section 3), so that a step may use it again.
     """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        """Plan the walk, and say which blocks are deep."""
+        super().__init__(unet)
+        kinds = [op.kind for op in self._ops]
+        last = len(kinds) - 1 - kinds[::-1].index(Kind.RESNET)
+        self._deep, self._rest = self._ops[:last], self._ops[last:]
+        self.deep_layers = range(_num_attentions(self._deep))
+
+    def deep_channels(self) -> int:
+        """C' of the features of the deep blocks, which have the size of the latents."""
+        resnet = self._rest[0].module
+        return int(resnet.in_channels) - int(self.unet.conv_in.out_channels)
 
     def project_reference(
         self, features: tuple[Tensor, ...], *, ref_scale: float = 1.0
@@ -253,7 +271,28 @@ class BaseUNet(WalkedUNet):
         merge: MergeRule = "argmax",
         entry: Tensor | None = None,
     ) -> Tensor:
-        """The model output (noise, v or x0, as the pair was trained).
+        """The model output (noise, v or x0, as the pair was trained), [B, C, h, w].
+
+        Arguments and errors are those of `draw`.
+        """
+        output, _ = self.draw(
+            latents, t, prompt_embeds, reference_kv, ref_of_row, merge=merge, entry=entry
+        )
+        return output
+
+    def draw(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        prompt_embeds: Tensor | TextKVLayers,
+        reference_kv: ReferenceKVLayers | None = None,
+        ref_of_row: Tensor | RowPlan | None = None,
+        *,
+        merge: MergeRule = "argmax",
+        entry: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The model output, and the features of the deep blocks, which a later step may reuse.
 
         A row without references is computed by plain self-attention, exactly as without a table.
 
@@ -268,9 +307,11 @@ class BaseUNet(WalkedUNet):
                 and for export pass the plan, whose groups are constants of the graph.
             merge: How several references of one row are combined.
             entry: int32 [1] on the device: the entry of the table that this step reads.
+            features: What an earlier call with this plan returned; the deep blocks are then left
+                out.
 
         Returns:
-            [B, C, h, w].
+            [B, C, h, w] in the order of the caller's rows, and [B, C', h, w] in that of the plan.
 
         Raises:
             ParameterError: Shapes do not fit together, or an index is outside the table.
@@ -295,14 +336,15 @@ class BaseUNet(WalkedUNet):
 
         if shared is None:
             latents, t = plan.sort(latents), plan.sort(t)
-        output = self.walk(
+        output, found = self.walk(
             latents,
             t,
             _sorted_text(plan, prompt_embeds),
             self_attention,
             picture_of_row=None if shared is None else shared.picture_of_row,
+            features=features,
         )
-        return plan.restore(output)
+        return plan.restore(output), found
 
     def walk(
         self,
@@ -313,7 +355,8 @@ class BaseUNet(WalkedUNet):
         *,
         picture_of_row: Tensor | None = None,
         t_of_row: Tensor | None = None,
-    ) -> Tensor:
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """All modules in order, with the self-attentions given: what `forward` and graphs share.
 
         Args:
@@ -327,9 +370,11 @@ class BaseUNet(WalkedUNet):
             t_of_row: [B], the timesteps of the rows, to be embedded for them once more. By default
                 the embedding of the entries is picked; TensorRT spreads that over two streams, with
                 a wait in every block and more memory.
+            features: What an earlier walk of these rows returned as features of the deep blocks,
+                which are then left out; their self-attentions are not called.
 
         Returns:
-            [B, C, h, w].
+            [B, C, h, w], and the features of the deep blocks, [B, C', h, w].
         """
         temb = self._time_embedding(t, latents)
         x = self.unet.conv_in(latents)
@@ -347,19 +392,32 @@ class BaseUNet(WalkedUNet):
             return tokens, x
 
         spread: Spread | None = None if picture_of_row is None else to_rows
-        for op in self._ops:
-            if op.kind is not Kind.TRANSFORMER:
-                x = self._convolve(op, x, skips, temb)
-                continue
-            attend = partial(_attend, self_attention, layer)
-            context = text if isinstance(text, Tensor) else text[layer:]
-            x = self._run(op.module, transform, x, context, attend, spread)
-            spread = None
-            layer += len(op.module.transformer_blocks)
-            if op.push:
-                skips.append(x)
+
+        def run(ops: tuple[Operation, ...], x: Tensor) -> Tensor:
+            nonlocal layer, spread
+            for op in ops:
+                if op.kind is not Kind.TRANSFORMER:
+                    x = self._convolve(op, x, skips, temb)
+                    continue
+                attend = partial(_attend, self_attention, layer)
+                context = text if isinstance(text, Tensor) else text[layer:]
+                x = self._run(op.module, transform, x, context, attend, spread)
+                spread = None
+                layer += len(op.module.transformer_blocks)
+                if op.push:
+                    skips.append(x)
+            return x
+
+        if features is None:
+            features = run(self._deep, x)
+        else:
+            layer = self.deep_layers.stop
+            if spread is not None:  # nothing is left that is alike for the rows of a picture
+                spread(x, x)
+                spread = None
+        x = run(self._rest, features)
         output: Tensor = self.unet.conv_out(group_norm(self.unet.conv_norm_out, x, silu=True))
-        return output
+        return output, features
 
     def _plan(
         self,
@@ -391,6 +449,11 @@ class BaseUNet(WalkedUNet):
         if not plan.uses_references:
             return None, plain_rows(rows)
         return reference_kv, plan
+
+
+def _num_attentions(ops: Sequence[Operation]) -> int:
+    """Self-attentions of some operations."""
+    return sum(len(op.module.transformer_blocks) for op in ops if op.kind is Kind.TRANSFORMER)
 
 
 def _sorted_text(plan: RowPlan, text: Tensor | TextKVLayers) -> Tensor | TextKVLayers:

@@ -108,6 +108,7 @@ async def begin(
         solver=fields.solver,
         merge=fields.merge,
         reference_schedule=fields.reference_schedule,
+        approximation=fields.approximation,
         width=width,
         height=height,
         guidance_interval=_interval(fields),

@@ -34,6 +34,7 @@ PARAMS: Mapping[str, str] = {
     "negative_prompt": "negative_prompt",
     "reference_prompt": "reference_prompt",
     "reference_schedule": "reference_schedule",
+    "approximation": "approximation",
     "noise_seed": "noise_seed",
     "prompt": "prompt",
     "solver": "solver",

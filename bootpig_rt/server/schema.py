@@ -47,6 +47,7 @@ _SOME_TEXT = {"pattern": rf"^[^\x00]*[^\x00{_SPACES}][^\x00]*$"}
 _WINDOW = r"window:[0-9.]{1,20}-[0-9.]{1,20}"
 _MODE = r"exact|clean|anchor:[0-9]{1,3}|stride:[1-9][0-9]{0,2}"
 _SCHEDULE = {"pattern": rf"^({_WINDOW}|({_MODE})(\+{_WINDOW})?)$"}
+_APPROXIMATION = {"pattern": rf"^(none|cache:(100|[1-9][0-9]?)(\+{_WINDOW})?)$"}
 """For the description alone: these are checked where they are used, with words of their own."""
 
 _MODEL = "A name of `GET /v1/models`; the first of them if left out."
@@ -120,6 +121,9 @@ class ImageFields(Fields):
     reference_schedule: (
         Annotated[str, Field(max_length=100, json_schema_extra=_SCHEDULE)] | None
     ) = Field(default=None, description="At which noise level each step reads the subject.")
+    approximation: Annotated[str, Field(max_length=100, json_schema_extra=_APPROXIMATION)] = Field(
+        default="none", description="What steps leave out to be quicker."
+    )
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Seconds in which the pictures must be done."
     )

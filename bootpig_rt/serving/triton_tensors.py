@@ -55,6 +55,7 @@ INPUTS = (
     TritonTensor("SOLVER", "TYPE_STRING", field="solver"),
     TritonTensor("MERGE", "TYPE_STRING", field="merge"),
     TritonTensor("REFERENCE_SCHEDULE", "TYPE_STRING", field="reference_schedule"),
+    TritonTensor("APPROXIMATION", "TYPE_STRING", field="approximation"),
     TritonTensor("WIDTH", "TYPE_INT32", field="width"),
     TritonTensor("HEIGHT", "TYPE_INT32", field="height"),
     TritonTensor("TENANT", "TYPE_STRING", field="tenant"),

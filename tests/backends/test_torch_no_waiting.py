@@ -74,6 +74,7 @@ def tensors(history: int, text_widths: tuple[int, ...]) -> StepTensors:
         picture_of_pair=empty(4, dtype=torch.int64),
         refs=empty(6, 2, dtype=torch.int32),
         refs_of_pair=empty(4, 2, dtype=torch.int32),
+        features=empty(0, dtype=torch.float16),
     )
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bootpig_rt.benchmarks import judged
+from bootpig_rt.benchmarks import curve, judged
 from bootpig_rt.benchmarks.judged import MEASURES, Jury, Quality
-from bootpig_rt.benchmarks.result import SuiteResult
+from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.suites import quality, reference
 from bootpig_rt.benchmarks.way import Journal
 from bootpig_rt.benchmarks.ways import OurWay
+from bootpig_rt.curve import load_curve, save_curve, settings_of
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.training.emoji import Drawing
 from bootpig_rt.training.evaluation.evaluate import Judges
@@ -29,6 +30,7 @@ from bootpig_rt.training.sprites import Sprite
 # Inside diffusers' schedulers, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("default")
 
+PIXELS = np.zeros((2, 1, 1, 3), np.uint8)
 CONFIG = SuiteConfig("tiny", 1, 1, 2, 1, 1, (1, 2), 1, 1)
 
 
@@ -142,6 +144,45 @@ def test_every_change_has_a_time_beside_25_steps_and_measures(drawn: SuiteResult
     assert "psnr_db_change" not in drawn.row(quality.BASE).values
 
 
+def test_a_curve_is_made_of_the_rows_and_compares_with_the_control(
+    drawn: SuiteResult, settings: Settings, tmp_path: Path
+) -> None:
+    found = curve.curve_of(drawn, settings)
+    save_curve(found, tmp_path / "pair.curve.json")
+    assert load_curve(tmp_path / "pair.curve.json") == found
+    full, cached = found.point(quality.BASE), found.point("cache:2")
+    assert (full.fidelity, full.work, full.difference_db) == (1, 1, 200)
+    assert dict(settings_of(cached)) == {"approximation": "cache:2"}
+    assert 0 < cached.work < 1
+    assert found.point("dpmpp_2m 4").work == pytest.approx(4 / 25)
+    assert set(cached.changes) == set(MEASURES)
+    names = {point.name for point in found.points}
+    assert quality.NO_SUBJECT not in names
+    assert "student 4" in names
+
+
+def test_a_curve_needs_the_rows_of_its_suite(read: SuiteResult, settings: Settings) -> None:
+    with pytest.raises(ParameterError, match="suite is 'reference', expected 'quality'"):
+        curve.curve_of(read, settings)
+
+
+def test_fidelity_is_one_for_the_full_setting_and_nothing_for_the_control() -> None:
+    def row(name: str, psnr_db: float, perceptual: float, scene: float) -> Row:
+        values: dict[str, float | None] = {
+            "psnr_db": psnr_db,
+            "perceptual": perceptual,
+            "scene": scene,
+        }
+        return Row(name, name, values=values)
+
+    base, control = row("base", 20.0, 0.2, 1.0), row("none", 10.0, 0.4, 1.0)
+    assert curve.fidelity(base, base, control) == 1
+    assert curve.fidelity(control, base, control) == 0
+    assert curve.fidelity(row("a", 19.0, 0.21, 1.0), base, control) == pytest.approx(0.9)
+    assert curve.fidelity(row("b", 21.0, 0.25, 1.0), base, control) == pytest.approx(0.75)
+    assert curve.fidelity(row("c", 21.0, 0.1, 0.5), base, control) == pytest.approx(0.5)
+
+
 def test_changes_that_are_exact_draw_nearly_the_same_pixels(drawn: SuiteResult) -> None:
     for name in ("one thread", "no arena", "no spinning", "portable"):
         row = drawn.row(name)
@@ -176,13 +217,13 @@ def test_pictures_are_judged_once_and_then_read(
 def test_pictures_of_other_shots_cannot_be_compared() -> None:
     said = {name: (1.0, 0.0) for name in MEASURES}
     with pytest.raises(ParameterError, match="other shots"):
-        Quality(said, (0, 1)).values(Quality(said, (0, 2)))
+        Quality(said, (0, 1), PIXELS).values(Quality(said, (0, 2), PIXELS))
 
 
 def test_a_change_cancels_what_is_hard_for_both() -> None:
     hard = {name: (10.0, 30.0) for name in MEASURES}
     harder = {name: (9.0, 29.0) for name in MEASURES}
-    values = Quality(harder, (0, 1)).values(Quality(hard, (0, 1)))
+    values = Quality(harder, (0, 1), PIXELS).values(Quality(hard, (0, 1), PIXELS))
     assert values["psnr_db_change"] == values["psnr_db_change_low"] == -1
     assert values["psnr_db_low"] == 9
 

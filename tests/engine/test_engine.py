@@ -94,6 +94,7 @@ def mix(seed: int, count: int, subjects: list[Subject | None], **fields: Any) ->
             solver=draw.choice(("ddim", "dpmpp_2m", "unipc")),
             reference_schedule=draw.choice(SCHEDULES),
             guidance_interval=draw.choice(((0.0, 1.0), (0.3, 1.0), (0.0, 0.5))),
+            approximation=draw.choice(("none", "none", "cache:2", "cache:3")),
             tenant=draw.choice(("", "a", "b")),
             **fields,
         )

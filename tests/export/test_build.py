@@ -902,6 +902,7 @@ def test_orders_are_kept() -> None:
         "vae_encoder",
         "reference_kv",
         "denoise_step",
+        "shallow_step",
         "vae_decoder",
     )
 

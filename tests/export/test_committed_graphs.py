@@ -14,7 +14,7 @@ from bootpig_rt.export.graphs import GRAPH_NAMES
 from bootpig_rt.export.onnx_export import export_graph
 from bootpig_rt.models.load import load_pair
 
-SLOW = ("vae_encoder", "reference_kv", *(name for name in GRAPH_NAMES if "denoise" in name))
+SLOW = ("vae_encoder", "reference_kv", *(name for name in GRAPH_NAMES if "_step" in name))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def pair(tiny_pair_folder: Path) -> Pair:
     return load_pair(tiny_pair_folder)
 
 
-def test_there_are_five_graphs_beside_a_step_for_each_merge() -> None:
+def test_there_are_five_graphs_beside_two_steps_for_each_merge() -> None:
     assert GRAPH_NAMES == (
         "text_encoder",
         "text_kv",
@@ -31,6 +31,11 @@ def test_there_are_five_graphs_beside_a_step_for_each_merge() -> None:
         "denoise_step_softmax",
         "denoise_step_mean",
         "denoise_step_concat",
+        "shallow_step",
+        "shallow_step_argmax",
+        "shallow_step_softmax",
+        "shallow_step_mean",
+        "shallow_step_concat",
         "vae_decoder",
     )
 
@@ -71,6 +76,16 @@ def test_a_step_reads_what_the_text_graph_writes(pair: Pair) -> None:
     for part in made:
         assert torch.equal(part[0], part[2])
         assert not torch.equal(part[0], part[1])
+
+
+def test_a_shallow_step_reads_the_features_and_what_the_last_block_needs(pair: Pair) -> None:
+    deep, shallow = build_graph("denoise_step", pair), build_graph("shallow_step", pair)
+    assert shallow.outputs == deep.outputs[:2]
+    last = pair.base.num_layers - 1
+    assert set(shallow.inputs) - set(deep.inputs) == {"features"}
+    layers = {name for name in shallow.inputs if name.rpartition("_")[2].isdigit()}
+    assert layers == {f"{kind}_{last}" for kind in ("k", "v", "text_k", "text_v")}
+    assert not [name for name in shallow.inputs if "pair" in name]
 
 
 def test_only_a_step_with_a_merge_has_free_slots(pair: Pair) -> None:
@@ -169,8 +184,9 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
         handle = module.register_forward_hook(lambda _, inputs, out: seen.append(len(out)))
         request.addfinalizer(handle.remove)
     with torch.inference_mode():
-        together, _ = graph.module(*values.values(), *text, *table)
+        together, _, features = graph.module(*values.values(), *text, *table)
     assert set(seen) == {2}
+    assert len(features) == 6
     assert attended[0] == 4  # the guided rows of a picture are one pair
     assert set(attended[1:]) == {6}
     # A picture for each row: nothing is shared.
@@ -190,6 +206,6 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
     }
     seen.clear()
     with torch.inference_mode():
-        apart, _ = graph.module(*alone.values(), *text, *table)
+        apart, _, _ = graph.module(*alone.values(), *text, *table)
     assert set(seen) == {6}
     torch.testing.assert_close(together, apart[:, :2], rtol=1e-4, atol=1e-5)

@@ -61,6 +61,17 @@ def test_a_bundle_for_one_reference_and_one_picture_is_asked_for_no_more(
     assert not any(case.with_plain_picture for case in plan.cases)
 
 
+def test_a_bundle_with_shallow_steps_is_asked_for_them_by_every_graph(
+    backend: TorchBackend,
+) -> None:
+    profile = Profile((32, 32, 32), 2, 2, 50)
+    plan = make_plan(backend, profile=profile, merges=("mean", "concat"), keeps_features=True)
+    kept = [case for case in plan.cases if case.keeps_features]
+    assert {(case.references, case.merge) for case in kept} >= {(2, "mean"), (2, "concat")}
+    assert any(case.references == 1 for case in kept)
+    assert all(case.steps > 1 for case in kept)  # the second one is shallow
+
+
 def test_large_pictures_are_run_for_few_steps_unless_asked(backend: TorchBackend) -> None:
     profile = Profile((256, 512, 512), 1, 2, 50)
     plan = make_plan(backend, profile=profile, merges=("mean",))

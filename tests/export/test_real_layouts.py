@@ -109,7 +109,7 @@ def test_the_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
         given = {"prompt_embeds": states, "text_of_row": np.array([0, 0, 1])}
         parts = [output.name for output in texts_of.get_outputs()]
         text_kv = dict(zip(parts, texts_of.run(None, given), strict=True))
-        following, estimate = session(exported, "denoise_step").run(
+        following, estimate, features = session(exported, "denoise_step").run(
             None,
             {
                 "step": np.array([0]),
@@ -133,6 +133,8 @@ def test_the_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
         )
         assert close(following[0, 0], 0.9 * torch.from_numpy(sample[0]) - 0.2 * guided)
         assert close(estimate[0], 1.1 * torch.from_numpy(sample[0]) - 0.3 * guided)
+
+        assert features.shape == (3, pair.base.deep_channels(), 8, 8)
 
         (drawn,) = session(exported, "vae_decoder").run(None, {"latents": following[0]})
         decoded = vae.decode(torch.from_numpy(following[0]) / vae.config.scaling_factor).sample

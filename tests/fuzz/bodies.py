@@ -25,6 +25,7 @@ _MORE: dict[str, Any] = {
     "negative_prompt": "a cat",
     "guidance_interval": [0.1, 0.9],
     "reference_schedule": "clean+window:0-0.5",
+    "approximation": "cache:2+window:0-0.5",
     "output_format": "webp",
     "output_compression": 50,
     "response_format": "b64_json",

@@ -346,6 +346,44 @@ def test_text_may_be_projected_ahead_of_the_steps(make_unet: Any) -> None:
         return attention(attn, tokens, tokens)
 
     with torch.inference_mode():
-        expected = base.walk(latents, t, states, attend)
-        found = base.walk(latents, t, base.project_text(states), attend)
+        expected, _ = base.walk(latents, t, states, attend)
+        found, _ = base.walk(latents, t, base.project_text(states), attend)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("has_pictures", [False, True])
+def test_on_features_of_the_same_step_the_last_block_gives_what_all_give(
+    name: str, has_pictures: bool, make_unet: Any
+) -> None:
+    unet = make_unet(**CONFIGS[name])
+    base, reference = BaseUNet(unet), ReferenceUNet(unet)
+    latents, t, states = _inputs(3)
+    pictures = torch.tensor([0, 1, 0]) if has_pictures else None
+    if has_pictures:
+        latents, t = latents[:2], t[:2]
+    with torch.inference_mode():
+        table = _table(base, reference, 2)
+        plan = plan_rows(torch.tensor([[0, 1], [-1, -1], [1, -1]]), 2, pictures)
+        expected, features = base.draw(latents, t, states, table, plan)
+        found, same = base.draw(latents, t, states, table, plan, features=features)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert same is features
+    assert features.shape == (3, base.deep_channels(), 8, 8)
+
+
+def test_features_leave_out_the_attentions_of_the_deep_blocks(make_unet: Any) -> None:
+    base = BaseUNet(make_unet())
+    latents, t, states = _inputs(2)
+    asked: list[int] = []
+
+    def attend(layer: int, attn: Any, tokens: Tensor) -> Tensor:
+        asked.append(layer)
+        return attention(attn, tokens, tokens)
+
+    with torch.inference_mode():
+        _, features = base.walk(latents, t, states, attend)
+        assert asked == list(range(base.num_layers))
+        asked.clear()
+        base.walk(latents, t, states, attend, features=features)
+    assert asked == [layer for layer in range(base.num_layers) if layer not in base.deep_layers]

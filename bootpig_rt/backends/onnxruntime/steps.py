@@ -2,7 +2,8 @@
 
 Two buffers hold the state, latents and the solver's history, and take turns: an even step reads
 the first and writes the second. Every other input stays where it is; the host writes the number of
-the step and launches.
+the step and launches. Where steps leave out the deep blocks of the U-Net, a third buffer holds the
+features that those gave: `denoise_step` writes it, `shallow_step` reads it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bootpig_rt.backends.onnxruntime.sessions import (
     to_device,
 )
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, StreamedTables, join
-from bootpig_rt.backends.step_inputs import graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import StepInputs, graph_name, rows_of_each, step_inputs
 
 
 class Shared:
@@ -78,6 +79,13 @@ class OnnxRuntimeRun:
         laid_out = step_inputs(batch, streams=streams)
         self._graph = graph_name(batch.merge, laid_out.slots)
         self._session = self._sessions.get(self._graph)
+        self._deep_steps = batch.deep_steps
+        self._shallow: ort.InferenceSession | None = None
+        if batch.deep_steps is not None and not batch.deep_steps.all():
+            self._shallow = self._sessions.get(
+                graph_name(batch.merge, laid_out.slots, is_deep=False)
+            )
+        self._num_pictures = int(batch.state.shape[1])
         tables: list[DeviceTable] = laid_out.tables
         self._streamed: StreamedTables | None = None
         self._joined: Layers | None = None  # held for other runs, which may come while this lives
@@ -103,7 +111,12 @@ class OnnxRuntimeRun:
         self._states = (to_device(first.copy(), device), empty(first.shape, np.float32, device))
         self._estimate = to_device(first[0].copy(), device)
         self._current = 0
-        self._bindings = tuple(self._bind(source) for source in range(2))
+        self._features: ort.OrtValue | None = None
+        if batch.deep_steps is not None:
+            self._features = self._room_for_features(batch, laid_out)
+        self._bindings = tuple(self._bind(self._session, source) for source in range(2))
+        if self._shallow is not None:
+            self._shallow_bindings = tuple(self._bind(self._shallow, source) for source in range(2))
 
     def _text(self, batch: DenoiseBatch, text_of_row: IntArray) -> dict[str, Any]:
         """Keys and values of the rows' texts, `text_k_0`, ... -> [N, S, H * D].
@@ -133,7 +146,11 @@ class OnnxRuntimeRun:
             if self._streamed is not None:
                 self._streamed.load(index)
             self._inputs["step"].update_inplace(np.array([index], dtype=np.int64))
-            self._session.run_with_iobinding(self._bindings[self._current])
+            if self._deep_steps is None or self._deep_steps[index]:
+                self._session.run_with_iobinding(self._bindings[self._current])
+            else:
+                assert self._shallow is not None  # loaded for these steps
+                self._shallow.run_with_iobinding(self._shallow_bindings[self._current])
         except LAUNCH_ERRORS as error:
             raise failed(f"running the graph {self._graph}", error) from error
         self._current = 1 - self._current
@@ -148,11 +165,35 @@ class OnnxRuntimeRun:
         estimate: FloatArray = self._estimate.numpy().copy()
         return estimate
 
-    def _bind(self, source: int) -> Any:
+    def features(self) -> tuple[np.ndarray[Any, Any] | None, ...]:
+        """What the deep blocks gave last, of each picture [rows, C', h, w], on the host."""
+        if self._features is None:
+            return (None,) * self._num_pictures
+        found: np.ndarray[Any, Any] = self._features.numpy()
+        return tuple(found[rows] for rows in self._rows)
+
+    def _room_for_features(self, batch: DenoiseBatch, laid_out: StepInputs) -> ort.OrtValue:
+        """The buffer of the features, [N, C', h, w]; filled where the batch has some."""
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        size = batch.state.shape[-2:]
+        self._rows = rows_of_each(laid_out.arrays["picture_of_row"].astype(np.int64))
+        found = np.zeros((len(laid_out.order), outputs["features"][1], *size), self._graph_type)
+        for rows, given in zip(self._rows, batch.features, strict=False):
+            found[rows] = given
+        return to_device(found, self._device)
+
+    def _bind(self, session: ort.InferenceSession, source: int) -> Any:
         """Everything at its address, for a step that reads one of the two buffers."""
-        binding = self._session.io_binding()
+        binding = session.io_binding()
+        wanted = {value.name for value in session.get_inputs()}
         for name, value in self._inputs.items():
-            binding.bind_ortvalue_input(name, value)
+            if name in wanted:
+                binding.bind_ortvalue_input(name, value)
+        if self._features is not None:
+            if session is self._session:
+                binding.bind_ortvalue_output("features", self._features)
+            else:
+                binding.bind_ortvalue_input("features", self._features)
         binding.bind_ortvalue_input("state", self._states[source])
         binding.bind_ortvalue_output("next_state", self._states[1 - source])
         binding.bind_ortvalue_output("estimate", self._estimate)

@@ -143,6 +143,11 @@ class Models:
     def _read(self, file: GraphFile, shapes: Shapes) -> ov.Model:
         """The graph with its shapes fixed, and tables and texts in the narrow type."""
         model = self._core.read_model(file.path)
+        for output in model.outputs:
+            if (
+                output.any_name == "features"
+            ):  # for steps without deep blocks, which are not run here
+                model.remove_result(output.get_node())
         if shapes:
             given = dict(shapes)
             model.reshape(

@@ -101,6 +101,10 @@ class OpenVINORun:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
         return self._together([run.estimate() for run in self._runs], axis=0)
 
+    def features(self) -> tuple[None, ...]:
+        """None: there are no models here for steps without deep blocks."""
+        return (None,) * sum(len(part.pictures) for part in self._parts)
+
     def _together(self, arrays: list[FloatArray], axis: int) -> FloatArray:
         """A copy of all parts, pictures in the order of the batch."""
         order = np.argsort([picture for part in self._parts for picture in part.pictures])

@@ -357,6 +357,10 @@ class TensorRTRun:
         """The last step's x0, float32 [B, C, h, w]."""
         return self._download(self._launch.outputs["estimate"])
 
+    def features(self) -> tuple[None, ...]:
+        """None: there is no engine for steps without deep blocks."""
+        return (None,) * int(self._state.shape[1])
+
     def _once(self) -> None:
         """The engine, then its result becomes the state that the next step reads."""
         self._launch.run()

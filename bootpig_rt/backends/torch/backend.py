@@ -137,7 +137,6 @@ class TorchBackend:
             join_products(pair.base.unet)
             if pair.reference.unet is not pair.base.unet:
                 join_products(pair.reference.unet)
-        self._base: Callable[..., Tensor] = pair.base
         self._reference: Callable[..., tuple[Tensor, ...]] = pair.reference
         records, kept = bool(options.cuda_graph), options.graphs_kept
         self.lane, self.reference_lane = (Lane(device, records=records) for _ in range(2))
@@ -164,6 +163,7 @@ class TorchBackend:
             runtime=f"torch {torch.__version__}",
             precision=_NAMES.get(self.dtype, "float32"),
             table_dtype=_NAMES.get(self.dtype, "float32"),
+            keeps_features=True,
         )
 
     @property
@@ -243,8 +243,7 @@ class TorchBackend:
         def run() -> TorchRun:
             return TorchRun(
                 batch,
-                base=self._base,
-                project_text=self.pair.base.project_text,
+                base=self.pair.base,
                 texts=self.projected,
                 dtype=self.dtype,
                 lane=self.lane,

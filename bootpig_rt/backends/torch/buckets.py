@@ -55,6 +55,7 @@ class Layout:
         pair_of_row: int64 [N'].
         picture_of_pair: int64 [U'].
         refs_of_pair: int32 [U', R'].
+        place: int64 [N], where each of the batch's rows lies.
     """
 
     pictures: int
@@ -68,6 +69,7 @@ class Layout:
     pair_of_row: IntArray
     picture_of_pair: IntArray
     refs_of_pair: RefArray
+    place: IntArray
 
     @property
     def key(self) -> Hashable:
@@ -120,6 +122,7 @@ def lay_out(batch: DenoiseBatch) -> Layout:
         pair_of_row=np.array([pairs.index(wanted[row]) for row in rows], np.int64),
         picture_of_pair=np.array([picture for picture, _ in pairs], np.int64),
         refs_of_pair=_slots([row for _, row in pairs], width),
+        place=np.array([place[row] for row in range(len(refs))], np.int64),
     )
 
 

@@ -9,8 +9,9 @@ comes back after each step: so runs of one bucket may take turns, in one thread 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.backends.derived import Derived
-from bootpig_rt.backends.step_inputs import NO_LIMIT
+from bootpig_rt.backends.step_inputs import NO_LIMIT, rows_of_each
 from bootpig_rt.backends.torch.buckets import Kinds, Layout, lay_out
 from bootpig_rt.backends.torch.graphs import Kept, Lane
 from bootpig_rt.backends.torch.tables import TableReader
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.models.rows import RowPlan, SharedRows, bucketed_rows, plan_rows
-from bootpig_rt.models.unet import ReferenceKVLayers, TextKVLayers
+from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers, TextKVLayers
 
 _MOST_STEPS = 1000
 """Room for the coefficients of a run in the buffers of a recording: a few hundred kilobytes."""
@@ -57,6 +58,8 @@ class StepTensors:
         picture_of_pair: int64 [U].
         refs: int32 [N, R].
         refs_of_pair: int32 [U, R].
+        features: [N, C', h, w], of the deep blocks, written by steps that compute those and read by
+            the others; [0] where none are kept.
     """
 
     state: Tensor
@@ -77,6 +80,7 @@ class StepTensors:
     picture_of_pair: Tensor
     refs: Tensor
     refs_of_pair: Tensor
+    features: Tensor
 
     def room_for_all_steps(self) -> StepTensors:
         """Tensors of these shapes, with zeros, for as many steps as a run may have."""
@@ -108,13 +112,15 @@ class StepProgram:
         merge: How several references of a row are combined.
         rows: The plan of the rows of one run; or their kinds and those of the pairs, for the plan
             that follows from the tensors.
+        is_deep: The step computes the deep blocks, or reads their features.
     """
 
-    base: Callable[..., Tensor]
+    base: BaseUNet
     text_widths: tuple[int, ...]
     dtype: torch.dtype
     merge: Merge
     rows: RowPlan | tuple[Kinds, Kinds]
+    is_deep: bool = True
 
     def plan(self, tensors: StepTensors) -> RowPlan:
         """Which references each row reads."""
@@ -149,7 +155,7 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
 
     column = (-1, 1, 1, 1)
     latents, history = tensors.state[0], tensors.state[1:]
-    output = program.base(
+    output, features = program.base.draw(
         latents.to(program.dtype),  # one a picture: the plan knows the pictures of its rows
         now(tensors.timesteps),
         program.text_layers(tensors.text),
@@ -157,8 +163,11 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
         program.plan(tensors),
         merge=program.merge,
         entry=None if table is None else tensors.entries.index_select(0, tensors.step),
-    ).float()
-    uncond, image, text_image = output[tensors.rows_of_picture]
+        features=None if program.is_deep else tensors.features,
+    )
+    if program.is_deep and tensors.features.numel():
+        tensors.features.copy_(features)
+    uncond, image, text_image = output.float()[tensors.rows_of_picture]
     guided = (
         uncond
         + tensors.image_scale.view(column) * (image - uncond)
@@ -211,34 +220,42 @@ class TableBuffers:
 
 
 class StepSlot:
-    """The buffers of one bucket of steps, and the recording of a step over them.
+    """The buffers of one bucket of steps, and the recordings of a step over them.
 
     Args:
-        program: What a step computes.
+        programs: What steps compute, by whether that holds the deep blocks; a recording each.
         like: Tensors of the shapes of the buffers.
         table: What steps read; shared with other slots.
         lane: Where it is recorded.
     """
 
     def __init__(
-        self, program: StepProgram, like: StepTensors, table: TableBuffers, lane: Lane
+        self,
+        programs: Mapping[bool, StepProgram],
+        like: StepTensors,
+        table: TableBuffers,
+        lane: Lane,
     ) -> None:
         """Allocate, and record."""
         self.tensors = like.room_for_all_steps()
         self.table = table
         self._owner: weakref.ref[TorchRun] | None = None
-        self._replay = lane.record(lambda: take_step(program, self.tensors, table.layers))
+        self._replays = {
+            is_deep: lane.record(partial(take_step, program, self.tensors, table.layers))
+            for is_deep, program in programs.items()
+        }
 
-    def step(self, run: TorchRun, index: int) -> None:
+    def step(self, run: TorchRun, index: int, *, is_deep: bool) -> None:
         """Do one step of a run; inside `Lane.work`."""
         if self._owner is None or self._owner() is not run:
             self.tensors.load(run.tensors)
         self._owner = None  # whatever ends this early, the next step starts from the run's own
         self.table.load(run.reader, index)
         self.tensors.step.fill_(index)
-        self._replay()
+        self._replays[is_deep]()
         run.tensors.state.copy_(self.tensors.state)
         run.tensors.estimate.copy_(self.tensors.estimate)
+        run.tensors.features.copy_(self.tensors.features)
         self._owner = weakref.ref(run)
 
 
@@ -257,7 +274,7 @@ class Recorded:
     def slot(
         self,
         key: Hashable,
-        program: StepProgram,
+        programs: Mapping[bool, StepProgram],
         like: StepTensors,
         table: tuple[tuple[int, ...], ...],
         lane: Lane,
@@ -266,7 +283,7 @@ class Recorded:
         buffers = self._tables.get(table, lambda: TableBuffers(table, like.text))
         # A recording reads its own buffers, so buffers that were made anew need a recording too.
         key = (key, id(buffers))
-        return self.slots.get(key, lambda: StepSlot(program, like, buffers, lane))
+        return self.slots.get(key, lambda: StepSlot(programs, like, buffers, lane))
 
     def clear(self) -> None:
         """Forget all; runs keep theirs."""
@@ -288,7 +305,6 @@ class TorchRun:
     Args:
         batch: What the steps read.
         base: The Base U-Net.
-        project_text: States of texts -> keys and values of its cross-attentions.
         texts: What was projected for other runs.
         dtype: That it computes in.
         lane: Where the steps run.
@@ -300,8 +316,7 @@ class TorchRun:
         self,
         batch: DenoiseBatch,
         *,
-        base: Callable[..., Tensor],
-        project_text: Callable[[Tensor], TextKVLayers],
+        base: BaseUNet,
         texts: Derived[ProjectedTexts],
         dtype: torch.dtype,
         lane: Lane,
@@ -317,7 +332,7 @@ class TorchRun:
             self.whole = None if lane.records else self.reader.whole
 
             def project() -> ProjectedTexts:
-                layers = project_text(_text_states(batch, lane, dtype))
+                layers = base.project_text(_text_states(batch, lane, dtype))
                 parts = [part for layer in layers for part in layer]
                 widths = tuple(keys.shape[-1] for keys, _ in layers)
                 return ProjectedTexts(torch.cat(parts, dim=-1), widths)
@@ -325,7 +340,9 @@ class TorchRun:
             self._texts = texts.of([batch.prompt_embeds], project)
             widths = self._texts.widths
             layout = lay_out(batch)
+            self._deep_steps = batch.deep_steps
             self._slot: StepSlot | None = None
+            place = layout.place
             if not lane.records:
                 plan = plan_rows(
                     torch.tensor(batch.ref_of_row),
@@ -339,10 +356,24 @@ class TorchRun:
                     text_of_row=batch.text_of_row,
                     rows_of_picture=batch.rows_of_picture,
                 )
-                self._program = StepProgram(base, widths, dtype, batch.merge, plan)
+                self._programs = self._programs_of(
+                    StepProgram(base, widths, dtype, batch.merge, plan)
+                )
+                place = np.arange(plan.num_rows)
+                if plan.inverse is not None:
+                    place = plan.inverse.cpu().numpy()
             entries = batch.entry_of_step[0] if self.whole is not None else None
             planes = max(self._planes, 1 + MOST_HISTORY) if lane.records else self._planes
             self.tensors = _upload(batch, self._texts.tensor, layout, entries, planes, lane)
+            self._rows: list[Tensor] = []  # of each picture, among those of the features
+            if batch.deep_steps is not None:
+                self._rows = [
+                    lane.upload(place[rows]) for rows in rows_of_each(batch.picture_of_row)
+                ]
+                size = (len(layout.text_of_row), base.deep_channels(), *batch.state.shape[-2:])
+                self.tensors.features = self._texts.tensor.new_zeros(size)
+                for rows, given in zip(self._rows, batch.features, strict=False):
+                    self.tensors.features[rows] = given
             if not lane.records:
                 return
             merge = batch.merge if max(slots for slots, _ in layout.kinds) > 1 else "argmax"
@@ -351,9 +382,16 @@ class TorchRun:
                 (1, layout.references, *shape[1:])
                 for shape in (self.reader.entry_shapes if layout.references else ())
             )
-            program = StepProgram(base, widths, dtype, merge, (layout.kinds, layout.kinds_of_pairs))
-            key = (*shapes, table, layout.key, merge)
-            self._slot = recorded.slot(key, program, self.tensors, table, lane)
+            kinds = layout.kinds, layout.kinds_of_pairs
+            programs = self._programs_of(StepProgram(base, widths, dtype, merge, kinds))
+            features = tuple(self.tensors.features.shape)
+            key = (*shapes, features, table, layout.key, merge, *programs)
+            self._slot = recorded.slot(key, programs, self.tensors, table, lane)
+
+    def _programs_of(self, program: StepProgram) -> dict[bool, StepProgram]:
+        """By whether they compute the deep blocks, those that the steps need."""
+        wanted = {True} if self._deep_steps is None else set(self._deep_steps.tolist())
+        return {is_deep: replace(program, is_deep=is_deep) for is_deep in sorted(wanted)}
 
     def step(self, index: int) -> None:
         """Do one step: U-Net rows, guidance, solver."""
@@ -361,8 +399,9 @@ class TorchRun:
 
     def _step(self, index: int) -> None:
         with self._lane.work():
+            is_deep = self._deep_steps is None or bool(self._deep_steps[index])
             if self._slot is not None:
-                self._slot.step(self, index)
+                self._slot.step(self, index, is_deep=is_deep)
                 return
             self.tensors.step.fill_(index)
             table = self.whole
@@ -370,7 +409,7 @@ class TorchRun:
                 entry = self.reader.read(index)
                 if entry is not None:
                     table = tuple((k.unsqueeze(0), v.unsqueeze(0)) for k, v in entry)
-            take_step(self._program, self.tensors, table)
+            take_step(self._programs[is_deep], self.tensors, table)
 
     def state(self) -> FloatArray:
         """Current sample, then history, float32 [1 + K, B, C, h, w]."""
@@ -379,6 +418,14 @@ class TorchRun:
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
         return self._read(self.tensors.estimate[: self._pictures])
+
+    def features(self) -> tuple[Tensor | None, ...]:
+        """What the deep blocks gave last, of each picture [rows, C', h, w], on the device."""
+        if self._deep_steps is None:
+            return (None,) * int(self._pictures)
+        with self._lane.work():
+            found = [self.tensors.features[rows] for rows in self._rows]
+        return tuple(found)
 
     def _read(self, tensor: Tensor) -> FloatArray:
         with torch.inference_mode(), self._lane.on_stream():
@@ -439,4 +486,5 @@ def _upload(
         picture_of_pair=lane.upload(layout.picture_of_pair),
         refs=lane.upload(layout.refs),
         refs_of_pair=lane.upload(layout.refs_of_pair),
+        features=texts.new_zeros(0),
     )

@@ -127,6 +127,7 @@ def test_a_size_that_cannot_be_is_refused_with_what_may_be(
             "reference_schedule",
             ["", "anchor:\uff11\uff12", "stride:0", "window:nan-1", "anchor:-1"],
         ),
+        ("approximation", ["", "fast", "cache:0", "cache:101", "cache:2+window:1-0", 2, True]),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_their_name(

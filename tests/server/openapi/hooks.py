@@ -116,6 +116,9 @@ def _mend(body: dict[str, Any]) -> None:
     schedule = body.get("reference_schedule")
     if isinstance(schedule, str):
         body["reference_schedule"] = _WINDOW.sub("window:0-0.9", schedule)
+    approximation = body.get("approximation")
+    if isinstance(approximation, str):
+        body["approximation"] = _WINDOW.sub("window:0-0.9", approximation)
     images = body.get("images")
     for number, image in enumerate(images if isinstance(images, list) else ()):
         if isinstance(image, dict) and _is_data_url(image.get("image_url")):
