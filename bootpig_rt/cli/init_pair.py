@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float16",
         help="type of the weights on disk (default: float16)",
     )
+    parser.add_argument(
+        "--subject-share",
+        type=float,
+        default=0.86,
+        metavar="SHARE",
+        help="longest side of the subject over the side of a prepared reference (default: 0.86)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a pair of that name")
     parser.add_argument("--json", action="store_true", help="print a json object")
 
@@ -53,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         name=name,
         dtype=getattr(torch, args.dtype),
+        subject_share=args.subject_share,
         overwrite=args.overwrite,
     )
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())

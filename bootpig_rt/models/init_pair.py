@@ -24,6 +24,7 @@ def init_pair(
     *,
     name: str | None = None,
     dtype: torch.dtype = torch.float16,
+    subject_share: float = 0.86,
     overwrite: bool = False,
 ) -> PairConfig:
     """Write an untrained pair; the U-Net's weights are stored once.
@@ -34,12 +35,14 @@ def init_pair(
         output: The folder of the pair. Its parent must exist. All of it is written or nothing.
         name: Shown to users; by default the name of the base model's folder.
         dtype: Type of the weights on disk: float16 or float32.
+        subject_share: Longest side of the subject over the side of a prepared reference, 0.1 to 1.
         overwrite: Replace a folder that is already a pair.
 
     Returns:
         What went into `pair.json`.
 
     Raises:
+        ConfigError: `subject_share` is out of range.
         CheckpointError: The base model is incomplete, damaged, holds pickles only, or is no Stable
             Diffusion 1.x or 2.x.
         NumericalError: A weight is too large for float16.
@@ -61,6 +64,7 @@ def init_pair(
         name=name if name is not None else f"{base_model.resolve().name}, untrained",
         sample_size_px=trained_size_px(base_model / "unet", base_model / "vae"),
         shared_unet=True,
+        subject_share=subject_share,
     )
     unet = base_model / "unet"
     pair = assemble_pair(unet, unet, base_model, config, dtype=dtype)

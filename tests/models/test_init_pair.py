@@ -18,6 +18,7 @@ from torch import equal, float16
 from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError
+from bootpig_rt.images.picture import SUBJECT_SHARE
 from bootpig_rt.models import hub
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline
@@ -101,6 +102,17 @@ def test_the_summary_names_the_pair(
         "size_bytes": size,
     }
     assert load_file(tmp_path / "pair" / "vae" / UNET)["encoder.conv_in.weight"].is_floating_point()
+
+
+def test_references_are_prepared_as_large_as_is_said(
+    sd_folder: Path, pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_pair_config(pair_folder / "pair.json").subject_share == SUBJECT_SHARE
+    words = ["init-pair", "--base-model", str(sd_folder), "-o", str(tmp_path / "pair")]
+    assert main([*words, "--subject-share", "1.2"]) == 2
+    assert "subject_share is 1.2, expected a share 0.1..1" in capsys.readouterr().err
+    assert main([*words, "--subject-share", "0.6"]) == 0
+    assert read_pair_config(tmp_path / "pair" / "pair.json").subject_share == 0.6
 
 
 def test_an_existing_folder_is_replaced_only_when_asked_and_only_a_pair(

@@ -17,13 +17,13 @@ WORK = Path("runs/text-attention")
 SETTINGS = {
     "start_from": WORK / "silent",
     "output": WORK / "run",
-    "steps": 220,
+    "steps": 420,
     "batch_size": 16,
     "seed": 6,
     "validation_data": '""',
     "validate_every": 0,
     "checkpoint_every": 100,
-    "max_samples": 2500,
+    "max_samples": 3500,
     "diffusion.reference_dropout": 1.0,
     "diffusion.prompt_dropout": 0.1,
     "diffusion.augmentation": "light",  # no reference is read; so none is encoded beforehand

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bootpig_rt.training.compose import REFERENCE_LENGTH
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPT = "a photo of an owl, in the middle of a snowy field"
 REFERENCE_PROMPT = "a photo of an owl"
@@ -121,7 +123,11 @@ def steps_of(kind: Kind, places: Places, size: Size, subjects: Path) -> list[Ste
         Step(
             "init-pair",
             "an untrained pair: both U-Nets are the folder's one",
-            ("init-pair", "--base-model", str(at.base), "-o", str(at.start), "--dtype", "float32"),
+            (
+                *("init-pair", "--base-model", str(at.base), "-o", str(at.start)),
+                # As in the samples: both pairs of the comparison see the same references.
+                *("--dtype", "float32", "--subject-share", str(REFERENCE_LENGTH)),
+            ),
             at.start / "pair.json",
         )
     ]
@@ -167,8 +173,9 @@ def _bootstrap(at: Places, size: Size) -> tuple[str, ...]:
         "captions.count": size.pictures,
         "pictures.source": "diffusers",
         "pictures.model": at.base,
-        "pictures.steps": 6,
-        "pictures.guidance": GUIDANCE[1],
+        # Guidance draws the mean of what fits a prompt: every subject in the same mixed colours.
+        "pictures.steps": 12,
+        "pictures.guidance": 1.0,
         "pictures.batch_size": 16,
     }
     config = str(CONFIGS / "bootstrap-world.toml")
@@ -188,9 +195,13 @@ def _train(at: Places, size: Size, shards: Path) -> tuple[str, ...]:
         "checkpoint_every": 100,
         "validate_every": 0,
         "optimizer.warmup_steps": min(20, size.steps),
-        "optimizer.learning_rate": 6e-4,
-        "optimizer.rsa_learning_rate": 6e-4,
+        # The copied Reference U-Net sees well already; reading it is what has to be learned.
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.rsa_learning_rate": 2e-3,
         "optimizer.ema_decay": 0.99,
+        "diffusion.foreground_weight": 4.0,
+        "diffusion.prompt_dropout": 0.05,
+        "diffusion.reference_dropout": 0.05,
         "pair.reference_timestep": "clean",
         "pair.image_guidance_scale": image,
         "pair.text_guidance_scale": text,
