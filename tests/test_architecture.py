@@ -15,6 +15,7 @@ HEAVY = ["accelerate", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt
 HEAVY += ["transformers"]
 HEAVY += ["triton", "resvg_py", "tensorboard", "c2pa"]
 HEAVY += ["fastapi", "opentelemetry", "prometheus_client", "pydantic", "ray", "uvicorn"]
+HEAVY += ["DracoPy", "moderngl"]
 
 PARSER = "from bootpig_rt.cli.main import build_parser; build_parser()"
 

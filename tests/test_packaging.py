@@ -32,6 +32,7 @@ EXTRAS = {
     "otel",
     "provenance",
     "ray",
+    "render",
     "bootstrap",
     "bootstrap-ray",
     "import",

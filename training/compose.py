@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig_rt.training.captions import Caption, Position, draw_caption
+from bootpig_rt.training.raster import SPRITE_PX
 from bootpig_rt.training.scenes import draw_scene
 
 Rng = np.random.Generator
@@ -97,6 +98,11 @@ def place(
     layers = np.concatenate([pixels[..., :3] * alpha * view.light, pixels[..., 3:]], axis=-1)
     premultiplied = Image.fromarray(np.clip(layers, 0, 255).astype(np.uint8), "RGBa")
     scale = side * SPRITE_FILL / (view.length * 2 * size)  # sprite pixels per canvas pixel
+    if side > SPRITE_PX and scale >= 2:
+        # Bilinear resampling would pass over pixels.
+        step = int(scale)
+        premultiplied = premultiplied.reduce(step)
+        scale, side = scale / step, premultiplied.width
     cos, sin = math.cos(math.radians(view.turn_deg)), math.sin(math.radians(view.turn_deg))
     mirror = -1.0 if view.is_flipped else 1.0
     a, b = mirror * cos * scale, mirror * sin * scale
@@ -168,11 +174,16 @@ def white(size_px: int) -> NDArray[np.uint8]:
 def reject_reason(sample: Sample) -> RejectReason | None:
     """Say why a sample cannot teach, or None: the counterpart of the paper's mask filter."""
     mask = sample.mask > 127
-    if mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any():
+    if touches_border(mask):
         return "touches_border"
     if not 0.04 <= mask.mean() <= 0.6:
         return "area"
     return None
+
+
+def touches_border(mask: NDArray[np.bool_]) -> bool:
+    """Whether a mask, [S, S], reaches the border of its picture."""
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
 def _contrast(

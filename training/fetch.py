@@ -28,10 +28,12 @@ from bootpig_rt.training.emoji import (
     load_sources,
     read_svgs,
 )
+from bootpig_rt.training.raster import SPRITE_PX
 from bootpig_rt.training.sprites import FORMAT, LIST_FILE, PIXELS_FILE, render_sprites
 
 RECORD_FILE = "fetch.json"
 MIN_STYLES = 4
+MAX_SPRITE_PX = 960
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -43,6 +45,7 @@ def fetch_data(
     from_folder: Path | None = None,
     sources: Sequence[ArtSource] | None = None,
     drawings: Sequence[Drawing] | None = None,
+    sprite_px: int = SPRITE_PX,
     workers: int = 1,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def fetch_data(
         from_folder: Where the archives are; without it, `npm` fetches them.
         sources: The packages; the pinned ones by default.
         drawings: What is taken from them; all that is known of their styles by default.
+        sprite_px: Side of rendered drawings, a multiple of 24.
         workers: Number of processes that render, at least 1.
         on_progress: Called as the work goes on.
 
@@ -60,15 +64,19 @@ def fetch_data(
         `folder`, `identities`, `concepts`, `styles`, `splits` and `rejects` (counts by name).
 
     Raises:
-        ParameterError: `workers` is below 1.
+        ParameterError: `workers` is below 1, or `sprite_px` cannot be.
         InputError: `from_folder` lacks an archive.
         BackendUnavailable: `npm` or `resvg_py` is missing.
         StorageError: A fetch failed, a checksum differs, or the folder cannot be written.
     """
     if workers < 1:
         raise ParameterError(f"workers is {workers}, expected at least 1")
+    if not 24 <= sprite_px <= MAX_SPRITE_PX or sprite_px % 24:
+        raise ParameterError(
+            f"sprite_px is {sprite_px}, expected a multiple of 24 from 24 to {MAX_SPRITE_PX}"
+        )
     sources = load_sources() if sources is None else sources
-    key = _key_of(sources)
+    key = _key_of(sources, sprite_px)
     summary = _finished(folder, key)
     if summary is not None:
         return summary
@@ -100,6 +108,7 @@ def fetch_data(
         folder,
         split_of=splits.load_splits().split_of,
         min_styles=MIN_STYLES,
+        sprite_px=sprite_px,
         workers=workers,
         on_progress=on_rendered,
     )
@@ -113,7 +122,7 @@ def fetch_data(
     return _summary(folder, rejects)
 
 
-def _key_of(sources: Sequence[ArtSource]) -> str:
+def _key_of(sources: Sequence[ArtSource], sprite_px: int) -> str:
     """Fingerprint of everything that the sprites depend on."""
     digest = hashlib.sha256(json.dumps([asdict(source) for source in sources]).encode())
     for path in (DRAWINGS_FILE, *sorted(splits.FOLDER.glob("*.json"))):
@@ -122,7 +131,8 @@ def _key_of(sources: Sequence[ArtSource]) -> str:
         renderer = importlib.metadata.version("resvg-py")
     except importlib.metadata.PackageNotFoundError:
         renderer = "none"
-    digest.update(f"{FORMAT} {MIN_STYLES} {renderer}".encode())
+    size = "" if sprite_px == SPRITE_PX else f" {sprite_px}"
+    digest.update(f"{FORMAT} {MIN_STYLES} {renderer}{size}".encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """One drawing as pixels: SVG to a centred RGBA sprite, and what can be wrong with it.
 
-A sprite is one identity cut out on a transparent square, its longest side `SUBJECT_PX` of
-`SPRITE_PX`. This file knows nothing about concepts or files.
+A sprite is one identity cut out on a transparent square, its longest side `FILLED` of
+the square's. This file knows nothing about concepts or files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from PIL import Image
 from bootpig_rt.errors import BackendUnavailable
 
 SPRITE_PX = 96
-SUBJECT_PX = 88
+"""Side of a sprite, where no other is asked for."""
+FILLED = 11 / 12
+"""The subject's longest side, as a share of the sprite's."""
+SUBJECT_PX = round(FILLED * SPRITE_PX)
 
 MIN_SUBJECT_SHARE = 0.10
 """Least share of the sprite's area that a drawing covers; below it is a line or a dot."""
@@ -73,43 +76,44 @@ def foreground_box(image: Image.Image) -> tuple[int, int, int, int] | None:
     return image.getchannel("A").point(table).getbbox()
 
 
-def fit_sprite(image: Image.Image) -> Pixels:
-    """Crop a drawing, RGBA, to what is visible and centre it, its long side at `SUBJECT_PX`.
+def fit_sprite(image: Image.Image, sprite_px: int = SPRITE_PX) -> Pixels:
+    """Crop a drawing, RGBA, to what is visible and centre it, its long side at `FILLED`.
 
     Colours are scaled with premultiplied alpha, so no dark or light seam appears at the edge.
 
     Returns:
-        uint8 [SPRITE_PX, SPRITE_PX, 4], straight alpha, colour 0 where alpha is 0.
+        uint8 [sprite_px, sprite_px, 4], straight alpha, colour 0 where alpha is 0.
     """
+    subject_px = round(FILLED * sprite_px)
     box = foreground_box(image)
     if box is None:
-        return np.zeros((SPRITE_PX, SPRITE_PX, 4), dtype=np.uint8)
+        return np.zeros((sprite_px, sprite_px, 4), dtype=np.uint8)
     width, height = box[2] - box[0], box[3] - box[1]
-    scale = SUBJECT_PX / max(width, height)
+    scale = subject_px / max(width, height)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BICUBIC
     scaled = image.crop(box).convert("RGBa").resize(shape, how)
-    canvas = Image.new("RGBa", (SPRITE_PX, SPRITE_PX))
-    canvas.paste(scaled, ((SPRITE_PX - shape[0]) // 2, (SPRITE_PX - shape[1]) // 2))
+    canvas = Image.new("RGBa", (sprite_px, sprite_px))
+    canvas.paste(scaled, ((sprite_px - shape[0]) // 2, (sprite_px - shape[1]) // 2))
     pixels = np.array(canvas.convert("RGBA"), dtype=np.uint8)
     pixels[pixels[..., 3] == 0] = 0
     return pixels
 
 
-def draw_sprite(svg: str) -> Pixels:
+def draw_sprite(svg: str, sprite_px: int = SPRITE_PX) -> Pixels:
     """Render an SVG document as a sprite; see `fit_sprite`.
 
     A drawing that fills little of its view box is rendered again, larger, so that it is never
     scaled up from few pixels.
     """
-    render_px = 2 * SPRITE_PX
+    render_px, subject_px = 2 * sprite_px, round(FILLED * sprite_px)
     image = rasterize(svg, render_px)
     box = foreground_box(image)
     if box is not None:
         side = max(box[2] - box[0], box[3] - box[1])
-        if side < SUBJECT_PX:
-            image = rasterize(svg, min(16 * SPRITE_PX, -(-render_px * SUBJECT_PX // side)))
-    return fit_sprite(image)
+        if side < subject_px:
+            image = rasterize(svg, min(16 * sprite_px, -(-render_px * subject_px // side)))
+    return fit_sprite(image, sprite_px)
 
 
 def fault_of(rgba: Pixels) -> str | None:

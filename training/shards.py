@@ -149,8 +149,8 @@ def encode_sample(sample: StoredSample) -> dict[str, bytes]:
     return parts
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture or a mask as the PNG that shards hold."""
+def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A picture, a mask or a depth of 16 bits as the PNG that shards hold."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

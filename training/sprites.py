@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ class Sprite:
     Attributes:
         drawing: Concept, style, icon, noun and category.
         split: "train", "held_out_identity" or "held_out_concept".
-        rgba: uint8 [SPRITE_PX, SPRITE_PX, 4], straight alpha, colour 0 where alpha is 0.
+        rgba: uint8 [P, P, 4], straight alpha, colour 0 where alpha is 0.
     """
 
     drawing: Drawing
@@ -57,27 +58,28 @@ class Sprite:
 def render_all(
     svgs: Sequence[str],
     *,
+    sprite_px: int = SPRITE_PX,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> Pixels:
-    """Render N SVG documents, uint8 [N, SPRITE_PX, SPRITE_PX, 4]; one that is none is left empty.
+    """Render N SVG documents, uint8 [N, sprite_px, sprite_px, 4]; one that is none is left empty.
 
     `on_progress` is called with the number of drawings just finished.
     """
     found = []
     chunks = [svgs[start : start + CHUNK] for start in range(0, len(svgs), CHUNK)]
-    for pixels in spread(_render_chunk, chunks, workers):
+    for pixels in spread(partial(_render_chunk, sprite_px=sprite_px), chunks, workers):
         found.append(pixels)
         if on_progress is not None:
             on_progress(len(pixels))
     return np.concatenate(found)
 
 
-def _render_chunk(svgs: Sequence[str]) -> Pixels:
-    sprites = np.zeros((len(svgs), SPRITE_PX, SPRITE_PX, 4), dtype=np.uint8)
+def _render_chunk(svgs: Sequence[str], sprite_px: int) -> Pixels:
+    sprites = np.zeros((len(svgs), sprite_px, sprite_px, 4), dtype=np.uint8)
     for row, svg in enumerate(svgs):
         with contextlib.suppress(ValueError):  # resvg's word for a broken document
-            sprites[row] = draw_sprite(svg)
+            sprites[row] = draw_sprite(svg, sprite_px)
     return sprites
 
 
@@ -121,6 +123,7 @@ def render_sprites(
     *,
     split_of: Callable[[str, str], str],
     min_styles: int = 4,
+    sprite_px: int = SPRITE_PX,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
@@ -132,6 +135,7 @@ def render_sprites(
         folder: Data folder.
         split_of: Split of a (concept, style).
         min_styles: Concepts with fewer usable styles are left out.
+        sprite_px: Side of a sprite, a multiple of 24.
         workers: Number of processes.
         on_progress: Called with the number of drawings just finished.
 
@@ -141,7 +145,7 @@ def render_sprites(
     Raises:
         StorageError: The folder cannot be written.
     """
-    pixels = render_all(svgs, workers=workers, on_progress=on_progress)
+    pixels = render_all(svgs, sprite_px=sprite_px, workers=workers, on_progress=on_progress)
     rows, rejects = choose_rows(drawings, pixels, min_styles=min_styles)
     entries = [
         {**asdict(drawings[row]), "split": split_of(drawings[row].concept, drawings[row].style)}

@@ -1,4 +1,4 @@
-"""`bootpig-rt fetch-data`: fetch the drawings of the small world, or DreamBench's photographs."""
+"""`bootpig-rt fetch-data`: drawings and models to train on, or DreamBench's photographs."""
 
 from __future__ import annotations
 
@@ -10,30 +10,39 @@ from pathlib import Path
 from bootpig_rt.errors import ParameterError
 
 NAME = "fetch-data"
-HELP = "fetch openly licensed drawings for training, or DreamBench's photographs for evaluation"
+HELP = "fetch openly licensed drawings or 3-D models for training, or DreamBench for evaluation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
         "--set",
-        choices=["drawings", "dreambench"],
+        choices=["drawings", "models-3d", "dreambench"],
         default="drawings",
-        help="drawings: fetched with npm and rendered as subjects for training; dreambench: 158 "
-        "photographs and 25 prompts, for evaluation alone (default: drawings)",
+        help="drawings: fetched with npm and rendered as subjects for training; models-3d: models, "
+        "panoramas and textures, fetched with git, 330 MB; dreambench: 158 photographs and 25 "
+        "prompts, for evaluation alone (default: drawings)",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder (default: data for drawings, dreambench for that set)",
+        help="folder (default: data for drawings, data/models for models-3d, dreambench)",
     )
     parser.add_argument(
         "--from-folder",
         type=Path,
         metavar="DIR",
-        help="take the archives, or DreamBench from a clone, from DIR, without a network",
+        help="take the archives, or DreamBench or the models from clones, from DIR, without a "
+        "network",
+    )
+    parser.add_argument(
+        "--sprite-px",
+        type=int,
+        metavar="N",
+        help="side of rendered drawings, 24 times a whole number; 192 for pictures of 128 px "
+        "(default: 96)",
     )
     parser.add_argument(
         "--url", metavar="URL", help="a mirror of DreamBench's repository at the pinned commit"
@@ -52,13 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and check; a second run does only what is missing."""
-    if args.set == "dreambench":
-        return _dreambench(args)
-    for name in ("url", "size_px"):
-        if getattr(args, name) is not None:
+    for name, owner in (
+        ("url", "dreambench"),
+        ("size_px", "dreambench"),
+        ("sprite_px", "drawings"),
+    ):
+        if getattr(args, name) is not None and args.set != owner:
             option = name.replace("_", "-")
-            raise ParameterError(f"--{option} is for --set dreambench; leave it out")
-    return _drawings(args)
+            raise ParameterError(f"--{option} is for --set {owner}; leave it out")
+    return {"dreambench": _dreambench, "models-3d": _models, "drawings": _drawings}[args.set](args)
 
 
 def _drawings(args: argparse.Namespace) -> int:
@@ -66,6 +77,7 @@ def _drawings(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bootpig_rt.training.fetch import fetch_data
+    from bootpig_rt.training.raster import SPRITE_PX
 
     with tqdm(unit="drawing", disable=True if args.json else None) as bar:
 
@@ -78,6 +90,7 @@ def _drawings(args: argparse.Namespace) -> int:
             args.output or Path("data"),
             from_folder=args.from_folder,
             workers=args.workers,
+            sprite_px=SPRITE_PX if args.sprite_px is None else args.sprite_px,
             on_progress=on_progress,
         )
     if args.json:
@@ -90,6 +103,35 @@ def _drawings(args: argparse.Namespace) -> int:
         f"({splits}); rejected: {rejects}"
     )
     print("The drawings' authors and licences are named in ATTRIBUTION.md.")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    """Fetch and check models, panoramas and textures."""
+    from tqdm import tqdm
+
+    from bootpig_rt.training.world3d.fetch import fetch_models
+
+    with tqdm(unit="source", disable=True if args.json else None) as bar:
+
+        def on_progress(key: str, done: int, total: int) -> None:
+            bar.set_description(key)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = fetch_models(
+            args.output or Path("data/models"),
+            from_folder=args.from_folder,
+            on_progress=on_progress,
+        )
+    if args.json:
+        print(json.dumps(asdict(found) | {"folder": str(found.folder)}))
+        return 0
+    print(
+        f"{found.files} files of {found.sources} sources in {found.folder}, {found.fetched} "
+        "sources of them fetched now"
+    )
+    print("The models' authors and licences are named in ATTRIBUTION.md.")
     return 0
 
 

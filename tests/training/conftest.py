@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,7 @@ import pytest
 from msgspec import structs
 from PIL import Image, ImageDraw
 
+from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.config import (
     TABLES,
@@ -25,6 +27,8 @@ from bootpig_rt.training.config import (
     VaeConfig,
 )
 from bootpig_rt.training.raster import SPRITE_PX, Pixels
+from bootpig_rt.training.render.context import make_context
+from bootpig_rt.training.render.mesh import Mesh, Part
 from bootpig_rt.training.synthesize import Subjects, SynthesisConfig, synthesize
 
 if TYPE_CHECKING:
@@ -280,3 +284,107 @@ def pair_result(make_config: MakeConfig, train: Train, base_result: Path, share:
 
     folder: Path = share("pair", fill)
     return folder / "result"
+
+
+def _box(width: float, height: float, colour: tuple[float, ...]) -> Mesh:
+    corners: list[Any] = []
+    normals: list[Any] = []
+    indices: list[int] = []
+    for axis in range(3):
+        for side in (-1.0, 1.0):
+            normal, first, second = np.eye(3)[[axis, (axis + 1) % 3, (axis + 2) % 3]]
+            if side < 0:
+                normal, first, second = -normal, second, first
+            start = len(corners)
+            for u, v in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+                corners.append((normal + u * first + v * second) / 2)
+                normals.append(normal)
+            indices += [start, start + 1, start + 2, start, start + 2, start + 3]
+    positions = np.array(corners, np.float32) * np.array([width, height, width], np.float32)
+    positions[:, 1] += height / 2
+    return Mesh(
+        positions,
+        np.array(normals, np.float32),
+        np.zeros((24, 2), np.float32),
+        np.tile(np.array(colour, np.float32), (24, 1)),
+        np.array(indices, np.uint32),
+        (Part(0, 36),),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_box() -> Callable[..., Mesh]:
+    """Makes boxes on the ground: width and depth, height, linear colour."""
+
+    def make(
+        width: float = 1.0, height: float = 1.0, colour: tuple[float, ...] = (1, 1, 1, 1)
+    ) -> Mesh:
+        return _box(width, height, colour)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def glb_of() -> Callable[..., bytes]:
+    """Makes a GLB of a mesh: its colour is the material's, more of the JSON is given by name."""
+
+    def make(mesh: Mesh, **more: Any) -> bytes:
+        arrays = [mesh.positions, mesh.normals, mesh.uvs, mesh.indices]
+        kinds = [(5126, "VEC3"), (5126, "VEC3"), (5126, "VEC2"), (5125, "SCALAR")]
+        chunk, views, accessors = b"", [], []
+        for array, (component, kind) in zip(arrays, kinds, strict=True):
+            views.append({"buffer": 0, "byteOffset": len(chunk), "byteLength": array.nbytes})
+            accessors.append(
+                {
+                    "bufferView": len(views) - 1,
+                    "componentType": component,
+                    "count": len(array),
+                    "type": kind,
+                }
+            )
+            chunk += array.tobytes()
+        document = {
+            "asset": {"version": "2.0"},
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}],
+            "materials": [{"pbrMetallicRoughness": {"baseColorFactor": mesh.colours[0].tolist()}}],
+            "meshes": [
+                {
+                    "primitives": [
+                        {
+                            "attributes": {"POSITION": 0, "NORMAL": 1, "TEXCOORD_0": 2},
+                            "indices": 3,
+                            "material": 0,
+                        }
+                    ]
+                }
+            ],
+            "buffers": [{"byteLength": len(chunk)}],
+            "bufferViews": views,
+            "accessors": accessors,
+            **more,
+        }
+        text = json.dumps(document).encode()
+        text += b" " * (-len(text) % 4)
+        size = 28 + len(text) + len(chunk)
+        return b"".join(
+            [
+                struct.pack("<4sII", b"glTF", 2, size),
+                struct.pack("<I4s", len(text), b"JSON"),
+                text,
+                struct.pack("<I4s", len(chunk), b"BIN\0"),
+                chunk,
+            ]
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def egl() -> None:
+    """Skips where nothing can be rendered."""
+    try:
+        make_context()
+    except BackendUnavailable as error:
+        pytest.skip(f"nothing is rendered here: {error}")

@@ -94,10 +94,10 @@ def test_concepts_left_with_few_styles_or_mostly_framed_are_rejected() -> None:
 def test_all_are_rendered_in_their_order_and_broken_ones_left_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def draw(svg: str) -> Pixels:
+    def draw(svg: str, sprite_px: int) -> Pixels:
         if svg == "broken":
             raise ValueError(svg)
-        return np.full((SPRITE_PX, SPRITE_PX, 4), int(svg), dtype=np.uint8)
+        return np.full((sprite_px, sprite_px, 4), int(svg), dtype=np.uint8)
 
     monkeypatch.setattr(sprites, "draw_sprite", draw)
     monkeypatch.setattr(sprites, "CHUNK", 2)

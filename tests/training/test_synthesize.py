@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from bootpig_rt.training import synthesize as module
 from bootpig_rt.training.compose import Sample, WorldConfig
 from bootpig_rt.training.shards import read_manifest, read_samples
 from bootpig_rt.training.synthesize import (
+    ShardPlan,
     Subjects,
     SynthesisConfig,
     sample_at,
     synthesize,
-    write_synthetic_shard,
+    write_drawn_shard,
 )
 
 WORLD = WorldConfig(size_px=16)
@@ -221,13 +223,16 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
-def test_one_shard_is_kept_when_its_record_and_size_fit(
-    subjects: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = write_synthetic_shard(0, tmp_path, subjects, CONFIG)
+def test_one_shard_is_kept_when_its_record_and_size_fit(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "copy")
 
-    def never(*_: Any) -> Any:
-        raise AssertionError("drawn again")
+    def never(index: int) -> Any:
+        raise AssertionError(f"{index} drawn again")
 
-    monkeypatch.setattr(module, "sample_at", never)
-    assert write_synthetic_shard(0, tmp_path, subjects, CONFIG) == record
+    plan = ShardPlan(tmp_path / "copy", 10, 4)
+    record = write_drawn_shard(0, plan, never)
+    assert record == read_manifest(made)["shards"][0]
+    with (tmp_path / "copy" / "shard-00000.tar").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(AssertionError, match="0 drawn again"):
+        write_drawn_shard(0, plan, never)
