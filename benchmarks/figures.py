@@ -249,7 +249,9 @@ def _pages(results: Path) -> str:
 def _curve(_: Path) -> str:
     """What cheaper settings of the shipped pair cost and keep."""
     curve = curve_figure.shipped_curve()
-    return _NOT_YET if curve is None else curve_figure.markdown_of(curve)
+    if curve is None:
+        return "Not measured yet: `bootpig-rt tune --measure --data data` measures it."
+    return curve_figure.markdown_of(curve)
 
 
 FIGURES: dict[str, Callable[[Path], str]] = {
