@@ -170,7 +170,7 @@ $(VENV)/.demo-installed: $(INPUTS) $(VENV)/.made
 # The tests cover every part that runs on a CPU. What they install is enough for the demo too.
 $(VENV)/.dev-installed: $(INPUTS) $(VENV)/.made
 	@echo "installing into $(VENV); the first time takes some minutes"
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,import,bootstrap-ray,background,cpu,openvino,export,kernels,tensorrt,sign,bench,serve,otel,provenance,safety,ray,deploy,dev]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[torch,train,eval,import,bootstrap-ray,background,cpu,openvino,export,int8,kernels,tensorrt,sign,bench,serve,otel,provenance,safety,ray,deploy,dev]"
 	@touch $@ $(VENV)/.demo-installed
 
 # The site is made from the sources; the runtime's own packages are enough.

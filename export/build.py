@@ -39,11 +39,12 @@ from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.describe import describe_engines, describe_graphs
 from bootpig_rt.export.estimate import estimate
 from bootpig_rt.export.parity import at_reduced_size
-from bootpig_rt.export.targets import require_buildable, tool_versions
+from bootpig_rt.export.targets import require_buildable, require_int8, tool_versions
 from bootpig_rt.export.tensorrt_layers import describe_engine
 from bootpig_rt.export.work_folder import WorkFolder, link_or_copy, remove, work_folder
 
 if TYPE_CHECKING:
+    from bootpig_rt.bundle.manifest import Manifest
     from bootpig_rt.bundle.pair_config import PairConfig
     from bootpig_rt.export.gate import GateRun, Reference
     from bootpig_rt.models.load import Pair
@@ -57,7 +58,7 @@ BuildProgress: TypeAlias = Callable[[str, float], None]
 """(what is being done, share of the whole build done 0..1) -> None; may raise to cancel."""
 
 # Rough shares of a build's time, for the progress bar alone.
-_COST = {"load": 2.0, "graph": 2.0, "engine": 8.0, "torch": 4.0, "compare": 3.0}
+_COST = {"load": 2.0, "graph": 2.0, "engine": 8.0, "torch": 4.0, "compare": 3.0, "int8": 40.0}
 
 GRAPHS, ENGINES = "graphs", "engines"
 _RUNTIME_PARTS = ("base_unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -142,6 +143,8 @@ def build_engine(
     if key is not None:
         check_private_key(key)
     require_buildable(options.target)
+    if options.int8:
+        require_int8()
     track = _Track(options, progress)
     try:
         with work_folder(output) as work:
@@ -212,6 +215,9 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
             with track.part("compare", "comparing other precisions with torch") as tell:
                 variants = compare_variants(graphs, place, reference, tell)
             manifest = structs.replace(manifest, variants=variants)
+        if options.int8:
+            manifest, more = _build_int8(order, work, track, manifest, reference)
+            resumed += more
     else:
         resumed += _build_engines(order, work, track)
         finished = work.path / ENGINES
@@ -330,8 +336,54 @@ def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
     return resumed
 
 
-def _require_parity(order: _Order, reference: Reference, gate: GateRun) -> None:
+def _build_int8(
+    order: _Order,
+    work: WorkFolder,
+    track: _Track,
+    manifest: Manifest,
+    reference: Reference,
+) -> tuple[Manifest, int]:
+    """Quantise the step graphs and compare them; returns how many were there already as well."""
+    from bootpig_rt.backends.bundle_spec import bundle_spec
+    from bootpig_rt.export.calibration import CalibrationOptions
+    from bootpig_rt.export.describe import describe_int8
+    from bootpig_rt.export.gate import compare_backend, place_of
+    from bootpig_rt.export.int8 import build_int8
+
+    options, graphs = order.options, work.path / GRAPHS
+    names = [name for name in graph_names(options) if name.startswith("denoise_step")]
+    with track.part("int8", "quantising") as tell:
+        made = build_int8(
+            work,
+            GRAPHS,
+            bundle_spec(Bundle(graphs, manifest)),
+            names,
+            merges=options.merges,
+            options=CalibrationOptions(Path(options.calibration) if options.calibration else None),
+            steps=max(case.steps for case in reference.plan.cases),
+            side_px=reference.plan.side_px,
+            told=tell,
+        )
+    manifest = describe_int8(graphs, manifest, made)
+    write_manifest(graphs, manifest)
+    with track.part("compare", "comparing int8 with torch") as tell:
+        gate = compare_backend(graphs, place_of("openvino"), reference, "int8", tell)
+    _require_parity(order, reference, gate, "int8")
+    lines = "; ".join(one.choice.describe(one.name) for one in made)
+    variant = manifest.variant("int8")
+    assert variant is not None
+    told = structs.replace(variant, parity=_with_remark(gate.report, lines))
+    others = tuple(one for one in manifest.variants if one.precision != "int8")
+    manifest = structs.replace(manifest, variants=(*others, told))
+    return manifest, sum(one.resumed for one in made)
+
+
+def _require_parity(
+    order: _Order, reference: Reference, gate: GateRun, precision: str = ""
+) -> None:
     """End the build if the gate failed, and leave a report beside the output.
+
+    `precision` is that of the graphs, where it is not the build's own.
 
     Raises:
         ParityError: Names the worst result and the report.
@@ -341,13 +393,14 @@ def _require_parity(order: _Order, reference: Reference, gate: GateRun) -> None:
 
     if gate.report.status == "passed":
         return
+    precision = precision or order.options.precision
     folder = order.output.with_name(f"{order.output.name}{PARITY_SUFFIX}")
     write_report(folder, gate.report, reference.recording, gate.recording)
     fix = "build with --precision float32"
-    if order.options.precision == "float32":
+    if order.options.precision == "float32" and precision != "int8":
         fix = "report it with the numbers in that folder"
     raise ParityError(
-        f"the {order.options.precision} graphs in {gate.report.backend} differ from torch: "
+        f"the {precision} graphs in {gate.report.backend} differ from torch: "
         f"{describe_worst(gate.report.results)}; no bundle was made, see {folder}; {fix}"
     )
 
@@ -415,11 +468,30 @@ def _key(order: _Order, fingerprint: str) -> str:
     parts = {
         "pair": fingerprint,
         "options": to_builtins(order.options),
+        "calibration": _calibration_digest(order.options),
         "gpu": devices[0].architecture if devices else None,
         "sources": _sources_digest(),
         "tools": tool_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _calibration_digest(options: BuildOptions) -> str | None:
+    """sha256 over the pictures that int8 graphs are calibrated on; None for a build without any.
+
+    Raises:
+        ParameterError: There are too few.
+    """
+    if not options.int8:
+        return None
+    from bootpig_rt.export.calibration import calibration_subjects
+
+    digest = hashlib.sha256()
+    for path, prompt in calibration_subjects(
+        Path(options.calibration) if options.calibration else None
+    ):
+        digest.update(f"{prompt} {measure(path)[1]}\n".encode())
+    return digest.hexdigest()
 
 
 def _sources_digest() -> str:
@@ -450,7 +522,8 @@ def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
     (output / SIGNATURE).unlink(missing_ok=True)
     remove(output / CACHE)  # of the graphs that were there
     for path in output.iterdir():
-        if path.suffix in (".onnx", ".engine") or path.name.endswith(".layers.json"):
+        is_graph = path.suffix in (".onnx", ".engine") or ".int8." in path.name
+        if is_graph or path.name.endswith(".layers.json"):
             remove(path)
     for path in finished.iterdir():
         if path.is_file() and path.name not in (MANIFEST, SIGNATURE, "pair.json"):
@@ -469,6 +542,7 @@ class _Track:
         engines = len(names) if options.is_engine else 0
         self._total = sum(_COST[kind] for kind in ("load", "torch", "compare"))
         self._total += len(names) * _COST["graph"] + engines * _COST["engine"]
+        self._total += _COST["int8"] + _COST["compare"] if options.int8 else 0.0
         self._done = 0.0
         self._progress = progress
 

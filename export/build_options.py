@@ -52,6 +52,9 @@ class BuildOptions:
         merges: Ways to combine several references; a graph each.
         plugin: Engines of the full TensorRT hold our kernel of the reference attention.
         weights: How they are stored beside the graphs.
+        int8: For OpenVINO: step graphs in 8 bits beside the others.
+        calibration: Folder with pictures of subjects to take their ranges from; empty: the drawings
+            inside the package.
     """
 
     target: Target
@@ -60,6 +63,8 @@ class BuildOptions:
     merges: tuple[Merge, ...]
     plugin: bool = True
     weights: Weights = "auto"
+    int8: bool = False
+    calibration: str = ""
 
     @property
     def is_engine(self) -> bool:
@@ -94,18 +99,21 @@ def build_options(
     merges: tuple[str, ...] = (),
     plugin: bool = True,
     weights: str = "auto",
+    calibration: Path | None = None,
 ) -> BuildOptions:
     """Check what was asked for and fill in what was left out.
 
     Graphs for ONNX Runtime and OpenVINO are small files beside weights that are stored once, and
     take any size: by default they are built for all merges and a wide profile. Engines hold the
     weights, and are faster the less they must take: by default one merge and the pair's own size.
+    Step graphs in int8 hold weights as well: with them one merge, and a wide profile.
 
     Args:
         config: Of the pair.
         size_multiple_px: Sides of pictures must be multiples of this.
         target: One of `TARGETS`.
-        precision: `float32` or `float16`; by default float32 on a CPU and float16 elsewhere.
+        precision: `float32` or `float16`; by default float32 on a CPU and float16 elsewhere. `int8`
+            for OpenVINO: graphs in both, and what is computed in is chosen when it draws.
         resolution: `512`, `256:768` or `256:512:768`: smallest, usual and largest side.
         max_batch: Pictures drawn at once.
         max_references: References of one subject; the pair's own limit by default.
@@ -113,6 +121,7 @@ def build_options(
         merges: Some of `argmax`, `softmax`, `mean`, `concat`.
         plugin: For `local`: use our kernel of the reference attention where it can be had.
         weights: One of `WEIGHTS`.
+        calibration: With `int8`: folder with pictures of subjects, each named for what it shows.
 
     Raises:
         ParameterError: Names the option, what it got and what is expected.
@@ -122,14 +131,22 @@ def build_options(
     is_engine, is_cpu = target not in GRAPH_TARGETS, target in ("cpu", "openvino")
     if precision is None:
         precision = "float32" if is_cpu else "float16"
+    int8 = target == "openvino" and precision == "int8"
+    if int8:
+        precision = "float32"
+    if calibration is not None and not int8:
+        raise ParameterError(
+            f"--calibration is {str(calibration)!r}, expected it with --target openvino "
+            "--precision int8 alone; nothing else is calibrated"
+        )
     if precision not in PRECISIONS:
         raise ParameterError(
             f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}"
         )
     if target == "openvino" and precision != "float32":
         raise ParameterError(
-            f"precision is {precision!r} for target openvino, expected float32: what it computes "
-            "in is chosen when it draws, with --precision of generate or serve"
+            f"precision is {precision!r} for target openvino, expected float32 or int8: what it "
+            "computes in is chosen when it draws, with --precision of generate or serve"
         )
     if weights not in WEIGHTS:
         raise ParameterError(f"--weights is {weights!r}, expected one of: {', '.join(WEIGHTS)}")
@@ -144,7 +161,7 @@ def build_options(
         f"the pair was made for {config.max_references}",
     )
     if not merges:
-        merges = (config.merge,) if is_engine else MERGES
+        merges = (config.merge,) if is_engine or int8 else MERGES
     batch = (
         (_ENGINE_MAX_BATCH if is_engine else _DEFAULT_MAX_BATCH)
         if max_batch is None
@@ -167,6 +184,8 @@ def build_options(
         merges=kept,
         plugin=plugin,
         weights=cast("Weights", weights),
+        int8=int8,
+        calibration="" if calibration is None else str(calibration),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from bootpig_rt.backends.tensorrt.flavours import flavour_of
-from bootpig_rt.bundle.bundle import Manifest, ParityReport, RuntimeInfo, list_files
+from bootpig_rt.bundle.bundle import Manifest, ParityReport, RuntimeInfo, Variant, list_files
 from bootpig_rt.bundle.files import digest_files, split_pair_files
 from bootpig_rt.bundle.manifest import PairInfo, SolverInfo, Target
 from bootpig_rt.bundle.pair_config import PairConfig
@@ -16,6 +18,12 @@ from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.graph_info import read_graph
 from bootpig_rt.export.targets import tool_versions
 from bootpig_rt.export.tensorrt_layers import read_layers
+
+if TYPE_CHECKING:
+    from bootpig_rt.export.int8 import Int8Graph
+
+INT8_SUFFIX = ".int8"
+"""Between the name of a graph and `.xml` or `.bin`."""
 
 MINIMUM_OPENVINO = "2026.4"
 """Oldest OpenVINO that bundles may be loaded with; the floor of the extra `openvino`."""
@@ -107,6 +115,31 @@ def describe_engines(
         graphs=tuple(infos),
         files=tuple(files.values()),
     )
+
+
+def describe_int8(folder: Path, manifest: Manifest, made: Sequence[Int8Graph]) -> Manifest:
+    """A manifest with the int8 variant; its graphs have the interfaces of those they replace.
+
+    Args:
+        folder: Holds the graphs.
+        manifest: Of the float32 graphs.
+        made: What was quantised.
+    """
+    files = {file.path: file for file in list_files(folder)}
+    own = {graph.name: graph for graph in manifest.graphs}
+    graphs = tuple(
+        replace(
+            own[one.name],
+            file=(file := files[f"{one.name}{INT8_SUFFIX}.xml"]).path,
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
+        )
+        for one in made
+    )
+    parity = ParityReport("not run", "the build has not come to it")
+    others = tuple(one for one in manifest.variants if one.precision != "int8")
+    variants = (*others, Variant("int8", parity, graphs))
+    return replace(manifest, variants=variants, files=tuple(files.values()))
 
 
 def _runtime(target: Target) -> RuntimeInfo:

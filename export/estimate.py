@@ -39,6 +39,10 @@ _GRAPH_BYTES = 400_000
 _DECODER_PICTURES = 3
 
 
+_INT8_BYTES = 1.3
+"""A number of a step graph in int8: with a fifteenth of them in float32, and scales."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """What lies on the device while one batch is drawn, in bytes.
@@ -142,6 +146,11 @@ def estimate(
         engines = width * (total + (steps - 1) * parameters["base_unet"])
         engines += width * parameters["base_unet"] if config.shared_unet else 0
     graphs = num_graphs * _GRAPH_BYTES
+    if (
+        options.int8
+    ):  # each int8 step graph holds its weights, a byte a number and some that are wide
+        steps = num_graphs - NUM_FIXED_GRAPHS
+        graphs += steps * (_GRAPH_BYTES + round(_INT8_BYTES * parameters["base_unet"]))
     disk = engines + graphs if options.is_engine else on_disk + graphs
     schedule, entries = _schedule(config, options, reference_schedule)
     dtype: TableDtype = options.precision

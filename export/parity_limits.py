@@ -35,4 +35,7 @@ LIMITS: dict[Precision, Limits] = {
     # bfloat16 keeps 8 bits: 4e-3 for each rounding. A launch of the shipped pair's U-Nets is off by
     # 1e-2 to 2e-2, and guidance multiplies that as above.
     "bfloat16": Limits(graph=8e-2, end_to_end=4e-1, psnr_db=20.0),
+    # Rounded products and bfloat16's rounding of everything are of one size: the step graphs of the
+    # shipped pair are off by 2e-2. What hurts most stays wide until that is so, see `int8.py`.
+    "int8": Limits(graph=8e-2, end_to_end=4e-1, psnr_db=20.0),
 }

@@ -114,6 +114,18 @@ def require_buildable(target: str) -> None:
         )
 
 
+def require_int8() -> None:
+    """Refuse int8 graphs where NNCF, which makes them, is not installed.
+
+    Raises:
+        BackendUnavailable: With the command that installs it.
+    """
+    if not is_installed("nncf"):
+        raise BackendUnavailable(
+            "int8 graphs cannot be built here: missing nncf; pip install 'bootpig-rt[int8]'"
+        )
+
+
 def is_installed(package: str) -> bool:
     """Whether a package can be imported; it is not."""
     return importlib.util.find_spec(package) is not None
@@ -134,6 +146,7 @@ def tool_versions() -> dict[str, str]:
     found = {
         "bootpig-rt": version_of("bootpig-rt"),
         "diffusers": version_of("diffusers"),
+        "nncf": version_of("nncf"),
         "numpy": version_of("numpy"),
         "onnx": version_of("onnx"),
         "onnxruntime": version_of("onnxruntime", "onnxruntime-gpu"),

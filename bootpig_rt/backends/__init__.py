@@ -105,8 +105,10 @@ def create_backend(
         backend: `auto`, one of `BACKENDS`, or the options of one. `auto` takes the one that the
             folder was made for: what the manifest of a bundle names, torch for a pair without
             graphs. A bundle for a CPU is run in OpenVINO where `onnxruntime` is not installed,
-            in torch where neither is. One log line says which. A backend asked for by name is used
-            or an error is raised.
+            in torch where neither is. Where its manifest says that OpenVINO is near enough to torch
+            in other precisions, the quickest on this processor is taken: measured once, by a
+            margin, and remembered (`choice.py`). One log line says which, and why. A backend asked
+            for by name is used or an error is raised.
         folder: The pair, or a bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
@@ -164,7 +166,15 @@ def create_backend(
         bundle = open_bundle(folder, trust=trust)
     source: Bundle | Path = bundle if bundle is not None and entry.reads_bundles else folder
     load: BackendLoader = importlib.import_module(entry.module).load
-    loaded = load(source, device, None if base_model is None else Path(base_model), settings)
+
+    def load_chosen() -> Backend:
+        return load(source, device, None if base_model is None else Path(base_model), settings)
+
+    if name == "auto" and bundle is not None and _has_other_engine(bundle, chosen, device):
+        auto = importlib.import_module("bootpig_rt.backends.openvino.auto")
+        loaded: Backend = auto.quickest_engine(bundle, load_chosen)
+    else:
+        loaded = load_chosen()
     if bundle is not None and loaded.spec.fingerprint != bundle.manifest.pair.fingerprint:
         raise BundleError(
             f"{folder} holds another pair than its manifest names: a file changed while it was "
@@ -233,6 +243,18 @@ def _backend_for(folder: Path, has_base_model: bool) -> str:
     else:
         able = ("onnxruntime", "torch")
     return next((name for name in able if not _missing(BACKENDS[name])), able[0])
+
+
+def _has_other_engine(bundle: Bundle, chosen: str, device: str) -> bool:
+    """Whether OpenVINO may draw what ONNX Runtime would: its parity gate passed in some way."""
+    manifest = bundle.manifest
+    return (
+        chosen == "onnxruntime"
+        and manifest.target == "cpu"
+        and device in ("auto", "cpu")
+        and any(variant.parity.status == "passed" for variant in manifest.variants)
+        and not _missing(BACKENDS["openvino"])
+    )
 
 
 def _how_to_run(name: str, missing: list[str], folder: Path) -> str:

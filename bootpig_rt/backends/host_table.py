@@ -24,10 +24,11 @@ AnyArray = npt.NDArray[Any]
 TableDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float8", "int8"]
 TABLE_DTYPES: tuple[str, ...] = get_args(TableDtype)
 
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 """What a pair computes in: how exact the numbers of its tables are, however they are kept."""
 
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
+"""Those that need no graphs of their own."""
 
 LayerShape: TypeAlias = tuple[int, int, int]
 """Heads, tokens and head dim of one self-attention: H, M, D."""

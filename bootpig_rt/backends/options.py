@@ -128,7 +128,8 @@ class OpenVINOOptions:
         precision: Of the arithmetic. `auto` takes what this processor runs quickest among those
             that are near enough to torch, and a log line says which.
         threads: Of one launch; 0 is one for each core.
-        streams: Launches that may run at once, which share the threads.
+        streams: Launches of a batch, or pictures that are decoded, that run at once and share the
+            threads. Above 1 models are compiled once more for it, and one picture still has all.
         buckets: Numbers of pictures that models of fixed shapes are made for, which are about a
             third quicker and take memory and a second or more to compile. Pictures of the pair's
             own size with one reference or none are launched in groups of these numbers, one by one

@@ -23,12 +23,14 @@ from bootpig_rt.bundle.files import (
     check_files,
     check_paths,
     list_files,
+    measure,
     read_small,
 )
 from bootpig_rt.bundle.manifest import (
     FORMAT,
     FileInfo,
     GraphInfo,
+    Identity,
     Manifest,
     ParityReport,
     ParityResult,
@@ -46,6 +48,7 @@ __all__ = [
     "Bundle",
     "FileInfo",
     "GraphInfo",
+    "Identity",
     "Manifest",
     "ParityReport",
     "ParityResult",
@@ -57,6 +60,7 @@ __all__ = [
     "list_files",
     "open_bundle",
     "read_manifest",
+    "record_identity",
     "record_parity",
     "write_manifest",
 ]
@@ -87,6 +91,36 @@ class Bundle:
                 return graph
         names = ", ".join(graph.name for graph in self.manifest.graphs)
         raise BundleError(f"{self.folder} has no graph {name!r}, only {names}; {REBUILD}")
+
+    def graph_in(self, name: str, precision: str) -> GraphInfo:
+        """The entry of a graph that computes in a precision: a variant's own, or the bundle's.
+
+        Raises:
+            BundleError: The bundle has none of that name.
+        """
+        variant = self.manifest.variant(precision)
+        found = () if variant is None else variant.graphs
+        return next((graph for graph in found if graph.name == name), None) or self.graph(name)
+
+    def check_unchanged(self, graph: GraphInfo) -> None:
+        """Hash a graph's file once more, and the weights beside it that are its own.
+
+        Raises:
+            BundleError: One of them has changed since the bundle was opened.
+        """
+        own = Path(graph.file).with_suffix(".bin").as_posix()
+        for file in self.manifest.files:
+            if file.path not in (graph.file, own):
+                continue
+            path = self.folder / file.path
+            try:
+                sha256 = measure(path)[1]
+            except OSError as error:
+                raise BundleError(
+                    f"cannot read {path}: {describe_os_error(error)}", path
+                ) from error
+            if sha256 != file.sha256:
+                raise BundleError(f"{path} has changed since it was checked; {REBUILD}", path)
 
     def graph_path(self, name: str) -> Path:
         """The file of a graph or engine.
@@ -281,21 +315,53 @@ def record_parity(
         BundleError: The bundle is signed and no key was given to sign it again.
         StorageError: The folder cannot be written to.
     """
+    _check_may_change(bundle, key)
+    manifest = bundle.manifest
+    if variant is None:
+        manifest = msgspec.structs.replace(manifest, parity=report)
+    else:
+        known = manifest.variant(variant) or Variant(variant, report)
+        told = msgspec.structs.replace(known, parity=report)
+        manifest = _with_variant(manifest, told)
+    return write_manifest(bundle.folder, manifest, key=key)
+
+
+def record_identity(
+    bundle: Bundle,
+    identity: Identity,
+    *,
+    variant: VariantPrecision,
+    key: str | os.PathLike[str] | None = None,
+) -> Bundle:
+    """Put what judges found of a variant into the manifest.
+
+    Raises:
+        BundleError: The bundle has no such variant, or is signed and no key was given to sign it
+            again.
+        StorageError: The folder cannot be written to.
+    """
+    known = bundle.manifest.variant(variant)
+    if known is None:
+        raise BundleError(f"{bundle.folder} has no variant {variant!r}; {REBUILD}", bundle.folder)
+    _check_may_change(bundle, key)
+    told = msgspec.structs.replace(known, identity=identity)
+    return write_manifest(bundle.folder, _with_variant(bundle.manifest, told), key=key)
+
+
+def _with_variant(manifest: Manifest, told: Variant) -> Manifest:
+    """A manifest with one variant put in, or in the place of the one of the same precision."""
+    variants = {variant.precision: variant for variant in manifest.variants}
+    variants[told.precision] = told
+    return msgspec.structs.replace(manifest, variants=tuple(variants.values()))
+
+
+def _check_may_change(bundle: Bundle, key: str | os.PathLike[str] | None) -> None:
     if key is None and os.path.lexists(bundle.folder / SIGNATURE):
         raise BundleError(
             f"{bundle.folder} is signed, and a new manifest needs a new signature; "
             "give the private key with --sign KEY",
             bundle.folder,
         )
-    manifest = bundle.manifest
-    if variant is None:
-        manifest = msgspec.structs.replace(manifest, parity=report)
-    else:
-        graphs = next((v.graphs for v in manifest.variants if v.precision == variant), ())
-        others = tuple(v for v in manifest.variants if v.precision != variant)
-        told = Variant(variant, report, graphs)
-        manifest = msgspec.structs.replace(manifest, variants=(*others, told))
-    return write_manifest(bundle.folder, manifest, key=key)
 
 
 def _is_older(version: str, minimum: str) -> bool:

@@ -200,6 +200,31 @@ class ParityReport(_Part, frozen=True):
     results: tuple[ParityResult, ...] = ()
 
 
+class Identity(_Part, frozen=True):
+    """How often the subject of a picture is told from others by a network, beside float32.
+
+    Attributes:
+        change_points: Mean over subjects, in percentage points; below 0 it is told less often.
+        low_points: Lower end of the 95 % interval.
+        high_points: Upper end.
+        pictures: That were judged in each precision.
+    """
+
+    change_points: float
+    low_points: float
+    high_points: float
+    pictures: Count
+
+    @property
+    def passed(self) -> bool:
+        """Whether no more than a point was lost."""
+        return self.change_points >= -MOST_LOST_POINTS
+
+
+MOST_LOST_POINTS = 1.0
+"""Of identity, that a precision may lose to float32 and still be chosen unasked."""
+
+
 class Variant(_Part, frozen=True):
     """Another precision that a bundle can be computed in.
 
@@ -208,11 +233,13 @@ class Variant(_Part, frozen=True):
         parity: What the parity gate found for it.
         graphs: Those that differ from the bundle's own, of the same names; none where the precision
             is nothing but an option of the runtime.
+        identity: What judges found; None: they were not asked.
     """
 
     precision: VariantPrecision
     parity: ParityReport
     graphs: tuple[GraphInfo, ...] = ()
+    identity: Identity | None = None
 
 
 class Manifest(_Part, frozen=True, kw_only=True):
@@ -252,6 +279,10 @@ class Manifest(_Part, frozen=True, kw_only=True):
     parity: ParityReport
     files: Annotated[tuple[FileInfo, ...], Meta(min_length=1)]
     variants: tuple[Variant, ...] = ()
+
+    def variant(self, precision: str) -> Variant | None:
+        """The one of a precision, if there is one."""
+        return next((one for one in self.variants if one.precision == precision), None)
 
     @property
     def size_bytes(self) -> int:

@@ -78,7 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--precision",
-        help="float32 or float16 (default: float32 for cpu and openvino, else float16)",
+        help="float32 or float16 (default: float32 for cpu and openvino, else float16); int8, for "
+        "openvino: graphs in 8 bits beside those in float32",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="DIR",
+        type=Path,
+        help="with int8: pictures of subjects to take ranges from, each named for what it shows, "
+        "red_car.png; default: the drawings inside the package",
     )
     group.add_argument(
         "--weights",
@@ -210,6 +218,7 @@ def _options(
         merges=tuple(args.merge or ()),
         plugin=not args.no_plugin,
         weights=args.weights,
+        calibration=args.calibration,
     )
 
 
@@ -249,7 +258,8 @@ def _dry_run(
         print(json.dumps(summary, indent=2))
         return EXIT_OK
     print(f"pair       {config.name}, {sizes.parameters / 1e6:.1f} M parameters, {pair}")
-    print(f"target     {options.target}, {options.precision}")
+    precisions = f"{options.precision}{' and int8' if options.int8 else ''}"
+    print(f"target     {options.target}, {precisions}")
     print(takes(options.profile))
     print(f"graphs     {', '.join(names)}")
     print("\n".join(_size_lines(sizes)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bootpig_rt.bundle.manifest import Manifest, ParityReport, Profile
+    from bootpig_rt.bundle.manifest import Identity, Manifest, ParityReport, Profile
 
 
 def bundle_folder(given: Path | None) -> Path:
@@ -39,7 +39,18 @@ def all_parity_lines(manifest: Manifest) -> list[str]:
     lines = parity_lines(manifest.parity)
     for variant in manifest.variants:
         lines += ["", f"in {variant.precision}:", *parity_lines(variant.parity)]
+        lines += identity_lines(variant.identity)
     return lines
+
+
+def identity_lines(identity: Identity | None) -> list[str]:
+    """What judges found of a precision; nothing where they were not asked."""
+    if identity is None:
+        return []
+    low, high = identity.low_points, identity.high_points
+    line = f"identity beside float32: {identity.change_points:+.1f} points ({low:+.1f} to "
+    line += f"{high:+.1f}) over {identity.pictures} pictures"
+    return [line if identity.passed else f"{line}  FAILED: auto does not choose it"]
 
 
 def parity_lines(report: ParityReport) -> list[str]:

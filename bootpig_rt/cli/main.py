@@ -74,6 +74,7 @@ EXTRA_OF_PACKAGE = {
     "httpx": "bootstrap",
     "matplotlib": "bench",
     "onnx": "export",
+    "nncf": "int8",
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "opentelemetry": "otel",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootpig_rt.cli.build_engine import build_progress
-from bootpig_rt.cli.bundle_text import bundle_folder, parity_lines
+from bootpig_rt.cli.bundle_text import bundle_folder, identity_lines, parity_lines
 from bootpig_rt.cli.options import be_quiet_if_asked
 from bootpig_rt.errors import EXIT_FAILURE, EXIT_OK, BundleError, CheckpointError, ParameterError
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from bootpig_rt.backends.base import Backend
     from bootpig_rt.backends.host_table import Precision
     from bootpig_rt.bundle.bundle import Bundle
+    from bootpig_rt.bundle.manifest import Identity, VariantPrecision
     from bootpig_rt.export.gate import Place
 
 NAME = "verify"
@@ -31,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  bootpig-rt verify bundle\n"
         "  bootpig-rt verify bundle --backend openvino --precision bfloat16\n"
+        "  bootpig-rt verify bundle --precision int8 --judge data --record\n"
         "  bootpig-rt verify bundle --pair pair --record"
     )
     parser.add_argument(
@@ -44,7 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", metavar="NAME", help="openvino, for a bundle that was built for cpu"
     )
     parser.add_argument(
-        "--precision", metavar="TYPE", help="of openvino: float32 (the default) or bfloat16"
+        "--precision",
+        metavar="TYPE",
+        help="of openvino: float32 (the default), bfloat16, or int8 where the bundle has it",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="DATA",
+        type=Path,
+        help="with another precision than float32: folder of fetch-data; draw subjects held out in "
+        "both, and say how many points of identity are lost",
+    )
+    parser.add_argument(
+        "--judge-work",
+        metavar="DIR",
+        type=Path,
+        default=Path("verify-judge"),
+        help="where judged pictures are kept, so that it may be interrupted (default: %(default)s)",
     )
     parser.add_argument("--trust", metavar="KEY", type=Path, help="Ed25519 public key, PEM")
     parser.add_argument("--steps", type=int, metavar="N", help="of the longest run")
@@ -87,6 +108,12 @@ def run(args: argparse.Namespace) -> int:
 
     place = place_of(manifest.target, args.backend)
     precision = _precision(args, bundle, place)
+    variant = precision if precision in ("bfloat16", "int8") else None
+    if args.judge is not None and bundle.manifest.variant(precision) is None:
+        raise ParameterError(
+            f"got --judge for {precision}, expected --precision with one of the bundle's others: "
+            f"{', '.join(one.precision for one in manifest.variants) or 'it has none'}"
+        )
     if not place.is_target:
         _check_stand_in(bundle, place)
     torch_backend = _torch_backend(args, bundle)
@@ -111,15 +138,35 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         write_report(args.report, gate.report, reference.recording, gate.recording)
     if args.record:
-        variant = precision if precision == "bfloat16" else None
-        record_parity(bundle, gate.report, variant=variant, key=args.sign)
+        bundle = record_parity(bundle, gate.report, variant=variant, key=args.sign)
+    identity = None if args.judge is None else _judge(args, bundle, variant)
     if args.json:
         report = to_builtins(gate.report)
+        report |= {} if identity is None else {"identity": to_builtins(identity)}
         print(json.dumps({"bundle": str(bundle.folder), **report}, indent=2))
     elif not args.quiet:
         print(f"{bundle.folder}: {len(manifest.files)} files are as the manifest says")
-        print("\n".join(parity_lines(gate.report)))
-    return EXIT_OK if gate.report.status == "passed" else EXIT_FAILURE
+        print("\n".join([*parity_lines(gate.report), *identity_lines(identity)]))
+    is_good = gate.report.status == "passed" and (identity is None or identity.passed)
+    return EXIT_OK if is_good else EXIT_FAILURE
+
+
+def _judge(args: argparse.Namespace, bundle: Bundle, variant: VariantPrecision | None) -> Identity:
+    """What judges say of a variant; recorded where that was asked for."""
+    from bootpig_rt.benchmarks.identity import judge_identity
+    from bootpig_rt.benchmarks.settings import Settings, no_progress, progress_bar
+    from bootpig_rt.bundle.bundle import record_identity
+
+    assert variant is not None  # checked ahead of the gate
+    settings = Settings(
+        bundle.folder, data=args.judge, work=args.judge_work, threads=os.cpu_count() or 1
+    )
+    shown = contextlib.nullcontext(no_progress) if args.quiet else progress_bar("judges")
+    with shown as progress:
+        identity = judge_identity(bundle, variant, replace(settings, progress=progress))
+    if args.record:
+        record_identity(bundle, identity, variant=variant, key=args.sign)
+    return identity
 
 
 def _check_stand_in(bundle: Bundle, place: Place) -> None:
@@ -145,8 +192,10 @@ def _precision(args: argparse.Namespace, bundle: Bundle, place: Place) -> Precis
     """
     own: Precision = bundle.manifest.precision
     is_openvino = place.backend == "openvino"
-    if args.precision not in (None, own) and not (is_openvino and args.precision == "bfloat16"):
-        more = " or bfloat16" if is_openvino else ""
+    others = {"bfloat16", *(one.precision for one in bundle.manifest.variants)}
+    others = others if is_openvino else set()
+    if args.precision not in (None, own, *others):
+        more = "".join(f" or {other}" for other in sorted(others))
         raise ParameterError(
             f"--precision is {args.precision!r}, expected {own}{more} for {place.backend}"
         )

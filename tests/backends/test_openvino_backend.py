@@ -17,6 +17,7 @@ from PIL import Image
 
 from bootpig_rt.backends import backend_settings, create_backend
 from bootpig_rt.backends.openvino import backend as openvino_backend
+from bootpig_rt.backends.openvino import cache as openvino_cache
 from bootpig_rt.backends.openvino import precision as openvino_precision
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import Models
@@ -210,7 +211,8 @@ def test_failures_of_a_launch_are_of_our_kinds(
 def bundle(tiny_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the bundle, and a cache folder of nobody else's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return shutil.copytree(tiny_bundle_folder, tmp_path / "bundle")
+    kept = shutil.ignore_patterns(".*")  # by tests that share the bundle
+    return shutil.copytree(tiny_bundle_folder, tmp_path / "bundle", ignore=kept)
 
 
 CACHED = replace(FLOAT32, cache=True)
@@ -223,14 +225,15 @@ def decoded(folder: Path, options: OpenVINOOptions = CACHED, **settings: Any) ->
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Graphs of the decoder that are read in order to be compiled."""
+def compiled(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> list[str]:
+    """Graphs of the bundle that are read in order to be compiled; others may still be loading."""
     names: list[str] = []
     read = Models._read
     begin: Callable[..., None] = lambda *_: None  # noqa: E731  only what is asked for
 
     def watch(self: Any, file: Any, shapes: Any) -> Any:
-        names.append(file.path.stem)
+        if file.path.is_relative_to(bundle):
+            names.append(file.path.stem)
         return read(self, file, shapes)
 
     monkeypatch.setattr(Models, "_read", watch)
@@ -264,7 +267,7 @@ def test_a_damaged_compiled_model_is_built_again_with_a_word(
     with caplog.at_level(logging.WARNING, "bootpig_rt"):
         np.testing.assert_array_equal(decoded(bundle), first)
     (record,) = caplog.records
-    assert record.getMessage() == f"compiled model {blob} is damaged; built again"
+    assert record.getMessage() == f"kept file {blob} is damaged; made again"
     assert compiled == ["vae_decoder"] * 2
     assert blob.read_bytes()[-1000:] == whole[-1000:]
 
@@ -357,7 +360,7 @@ def test_what_was_put_together_for_this_process_is_kept_with_the_users_caches(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipped, "is_put_together", lambda folder: folder == bundle)
-    monkeypatch.setattr(openvino_backend, "is_put_together", shipped.is_put_together)
+    monkeypatch.setattr(openvino_cache, "is_put_together", shipped.is_put_together)
     decoded(bundle)
     assert not (bundle / ".openvino").exists()
     assert list((tmp_path / "cache").rglob("vae_decoder-*.blob"))
@@ -409,13 +412,13 @@ def test_without_the_package_the_command_that_installs_it_is_told(
 
 @pytest.mark.parametrize(("missing", "taken"), [("onnxruntime", "openvino"), ("", "onnxruntime")])
 def test_auto_runs_a_bundle_for_cpus_in_what_is_installed(
-    tiny_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str, taken: str
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, missing: str, taken: str
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else find(name)
     )
-    assert create_backend("auto", tiny_bundle_folder).name == taken
+    assert create_backend("auto", bundle).name == taken
 
 
 def of_openvino(folder: Path, version: str, minimum: str | None) -> Path:
@@ -463,35 +466,23 @@ def test_int8_is_refused_where_a_bundle_has_no_such_graphs(tiny_bundle_folder: P
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "amx", "status", "chosen"),
+    ("capabilities", "status", "taken", "left_out"),
     [
-        (["FP32", "BF16"], True, "passed", "bfloat16"),
-        (["FP32", "BF16"], True, "failed", "float32"),
-        (["FP32", "BF16"], False, "passed", "float32"),
-        (["FP32"], True, "passed", "float32"),
+        (["FP32", "BF16"], "passed", ["float32", "bfloat16"], []),
+        (["FP32", "BF16"], "failed", ["float32"], ["bfloat16 is too far from torch"]),
+        (["FP32"], "passed", ["float32"], []),
     ],
 )
-def test_auto_takes_bfloat16_where_it_pays_and_is_near_enough_to_torch(
-    bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capabilities: list[str],
-    amx: bool,
-    status: Any,
-    chosen: str,
+def test_auto_may_take_what_the_processor_has_and_what_is_near_enough_to_torch(
+    bundle: Path, capabilities: list[str], status: Any, taken: list[str], left_out: list[str]
 ) -> None:
     class Core:
         def get_property(self, _: str, name: str) -> Any:
             return capabilities if name == "OPTIMIZATION_CAPABILITIES" else " Some CPU "
 
     record_parity(open_bundle(bundle), ParityReport(status), variant="bfloat16")
-    monkeypatch.setattr(openvino_precision, "has_amx", lambda: amx)
-    with caplog.at_level(logging.INFO, "bootpig_rt"):
-        got = openvino_precision.choose_precision(Core(), open_bundle(bundle), "auto")
-    assert got == chosen
-    assert [r.getMessage() for r in caplog.records] == [
-        f"openvino computes in {chosen} on Some CPU"
-    ]
+    found = openvino_precision.precisions_unasked(Core(), open_bundle(bundle))
+    assert found == (taken, left_out)
 
 
 def test_bfloat16_is_refused_on_a_processor_without_it(
@@ -502,7 +493,7 @@ def test_bfloat16_is_refused_on_a_processor_without_it(
             return ["FP32"] if name == "OPTIMIZATION_CAPABILITIES" else "Old CPU"
 
     with pytest.raises(BackendUnavailable, match="Old CPU has no such arithmetic; choose float32"):
-        openvino_precision.choose_precision(Core(), open_bundle(tiny_bundle_folder), "bfloat16")
+        openvino_precision.check_precision(Core(), open_bundle(tiny_bundle_folder), "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -532,3 +523,17 @@ def test_options_of_another_backend_are_refused(asked: Any, message: str) -> Non
     backend, threads, precision = asked
     with pytest.raises(ParameterError, match=message):
         backend_settings(backend, threads=threads, precision=precision)
+
+
+def test_pictures_of_a_batch_that_run_beside_each_other_are_as_they_are_alone(
+    tiny_bundle_folder: Path, red: Image.Image
+) -> None:
+    options = OpenVINOOptions(precision="float32", threads=2, streams=2, cache=False)
+    with Pipeline(tiny_bundle_folder, backend=options) as pipe:
+        dog = pipe.encode_subject(red, "a dog")
+        call: dict[str, Any] = {"subject": dog, "num_inference_steps": 2}
+        together = pipe("a dog", seed=1, num_images_per_prompt=3, **call).images
+        alone = pipe("a dog", seed=2, **call).images[0]
+        backend: Any = pipe._backend
+    assert together[1].tobytes() == alone.tobytes()
+    assert backend.beside is not backend.models

@@ -24,6 +24,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from PIL import Image
 from safetensors import safe_open
 
 from bootpig_rt.backends.cuda.devices import CudaDevice
@@ -1066,3 +1067,111 @@ def test_a_real_pair_is_built_checked_and_refuses_changed_weights(
     (out / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(data))
     with pytest.raises(BundleError, match="damaged or was changed"):
         open_bundle(out)
+
+
+INT8 = replace(SMALL, target="openvino", int8=True)
+
+
+@pytest.fixture
+def quick_int8(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Quantises nothing; returns what it was asked for."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    from bootpig_rt.export import int8
+    from bootpig_rt.export.quantise_choice import WideChoice
+
+    asked: list[dict[str, Any]] = []
+
+    def write(work: Any, folder: str, _spec: Any, names: Any, **options: Any) -> Any:
+        asked.append({"names": names, **options})
+        for name in names:
+            for end in ("bin", "xml"):
+                (work.path / folder / f"{name}.int8.{end}").write_text(f"{name} {end}")
+                work.finish(f"{folder}/{name}.int8.{end}", {})
+        choice = WideChoice(("conv_out",), 10, 0.9, 0.04, 0.019, 0.015)
+        return tuple(int8.Int8Graph(name, choice, False) for name in names)
+
+    monkeypatch.setattr(int8, "build_int8", write)
+    return asked
+
+
+def test_a_bundle_with_int8_has_its_steps_twice_and_says_what_stays_wide(
+    pair: Path, tmp_path: Path, stand: Stand, quick_int8: list[dict[str, Any]]
+) -> None:
+    bundle = build_engine(pair, tmp_path / "out", INT8).bundle
+    manifest = open_bundle(bundle.folder).manifest
+    assert [variant.precision for variant in manifest.variants] == ["bfloat16", "int8"]
+    variant = manifest.variant("int8")
+    assert variant is not None
+    assert {graph.name: graph.file for graph in variant.graphs} == {
+        name: f"{name}.int8.xml" for name in ("denoise_step", "denoise_step_argmax")
+    }
+    assert {f"{name}.int8.bin" for name in quick_int8[0]["names"]} < {
+        f.path for f in manifest.files
+    }
+    assert bundle.graph_in("denoise_step", "int8").file == "denoise_step.int8.xml"
+    assert bundle.graph_in("vae_decoder", "int8").file == "vae_decoder.onnx"
+    assert variant.parity.status == "passed"
+    assert "denoise_step: 9 of 10 parts in int8 with 90% of the weights" in variant.parity.reason
+    assert "wide: conv_out" in variant.parity.reason
+    assert variant.identity is None
+
+
+def test_int8_over_its_limit_makes_no_bundle(
+    pair: Path, tmp_path: Path, stand: Stand, quick_int8: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = openvino()
+
+    def far(*args: Any) -> GateRun:
+        run = compare(*args)
+        if args[3] != "int8":
+            return run
+        results = (ParityResult("one_reference.latents", 0.5, 1.0, None, 4e-1, None),)
+        return GateRun(ParityReport("failed", "", "openvino", "cpu", results), run.recording)
+
+    monkeypatch.setattr(gate, "compare_backend", far)
+    with pytest.raises(ParityError, match=r"the int8 graphs in openvino .* --precision float32"):
+        build_engine(pair, tmp_path / "out", INT8)
+    assert names(tmp_path) == ["out.parity-report", "pair"]
+
+
+def test_other_pictures_to_calibrate_on_are_another_order(
+    pair: Path, tmp_path: Path, stand: Stand, quick_int8: list[dict[str, Any]]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("red_car.png", "owl.png"):
+        Image.new("RGB", (8, 8), "red").save(folder / name)
+    options = replace(INT8, calibration=str(folder))
+    fail_at(stand, "vae_decoder", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(pair, tmp_path / "out", options)
+    Image.new("RGB", (8, 8), "blue").save(folder / "owl.png")
+    stand.before = lambda _name: None
+    assert build_engine(pair, tmp_path / "out", options).resumed == 0
+    assert quick_int8[-1]["options"].folder == folder
+
+
+def test_int8_needs_the_package_that_makes_it(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(targets, "is_installed", lambda package: package != "nncf")
+    with pytest.raises(BackendUnavailable, match=r"missing nncf; pip install 'bootpig-rt\[int8\]'"):
+        build_engine(pair, tmp_path / "out", INT8)
+
+
+def test_int8_is_ordered_by_precision_with_one_merge_and_float32_beside_it() -> None:
+    options = build_options(CONFIG, size_multiple_px=16, target="openvino", precision="int8")
+    assert (options.precision, options.int8, options.merges) == ("float32", True, ("argmax",))
+    with pytest.raises(ParameterError, match="expected it with --target openvino --precision int8"):
+        build_options(CONFIG, size_multiple_px=16, target="openvino", calibration=Path("a"))
+
+
+def test_int8_weights_are_counted_on_the_disk(tiny_pair_folder: Path) -> None:
+    plain, with_int8 = (
+        estimate(tiny_pair_folder, tiny_pair_folder, CONFIG, options, num_graphs=7)
+        for options in (replace(INT8, int8=False), INT8)
+    )
+    assert with_int8.disk_bytes > plain.disk_bytes + 0.3 * plain.parameters
+    assert with_int8.free_bytes > plain.free_bytes

@@ -9,6 +9,7 @@ import pytest
 
 FAULTS = 57
 FAULTS_OF_THE_ROAD = 14
+FAULTS_OF_OPENVINO = 11
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def rows(root: Path) -> list[list[str]]:
 def test_every_fault_stands_in_its_table_once_and_in_order(rows: list[list[str]]) -> None:
     numbers = [str(number) for number in range(1, FAULTS + 1)]
     numbers += [f"R{number}" for number in range(1, FAULTS_OF_THE_ROAD + 1)]
+    numbers += [f"O{number}" for number in range(1, FAULTS_OF_OPENVINO + 1)]
     assert [row[0] for row in rows] == numbers
     assert {len(row) for row in rows} == {4}
     assert all(all(row) for row in rows)

@@ -26,17 +26,20 @@ from bootpig_rt.backends.base import (
 from bootpig_rt.backends.bundle_spec import bundle_spec, self_attention_levels
 from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, TableDtype
 from bootpig_rt.backends.openvino.buckets import one_row
-from bootpig_rt.backends.openvino.cache import BlobCache, user_folder
+from bootpig_rt.backends.openvino.cache import BlobCache, cache_folders
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import OV_ERRORS, GraphFile, Models, Shapes, failed
-from bootpig_rt.backends.openvino.precision import HINTS, choose_precision, processor
+from bootpig_rt.backends.openvino.precision import (
+    HINTS,
+    check_precision,
+    processor,
+    rest_of,
+)
 from bootpig_rt.backends.openvino.steps import OpenVINORun, Shared
 from bootpig_rt.backends.openvino.tables import Table, TableWriter, download, upload
 from bootpig_rt.backends.options import OpenVINOOptions
 from bootpig_rt.bundle.bundle import Bundle
-from bootpig_rt.bundle.files import CACHE
 from bootpig_rt.bundle.pair_config import read_json
-from bootpig_rt.bundle.shipped import is_put_together
 from bootpig_rt.errors import BackendUnavailable
 
 _MOST_KEPT_BYTES = 1 << 30
@@ -66,7 +69,14 @@ def load(
         )
     if bundle.manifest.target != "cpu":
         bundle.check_runtime("openvino", version())
-    return OpenVINOBackend(bundle, options)
+    if options.precision == "auto":
+        from bootpig_rt.backends.openvino.auto import quickest
+
+        backend = quickest(bundle, options)
+    else:
+        backend = OpenVINOBackend(bundle, options)
+    backend.prepare()
+    return backend
 
 
 def version() -> str:
@@ -79,61 +89,71 @@ class OpenVINOBackend:
 
     Args:
         bundle: Whose files were all checked.
-        options: Precision, threads, buckets, cache.
+        options: Precision, threads, buckets, cache. `auto` is float32 here: `auto.py` chooses.
 
     Attributes:
         models: Compiled when they are first needed.
+        beside: The same for several launches at once, which share the threads.
     """
 
     name = "openvino"
     device = "cpu"
 
     def __init__(self, bundle: Bundle, options: OpenVINOOptions) -> None:
-        """Read what the bundle says of itself, and begin to load what every picture needs."""
+        """Read what the bundle says of itself; nothing is compiled yet."""
         self.options = options
         core = ov.Core()
-        chosen: Any = choose_precision(core, bundle, options.precision)
-        precision: Precision = chosen
+        check_precision(core, bundle, options.precision)
+        asked: Any = "float32" if options.precision == "auto" else options.precision
+        precision: Precision = asked
+        rest: Any = rest_of(precision)
         config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "NUM_STREAMS": options.streams,
+            "INFERENCE_PRECISION_HINT": HINTS[rest],
             "INFERENCE_NUM_THREADS": options.threads,
         }
         facts = {
             "openvino": str(ov.__version__),
             "processor": processor(core),
             "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-            "config": config,
             "pair": bundle.manifest.pair.fingerprint,
         }
-        self.models = Models(
-            core,
-            lambda name: _graph_file(bundle, name),
-            config=config,
-            narrow=ov.Type.bf16 if precision == "bfloat16" else None,
-            cache=_cache(bundle, options, facts),
-            most=options.models_kept,
-        )
+
+        def models(streams: int) -> Models:
+            with_streams = {**config, "NUM_STREAMS": streams}
+            return Models(
+                core,
+                lambda name: _graph_file(bundle, name, precision),
+                config=with_streams,
+                narrow=ov.Type.bf16 if rest == "bfloat16" else None,
+                cache=_cache(bundle, options, {**facts, "config": with_streams}),
+                most=options.models_kept,
+            )
+
+        self.models = models(1)
+        self.beside = models(options.streams) if options.streams > 1 else self.models
         spec = bundle_spec(bundle)
         self._levels = self_attention_levels(read_json(bundle.folder / "base_unet" / "config.json"))
         side = spec.config.sample_size_px // spec.vae_scale_factor
-        self._native: TableDtype = precision
+        self._native: TableDtype = rest
         self.spec: PairSpec = replace(
             spec,
             runtime=f"openvino {version()}",
             precision=precision,
-            table_dtype=precision,
+            table_dtype=rest,
         )
         self._size_px = (spec.config.sample_size_px,) * 2
         self._shared = Shared(
             self.models,
+            self.beside,
             native=self._native,
             sizes=tuple(sorted(set(options.buckets))),
             size=(side, side),
             layers=spec.reference_shapes,
         )
 
-        self.models.begin(self._first_needed(spec))
+    def prepare(self) -> None:
+        """Begin to load what every picture needs."""
+        self.models.begin(self._first_needed(self.spec))
 
     def encode_text(self, ids: IntArray) -> FloatArray:
         """Token ids int64 [N, S] -> text states float32 [N, S, E]."""
@@ -217,7 +237,7 @@ class OpenVINOBackend:
         rows = [np.ascontiguousarray(values[i : i + 1]) for i in range(len(values))]
         shapes = self._one_row({name: rows[0]}, size)
         try:
-            model = self.models.get(graph, shapes)
+            model = (self.beside if len(rows) > 1 else self.models).get(graph, shapes)
             launches = [Launch(model, {name: row}) for row in rows]
             for launch in launches:
                 launch.start()
@@ -256,27 +276,17 @@ class OpenVINOBackend:
         )
 
 
-def _graph_file(bundle: Bundle, name: str) -> GraphFile:
+def _graph_file(bundle: Bundle, name: str, precision: str) -> GraphFile:
     """A graph of a bundle, hashed once more: OpenVINO reads it and its weights from the folder."""
-    bundle.read_graph(name)
-    info = bundle.graph(name)
+    info = bundle.graph_in(name, precision)
+    bundle.check_unchanged(info)
     return GraphFile(bundle.folder / info.file, info.sha256)
 
 
 def _cache(bundle: Bundle, options: OpenVINOOptions, facts: dict[str, Any]) -> BlobCache | None:
-    """Where compiled models are kept: as told, in the bundle, or with the user's other caches.
-
-    Nobody signed what lies in the bundle's own cache. So where a signature was demanded, only a
-    folder that was named is read.
-    """
+    """Where compiled models are kept; None where a pair is so large that they are not."""
     weights = [file for file in bundle.manifest.files if file.path.endswith(".safetensors")]
     if not options.cache or sum(file.size_bytes for file in weights) > _MOST_KEPT_BYTES:
         return None
-    if options.cache_folder is not None:
-        return BlobCache((Path(options.cache_folder),), facts)
-    if bundle.is_trusted:
-        return None
-    of_user = user_folder() / bundle.manifest.pair.fingerprint[:16]
-    if is_put_together(bundle.folder):  # it goes with this process
-        return BlobCache((of_user,), facts)
-    return BlobCache((bundle.folder / CACHE, of_user), facts)
+    folder = None if options.cache_folder is None else Path(options.cache_folder)
+    return BlobCache(cache_folders(bundle, folder), facts)

@@ -1,4 +1,4 @@
-"""Compiled models kept in files: written whole or not at all, and never trusted unread.
+"""Compiled models and choices kept in files: written whole or not at all, never trusted unread.
 
 A file is a line of json, which says what was compiled and the sha256 of the rest, and the rest:
 what OpenVINO exported. Knows nothing about graphs.
@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bootpig_rt.bundle.bundle import Bundle
+from bootpig_rt.bundle.files import CACHE
+from bootpig_rt.bundle.shipped import is_put_together
 from bootpig_rt.errors import StorageError, one_line
 from bootpig_rt.files.atomic import atomic_write
 
@@ -52,11 +55,11 @@ class BlobCache:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                logger.warning("compiled model %s cannot be read (%s); built again", path, error)
+                logger.warning("kept file %s cannot be read (%s); made again", path, error)
                 continue
             if _is_whole(header, blob, says):
                 return blob
-            logger.warning("compiled model %s is damaged; built again", path)
+            logger.warning("kept file %s is damaged; made again", path)
         return None
 
     def write(self, name: str, more: Mapping[str, Any], blob: bytes) -> None:
@@ -75,7 +78,7 @@ class BlobCache:
                 continue
             return
         if self._folders:
-            logger.info("compiled model %s is not kept: %s", name, problem)
+            logger.info("the file of %s is not kept: %s", name, problem)
 
     def _header(self, name: str, more: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """What a file of these facts begins with, but for its sha256; and its name."""
@@ -88,6 +91,26 @@ def user_folder() -> Path:
     """Where programs of this user keep what they can make again."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "bootpig-rt" / "openvino"
+
+
+def cache_folders(bundle: Bundle, named: Path | None) -> tuple[Path, ...]:
+    """Where files of a bundle are kept: as told, in the bundle, or with the user's other caches.
+
+    Nobody signed what lies in the bundle's own cache. So where a signature was demanded, only a
+    folder that was named is read.
+
+    Args:
+        bundle: Whose.
+        named: By whoever loads it.
+    """
+    if named is not None:
+        return (named,)
+    if bundle.is_trusted:
+        return ()
+    of_user = user_folder() / bundle.manifest.pair.fingerprint[:16]
+    if is_put_together(bundle.folder):  # it goes with this process
+        return (of_user,)
+    return (bundle.folder / CACHE, of_user)
 
 
 def _is_whole(header: bytes, blob: bytes, says: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ class Shared:
 
     Args:
         models: Of the bundle.
+        beside: The same for several launches at once.
         native: Type of tables and texts.
         sizes: Numbers of pictures that have a model of fixed shapes.
         size: Height and width of the pair's own latents.
@@ -41,6 +42,7 @@ class Shared:
     def __init__(
         self,
         models: Models,
+        beside: Models,
         *,
         native: TableDtype,
         sizes: tuple[int, ...],
@@ -48,7 +50,8 @@ class Shared:
         layers: tuple[LayerShape, ...],
     ) -> None:
         """Nothing is made yet."""
-        self.models, self.native, self.sizes = models, native, sizes
+        self.models, self.beside = models, beside
+        self.native, self.sizes = native, sizes
         self.size, self.layers = size, layers
         self.tables: Derived[Layers] = Derived()
         self.texts: Derived[Layers] = Derived()
@@ -80,9 +83,10 @@ class OpenVINORun:
     def __init__(self, shared: Shared, batch: DenoiseBatch) -> None:
         """Lay the batch out and bind all of it."""
         self._parts = parts_of(batch, sizes=shared.sizes, latent_size=shared.size)
+        models = shared.beside if len(self._parts) > 1 else shared.models
         try:
             self._runs = [
-                PartRun(shared, batch_of(batch, part.pictures), is_fixed=part.is_fixed)
+                PartRun(shared, models, batch_of(batch, part.pictures), is_fixed=part.is_fixed)
                 for part in self._parts
             ]
         except OV_ERRORS as error:
@@ -116,12 +120,15 @@ class PartRun:
     """Pictures of a batch that are launched together.
 
     Args:
-        shared: Models, and what other runs made of the same tables and texts.
+        shared: What other runs made of the same tables and texts.
+        models: That the steps are of.
         batch: What the steps read.
         is_fixed: By a model of fixed shapes, unless the references have another size than usual.
     """
 
-    def __init__(self, shared: Shared, batch: DenoiseBatch, *, is_fixed: bool) -> None:
+    def __init__(
+        self, shared: Shared, models: Models, batch: DenoiseBatch, *, is_fixed: bool
+    ) -> None:
         """Lay the pictures out and bind all of them."""
         self._running: Launch | None = None
         self._streamed: StreamedTables | None = None
@@ -147,9 +154,7 @@ class PartRun:
         self._current = 0
         self._step = np.zeros(1, np.int64)
         inputs |= {"state": self._states[0], "step": self._step}
-        model = shared.models.get(
-            self._graph, step_shapes(inputs, shared.layers) if is_fixed else ()
-        )
+        model = models.get(self._graph, step_shapes(inputs, shared.layers) if is_fixed else ())
         self._launches = tuple(
             Launch(
                 model,
