@@ -16,6 +16,10 @@ from bootpig_rt import __version__
 LINKS = ["kernels", "export", "training"]
 EXTRAS = {
     "adam8bit",
+    "int8",
+    "openvino",
+    "peers",
+    "render",
     "background",
     "cpu",
     "gpu",

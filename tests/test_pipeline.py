@@ -120,6 +120,7 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         "text_guidance_scale": 3.5,
         "merge": "mean",
         "reference_schedule": "exact",
+        "approximation": "none",
         "guidance_interval": [0.0, 1.0],
         "reference_noise_seed": 0,
         "table_dtype": "float32",
@@ -485,6 +486,7 @@ def test_a_streamed_table_is_made_once(tiny_pair_folder: Path, dog: Subject) -> 
         "seed": 1,
         "num_inference_steps": 4,
         "reference_schedule": "exact",
+        "approximation": "none",
     }
     roomy = Pipeline(tiny_pair_folder, **options)
     size = roomy.table_bytes(1, num_inference_steps=4, reference_schedule="exact")

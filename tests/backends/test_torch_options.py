@@ -123,7 +123,7 @@ def test_latents_guidance_and_solver_stay_in_float32(
     pipeline.generate([Request(prompt=PROMPT, subject=None, seed=0)])
     tensors = vars(seen[0].tensors)
     narrow = {name for name, one in tensors.items() if one.dtype in (torch.float16, torch.bfloat16)}
-    assert narrow == (set() if precision == "float32" else {"text"})
+    assert narrow == (set() if precision == "float32" else {"text", "features"})
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_one_error_tells_the_numbers_and_the_next_smaller_request_works(
     pipeline = Pipeline(tiny_pair_folder, backend=TorchOptions(cuda_graph=True), device="cpu")
     backend: Any = pipeline._backend
     expected = pixels(pipeline(PROMPT, subject=dog, seed=0))
-    forward = backend.pair.base.forward
+    draw_rows = backend.pair.base.draw
     held: list[Any] = []
 
     def too_large(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
@@ -176,9 +176,9 @@ def test_one_error_tells_the_numbers_and_the_next_smaller_request_works(
             work = torch.zeros(16)
             held.append(weakref.ref(work))
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return forward(latents, *given, **named)
+        return draw_rows(latents, *given, **named)
 
-    monkeypatch.setattr(backend.pair.base, "forward", too_large)
+    monkeypatch.setattr(backend.pair.base, "draw", too_large)
     monkeypatch.setattr(torch_memory, "_free_and_total", lambda device: (5 << 20, 80 << 30))
     with pytest.raises(OutOfDeviceMemory) as caught:
         pipeline(PROMPT, subject=dog, seed=0, width=64)
@@ -203,14 +203,14 @@ def test_pictures_for_which_there_is_no_room_together_are_drawn_one_by_one(
 ) -> None:
     pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
     backend: Any = pipeline._backend
-    forward = backend.pair.base.forward
+    draw_rows = backend.pair.base.draw
 
     def too_large(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
         if len(latents) > 1:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return forward(latents, *given, **named)
+        return draw_rows(latents, *given, **named)
 
-    monkeypatch.setattr(backend.pair.base, "forward", too_large)
+    monkeypatch.setattr(backend.pair.base, "draw", too_large)
     alone = [pixels(pipeline(PROMPT, subject=dog, seed=seed)) for seed in range(3)]
     together = pipeline(PROMPT, subject=dog, seed=0, num_images_per_prompt=3)
     for image, expected in zip(together.images, alone, strict=True):
@@ -278,14 +278,14 @@ def test_threads_go_on_beside_one_that_runs_out_of_memory(
 ) -> None:
     pipeline = Pipeline(tiny_pair_folder, backend=TorchOptions(cuda_graph=True), device="cpu")
     backend: Any = pipeline._backend
-    forward = backend.pair.base.forward
+    draw_rows = backend.pair.base.draw
 
     def too_large(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
         if latents.shape[-1] > 8:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return forward(latents, *given, **named)
+        return draw_rows(latents, *given, **named)
 
-    monkeypatch.setattr(backend.pair.base, "forward", too_large)
+    monkeypatch.setattr(backend.pair.base, "draw", too_large)
     expected = [pixels(pipeline(PROMPT, subject=dog, seed=seed)) for seed in range(8)]
 
     def draw(number: int) -> Any:

@@ -284,9 +284,14 @@ def test_the_student_is_a_pair_that_draws_one_row_in_its_own_steps(
 
     pipe = Pipeline(result, backend="torch")
     rows: list[int] = []
-    pipe._backend.pair.base.register_forward_pre_hook(  # type: ignore[attr-defined]
-        lambda _, args: rows.append(len(args[2][0][0]))  # keys of the first layer's text
-    )
+    base = pipe._backend.pair.base  # type: ignore[attr-defined]
+    draw_rows = base.draw
+
+    def count(latents: Tensor, t: Tensor, text: Any, *given: Any, **named: Any) -> Any:
+        rows.append(len(text[0][0]))  # keys of the first layer's text
+        return draw_rows(latents, t, text, *given, **named)
+
+    base.draw = count
     subject = pipe.encode_subject(Image.new("RGB", (16, 16), (200, 30, 30)), "a dog")
     images = pipe.generate([Request(prompt="a dog on a beach", subject=subject, seed=1)]).images
     assert len(images) == 1
