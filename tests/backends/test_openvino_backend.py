@@ -42,8 +42,6 @@ STEPS = ("denoise_step", *(f"denoise_step_{m}" for m in ("argmax", "softmax", "m
 HAS_BFLOAT16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16")
 
-PRECISIONS = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
-
 
 def drawn(pipeline: Pipeline, *images: Image.Image, **settings: Any) -> Any:
     result = pipeline(
@@ -99,14 +97,24 @@ def test_a_table_in_bfloat16_is_read_where_it_lies_and_not_converted_each_step(
             assert not name.startswith(("k_", "v_", "text_k_", "text_v_")), name
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("buckets", [(), (1,), (1, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("buckets", "precision"),
+    [
+        ((1,), "float32"),
+        pytest.param((1,), "bfloat16", marks=[needs_bfloat16, pytest.mark.slow]),
+        pytest.param((), "bfloat16", marks=[needs_bfloat16, pytest.mark.slow]),
+        pytest.param((1, 2), "bfloat16", marks=[needs_bfloat16, pytest.mark.slow]),
+        pytest.param((), "float32", marks=pytest.mark.slow),
+        pytest.param((1, 2), "float32", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_picture_is_the_same_to_the_last_bit_in_any_company(
     tiny_bundle_folder: Path,
     red: Image.Image,
     blue: Image.Image,
-    precision: Any,
     buckets: tuple[int, ...],
+    precision: Any,
 ) -> None:
     """Beside other solvers, subjects, prompts alone and several references."""
     options = replace(FLOAT32, precision=precision, buckets=buckets)
