@@ -268,16 +268,15 @@ def test_a_damaged_compiled_model_is_built_again_with_a_word(
 ) -> None:
     first = decoded(bundle)
     (blob,) = (bundle / ".openvino").iterdir()
-    whole = blob.read_bytes()
-    data = bytearray(whole)
+    data = bytearray(blob.read_bytes())
     data[where] ^= 1
     blob.write_bytes(bytes(data))
     with caplog.at_level(logging.WARNING, "bootpig_rt"):
         np.testing.assert_array_equal(decoded(bundle), first)
     (record,) = caplog.records
     assert record.getMessage() == f"kept file {blob} is damaged; made again"
+    decoded(bundle)
     assert compiled == ["vae_decoder"] * 2
-    assert blob.read_bytes()[-1000:] == whole[-1000:]
 
 
 @pytest.mark.parametrize("cut", [0, 10, 5000])

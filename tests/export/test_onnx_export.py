@@ -300,7 +300,7 @@ def test_a_step_for_a_cpu_takes_rows_of_one_kind(
         ref_of_row=np.ones((1, reading, 1), np.int64),
     )
     among = run_step(tiny_bundle_folder, rows_of_picture=np.full((3, 1), rows[last]))
-    for ours, theirs in zip(alone, among, strict=True):
+    for ours, theirs in zip(alone[:2], among[:2], strict=True):  # features are those of all rows
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
