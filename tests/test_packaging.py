@@ -36,7 +36,6 @@ EXTRAS = {
     "otel",
     "provenance",
     "ray",
-    "render",
     "bootstrap",
     "bootstrap-ray",
     "import",
