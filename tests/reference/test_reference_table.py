@@ -186,7 +186,7 @@ def test_a_key_goes_through_json() -> None:
         {"size": [8]},
         {"pair": 3},
         {"dtype": "int4"},
-        {"precision": "int8"},
+        {"precision": "int4"},
         {"precision": None},
         {"x": 1},
     ):

@@ -21,7 +21,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-OTHERS = ("bootstrap", "recipe")
+OTHERS = ("bootstrap", "recipe", "world3d")
 STAGES = [path for path in sorted(FOLDER.glob("*.toml")) if not path.stem.startswith(OTHERS)]
 
 
