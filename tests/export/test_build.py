@@ -378,12 +378,16 @@ def test_a_killed_build_leaves_no_bundle_and_the_same_command_finishes_it(
     assert names(tmp_path) == ["out", "pair"]
 
 
+def kill_politely() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):  # another thread of this process may be the one that takes it
+        time.sleep(0.01)
+
+
 def test_the_handler_of_sigterm_is_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        os.kill(os.getpid(), signal.SIGTERM)
-        for _ in range(1000):  # another thread of this process may be the one that takes it
-            time.sleep(0.01)
+        kill_politely()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
