@@ -1,17 +1,15 @@
-"""Pictures a second that live mode shows while somebody types: `python tests/tools/live_rate.py`.
+"""Pictures a second that live mode shows while somebody types: `python -m tests.tools.live_rate`.
 
 Starts the server with the pairs inside the package, and Chromium, which must be on the machine.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from playwright.sync_api import sync_playwright
+
+from tests.tools.screenshots import server
 
 SECONDS = 10.0
 DELAYS_MS = (15, 40, 80)
@@ -24,19 +22,6 @@ COUNT = """() => {
   new MutationObserver(() => window.shownCount++)
     .observe(document.getElementById("shown"), options);
 }"""
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """The address of a server that runs for the block."""
-    command = [sys.executable, "-m", "bootpig_rt", "serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield next(line for line in process.stdout if "is ready at" in line).split()[-1]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def main() -> None:
