@@ -256,11 +256,11 @@ class OurWay:
 
 
 def _recording(
-    decode: Callable[[NDArray[np.float32]], NDArray[np.float32]], seen: list[NDArray[np.float32]]
-) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    def recorded(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    decode: Callable[..., NDArray[np.float32]], seen: list[NDArray[np.float32]]
+) -> Callable[..., NDArray[np.float32]]:
+    def recorded(latents: NDArray[np.float32], **options: Any) -> NDArray[np.float32]:
         seen.append(np.array(latents, dtype=np.float32))
-        return decode(latents)
+        return decode(latents, **options)
 
     return recorded
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         TensorRTOptions,
         TorchOptions,
     )
+    from bootpig_rt.bundle.lora import Lora
     from bootpig_rt.engine.engine import Engine
     from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
     from bootpig_rt.engine.job import Job
@@ -89,6 +90,7 @@ _MODULE_OF_NAME = {
     "Job": "bootpig_rt.engine.job",
     "Launch": "bootpig_rt.engine.events",
     "Limits": "bootpig_rt.engine.options",
+    "Lora": "bootpig_rt.bundle.lora",
     "NumericalError": "bootpig_rt.errors",
     "OnnxRuntimeOptions": "bootpig_rt.backends.options",
     "OpenVINOOptions": "bootpig_rt.backends.options",
@@ -129,6 +131,7 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "Approximation",
     "PictureSettings",
     "TunedSettings",
+    "Lora",
     "TableOptions",
     "SubjectStore",
     "StoreStats",

@@ -19,9 +19,11 @@ from PIL import Image, ImageDraw
 
 from bootpig_rt.approximation import Approximation
 from bootpig_rt.backends import create_backend
-from bootpig_rt.backends.base import Backend, PairSpec
+from bootpig_rt.backends.base import DECODERS, Backend, Decoder, PairSpec
 from bootpig_rt.backends.host_table import TableDtype, table_bytes
 from bootpig_rt.backends.options import BackendOptions
+from bootpig_rt.bundle.lora import LoraArgument, to_loras
+from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
 from bootpig_rt.curve import curve_path, load_curve, settings_of
 from bootpig_rt.engine.engine import Engine
@@ -67,11 +69,16 @@ class Pipeline:
             with other pipelines.
         trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
             belongs to it is loaded.
+        lora: LoRAs of the base model, fused into the weights: paths, texts such as
+            `style.safetensors:0.8`, or `Lora(path, scale)`. It needs weights and torch; a bundle
+            that was built with them needs neither.
+        decoder: What makes pictures of latents: `full`, the pair's autoencoder, or `tiny`, its tiny
+            one, many times quicker and less exact. Which one it was is written into each picture.
 
     Raises:
-        CheckpointError: The folder is not a usable pair.
+        CheckpointError: The folder is not a usable pair, or a LoRA does not fit it.
         BackendUnavailable: A package or the device is missing.
-        ParameterError: An argument is unknown or out of range.
+        ParameterError: An argument is unknown or out of range, or the pair has no such decoder.
     """
 
     def __init__(
@@ -85,8 +92,11 @@ class Pipeline:
         max_batch: int = 8,
         tables: TableOptions | SubjectStore | None = None,
         trust: str | PathLike[str] | None = None,
+        lora: LoraArgument = None,
+        decoder: Decoder = "full",
     ) -> None:
         """Load the pair."""
+        check_name("decoder", decoder, DECODERS)
         max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
         if not isinstance(tables, TableOptions | SubjectStore | None):
             raise ParameterError(
@@ -101,10 +111,17 @@ class Pipeline:
             device=device,
             base_model=None if base_model is None else Path(base_model),
             trust=None if trust is None else Path(trust),
+            loras=to_loras(lora),
         )
+        if decoder not in self.spec.decoders:
+            raise ParameterError(
+                f"decoder is {decoder}, but {self._folder} has no {TINY_VAE}; put the folder of an "
+                "AutoencoderTiny there, build a bundle of it again, or leave the decoder out"
+            )
+        self._decoder: Decoder = decoder
         self._background_remover = background_remover
         self._tokenizer = Tokenizer.from_folder(self.spec.tokenizer_folder)
-        self.engine = Engine(self._backend, self._tokenizer, self.store, max_batch=max_batch)
+        self.engine = self._engine(self.store, max_batch)
 
     @property
     def spec(self) -> PairSpec:
@@ -526,7 +543,7 @@ class Pipeline:
         # A store of its own, without a folder: the user's keeps what it has.
         store = SubjectStore(self.store.options)
         store.folder = None
-        engine = Engine(self._backend, self._tokenizer, store, max_batch=self.max_batch)
+        engine = self._engine(store, self.max_batch)
         start = time.perf_counter()
         for count in num_references:
             subject = self._encode(_discs(count), _DISC_PROMPT, 0) if count else None
@@ -615,6 +632,11 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
+
+    def _engine(self, store: SubjectStore, max_batch: int) -> Engine:
+        return Engine(
+            self._backend, self._tokenizer, store, max_batch=max_batch, decoder=self._decoder
+        )
 
     def _encode(
         self,

@@ -169,6 +169,7 @@ class PictureParameters:
     reference_schedule: str
     guidance_interval: tuple[float, float]
     approximation: str
+    decoder: str
     reference_noise_seed: int | None
     table_dtype: str | None
     width: int

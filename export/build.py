@@ -27,6 +27,8 @@ import bootpig_rt
 from bootpig_rt.backends.cuda.devices import cuda_devices
 from bootpig_rt.bundle.bundle import Bundle, ParityReport, is_bundle, write_manifest
 from bootpig_rt.bundle.files import CACHE, MANIFEST, SIGNATURE, measure
+from bootpig_rt.bundle.lora import Lora
+from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.signing import check_private_key
 from bootpig_rt.errors import (
     BootPIGError,
@@ -61,7 +63,7 @@ BuildProgress: TypeAlias = Callable[[str, float], None]
 _COST = {"load": 2.0, "graph": 2.0, "engine": 8.0, "torch": 4.0, "compare": 3.0, "int8": 40.0}
 
 GRAPHS, ENGINES = "graphs", "engines"
-_RUNTIME_PARTS = ("base_unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_RUNTIME_PARTS = ("base_unet", "vae", "text_encoder", "tokenizer", "scheduler", TINY_VAE)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class _Order:
     options: BuildOptions
     key: Path | None
     overwrite: bool
+    loras: tuple[Lora, ...]
 
     @property
     def is_in_place(self) -> bool:
@@ -104,7 +107,8 @@ def graph_names(options: BuildOptions) -> tuple[str, ...]:
     steps = [
         name for kind in kinds for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
     ]
-    return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, "vae_decoder")
+    decoders = ("vae_decoder", "tiny_decoder") if options.tiny_decoder else ("vae_decoder",)
+    return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, *decoders)
 
 
 def build_engine(
@@ -115,6 +119,7 @@ def build_engine(
     base_model: Path | None = None,
     key: Path | None = None,
     overwrite: bool = False,
+    loras: tuple[Lora, ...] = (),
     progress: BuildProgress | None = None,
 ) -> BuildResult:
     """Build a bundle: all of it, or nothing in `output`.
@@ -129,16 +134,19 @@ def build_engine(
         base_model: The Stable Diffusion folder of a pair in the published layout.
         key: Private key, PEM, to sign the manifest with.
         overwrite: Replace a folder that is a bundle.
+        loras: Fused into the weights, which are then written anew.
         progress: Told what is being done; called from the thread that builds.
 
     Raises:
         ParameterError: The output may not be written, or the key is none.
         BackendUnavailable: The target cannot be built here; says what is missing.
-        CheckpointError: The pair cannot be used.
+        CheckpointError: The pair or a LoRA cannot be used.
         ParityError: The new graphs differ from torch; a report was left beside the output.
         StorageError: Disk full, read-only folder, or another build holds the output.
     """
-    order = _Order(pair_folder, output, base_model, options, key, overwrite)
+    has_tiny = ((base_model or pair_folder) / TINY_VAE).is_dir()
+    options = replace(options, tiny_decoder=has_tiny)
+    order = _Order(pair_folder, output, base_model, options, key, overwrite, loras)
     check_output(pair_folder, output, options, overwrite=overwrite)
     if key is not None:
         check_private_key(key)
@@ -191,7 +199,7 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
         )
     config = pair.config
     if options.precision == "float16":  # in its place: two copies would not fit
-        for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
+        for module in pair.modules:
             nn.Module.half(module)
     resumed = _export(order, pair, work, track)
     _release(pair)  # it would not fit beside the new backend's copy
@@ -257,9 +265,10 @@ def _load_and_stage(order: _Order, work: WorkFolder) -> tuple[Pair, str]:
     from bootpig_rt.models.load import load_pair
 
     options, graphs = order.options, work.path / GRAPHS
-    pair = load_pair(order.pair_folder, base_model=order.base_model)
+    pair = load_pair(order.pair_folder, base_model=order.base_model, loras=order.loras)
     fingerprint = pair.fingerprint
-    files = None if order.base_model is not None else pair_files(order.pair_folder)
+    is_written_anew = order.base_model is not None or order.loras
+    files = None if is_written_anew else pair_files(order.pair_folder)
     if files is not None and options.weights == "float16":
         files = files if is_stored_half(order.pair_folder, files) else None
     if order.is_in_place:
@@ -277,7 +286,7 @@ def _load_and_stage(order: _Order, work: WorkFolder) -> tuple[Pair, str]:
 
 def _release(pair: Pair) -> None:
     """Give back the memory of the weights, whoever still knows the tensors: the exporter does."""
-    for module in (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder):
+    for module in pair.modules:
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.new_empty(0)
 
@@ -309,6 +318,8 @@ def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
     graphs, engines, resumed = work.path / GRAPHS, work.path / ENGINES, 0
     engines.mkdir(exist_ok=True)
     for part in _RUNTIME_PARTS:
+        if not (graphs / part).is_dir():
+            continue
         (engines / part).mkdir(exist_ok=True)
         for path in (graphs / part).iterdir():
             if path.suffix != ".safetensors":
@@ -453,7 +464,14 @@ def _check_free_space(order: _Order, config: PairConfig) -> None:
     """
     rest = order.base_model or order.pair_folder
     count = len(graph_names(order.options))
-    needed = estimate(order.pair_folder, rest, config, order.options, num_graphs=count).free_bytes
+    needed = estimate(
+        order.pair_folder,
+        rest,
+        config,
+        order.options,
+        num_graphs=count,
+        is_written_anew=bool(order.loras),
+    ).free_bytes
     free = shutil.disk_usage(order.output.parent).free
     if free < needed:
         raise StorageError(

@@ -55,6 +55,7 @@ class BuildOptions:
         int8: For OpenVINO: step graphs in 8 bits beside the others.
         calibration: Folder with pictures of subjects to take their ranges from; empty: the drawings
             inside the package.
+        tiny_decoder: The pair has a tiny autoencoder, whose decoder is a graph too.
     """
 
     target: Target
@@ -65,6 +66,7 @@ class BuildOptions:
     weights: Weights = "auto"
     int8: bool = False
     calibration: str = ""
+    tiny_decoder: bool = False
 
     @property
     def is_engine(self) -> bool:

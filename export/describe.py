@@ -60,6 +60,7 @@ def describe_graphs(
             digest_files(weights),
             digest_files(others),
             source_fingerprint if source_fingerprint != fingerprint else None,
+            config.loras,
         ),
         precision=options.precision,
         opset=max(opset for _, opset in found),

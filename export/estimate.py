@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from bootpig_rt.backends.bundle_spec import self_attention_shapes
 from bootpig_rt.backends.host_table import TABLE_DTYPES, TableDtype, table_bytes
-from bootpig_rt.bundle.pair_config import PairConfig, read_json
+from bootpig_rt.backends.tiles import MOST_LATENTS
+from bootpig_rt.bundle.pair_config import TINY_VAE, PairConfig, read_json
 from bootpig_rt.checks import check_name
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.export.build_options import BuildOptions
@@ -107,6 +108,7 @@ def estimate(
     options: BuildOptions,
     *,
     num_graphs: int,
+    is_written_anew: bool = False,
     reference_schedule: str | None = None,
     table_dtype: str | None = None,
 ) -> Estimate:
@@ -118,6 +120,7 @@ def estimate(
         config: Of the pair.
         options: What is asked for.
         num_graphs: Files of graphs or engines.
+        is_written_anew: The weights change, as by LoRAs, so none can be linked.
         reference_schedule: Of the reference table; the pair's own by default.
         table_dtype: How the table keeps its numbers; by default, and always where engines read it,
             as the graphs compute.
@@ -128,6 +131,7 @@ def estimate(
     """
     stored, parameters = {}, {}
     names = ["base_unet"] if config.shared_unet else ["base_unet", "ref_unet"]
+    names += [TINY_VAE] if options.tiny_decoder else []
     for name in (*names, "vae", "text_encoder"):
         part = (folder if name.endswith("unet") else rest) / name
         parameters[name], stored[name] = _count(part)
@@ -138,18 +142,19 @@ def estimate(
     on_disk = sum(stored.values())
     is_wide = on_disk > 2 * total
     is_linked = folder == rest and is_single and not (options.weights == "float16" and is_wide)
+    is_linked = is_linked and not is_written_anew
     if not is_linked and options.weights != "as-is":
         on_disk = min(on_disk, 2 * total)
     engines = 0
     if options.is_engine:  # each engine holds the weights of its graph
-        steps = num_graphs - NUM_FIXED_GRAPHS
+        steps = num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder
         engines = width * (total + (steps - 1) * parameters["base_unet"])
         engines += width * parameters["base_unet"] if config.shared_unet else 0
     graphs = num_graphs * _GRAPH_BYTES
     if (
         options.int8
     ):  # each int8 step graph holds its weights, a byte a number and some that are wide
-        steps = num_graphs - NUM_FIXED_GRAPHS
+        steps = num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder
         graphs += steps * (_GRAPH_BYTES + round(_INT8_BYTES * parameters["base_unet"]))
     disk = engines + graphs if options.is_engine else on_disk + graphs
     schedule, entries = _schedule(config, options, reference_schedule)
@@ -169,7 +174,8 @@ def estimate(
         # In float32, over own tokens and as many of a reference.
         scores = max(heads * 2 * tokens**2 * 4 for heads, tokens, _ in shapes)
         attention = GUIDANCE_ROWS * batch * scores
-        pictures = _DECODER_PICTURES * batch * side_px**2 * decoder_width * 4
+        decoded_px = min(batch * side_px**2, MOST_LATENTS * shape.pixels_per_latent**2)
+        pictures = _DECODER_PICTURES * decoded_px * decoder_width * 4
         channels = sum(heads * dim for heads, _, dim in shapes)  # as of the cross-attentions
         text = 2 * GUIDANCE_ROWS * batch * shape.text_length * channels * width
         return Memory(held, table, text, attention, pictures)

@@ -7,6 +7,7 @@
     denoise_step   everything that one step of a batch needs -> next_state, estimate, features
     shallow_step   the same and features, of an earlier step -> next_state, estimate
     vae_decoder    latents -> pixels
+    tiny_decoder   the same, by the tiny autoencoder
 
 No value is read while tracing: sizes follow from shapes, so one graph serves every solver, number
 of steps, schedule and batch. Inputs and outputs are float32 or int64, except text states, keys and
@@ -94,6 +95,22 @@ class VaeDecoder(nn.Module):
         """See the class."""
         plain = self.scale.unscaled(latents)
         pixels: Tensor = self.vae.decode(plain.to(self.vae.dtype)).sample.float()
+        return pixels
+
+
+class TinyDecoder(nn.Module):
+    """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
+
+    def __init__(self, tiny_vae: Any) -> None:
+        """Wrap a tiny autoencoder, of which the decoder is used."""
+        super().__init__()
+        self.tiny_vae = tiny_vae
+        self.scale = LatentScale(tiny_vae)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """See the class."""
+        plain = self.scale.unscaled(latents)
+        pixels: Tensor = self.tiny_vae.decode(plain.to(self.tiny_vae.dtype)).sample.float()
         return pixels
 
 

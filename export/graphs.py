@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from bootpig_rt.bundle.pair_config import MERGES
+from bootpig_rt.bundle.pair_config import MERGES, TINY_VAE
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.dialect import Dialect
 from bootpig_rt.export.graph_modules import (
@@ -23,6 +23,7 @@ from bootpig_rt.export.graph_modules import (
     ShallowStep,
     TextEncoder,
     TextTable,
+    TinyDecoder,
     VaeDecoder,
     VaeEncoder,
 )
@@ -44,6 +45,9 @@ GRAPH_NAMES = (
 """All graphs. A pair with one reference a subject needs no `denoise_step_<merge>`, one whose U-Net
 has a single resolution no `shallow_step`."""
 
+TINY_DECODER = "tiny_decoder"
+"""The graph that only a pair with a tiny autoencoder has."""
+
 _NO_LIMIT = 3e38
 """`clip_range` of a solver that does not clamp x0."""
 
@@ -53,7 +57,7 @@ class Graph:
     """A module with what tracing needs.
 
     Attributes:
-        name: One of `GRAPH_NAMES`.
+        name: One of `GRAPH_NAMES`, or `TINY_DECODER`.
         module: In evaluation mode; positional inputs.
         inputs: Example inputs by name, in order. No two sizes that may differ are equal by design.
         axes: For each input its free axes, axis -> size.
@@ -75,13 +79,15 @@ def build_graph(
     """A graph of a pair, whose modules are of type `dtype` on the CPU, with its example inputs.
 
     Raises:
-        ParameterError: A name that is none of `GRAPH_NAMES`.
+        ParameterError: Another name, or a graph that the pair has not.
     """
-    if name not in GRAPH_NAMES:
+    if name not in (*GRAPH_NAMES, TINY_DECODER):
         raise ParameterError(f"graph is {name!r}, expected one of {', '.join(GRAPH_NAMES)}")
     if name == "text_encoder":
         return _text_graph(pair)
-    if name in ("vae_encoder", "vae_decoder"):
+    if name == TINY_DECODER and pair.tiny_vae is None:
+        raise ParameterError(f"graph is {name!r}, but the pair has no folder {TINY_VAE}")
+    if name in ("vae_encoder", "vae_decoder", TINY_DECODER):
         return _vae_graph(name, pair)
     text_length = int(pair.text_encoder.config.max_position_embeddings)
     if name == "text_kv":
@@ -142,7 +148,7 @@ def _vae_graph(name: str, pair: Pair) -> Graph:
         )
     return Graph(
         name=name,
-        module=VaeDecoder(vae),
+        module=TinyDecoder(pair.tiny_vae) if name == TINY_DECODER else VaeDecoder(vae),
         inputs={"latents": torch.zeros(3, vae.config.latent_channels, 5, 4)},
         axes={"latents": {0: images, 2: height, 3: width}},
         outputs=("pixels",),

@@ -31,6 +31,7 @@ from onnxscript.optimizer import _optimizer
 from torch import nn
 
 from bootpig_rt import __version__
+from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.cpu_modules import for_cpu
@@ -56,6 +57,7 @@ _PARTS = {
     "base": "base_unet",
     "reference": "ref_unet",
     "vae": "vae",
+    "tiny_vae": TINY_VAE,
     "text_encoder": "text_encoder",
 }
 
@@ -71,7 +73,7 @@ def export_graph(
     """Write one graph of a pair, `folder/name.onnx`.
 
     Args:
-        name: One of `GRAPH_NAMES`.
+        name: One of `GRAPH_NAMES`, or `TINY_DECODER`.
         pair: Loaded from `folder`, on the CPU.
         folder: Holds the weights that the graph points to.
         precision: What the graph computes in; text states and reference tables have this type.
@@ -163,6 +165,7 @@ def _of_type(pair: Pair, dtype: torch.dtype) -> Pair:
         reference=ReferenceUNet(reference).eval(),
         vae=convert(pair.vae),
         text_encoder=convert(pair.text_encoder),
+        tiny_vae=None if pair.tiny_vae is None else convert(pair.tiny_vae),
     )
 
 

@@ -258,8 +258,11 @@ def _run_graphs(backend: Backend, plan: Plan, recorder: _Recorder) -> None:
     table = backend.download_table(made.data)
     recorder.put("reference_kv", *(part.values for layer in table.layers for part in layer))
     recorder.advance("reference_kv")
-    recorder.put("vae_decoder", backend.decode(rng.standard_normal((1, *shape), dtype=np.float32)))
+    latents = rng.standard_normal((1, *shape), dtype=np.float32)
+    recorder.put("vae_decoder", backend.decode(latents))
     recorder.advance("vae_decoder")
+    if "tiny" in spec.decoders:
+        recorder.put("tiny_decoder", backend.decode(latents, decoder="tiny"))
 
 
 def _run_case(backend: Backend, plan: Plan, case: Case, recorder: _Recorder) -> None:

@@ -16,11 +16,12 @@ import torch
 from safetensors import safe_open
 
 from bootpig_rt.bundle.files import list_files
-from bootpig_rt.bundle.pair_config import read_pair_config
+from bootpig_rt.bundle.pair_config import TINY_VAE, read_pair_config
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.build_options import Weights
 from bootpig_rt.export.work_folder import link_or_copy, remove
-from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM, Pair
+from bootpig_rt.models.load import TOKENIZER_FILES, Pair
+from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
 from bootpig_rt.models.save import save_pair
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def pair_files(folder: Path) -> list[str] | None:
     modules = {"base_unet": UNET_STEM, "vae": UNET_STEM, "text_encoder": TEXT_STEM}
     if not config.shared_unet:
         modules["ref_unet"] = UNET_STEM
+    if (folder / TINY_VAE).is_dir():
+        modules[TINY_VAE] = UNET_STEM
     for name, stem in modules.items():
         files += [f"{name}/config.json", f"{name}/{stem}.safetensors"]
     if not all((folder / file).is_file() for file in files):
@@ -70,7 +73,7 @@ def check_in_place(folder: Path, files: list[str] | None) -> None:
         raise ParameterError(
             f"{folder} cannot become a bundle in its own place, because its weights must be "
             "written anew: they are not one safetensors file a module that graphs can point into, "
-            "or not float16 as --weights asks for; choose another -o"
+            "or not float16 as --weights asks for, or LoRAs change them; choose another -o"
         )
     for file in list_files(folder):
         if file.path not in files and not file.path.endswith(_GRAPH_SUFFIXES):
@@ -131,8 +134,7 @@ def stored_type(pair: Pair, weights: Weights, *, is_exact: bool) -> torch.dtype:
     """
     if weights == "float16":
         return torch.float16
-    modules = (pair.base.unet, pair.reference.unet, pair.vae, pair.text_encoder)
-    states = (tensor for module in modules for tensor in module.state_dict().values())
+    states = (tensor for module in pair.modules for tensor in module.state_dict().values())
     tensors = [tensor for tensor in states if tensor.is_floating_point()]
     if all(torch.equal(tensor, tensor.half().to(tensor.dtype)) for tensor in tensors):
         return torch.float16

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, describe_os_error
-from bootpig_rt.models.load import TEXT_STEM, UNET_STEM, renamed
+from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM, renamed
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bootpig_rt.backends.bundle_spec import self_attention_levels
+from bootpig_rt.backends.tiles import cut
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, ParameterError
 
@@ -67,8 +68,9 @@ class PairShape:
 _AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "text_encoder": {"ids": ("prompts", "tokens")},
     "text_kv": {"prompt_embeds": ("prompts", "tokens", ""), "text_of_row": ("rows",)},
-    "vae_encoder": {"pixels": ("images", "", "height_px", "width_px")},
-    "vae_decoder": {"latents": ("batch", "", "height", "width")},
+    "vae_encoder": {"pixels": ("images", "", "tile_px", "tile_px")},
+    "vae_decoder": {"latents": ("batch", "", "tile", "tile")},
+    "tiny_decoder": {"latents": ("batch", "", "tile", "tile")},
     "reference_kv": {
         "latents": ("passes", "", "height", "width"),
         "noise": ("passes", "", "height", "width"),
@@ -128,7 +130,10 @@ def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
     """Ranges of everything that an axis counts, but for the reference tables."""
     batch, references, steps = profile.max_batch, profile.max_references, profile.max_steps
     side = Range(*(size // shape.pixels_per_latent for size in profile.resolution_px))
-    side_px = Range(*(size * shape.pixels_per_latent for size in side))
+    # The autoencoder gets large pictures in tiles, which bounds the memory of its engines.
+    tiles = [cut(size).length for size in range(side.least, side.most + 1)]
+    tile = Range(min(tiles), cut(side.usual).length, max(tiles))
+    tile_px = Range(*(size * shape.pixels_per_latent for size in tile))
     usual_steps = min(DEFAULT_STEPS, steps)
     return {
         "one": Range(1, 1, 1),
@@ -152,8 +157,8 @@ def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
         "passes_in_table": Range(1, usual_steps, steps * references * batch),
         "height": side,
         "width": side,
-        "height_px": side_px,
-        "width_px": side_px,
+        "tile": tile,
+        "tile_px": tile_px,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -218,6 +219,51 @@ def make_autoencoder_kl() -> Any:
         norm_num_groups=4,
         sample_size=32,
     )
+
+
+def make_tiny_autoencoder() -> Any:
+    """A random one of factor 4, for four channels."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            num_encoder_blocks=(1, 1, 1),
+            num_decoder_blocks=(1, 1, 1),
+        )
+
+
+@pytest.fixture(scope="session")
+def pair_with_tiny_folder(tiny_pair_folder: Path, share: Share) -> Path:
+    """The tiny pair with an `AutoencoderTiny` of random weights in `tiny_vae`; copy it likewise."""
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(tiny_pair_folder, folder, dirs_exist_ok=True)
+        make_tiny_autoencoder().save_pretrained(folder / "tiny_vae")
+
+    return share("pair_with_tiny", fill)
+
+
+@pytest.fixture(scope="session")
+def bundle_with_tiny_folder(
+    pair_with_tiny_folder: Path, tiny_bundle_folder: Path, share: Share
+) -> Path:
+    """The tiny bundle with a `tiny_decoder` in it."""
+
+    def fill(folder: Path) -> None:
+        from bootpig_rt.export.onnx_export import export_graph
+        from bootpig_rt.models.load import load_pair
+
+        shutil.copytree(tiny_bundle_folder, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        shutil.copytree(pair_with_tiny_folder / "tiny_vae", folder / "tiny_vae")
+        export_graph("tiny_decoder", load_pair(folder), folder, dialect="cpu")
+        _write_tiny_manifest(folder)
+
+    return share("bundle_with_tiny", fill)
 
 
 def make_patch_autoencoder() -> Any:
@@ -501,6 +547,111 @@ def _write_random_module(
 
 
 _OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+class MakeLora(Protocol):
+    """`make_lora(path, folder, ...)`, see the fixture."""
+
+    def __call__(
+        self,
+        path: Path,
+        folder: Path,
+        *,
+        layout: str = ...,
+        modules: str = ...,
+        rank: int = ...,
+        alpha: float | None = ...,
+        seed: int = ...,
+    ) -> dict[str, Any]: ...
+
+
+@pytest.fixture(scope="session")
+def make_lora() -> MakeLora:
+    """A function that writes a random LoRA of a pair in one of the layouts that there are.
+
+    `modules` is a regular expression of `part/module`, the part `base_unet` or `text_encoder`.
+    Returns by `part/module` what is added to its weight at scale 1.
+    """
+
+    def make(
+        path: Path,
+        folder: Path,
+        *,
+        layout: str = "kohya",
+        modules: str = r"base_unet/.*(attn[12]\.to_[kv]|to_out\.0|net\.2|conv1|proj_in)"
+        r"|text_encoder/.*(q_proj|fc1)",
+        rank: int = 2,
+        alpha: float | None = None,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        generator = torch.Generator().manual_seed(seed)
+        tensors: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
+        for weights in sorted(folder.glob("*/*.safetensors")):
+            if weights.parent.name not in ("base_unet", "text_encoder"):
+                continue
+            for name, weight in sorted(load_file(weights).items()):
+                module = name.removesuffix(".weight")
+                if module == name or not re.fullmatch(modules, f"{weights.parent.name}/{module}"):
+                    continue
+                down = torch.randn((rank, *weight.shape[1:]), generator=generator)
+                up = torch.randn((weight.shape[0], rank), generator=generator) / 10
+                change = (up @ down.flatten(1)).reshape(weight.shape)
+                if weight.dim() == 4:
+                    up = up[..., None, None]
+                keys = _LORA_KEYS[layout](weights.parent.name, module)
+                tensors |= {keys[0]: down, keys[1]: up.contiguous()}
+                if alpha is not None and len(keys) == 3:
+                    tensors[keys[2]] = torch.tensor(alpha)
+                changes[f"{weights.parent.name}/{module}"] = change * (
+                    1.0 if alpha is None else alpha / rank
+                )
+        metadata = {"format": "pt"}
+        if layout == "diffusers" and alpha is not None:
+            settings = {"unet.lora_alpha": alpha, "text_encoder.lora_alpha": alpha}
+            metadata["lora_adapter_metadata"] = json.dumps(settings)
+        save_file(tensors, path, metadata=metadata)
+        if layout == "peft":
+            settings = {"r": rank, "lora_alpha": rank if alpha is None else alpha}
+            (path.parent / "adapter_config.json").write_text(json.dumps(settings))
+        return changes
+
+    return make
+
+
+def _kohya_keys(part: str, module: str) -> list[str]:
+    name = f"{'lora_unet' if part == 'base_unet' else 'lora_te'}_{module.replace('.', '_')}"
+    return [f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"]
+
+
+def _diffusers_keys(part: str, module: str) -> list[str]:
+    name = f"{'unet' if part == 'base_unet' else part}.{module}"
+    return [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+
+
+def _old_diffusers_keys(part: str, module: str) -> list[str]:
+    name = f"{'unet' if part == 'base_unet' else part}.{module}"
+    if ".attn" in name:
+        name = re.sub(r"\.(to_\w+)(\.0)?$", r".processor.\1_lora", name)
+        return [f"{name}.down.weight", f"{name}.up.weight", f"{name}.alpha"]
+    kind = "lora" if part == "base_unet" else "lora_linear_layer"
+    return [f"{name}.{kind}.down.weight", f"{name}.{kind}.up.weight", f"{name}.alpha"]
+
+
+def _peft_keys(part: str, module: str) -> list[str]:
+    name = f"base_model.model.{module}"
+    return [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+
+
+_LORA_KEYS = {
+    "kohya": _kohya_keys,
+    "diffusers": _diffusers_keys,
+    "old diffusers": _old_diffusers_keys,
+    "peft": _peft_keys,
+}
 
 
 def drawing(colour: str, shape: str) -> Image.Image:

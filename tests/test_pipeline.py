@@ -60,9 +60,9 @@ def latents_of(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[
         seen: list[FloatArray] = []
         decode = pipeline._backend.decode
 
-        def record(latents: FloatArray) -> FloatArray:
+        def record(latents: FloatArray, **options: Any) -> FloatArray:
             seen.append(latents)
-            return decode(latents)
+            return decode(latents, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(pipeline._backend, "decode", record)
@@ -121,6 +121,7 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         "merge": "mean",
         "reference_schedule": "exact",
         "approximation": "none",
+        "decoder": "full",
         "guidance_interval": [0.0, 1.0],
         "reference_noise_seed": 0,
         "table_dtype": "float32",
@@ -418,7 +419,7 @@ def test_nan_in_the_model_is_an_error_and_no_black_picture(
 ) -> None:
     nan = np.full((1, 3, 32, 32), np.nan, dtype=np.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline._backend, "decode", lambda latents: nan)
+        patch.setattr(pipeline._backend, "decode", lambda latents, **_: nan)
         with pytest.raises(NumericalError, match="the decoded picture holds NaN"):
             pipeline(PROMPT, subject=dog)
     start = pipeline._backend.start

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bootpig_rt.backends.options import (
     TorchOptions,
 )
 from bootpig_rt.bundle.bundle import Bundle, is_bundle, open_bundle, read_manifest
+from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 
 __all__ = [
@@ -98,6 +99,7 @@ def create_backend(
     device: str = "auto",
     base_model: str | Path | None = None,
     trust: str | Path | None = None,
+    loras: tuple[Lora, ...] = (),
 ) -> Backend:
     """Load a pair with the named backend.
 
@@ -117,11 +119,13 @@ def create_backend(
             engines are the bytes that were checked; weights, which torch and ONNX Runtime read from
             the folder themselves, and what OpenVINO reads, are checked ahead of that, and torch's
             once more when they are loaded.
+        loras: Fused into the weights, by torch alone, which `auto` then takes.
 
     Raises:
         BundleError: The bundle is damaged, not signed with the key to trust, or holds other weights
             than those that were signed.
-        ParameterError: Unknown backend or device; a base model together with a key.
+        ParameterError: Unknown backend or device; a base model or a LoRA together with a key; a
+            LoRA with another backend than torch.
         BackendUnavailable: A package or the device is missing.
         CheckpointError: The folder is not a usable pair.
     """
@@ -137,6 +141,11 @@ def create_backend(
             f"base model {base_model} is given together with a key to trust, but nobody signed it; "
             "build a bundle of the whole pair and sign that, or leave the base model out"
         )
+    if trust is not None and loras:
+        raise ParameterError(
+            f"LoRA {loras[0].path} is given together with a key to trust, but nobody signed it; "
+            "build a bundle with --lora and sign that, or leave the LoRA out"
+        )
     folder = Path(folder)
     if not folder.is_dir():  # ahead of packages: another backend would not help
         what = "is a file" if folder.exists() else "does not exist"
@@ -144,12 +153,21 @@ def create_backend(
             f"model {folder} {what}, expected the folder of a pair or a bundle; check the path",
             folder,
         )
-    chosen = _backend_for(folder, base_model is not None) if name == "auto" else name
+    needs_weights = base_model is not None or bool(loras)
+    chosen = _backend_for(folder, needs_weights) if name == "auto" else name
+    if loras and chosen != "torch":
+        raise ParameterError(
+            f"LoRA {loras[0].path} is given with backend {chosen}, whose graphs hold the weights "
+            "that they were built with; build a bundle with bootpig-rt build-engine --lora FILE, "
+            "or choose the backend torch"
+        )
     entry = BACKENDS[chosen]
     missing = _missing(entry)
     if missing:
         raise BackendUnavailable(_how_to_run(chosen, missing, folder))
     settings = entry.options() if isinstance(backend, str) else backend
+    if loras and isinstance(settings, TorchOptions):
+        settings = replace(settings, loras=(*settings.loras, *loras))
     if chosen in ("onnxruntime", "openvino") and not is_bundle(folder):
         raise ParameterError(
             f"{folder} holds no graphs for {chosen}; build them with bootpig-rt build-engine "
@@ -227,9 +245,9 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name, entry in BACKENDS.items() if not _missing(entry))
 
 
-def _backend_for(folder: Path, has_base_model: bool) -> str:
+def _backend_for(folder: Path, needs_weights: bool) -> str:
     """The backend that a folder was made for."""
-    if has_base_model or not is_bundle(folder):
+    if needs_weights or not is_bundle(folder):
         return "torch"
     manifest = read_manifest(folder)
     if manifest.runtime.name not in ("onnxruntime", "openvino"):

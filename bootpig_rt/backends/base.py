@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,11 @@ from bootpig_rt.errors import NumericalError
 
 DeviceArray: TypeAlias = Any
 """An array that only the backend that made it can read."""
+
+Decoder: TypeAlias = Literal["full", "tiny"]
+"""What makes pictures of latents: the pair's autoencoder, or its tiny one."""
+
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -59,6 +64,7 @@ class PairSpec:
         sides_px: Least and most that a side of a picture or a reference image may measure.
         keeps_features: Steps may leave out the deep blocks of the Base U-Net, and read what those
             gave in an earlier step.
+        decoders: What can make pictures of latents here.
     """
 
     config: PairConfig
@@ -80,6 +86,7 @@ class PairSpec:
     max_steps: int | None = None
     sides_px: tuple[int, int] | None = None
     keeps_features: bool = False
+    decoders: tuple[Decoder, ...] = ("full",)
 
 
 @dataclass(frozen=True)
@@ -245,7 +252,7 @@ class Backend(Protocol):
     def start(self, batch: DenoiseBatch) -> DenoiseRun:
         """Upload a batch and return its run, ahead of step 0."""
 
-    def decode(self, latents: FloatArray) -> FloatArray:
+    def decode(self, latents: FloatArray, *, decoder: Decoder = "full") -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W] in [-1, 1]."""
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bootpig_rt.backends.base import PairSpec
+from bootpig_rt.backends.base import DECODERS, Decoder, PairSpec
 from bootpig_rt.backends.host_table import LayerShape
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.pair_config import read_json, read_pair_config
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.errors import CheckpointError, ConfigError
+
+DECODER_GRAPHS: dict[Decoder, str] = {"full": "vae_decoder", "tiny": "tiny_decoder"}
+"""Names of the graphs."""
 
 
 def bundle_spec(bundle: Bundle) -> PairSpec:
@@ -48,6 +51,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         noise_schedule = NoiseSchedule.from_config(read_json(scheduler_file))
     except ConfigError as error:
         raise CheckpointError(f"{scheduler_file}: {error}", scheduler_file) from error
+    has_tiny = any(graph.name == "tiny_decoder" for graph in manifest.graphs)
     return PairSpec(
         config=pair_config,
         fingerprint=manifest.pair.fingerprint,
@@ -65,6 +69,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         max_references=manifest.profile.max_references,
         max_steps=manifest.profile.max_steps,
         sides_px=(low, high),
+        decoders=DECODERS if has_tiny else ("full",),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from bootpig_rt.backends.host_table import PRECISIONS, Precision
+from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.checks import check_flag, check_int, check_name
 from bootpig_rt.errors import ParameterError
 
@@ -32,6 +33,7 @@ class TorchOptions:
             embeddings of all blocks as another: fewer launches. Off until it was measured.
         graphs_kept: Recordings of each kind that are kept, least recently used out first. Sizes are
             rounded up, so that a stream of mixed requests needs about a dozen.
+        loras: Fused into the weights while they are loaded; `Pipeline(lora=...)` fills them in.
 
     Raises:
         ParameterError: A value is unknown, of the wrong type or out of range.
@@ -44,6 +46,7 @@ class TorchOptions:
     channels_last: bool | None = None
     joined_products: bool = False
     graphs_kept: int = 32
+    loras: tuple[Lora, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""

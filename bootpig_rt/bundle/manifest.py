@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta, Struct, ValidationError
 
+from bootpig_rt.bundle.lora import FusedLora, Sha256
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
 
@@ -36,7 +37,6 @@ VariantPrecision: TypeAlias = Literal["bfloat16", "int8"]
 Status: TypeAlias = Literal["passed", "failed", "not run"]
 TensorType: TypeAlias = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
 
-Sha256: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Size: TypeAlias = Annotated[int, Meta(ge=0)]
 Side: TypeAlias = Annotated[int, Meta(ge=8)]
@@ -137,7 +137,8 @@ class PairInfo(_Part, frozen=True):
         weights_sha256: Over the weights files alone.
         config_sha256: Over all other files of the pair.
         source_fingerprint: Of the pair as it was given, where its files were written anew, such as
-            in the published layout; None where they are the same.
+            in the published layout, or fused with LoRAs; None where they are the same.
+        loras: That are in the weights; not written where there are none.
     """
 
     name: str
@@ -145,6 +146,7 @@ class PairInfo(_Part, frozen=True):
     weights_sha256: Sha256
     config_sha256: Sha256
     source_fingerprint: Sha256 | None = None
+    loras: tuple[FusedLora, ...] = ()
 
 
 class SolverInfo(_Part, frozen=True):
@@ -299,6 +301,8 @@ class Manifest(_Part, frozen=True, kw_only=True):
         files = values.pop("files")
         if not self.variants:
             del values["variants"]
+        if not self.pair.loras:
+            del values["pair"]["loras"]
         values |= {"size_bytes": self.size_bytes, "files": files}
         Manifest.from_dict(values)
         return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

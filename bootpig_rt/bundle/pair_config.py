@@ -12,11 +12,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import msgspec
+
+from bootpig_rt.bundle.lora import FusedLora
 from bootpig_rt.diffusion.noise_schedule import SolverName
-from bootpig_rt.errors import CheckpointError, ConfigError, describe_os_error, shown
+from bootpig_rt.errors import CheckpointError, ConfigError, describe_os_error, one_line, shown
 
 FORMAT = 1
 """Version of `pair.json` that this package writes, and the only one it reads."""
+
+TINY_VAE = "tiny_vae"
+"""Folder of the tiny autoencoder, which a pair may have: diffusers' `AutoencoderTiny`."""
 
 Merge: TypeAlias = Literal["argmax", "softmax", "mean", "concat"]
 """How a row combines several references; with one reference all four are the same."""
@@ -46,6 +52,7 @@ class PairConfig:
         image_guidance_scale: Default weight of `image - uncond`.
         text_guidance_scale: Default weight of `text_image - image`.
         shared_unet: Both U-Nets have the same weights; the folder then holds no `ref_unet`.
+        loras: What was fused into the weights; not written where there are none.
 
     Raises:
         ConfigError: A value is of the wrong type or out of range.
@@ -63,6 +70,7 @@ class PairConfig:
     image_guidance_scale: float = 4.0
     text_guidance_scale: float = 6.5
     shared_unet: bool = False
+    loras: tuple[FusedLora, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -118,11 +126,18 @@ class PairConfig:
         missing = sorted({"format", "name", "sample_size_px"} - set(values))
         if missing:
             raise ConfigError(f"field {missing[0]!r} is missing")
-        return cls(**values)
+        try:
+            loras = msgspec.convert(values.get("loras", ()), tuple[FusedLora, ...])
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"loras is wrong: {one_line(str(error))}") from error
+        return cls(**{**values, "loras": loras})
 
     def to_json(self) -> str:
         """The text of `pair.json`, fields in a fixed order, with a final newline."""
         values = asdict(self)
+        values["loras"] = msgspec.to_builtins(self.loras)
+        if not self.loras:
+            del values["loras"]
         return json.dumps({"format": values.pop("format"), **values}, indent=2) + "\n"
 
 

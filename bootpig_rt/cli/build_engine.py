@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootpig_rt.cli.bundle_text import all_parity_lines, bundle_folder, size_text, takes
-from bootpig_rt.cli.options import be_quiet_if_asked
+from bootpig_rt.cli.options import add_lora_argument, be_quiet_if_asked
 from bootpig_rt.errors import EXIT_OK, CheckpointError, ParameterError
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "comparison with torch nothing stays but a report, in NAME.parity-report.\n\n"
         "Weights are linked into the bundle where graphs can point into the pair's own files.\n"
         "Where they must be written anew, as for the authors' checkpoints, they are stored in\n"
-        "float16, half the size; the bundle is compared with torch on these same weights.\n\n"
+        "float16, half the size; the bundle is compared with torch on these same weights.\n"
+        "With --lora they are written anew too, and the bundle is a pair of its own.\n\n"
         "With -o naming the pair's own folder the pair becomes the bundle, in its place.\n\n"
         "examples:\n"
         "  bootpig-rt build-engine -o bundle\n"
         "  bootpig-rt build-engine --pair pair -o bundle --target sm_89 --resolution 512\n"
+        "  bootpig-rt build-engine --pair pair -o bundle --lora style.safetensors:0.8\n"
         "  bootpig-rt build-engine --pair pair -o bundle --dry-run"
     )
     parser.add_argument(
@@ -60,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
     )
+    add_lora_argument(parser)
     parser.add_argument("--target", default="cpu", help="see below (default: cpu)")
     group = parser.add_argument_group("what it must take")
     group.add_argument(
@@ -124,11 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build the bundle and say where it is, or say what would be built."""
     be_quiet_if_asked(args)
+    from bootpig_rt.bundle.lora import Lora
 
     pair = bundle_folder(args.pair)
     if not pair.is_dir():
         raise CheckpointError(f"pair {pair} is no folder; check --pair", pair)
     base_model = None if args.base_model is None else _base_model(args.base_model)
+    loras = tuple(Lora.parse(text) for text in args.lora)
     config = _config(pair, base_model)
     options = _options(args, config, pair, base_model)
     if args.dry_run:
@@ -153,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
             base_model=base_model,
             key=args.sign,
             overwrite=args.overwrite,
+            loras=loras,
             progress=progress,
         )
     seconds = time.perf_counter() - start
@@ -229,11 +236,13 @@ def _dry_run(
     pair: Path,
     base_model: Path | None,
 ) -> int:
+    from bootpig_rt.bundle.pair_config import TINY_VAE
     from bootpig_rt.export.build import check_output, graph_names
     from bootpig_rt.export.estimate import FORMULA, estimate
     from bootpig_rt.export.targets import target_status
 
     check_output(pair, args.output, options, overwrite=args.overwrite)
+    options = replace(options, tiny_decoder=((base_model or pair) / TINY_VAE).is_dir())
     names = graph_names(options)
     sizes = estimate(
         pair,
@@ -241,6 +250,7 @@ def _dry_run(
         config,
         options,
         num_graphs=len(names),
+        is_written_anew=bool(args.lora),
         reference_schedule=args.reference_schedule,
         table_dtype=args.table_dtype,
     )

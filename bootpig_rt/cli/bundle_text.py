@@ -27,6 +27,14 @@ def takes(profile: Profile) -> str:
     )
 
 
+def lora_lines(manifest: Manifest) -> list[str]:
+    """The LoRAs that are in the weights."""
+    return [
+        f"LoRA       {lora.name} at {lora.scale:g}, sha256 {lora.sha256}"
+        for lora in manifest.pair.loras
+    ]
+
+
 def size_text(size_bytes: int) -> str:
     """A size as GB, MB or kB."""
     if size_bytes >= 1e9:

@@ -29,6 +29,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
     )
+    add_lora_argument(group)
+    group.add_argument(
+        "--decoder",
+        metavar="NAME",
+        default="full",
+        help="of latents to pictures: full, or tiny where the pair has a tiny_vae (default: full)",
+    )
     group.add_argument(
         "--backend",
         default="auto",
@@ -50,6 +57,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         metavar="TYPE",
         help="of openvino: auto, float32, bfloat16 or int8; of torch: float32, float16 or bfloat16",
+    )
+
+
+def add_lora_argument(parser: argparse._ActionsContainer) -> None:
+    """Which LoRAs are fused into the pair."""
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        help="LoRA of the base model, fused into the weights as strongly as SCALE says (default: "
+        "1); give it again for more. What runs it needs torch; a bundle built with it does not",
     )
 
 
@@ -175,6 +194,8 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
         backend=backend_settings(args.backend, threads=args.threads, precision=args.precision),
         device=args.device,
         trust=args.trust,
+        lora=args.lora,
+        decoder=args.decoder,
         **options,
     )
 

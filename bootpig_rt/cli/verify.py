@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-model", metavar="DIR", type=Path, help="with --pair, if it needs it"
     )
     parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        help="with --pair: a LoRA that the bundle was built with; give it again for more",
+    )
+    parser.add_argument(
         "--backend", metavar="NAME", help="openvino, for a bundle that was built for cpu"
     )
     parser.add_argument(
@@ -217,6 +224,7 @@ def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:
         BundleError: Another pair was named.
     """
     from bootpig_rt.backends import create_backend
+    from bootpig_rt.bundle.lora import Lora
 
     holds_weights = any((bundle.folder / "base_unet").glob("*.safetensors"))
     if args.pair is None and not holds_weights:
@@ -224,14 +232,20 @@ def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:
             f"{bundle.folder} holds engines and no weights for torch; name the pair with --pair DIR"
         )
     pair = bundle.folder if args.pair is None else args.pair
-    backend = create_backend("torch", pair, device="cpu", base_model=args.base_model)
+    loras = tuple(Lora.parse(text) for text in args.lora)
+    if loras and args.pair is None:
+        raise ParameterError(
+            "got --lora without --pair, expected both: the weights of a bundle have its LoRAs in "
+            "them already"
+        )
+    backend = create_backend("torch", pair, device="cpu", base_model=args.base_model, loras=loras)
     wanted, got = bundle.manifest.pair, backend.spec.fingerprint
     if got == wanted.fingerprint:
         return backend
     if got != wanted.source_fingerprint:
         raise BundleError(
             f"{bundle.folder} was built from pair {wanted.fingerprint[:12]}, {pair} is pair "
-            f"{got[:12]}; give the pair that it was built from, or build it again",
+            f"{got[:12]}; give the pair that it was built from, with its LoRAs, or build it again",
             bundle.folder,
         )
     if holds_weights:  # the same pair, with its weights as they were rounded for the bundle

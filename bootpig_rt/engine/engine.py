@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Self, TypedDict, Unpack
 
-from bootpig_rt.backends.base import Backend
+from bootpig_rt.backends.base import Backend, Decoder
 from bootpig_rt.engine.events import DoneEvent, Event, OnEvent, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.loop import Loop
@@ -44,6 +44,7 @@ class Engine:
         store: Keeps reference tables.
         max_batch: Pictures that are drawn at once; no more than the backend takes.
         options: How many may wait, and what a request may ask for.
+        decoder: What makes its pictures of latents; one of the backend's.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Engine:
         *,
         max_batch: int = 8,
         options: EngineOptions | None = None,
+        decoder: Decoder = "full",
     ) -> None:
         """Nothing runs yet."""
         self.max_batch = min(max_batch, backend.spec.max_batch or max_batch)
-        self.planner = Planner(backend, store.options)
+        self.planner = Planner(backend, store.options, decoder=decoder)
         self._tokenizer = tokenizer
         self._loop = Loop(
             backend,
@@ -65,6 +67,7 @@ class Engine:
             store,
             max_batch=self.max_batch,
             options=EngineOptions() if options is None else options,
+            decoder=decoder,
         )
 
     @property

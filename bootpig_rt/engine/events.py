@@ -33,8 +33,9 @@ class StepEvent:
         total: Steps of the whole call.
         timestep: The training timestep that the step was taken at.
         pictures: Numbers of the pictures that it advanced.
-        previews: With `preview_every`, what the model takes those pictures to be: small RGB
-            pictures by a linear map, in nearly no time. None at the steps between.
+        previews: With `preview_every`, what the model takes those pictures to be: by the pair's
+            tiny decoder, where it has one, else by a linear map, in nearly no time. None at the
+            steps between.
     """
 
     done: int

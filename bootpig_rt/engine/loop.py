@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL.Image import Image
 
-from bootpig_rt.backends.base import Backend, check_finite
+from bootpig_rt.backends.base import Backend, Decoder, check_finite
 from bootpig_rt.engine.batch import Batch, Group, Picture, calls_of
 from bootpig_rt.engine.events import Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
@@ -51,6 +51,7 @@ class Loop:
         store: Keeps reference tables.
         max_batch: Pictures that are drawn at once.
         options: How many may wait, and who watches.
+        decoder: Makes pictures of latents.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Loop:
         *,
         max_batch: int,
         options: EngineOptions,
+        decoder: Decoder = "full",
     ) -> None:
         """Nothing runs yet."""
-        self.max_batch, self.options = max_batch, options
+        self.max_batch, self.options, self._decoder = max_batch, options, decoder
         self._backend = backend
         self._texts = TextStates(backend, tokenizer)
         self._tables = Tables(backend, tokenizer, store, self.tell)
@@ -370,7 +372,7 @@ class Loop:
 
         def decode() -> list[Image]:
             latents = check_finite(estimate()[list(mine)], f"step {done}")
-            return to_pil(self._backend.decode(latents))
+            return to_pil(self._backend.decode(latents, decoder=self._decoder))
 
         return StepEvent(
             done=job.done_steps,
@@ -461,7 +463,7 @@ class Loop:
         start = time.perf_counter()
         try:
             check_finite(latents, f"{max(one.step for one in pictures)} steps")
-            images = to_pil(self._backend.decode(latents))
+            images = to_pil(self._backend.decode(latents, decoder=self._decoder))
         except Exception as error:  # of any runtime
             if len(pictures) > 1:
                 for picture in pictures:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bootpig_rt import __version__
 from bootpig_rt.approximation import Approximation
-from bootpig_rt.backends.base import Backend, BoolArray, FloatArray, IntArray
+from bootpig_rt.backends.base import Backend, BoolArray, Decoder, FloatArray, IntArray
 from bootpig_rt.checks import wrap_seed
 from bootpig_rt.diffusion.solver import SolverName, SolverTable, solver_table
 from bootpig_rt.engine.options import NO_LIMITS, Limits
@@ -68,11 +68,14 @@ class Planner:
     Args:
         backend: Draws the pictures.
         tables: How reference tables are made and kept.
+        decoder: What will make pictures of latents.
     """
 
-    def __init__(self, backend: Backend, tables: TableOptions) -> None:
+    def __init__(
+        self, backend: Backend, tables: TableOptions, *, decoder: Decoder = "full"
+    ) -> None:
         """Keep what plans are made from."""
-        self._backend, self._tables = backend, tables
+        self._backend, self._tables, self._decoder = backend, tables, decoder
         self._solvers: dict[tuple[str, int], SolverTable] = {}
         self._trained = ReferenceSchedule.default_for(backend.spec.config.reference_timestep)
         self._told: set[ReferenceSchedule] = set()
@@ -139,6 +142,7 @@ class Planner:
             reference_schedule=schedule_text,
             guidance_interval=request.guidance_interval,
             approximation=approximation,
+            decoder=self._decoder,
             reference_noise_seed=subject.noise_seed if subject else None,
             table_dtype=table.key.dtype if table else None,
             width=width,

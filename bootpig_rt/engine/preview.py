@@ -1,4 +1,4 @@
-"""Previews: a linear map from latents to small RGB pictures.
+"""Previews: by the pair's tiny decoder, else a linear map from latents to small RGB pictures.
 
 The map is fitted once for a pair, by least squares, on what its own image encoder makes of smooth
 colour pictures. It is wrong about details and right about colours and places, at no cost. Channels
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bootpig_rt.backends.base import Backend, FloatArray
+from bootpig_rt.images.picture import to_pil
 from bootpig_rt.request import PictureParameters
 
 _NUM_PICTURES = 12
@@ -37,7 +38,7 @@ def fit_preview(backend: Backend) -> FloatArray:
 
 
 class Previews:
-    """Small pictures of latents, by a map that is fitted when the first one is asked for.
+    """Small pictures of latents; a map for them is fitted when the first one is asked for.
 
     Args:
         backend: Whose latents.
@@ -48,7 +49,9 @@ class Previews:
         self._map: FloatArray | None = None
 
     def of(self, latents: FloatArray, wanted: PictureParameters) -> tuple[Image.Image, ...]:
-        """Pictures of latents [B, C, h, w], enlarged to the size that is wanted."""
+        """Pictures of latents [B, C, h, w], of the size that is wanted."""
+        if "tiny" in self._backend.spec.decoders:
+            return tuple(to_pil(np.nan_to_num(self._backend.decode(latents, decoder="tiny"))))
         if self._map is None:
             self._map = fit_preview(self._backend)
         rgb = _with_one(latents) @ self._map

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from bootpig_rt.errors import BackendUnavailable, CheckpointError
-from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM
+from bootpig_rt.models.load import TOKENIZER_FILES
+from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """A pair on disk, in two layouts, read into modules that are checked before anyone runs them.
 
 - Ours, one folder: `pair.json`, `base_unet`, `ref_unet`, `vae`, `text_encoder`, `tokenizer`,
-  `scheduler`.
+  `scheduler`; where there is one, a `tiny_vae`.
 - The published trainer's: `base_unet` and `ref_unet`, with the other four in the Stable Diffusion
   folder that the pair was trained from.
 
@@ -11,19 +11,19 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import nn
+from transformers import CLIPTextModel
 
+from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.pair_config import (
+    TINY_VAE,
     PairConfig,
     published_pair_config,
     read_json,
@@ -31,14 +31,12 @@ from bootpig_rt.bundle.pair_config import (
     trained_size_px,
 )
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
-from bootpig_rt.errors import CheckpointError, ConfigError, shown
+from bootpig_rt.errors import CheckpointError, ConfigError
+from bootpig_rt.models.lora import LoraSet
+from bootpig_rt.models.module_folder import ModuleLoader, canonical
 from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.models.unet_config import check_unet_config
-from bootpig_rt.models.weights import check_names_and_shapes, digest_tensors, read_weights
 
-UNET_STEM = "diffusion_pytorch_model"
-TEXT_STEM = "model"
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -46,24 +44,6 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-
-AUTOENCODERS: dict[str, Any] = {
-    kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, PatchAutoencoder)
-}
-"""Kinds of autoencoder, by the `_class_name` of their configuration."""
-
-# What the model classes raise on configurations that make no sense.
-_CONFIG_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
-)
-
-# Attention weights of autoencoders saved before diffusers 0.15.
-_OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +54,14 @@ class Pair:
         base: Base U-Net.
         reference: Reference U-Net; wraps the same U-Net as `base` when `config.shared_unet`.
         vae: Autoencoder between pixels and latents.
+        tiny_vae: A small one for the same latents, for previews and quick pictures; None: there is
+            none.
         text_encoder: CLIP text encoder; the states are its `last_hidden_state`.
         tokenizer_folder: Where the vocabulary lies.
         scheduler: Contents of `scheduler_config.json`.
         config: Contents of `pair.json`.
-        fingerprint: sha256 over the tensors and whatever else changes the numbers, independent of
-            sharding and of the order of keys.
+        fingerprint: sha256 over the tensors and whatever else changes the numbers, LoRAs among it,
+            independent of sharding and of the order of keys.
     """
 
     base: BaseUNet
@@ -90,6 +72,13 @@ class Pair:
     scheduler: dict[str, Any]
     config: PairConfig
     fingerprint: str
+    tiny_vae: AutoencoderTiny | None = None
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All that hold weights; the U-Nets may be one."""
+        parts = (self.base.unet, self.reference.unet, self.vae, self.text_encoder, self.tiny_vae)
+        return tuple(part for part in parts if part is not None)
 
 
 def load_pair(
@@ -99,6 +88,7 @@ def load_pair(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     upcasts_vae: bool = False,
+    loras: Sequence[Lora] = (),
 ) -> Pair:
     """Load a pair in either layout, in evaluation mode.
 
@@ -110,6 +100,8 @@ def load_pair(
         dtype: Type of the weights in memory; on disk they may be float32, float16 or bfloat16.
         upcasts_vae: The autoencoder stays in float32 where its configuration says `force_upcast`,
             which is diffusers' default: in float16 the activations of Stable Diffusion's overflow.
+        loras: Fused into Base U-Net and text encoder, beside those that are in the weights already;
+            see `bootpig_rt.models.lora`.
 
     Raises:
         CheckpointError: A file is missing, a pickle, damaged or wrong, or the parts do not fit
@@ -131,7 +123,14 @@ def load_pair(
     if config is not None and config.shared_unet:
         ref_unet = base_unet
     return assemble_pair(
-        base_unet, ref_unet, rest, config, device=device, dtype=dtype, upcasts_vae=upcasts_vae
+        base_unet,
+        ref_unet,
+        rest,
+        config,
+        device=device,
+        dtype=dtype,
+        upcasts_vae=upcasts_vae,
+        loras=loras,
     )
 
 
@@ -144,6 +143,7 @@ def assemble_pair(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     upcasts_vae: bool = False,
+    loras: Sequence[Lora] = (),
 ) -> Pair:
     """Put a pair together from the folders of its parts, each checked.
 
@@ -155,16 +155,19 @@ def assemble_pair(
         device: Where the modules go.
         dtype: Type of the weights in memory.
         upcasts_vae: As for `load_pair`.
+        loras: As for `load_pair`. One U-Net for both stays one, with the LoRAs in it.
 
     Raises:
         CheckpointError: As for `load_pair`.
     """
     digest = hashlib.sha256()
-    load = _Loader(device, dtype, digest)
-    base_module = load.unet(base_unet)
+    load = ModuleLoader(device, dtype, digest)
+    lora_set = LoraSet(loras)
+    base_module = load.unet(base_unet, lora_set)
     ref_module = base_module if ref_unet == base_unet else load.unet(ref_unet)
     vae = load.vae(rest / "vae", upcasts=upcasts_vae)
-    text_encoder = load.text_encoder(rest / "text_encoder")
+    tiny_vae = load.tiny_vae(rest / TINY_VAE) if (rest / TINY_VAE).is_dir() else None
+    text_encoder = load.text_encoder(rest / "text_encoder", lora_set)
     scheduler = _read_scheduler(rest / "scheduler" / "scheduler_config.json")
     tokenizer_folder = rest / "tokenizer"
     _check_tokenizer(tokenizer_folder)
@@ -172,11 +175,16 @@ def assemble_pair(
         config = published_pair_config(trained_size_px(base_unet, rest / "vae"))
     base, reference = BaseUNet(base_module), ReferenceUNet(ref_module)
     _check_fit(base_unet.parent, base, reference, vae=vae, text_encoder=text_encoder)
-    load.add("scheduler", _canonical(scheduler))
+    if tiny_vae is not None:
+        _check_tiny(rest / TINY_VAE, tiny_vae, vae)
+    load.add("scheduler", canonical(scheduler))
     for name in TOKENIZER_FILES[:3]:
         path = tokenizer_folder / name
         load.add(name, path.read_bytes() if path.is_file() else b"")
     load.add("pair", f"{config.reference_timestep} {config.ref_scale}".encode())
+    for lora in lora_set.fused:
+        load.add("lora", f"{lora.sha256} {lora.config_sha256} {lora.scale!r}".encode())
+    config = replace(config, loras=(*config.loras, *lora_set.fused))
     return Pair(
         base=base.eval(),
         reference=reference.eval(),
@@ -186,6 +194,7 @@ def assemble_pair(
         scheduler=scheduler,
         config=config,
         fingerprint=digest.hexdigest(),
+        tiny_vae=tiny_vae,
     )
 
 
@@ -197,7 +206,7 @@ def load_unet(
     Raises:
         CheckpointError: As for `load_pair`.
     """
-    unet: UNet2DConditionModel = _Loader(device, dtype, hashlib.sha256()).unet(folder)
+    unet: UNet2DConditionModel = ModuleLoader(device, dtype, hashlib.sha256()).unet(folder)
     return unet
 
 
@@ -207,134 +216,7 @@ def load_vae(folder: Path, *, device: str | torch.device = "cpu") -> Any:
     Raises:
         CheckpointError: As for `load_pair`.
     """
-    return _Loader(device, torch.float32, hashlib.sha256()).vae(folder)
-
-
-class _Loader:
-    """Reads module folders to one device and type, and feeds what it read to a digest."""
-
-    def __init__(self, device: str | torch.device, dtype: torch.dtype, digest: Any) -> None:
-        self._device = device
-        self._dtype = dtype
-        self._digest = digest
-
-    def add(self, name: str, content: bytes) -> None:
-        """Feed one part to the digest; its length keeps parts apart."""
-        self._digest.update(f"{name} {len(content)}\n".encode() + content)
-
-    def unet(self, folder: Path) -> Any:
-        config = read_json(folder / "config.json")
-        check_unet_config(config, folder / "config.json")
-        return self._module(
-            folder, UNET_STEM, config, lambda: _from_config(UNet2DConditionModel, config)
-        )
-
-    def vae(self, folder: Path, *, upcasts: bool = False) -> Any:
-        config = read_json(folder / "config.json")
-        name = config.get("_class_name", AutoencoderKL.__name__)
-        kind = AUTOENCODERS.get(name) if isinstance(name, str) else None
-        if kind is None:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: the autoencoder is of class {shown(name)}, expected "
-                f"{', '.join(AUTOENCODERS)}; use a pair or a base model with one of these",
-                folder / "config.json",
-            )
-        # An AutoencoderTiny has the key too, and runs in float16 all the same.
-        is_wide = upcasts and config.get("force_upcast", True) and kind is not AutoencoderTiny
-        return self._module(
-            folder,
-            UNET_STEM,
-            config,
-            lambda: _from_config(kind, config),
-            dtype=torch.float32 if is_wide else self._dtype,
-        )
-
-    def text_encoder(self, folder: Path) -> Any:
-        config = read_json(folder / "config.json")
-        return self._module(
-            folder, TEXT_STEM, config, lambda: CLIPTextModel(CLIPTextConfig.from_dict(config))
-        )
-
-    def _module(
-        self,
-        folder: Path,
-        stem: str,
-        config: Mapping[str, Any],
-        build: Callable[[], nn.Module],
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> nn.Module:
-        """Build without memory, compare with the file, then fill in the file's tensors."""
-        try:
-            with torch.device("meta"):
-                module = build()
-        except _CONFIG_ERRORS as error:
-            raise CheckpointError(
-                f"{folder / 'config.json'} does not describe a usable model "
-                f"({' '.join(str(error).split())[:200]}); copy the model folder again",
-                folder / "config.json",
-            ) from error
-        expected = module.state_dict()
-        tensors = renamed(read_weights(folder, stem), expected)
-        check_names_and_shapes(tensors, expected, folder)
-        self.add(folder.name, _canonical(config) + digest_tensors(tensors).encode())
-        # A copy, because the file's own pages must not stay mapped: it may be replaced.
-        placed = {
-            name: tensor.to(device=self._device, dtype=dtype or self._dtype, copy=True)
-            for name, tensor in tensors.items()
-        }
-        module.load_state_dict(placed, assign=True)
-        _fill_position_ids(module, self._device)
-        return module.requires_grad_(False).eval()
-
-
-def _from_config(kind: Any, config: Mapping[str, Any]) -> Any:
-    """A diffusers model from a configuration; keys that the class does not know are left out."""
-    known = inspect.signature(kind.__init__).parameters
-    return kind(**{key: value for key, value in config.items() if key in known and key != "self"})
-
-
-def renamed(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of older and newer library versions -> those of the installed one."""
-    prefix = "text_model."
-    wants_prefix = any(name.startswith(prefix) for name in expected)
-    by_new_name: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith("embeddings.position_ids"):  # a constant that old files carry
-            continue
-        new = name
-        if new not in expected and not wants_prefix:
-            new = new.removeprefix(prefix)
-        elif new not in expected and wants_prefix and prefix + new in expected:
-            new = prefix + new
-        if new not in expected and ".attentions." in new:
-            parts = new.split(".")
-            parts[-2] = _OLD_VAE_NAMES.get(parts[-2], parts[-2])
-            new = ".".join(parts)
-            if new in expected and tensor.dim() == expected[new].dim() + 2:
-                tensor = tensor.flatten(1)  # a 1 x 1 convolution that is a linear layer today
-        by_new_name[new] = tensor
-    return by_new_name
-
-
-def _fill_position_ids(module: nn.Module, device: str | torch.device) -> None:
-    """Give CLIP its one buffer that is not in the file: 0, 1, 2, ... of shape [1, S]."""
-    for child in module.modules():
-        for name, buffer in list(child.named_buffers(recurse=False)):
-            if buffer.is_meta and name == "position_ids":
-                ids = torch.arange(buffer.shape[-1], device=device).unsqueeze(0)
-                child.register_buffer(name, ids, persistent=False)
-
-
-def _canonical(config: Mapping[str, Any]) -> bytes:
-    """The part of a configuration that can change the numbers, in one spelling."""
-    ignored = ("transformers_version", "torch_dtype", "dtype", "architectures", "bootpig_mode")
-    kept = {
-        key: value
-        for key, value in config.items()
-        if not key.startswith("_") and key not in ignored
-    }
-    return json.dumps(kept, sort_keys=True).encode()
+    return ModuleLoader(device, torch.float32, hashlib.sha256()).vae(folder)
 
 
 def _check_folders(folder: Path, rest: Path) -> None:
@@ -411,3 +293,25 @@ def _check_fit(
                 "which the text encoder makes; use the base model that the pair was trained from",
                 folder,
             )
+
+
+def _check_tiny(folder: Path, tiny: Any, vae: Any) -> None:
+    """Compare a tiny autoencoder with the one whose latents it decodes.
+
+    Raises:
+        CheckpointError: Names both sizes.
+    """
+    sizes = [
+        (int(each.config.latent_channels), len(channels) - 1)
+        for each, channels in (
+            (tiny, tiny.config.decoder_block_out_channels),
+            (vae, vae.config.block_out_channels),
+        )
+    ]
+    if sizes[0] != sizes[1]:
+        told = [f"{channels} channels and {2**levels} px a latent" for channels, levels in sizes]
+        raise CheckpointError(
+            f"{folder}: the tiny autoencoder has {told[0]}, expected {told[1]}, as the vae; take "
+            "the one that was made for this base model's latents",
+            folder,
+        )

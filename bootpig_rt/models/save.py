@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.errors import (
     BootPIGError,
     NumericalError,
@@ -21,7 +22,8 @@ from bootpig_rt.errors import (
     StorageError,
     describe_os_error,
 )
-from bootpig_rt.models.load import TEXT_STEM, TOKENIZER_FILES, UNET_STEM, Pair
+from bootpig_rt.models.load import TOKENIZER_FILES, Pair
+from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
 from bootpig_rt.models.weights import is_finite
 
 
@@ -88,7 +90,10 @@ def _write(pair: Pair, folder: Path, dtype: torch.dtype) -> None:
     unets: dict[str, Any] = {"base_unet": pair.base.unet}
     if not pair.config.shared_unet:
         unets["ref_unet"] = pair.reference.unet
-    for name, module in {**unets, "vae": pair.vae}.items():
+    modules = {**unets, "vae": pair.vae, TINY_VAE: pair.tiny_vae}
+    for name, module in modules.items():
+        if module is None:
+            continue
         config = json.loads(module.to_json_string())
         tensors = module.state_dict()
         _write_module(folder / name, config, tensors, UNET_STEM, dtype)

@@ -41,10 +41,45 @@ def read_weights(folder: Path, stem: str) -> dict[str, Tensor]:
     if single.is_file() or not (index.is_file() or half.is_file()):
         if not single.is_file():
             _refuse_missing(single)
-        return _read_file(single)
+        return read_file(single)
     if not index.is_file():
-        return _read_file(half)
+        return read_file(half)
     return _read_shards(index)
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of one safetensors file, as they are on disk.
+
+    Raises:
+        CheckpointError: Truncated or damaged, a tensor that is no float, or one with NaN or Inf.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {error}; "
+            "download or copy it again",
+            path,
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {describe_os_error(error)}", path) from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue  # integer buffers of old files, dropped or refused by name later
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype}, expected float32, float16 or "
+                "bfloat16; convert it",
+                path,
+            )
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"{path}: tensor {name!r} holds NaN or Inf; the training that made it diverged or "
+                "the file is damaged, take an earlier checkpoint or copy it again",
+                path,
+            )
+    return tensors
 
 
 def check_names_and_shapes(
@@ -111,7 +146,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         path = index.parent / shard
         if not path.is_file():
             _refuse_missing(path)
-        tensors.update(_read_file(path))
+        tensors.update(read_file(path))
     lost = [name for name in weight_map if name not in tensors]
     if lost:
         raise CheckpointError(
@@ -119,36 +154,6 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             "copy the model folder again",
             index,
         )
-    return tensors
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {error}; "
-            "download or copy it again",
-            path,
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {describe_os_error(error)}", path) from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue  # integer buffers of old files, dropped or refused by name later
-        if tensor.dtype not in _FLOATS:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is {tensor.dtype}, expected float32, float16 or "
-                "bfloat16; convert it",
-                path,
-            )
-        if not is_finite(tensor):
-            raise CheckpointError(
-                f"{path}: tensor {name!r} holds NaN or Inf; the training that made it diverged or "
-                "the file is damaged, take an earlier checkpoint or copy it again",
-                path,
-            )
     return tensors
 
 

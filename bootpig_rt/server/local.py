@@ -102,6 +102,7 @@ def load_local(
         max_batch=options.max_batch,
         tables=TableOptions(folder=options.store, device_bytes=options.device_table_bytes),
         trust=options.trust,
+        decoder=options.decoder,
     )
     try:
         sizes = sorted({min(size, pipeline.max_batch) for size in options.warmup_batches})

@@ -10,6 +10,7 @@ from bootpig_rt.checks import check_int, check_name
 from bootpig_rt.errors import ParameterError, shown
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
+DecoderName: TypeAlias = Literal["full", "tiny"]
 
 DEFAULT_MODEL = "bootpig-small"
 FEW_STEP_MODEL = "bootpig-small-turbo"
@@ -29,6 +30,7 @@ class ServerOptions:
         trust: Ed25519 public key, PEM: only bundles signed with its private key are loaded.
         threads: Of ONNX Runtime or OpenVINO; one for each core by default.
         precision: Of OpenVINO, `auto`, `float32`, `bfloat16` or `int8`; of torch likewise.
+        decoder: Of latents to pictures: `full`, or `tiny` where the pair has a tiny autoencoder.
         remove_background: `grabcut` or an ONNX file: cuts subjects out of references.
         warmup_batches: Batch sizes that are drawn before the service is ready.
         host: Address to listen on. Another than loopback needs keys, or `insecure`.
@@ -89,6 +91,7 @@ class ServerOptions:
     trust: str | None = None
     threads: int | None = None
     precision: str | None = None
+    decoder: DecoderName = "full"
     remove_background: str | None = None
     warmup_batches: tuple[int, ...] = (1,)
 
@@ -171,6 +174,7 @@ class ServerOptions:
         for size in self.warmup_batches:
             check_int("warmup_batches", size, 1, self.max_batch, "raise max_batch for more")
         check_name("log_format", self.log_format, get_args(LogFormat))
+        check_name("decoder", self.decoder, get_args(DecoderName))
         if (self.credentials_certificate is None) != (self.credentials_key is None):
             raise ParameterError(
                 "got one of credentials_certificate and credentials_key, expected both or none"

@@ -182,9 +182,9 @@ def latents_of(pipeline: Pipeline, requests: list[Request], **settings: Any) -> 
     seen: list[np.ndarray] = []
     decode = pipeline._backend.decode
 
-    def record(latents: np.ndarray) -> np.ndarray:
+    def record(latents: np.ndarray, **options: Any) -> np.ndarray:
         seen.append(latents)
-        return decode(latents)
+        return decode(latents, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline._backend, "decode", record)

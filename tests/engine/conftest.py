@@ -106,7 +106,8 @@ class PaperBackend:
         self.batches.append(batch)
         return PaperRun(self, batch)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray, *, decoder: str) -> np.ndarray:
+        assert decoder in self.spec.decoders
         self.note("decode")
         grey = np.clip(latents.mean(axis=(1, 2, 3)) / 100, -1, 1)
         return np.broadcast_to(grey[:, None, None, None], (len(latents), 3, 8, 8)).astype("f4")

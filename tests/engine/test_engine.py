@@ -699,10 +699,10 @@ def test_one_picture_that_breaks_its_launch_is_the_only_one_to_lose(
         run.step = poisoned_step
         return run
 
-    def poisoned_decode(latents: np.ndarray) -> np.ndarray:
+    def poisoned_decode(latents: np.ndarray, **options: Any) -> np.ndarray:
         if where == "decode" and 7.0 in latents:  # the steps that were done
             raise MemoryError("no room for poison")
-        picture: np.ndarray = decode(latents)
+        picture: np.ndarray = decode(latents, **options)
         return picture
 
     paper.backend.start, paper.backend.decode = poisoned_start, poisoned_decode

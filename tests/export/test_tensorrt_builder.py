@@ -337,6 +337,20 @@ def test_open_axes_of_a_step_get_the_ranges_of_the_profile() -> None:
         assert all(a <= b <= c for a, b, c in zip(low, middle, high, strict=True))
 
 
+def test_engines_of_the_autoencoder_are_built_for_tiles_of_large_pictures() -> None:
+    sizes = {"latents": (-1, 4, -1, -1)}
+    profile = Profile((512, 1024, 2048), 2, 1, 50)
+    for graph in ("vae_decoder", "tiny_decoder"):
+        ranges = input_ranges(graph, sizes, profile=profile, shape=SHAPE)
+        # Sides of 64 to 256 latents are run in tiles of 61, just above the limit, to 96 latents.
+        assert ranges["latents"] == ((1, 4, 61, 61), (1, 4, 76, 76), (2, 4, 96, 96))
+    fixed = Profile((1024, 1024, 1024), 1, 1, 50)
+    ranges = input_ranges("vae_decoder", sizes, profile=fixed, shape=SHAPE)
+    assert {shape[2:] for shape in ranges["latents"]} == {(76, 76)}
+    ranges = input_ranges("vae_encoder", {"pixels": (-1, 3, -1, -1)}, profile=fixed, shape=SHAPE)
+    assert {shape[2:] for shape in ranges["pixels"]} == {(608, 608)}
+
+
 @pytest.mark.parametrize(
     ("graph", "inputs", "message"),
     [

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from bootpig_rt.engine.events import StepEvent
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.request import Request
+from bootpig_rt.server.local import load_local
 from bootpig_rt.server.local_engine import UnreadEvents
+from bootpig_rt.server.options import ServerOptions
 
 
 def step(done: int) -> StepEvent:
@@ -39,3 +45,16 @@ def test_a_reader_who_waits_hears_of_an_event_when_it_comes() -> None:
         return await asyncio.wait_for(reading, 5)
 
     assert isinstance(asyncio.run(read()), StepEvent)
+
+
+def test_a_service_decodes_with_the_tiny_decoder_when_it_is_told_to(
+    bundle_with_tiny_folder: Path,
+) -> None:
+    client = load_local("tiny", bundle_with_tiny_folder, ServerOptions(decoder="tiny"))
+    try:
+        plan = client.pipeline.engine.planner.plan(Request(prompt="a dog", seed=0))
+        assert plan.parameters.decoder == "tiny"
+    finally:
+        asyncio.run(client.close(drain_s=1.0))
+    with pytest.raises(ParameterError, match="decoder is 'quick', expected one of: full, tiny"):
+        ServerOptions(decoder="quick")  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.models.load import TEXT_STEM, UNET_STEM
+from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
 from bootpig_rt.pipeline import default_model
 
 Attention = Literal["text", "silent"]

@@ -11,11 +11,13 @@ so that a step is one launch and the host only counts.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
 
 from bootpig_rt.backends.base import (
+    Decoder,
     DenoiseBatch,
     FloatArray,
     IntArray,
@@ -23,13 +25,14 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
-from bootpig_rt.backends.bundle_spec import bundle_spec
+from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec
 from bootpig_rt.backends.host_table import HostTable, TableDtype
 from bootpig_rt.backends.onnxruntime.sessions import LAUNCH_ERRORS, Sessions, failed
 from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun, Shared
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, TableWriter, download, upload
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.backends.step_inputs import graph_name
+from bootpig_rt.backends.tiles import MOST_LATENTS, MOST_SIDE, in_tiles
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable
 
@@ -123,11 +126,18 @@ class OnnxRuntimeBackend:
         if len(pixels) not in self._expected:
             self._expected.add(len(pixels))
             self.sessions.begin(graph_name(self.spec.config.merge, len(pixels)))
-        return self._by_rows("vae_encoder", "pixels", pixels, "latents")
+        run = partial(self._by_rows, "vae_encoder", "pixels", output="latents")
+        factor = self.spec.vae_scale_factor
+        if _is_small(pixels, factor):
+            return run(pixels)
+        return in_tiles(run, pixels, reads=factor, makes=1)
 
-    def decode(self, latents: FloatArray) -> FloatArray:
+    def decode(self, latents: FloatArray, *, decoder: Decoder = "full") -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
-        return self._by_rows("vae_decoder", "latents", latents, "pixels")
+        run = partial(self._by_rows, DECODER_GRAPHS[decoder], "latents", output="pixels")
+        if _is_small(latents, 1):
+            return run(latents)
+        return in_tiles(run, latents, reads=1, makes=self.spec.vae_scale_factor)
 
     def reference_kv(
         self,
@@ -218,3 +228,10 @@ class OnnxRuntimeBackend:
             (heads, (height >> level) * (width >> level), size)
             for heads, size, level in self._layers
         )
+
+
+def _is_small(values: FloatArray, unit: int) -> bool:
+    """Whether pictures go in one launch as they are, as most do; `unit` places along a latent."""
+    count, _, height, width = values.shape
+    is_whole: bool = max(height, width) <= MOST_SIDE * unit
+    return is_whole and bool(count * height * width <= MOST_LATENTS * unit**2)

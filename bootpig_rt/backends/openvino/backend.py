@@ -9,6 +9,7 @@ files (`cache.py`). Pictures go through the autoencoder one by one, and by defau
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import openvino as ov
 
 from bootpig_rt.backends.base import (
+    Decoder,
     DenoiseBatch,
     FloatArray,
     IntArray,
@@ -23,7 +25,7 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
-from bootpig_rt.backends.bundle_spec import bundle_spec, self_attention_levels
+from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec, self_attention_levels
 from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, TableDtype
 from bootpig_rt.backends.openvino.buckets import one_row
 from bootpig_rt.backends.openvino.cache import BlobCache, cache_folders
@@ -38,6 +40,7 @@ from bootpig_rt.backends.openvino.precision import (
 from bootpig_rt.backends.openvino.steps import OpenVINORun, Shared
 from bootpig_rt.backends.openvino.tables import Table, TableWriter, download, upload
 from bootpig_rt.backends.options import OpenVINOOptions
+from bootpig_rt.backends.tiles import in_tiles
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import BackendUnavailable
@@ -161,11 +164,14 @@ class OpenVINOBackend:
 
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
-        return self._by_row("vae_encoder", "pixels", pixels, "latents", self._size_px)
+        run = partial(self._by_row, "vae_encoder", "pixels", output="latents", size=self._size_px)
+        return in_tiles(run, pixels, reads=self.spec.vae_scale_factor, makes=1)
 
-    def decode(self, latents: FloatArray) -> FloatArray:
+    def decode(self, latents: FloatArray, *, decoder: Decoder = "full") -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
-        return self._by_row("vae_decoder", "latents", latents, "pixels", self._shared.size)
+        graph, size = DECODER_GRAPHS[decoder], self._shared.size
+        run = partial(self._by_row, graph, "latents", output="pixels", size=size)
+        return in_tiles(run, latents, reads=1, makes=self.spec.vae_scale_factor)
 
     def reference_kv(
         self,

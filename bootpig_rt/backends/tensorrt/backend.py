@@ -11,11 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bootpig_rt.backends.base import (
+    Decoder,
     DenoiseBatch,
     FloatArray,
     IntArray,
@@ -23,7 +25,7 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
-from bootpig_rt.backends.bundle_spec import bundle_spec
+from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec
 from bootpig_rt.backends.cuda.memory import Cuda, CudaGraph, DeviceArray
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable, TableDtype
@@ -38,6 +40,7 @@ from bootpig_rt.backends.tensorrt.tables import (
     finish_table,
     upload_table,
 )
+from bootpig_rt.backends.tiles import in_tiles
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable, BundleError
 
@@ -122,11 +125,13 @@ class TensorRTBackend:
 
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
-        return self._by_rows("vae_encoder", "pixels", pixels, "latents")
+        run = partial(self._by_rows, "vae_encoder", "pixels", output="latents")
+        return in_tiles(run, pixels, reads=self.spec.vae_scale_factor, makes=1)
 
-    def decode(self, latents: FloatArray) -> FloatArray:
+    def decode(self, latents: FloatArray, *, decoder: Decoder = "full") -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
-        return self._by_rows("vae_decoder", "latents", latents, "pixels")
+        run = partial(self._by_rows, DECODER_GRAPHS[decoder], "latents", output="pixels")
+        return in_tiles(run, latents, reads=1, makes=self.spec.vae_scale_factor)
 
     def reference_kv(
         self,

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bootpig_rt.backends.base import (
+    DECODERS,
+    Decoder,
     DenoiseBatch,
     FloatArray,
     IntArray,
@@ -28,6 +30,7 @@ from bootpig_rt.backends.base import (
 from bootpig_rt.backends.derived import Derived
 from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
 from bootpig_rt.backends.options import TorchOptions
+from bootpig_rt.backends.tiles import in_tiles
 from bootpig_rt.backends.torch.graphs import Lane, RecordedFunction
 from bootpig_rt.backends.torch.memory import within_memory
 from bootpig_rt.backends.torch.steps import ProjectedTexts, Recorded, TorchRun
@@ -80,6 +83,7 @@ def load(
             device=chosen,
             dtype=_DTYPES[precision],
             upcasts_vae=precision == "float16",
+            loras=settings.loras,
         )
 
     pair = within_memory(
@@ -129,9 +133,10 @@ class TorchBackend:
         self.options = replace(options, precision=_NAMES.get(self.dtype, "float32"))
         self._vae: Any = pair.vae
         self._latent_scale = LatentScale(pair.vae)
+        self._tiny_scale = LatentScale(pair.tiny_vae or pair.vae)
         self._vae_dtype: torch.dtype = next(self._vae.parameters()).dtype
         if options.channels_last:
-            for module in (pair.base.unet, pair.reference.unet, self._vae):
+            for module in pair.modules:
                 nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options.joined_products:
             join_products(pair.base.unet)
@@ -145,6 +150,7 @@ class TorchBackend:
         self._text = RecordedFunction(self._run_text, self.lane, kept=kept)
         self._encoder = RecordedFunction(self._run_encoder, self.lane, kept=kept)
         self._decoder = RecordedFunction(self._run_decoder, self.lane, kept=kept)
+        self._tiny_decoder = RecordedFunction(self._run_tiny, self.lane, kept=kept)
         self._pass = RecordedFunction(self._run_reference, self.reference_lane, kept=kept)
         self._texts_done: Any = None  # event behind the last text states
 
@@ -164,6 +170,7 @@ class TorchBackend:
             precision=_NAMES.get(self.dtype, "float32"),
             table_dtype=_NAMES.get(self.dtype, "float32"),
             keeps_features=True,
+            decoders=("full",) if pair.tiny_vae is None else DECODERS,
         )
 
     @property
@@ -178,7 +185,9 @@ class TorchBackend:
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w]."""
         what = f"encoding {_pictures(pixels.shape, 1)}"
-        return self._within_memory(what, lambda: self._by_rows(self._encoder, pixels))
+        factor = self.spec.vae_scale_factor
+        run = partial(self._by_rows, self._encoder)
+        return self._within_memory(what, lambda: in_tiles(run, pixels, reads=factor, makes=1))
 
     def reference_kv(
         self,
@@ -253,10 +262,13 @@ class TorchBackend:
 
         return self._within_memory(what, run)
 
-    def decode(self, latents: FloatArray) -> FloatArray:
+    def decode(self, latents: FloatArray, *, decoder: Decoder = "full") -> FloatArray:
         """Scaled latents float32 [N, C, h, w] -> pixels float32 [N, 3, H, W], about [-1, 1]."""
-        what = f"decoding {_pictures(latents.shape, self.spec.vae_scale_factor)}"
-        return self._within_memory(what, lambda: self._by_rows(self._decoder, latents))
+        factor = self.spec.vae_scale_factor
+        what = f"decoding {_pictures(latents.shape, factor)}"
+        function = self._decoder if decoder == "full" else self._tiny_decoder
+        run = partial(self._by_rows, function)
+        return self._within_memory(what, lambda: in_tiles(run, latents, reads=1, makes=factor))
 
     def free_caches(self) -> None:
         """Forget all recordings; each is made again when it is needed."""
@@ -266,8 +278,8 @@ class TorchBackend:
         self.projected.clear()
         with self.lane.work():
             self.recorded.clear()
-            for kept in (self._text.calls, self._encoder.calls, self._decoder.calls):
-                kept.clear()
+            for each in (self._text, self._encoder, self._decoder, self._tiny_decoder):
+                each.calls.clear()
         with self.reference_lane.work():
             self._pass.calls.clear()
 
@@ -288,6 +300,11 @@ class TorchBackend:
         vae = self._vae
         plain = self._latent_scale.unscaled(latents)
         return (decode(vae, plain.to(self._vae_dtype)).float(),)
+
+    def _run_tiny(self, latents: Tensor) -> Sequence[Tensor]:
+        tiny: Any = self.pair.tiny_vae
+        plain = self._tiny_scale.unscaled(latents)
+        return (tiny.decode(plain.to(self.dtype)).sample.float(),)
 
     def _run_reference(self, latents: Tensor, t: Tensor, states: Tensor) -> Sequence[Tensor]:
         """k_0, v_0, k_1, v_1, ..., each [N, H, M, D]."""

@@ -67,13 +67,13 @@ def step_or_fail(self: OnnxRuntimeRun, index: int) -> None:
     step(self, index)
 
 
-def decode_or_fail(self: OnnxRuntimeBackend, latents: Any) -> Any:
+def decode_or_fail(self: OnnxRuntimeBackend, latents: Any, **options: Any) -> Any:
     if latents.shape[-1] == LARGE:
         if is_on("oom-decode") or (is_on("oom-decode-together") and len(latents) > 1):
             raise OutOfDeviceMemory("decoding")
         if is_on("nan"):
-            return np.full_like(decode(self, latents), np.nan)
-    return decode(self, latents)
+            return np.full_like(decode(self, latents, **options), np.nan)
+    return decode(self, latents, **options)
 
 
 def encode_or_fail(self: OnnxRuntimeBackend, pixels: Any) -> Any:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from bootpig_rt.bundle.files import measure
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError
-from bootpig_rt.models.load import TEXT_STEM
+from bootpig_rt.models.module_folder import TEXT_STEM
 from bootpig_rt.models.weights import read_weights
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.evaluation.efficientnet import embed, load_efficientnet, weights_file
