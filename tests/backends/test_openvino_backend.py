@@ -133,6 +133,7 @@ def test_a_picture_is_the_same_to_the_last_bit_in_any_company(
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_usual_pictures_have_models_of_fixed_shapes_and_all_others_share_one(
     tiny_bundle_folder: Path, red: Image.Image, blue: Image.Image
 ) -> None:
@@ -165,6 +166,7 @@ def test_few_models_can_be_kept_and_draw_the_same(
     assert len(pipeline._backend.models._futures) == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_batch_that_fills_no_bucket_shares_one_launch(
     tiny_bundle_folder: Path, red: Image.Image
 ) -> None:
@@ -532,6 +534,7 @@ def test_options_of_another_backend_are_refused(asked: Any, message: str) -> Non
         backend_settings(backend, threads=threads, precision=precision)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_batch_that_run_beside_each_other_are_as_they_are_alone(
     tiny_bundle_folder: Path, red: Image.Image
 ) -> None:

@@ -136,6 +136,7 @@ def _fails() -> Ready:
     raise Unavailable("no")
 
 
+@pytest.mark.slow
 def test_the_rungs_of_a_gpu_ladder_run_and_agree(truth: Truth, pair_folder: Path) -> None:
     settings = Settings(pair_folder, rounds=1, is_smoke=True, device="cuda")
     offered = [

@@ -331,7 +331,10 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+)
 def test_a_killed_build_leaves_no_bundle_and_the_same_command_finishes_it(
     pair: Path,
     tmp_path: Path,
@@ -753,6 +756,7 @@ def test_graphs_for_cuda_are_compared_on_a_cpu_where_there_is_no_gpu(
     assert "lacks an NVIDIA GPU" in manifest.parity.reason
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RTX.is_installed(), reason="tensorrt_rtx is not installed")
 def test_a_tiny_pair_becomes_engines_without_a_gpu(
     shallow_pair_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,6 +100,7 @@ def test_a_graph_for_a_cpu_holds_standard_operators_alone(own_folder: Path, name
     onnx.checker.check_model(str(own_folder / f"{name}.onnx"))
 
 
+@pytest.mark.slow
 def test_reference_attention_elsewhere_is_one_operator_with_a_body(
     shallow_pair_folder: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_float16_weights_are_cast_in_a_float32_graph(half_folder: Path) -> None:
     np.testing.assert_allclose(states, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_float16_graph_reads_the_weights_as_they_are_and_scores_in_float32(
     half_folder: Path,
 ) -> None:
@@ -179,6 +181,7 @@ def test_a_float16_graph_reads_the_weights_as_they_are_and_scores_in_float32(
                 assert cast.attribute[0].i == TensorProto.FLOAT
 
 
+@pytest.mark.slow
 def test_scores_too_large_for_float16_do_not_overflow(half_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(half_folder, tmp_path / "large")
     pair = load_pair(folder)

@@ -68,6 +68,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory, root: Path) -> tuple[Pat
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_hopper_kernels_use_its_tensor_cores_and_do_not_spill(
     artefacts: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -77,6 +78,7 @@ def test_hopper_kernels_use_its_tensor_cores_and_do_not_spill(
         assert_fits(record)
 
 
+@pytest.mark.slow
 def test_the_manifest_describes_every_file(artefacts: tuple[Path, dict[str, Any]]) -> None:
     folder, manifest = artefacts
     assert json.loads((folder / "kernels.json").read_text()) == manifest

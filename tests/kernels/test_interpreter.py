@@ -11,10 +11,18 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).with_name("interpreter")
+SLOW = {"test_attention", "test_block_kernels", "test_properties"}
+"""More cases of what `test_module` and `test_merge` go through as well."""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton installed")
-@pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("test_*.py"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in sorted(FOLDER.glob("test_*.py"))
+    ],
+)
 def test_the_kernels_hold_in_the_interpreter(name: str, root: Path) -> None:
     environment = os.environ | {
         "TRITON_INTERPRET": "1",

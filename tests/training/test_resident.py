@@ -103,6 +103,7 @@ def test_a_masked_reference_changes_nothing(stage_of: Any) -> None:
     torch.testing.assert_close(both[0][1], plain[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_u_nets_of_a_step_are_one_graph(stage_of: Any) -> None:
     """Nothing in it depends on values: a compiler takes it whole, once."""
     stage = stage_of("pair")

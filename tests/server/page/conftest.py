@@ -163,7 +163,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
     def open_page(url: str, *, waits: bool = True, **options: Any) -> Visit:
         options = {"viewport": DESK, "reduced_motion": "reduce"} | options
         contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(20_000)
+        contexts[-1].set_default_timeout(60_000)
         page = contexts[-1].new_page()
         visit = Visit(page)
         visits.append(visit)
