@@ -98,14 +98,11 @@ class _Order:
 
 
 def graph_names(options: BuildOptions) -> tuple[str, ...]:
-    """The graphs of a bundle, in the order in which they are built.
-
-    Steps without the deep blocks are for ONNX Runtime, whose graphs share the pair's weights.
-    """
-    is_shared = options.target in ("cpu", "cuda")
-    kinds = ("denoise_step", "shallow_step") if is_shared else ("denoise_step",)
+    """The graphs of a bundle, in the order in which they are built."""
     steps = [
-        name for kind in kinds for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
+        name
+        for kind in ("denoise_step", "shallow_step")
+        for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
     ]
     decoders = ("vae_decoder", "tiny_decoder") if options.tiny_decoder else ("vae_decoder",)
     return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, *decoders)
@@ -194,7 +191,7 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
             TorchBackend(pair, "cpu"),
             profile=profile,
             merges=options.merges,
-            keeps_features="shallow_step" in graph_names(options),
+            keeps_features=True,
             progress=tell,
         )
     config = pair.config

@@ -30,7 +30,8 @@ FORMULA = (
 )
 
 NUM_FIXED_GRAPHS = 5
-"""Graphs that a bundle has one of; of `denoise_step` it has one and one for each merge."""
+"""Graphs that a bundle has one of; it has a `denoise_step` and a `shallow_step` for one reference
+and for each merge."""
 
 _BYTES_OF = {"float32": 4, "float16": 2}
 _BYTES_OF_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -146,15 +147,14 @@ def estimate(
     if not is_linked and options.weights != "as-is":
         on_disk = min(on_disk, 2 * total)
     engines = 0
+    steps = (num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder) // 2  # those without deep blocks have few weights
     if options.is_engine:  # each engine holds the weights of its graph
-        steps = num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder
         engines = width * (total + (steps - 1) * parameters["base_unet"])
         engines += width * parameters["base_unet"] if config.shared_unet else 0
     graphs = num_graphs * _GRAPH_BYTES
     if (
         options.int8
     ):  # each int8 step graph holds its weights, a byte a number and some that are wide
-        steps = num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder
         graphs += steps * (_GRAPH_BYTES + round(_INT8_BYTES * parameters["base_unet"]))
     disk = engines + graphs if options.is_engine else on_disk + graphs
     schedule, entries = _schedule(config, options, reference_schedule)

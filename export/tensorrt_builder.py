@@ -210,10 +210,6 @@ class _Build:
             raise CheckpointError(
                 f"{onnx} is truncated or no ONNX graph; export the pair again", onnx
             ) from error
-        # What steps without deep blocks would read: there is no engine for those.
-        kept = [output for output in model.graph.output if output.name != "features"]
-        del model.graph.output[:]
-        model.graph.output.extend(kept)
         self._choose_attention(model, attention)
         num_moved = cast_behind_scores(model) if moves_casts else 0
         # With its path, beside which the weights lie.

@@ -95,6 +95,7 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "pair_of_row": ("rows",),
         "picture_of_pair": ("pairs",),
         "ref_of_pair": ("steps", "reading_pairs", "references"),
+        "features": ("rows", "", "height", "width"),
     },
 }
 _TABLE = re.compile(r"[kv]_(\d+)")
@@ -172,12 +173,12 @@ def input_ranges(
     """Smallest, usual and largest shape of each input of a graph.
 
     `inputs` gives sizes by name, -1 for an open axis; variants of the step are
-    `denoise_step_<merge>`.
+    `denoise_step_<merge>`, and those without deep blocks read a part of the same.
 
     Raises:
         ParameterError: The graph has an input or an open axis that its interface does not name.
     """
-    kind = "denoise_step" if graph.startswith("denoise_step") else graph
+    kind = "denoise_step" if graph.startswith(("denoise_step", "shallow_step")) else graph
     if kind not in _AXES:
         raise ParameterError(f"graph is {graph!r}, expected one of: {', '.join(_AXES)}")
     ranges = axis_ranges(profile, shape)

@@ -70,6 +70,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         max_steps=manifest.profile.max_steps,
         sides_px=(low, high),
         decoders=DECODERS if has_tiny else ("full",),
+        keeps_features=any(graph.name == "shallow_step" for graph in manifest.graphs),
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.errors import ParameterError
@@ -99,6 +100,27 @@ def graph_name(merge: str, slots: int, *, is_deep: bool = True) -> str:
 def rows_of_each(picture_of_row: IntArray) -> list[IntArray]:
     """Where the rows of each picture lie, in their order, which is the same in any company."""
     return [np.flatnonzero(picture_of_row == b) for b in range(int(picture_of_row.max()) + 1)]
+
+
+def room_for_features(
+    batch: DenoiseBatch, laid_out: StepInputs, *, channels: int, dtype: Any
+) -> tuple[npt.NDArray[Any], list[IntArray]]:
+    """Where steps with deep blocks leave their features, and steps without read them.
+
+    Args:
+        batch: The batch.
+        laid_out: The same as inputs.
+        channels: C' of the features.
+        dtype: Of the features.
+
+    Returns:
+        [N, C', h, w], filled where the batch has features; the rows of each picture in it.
+    """
+    rows_of_picture = rows_of_each(laid_out.arrays["picture_of_row"].astype(np.int64))
+    room = np.zeros((len(laid_out.order), channels, *batch.state.shape[-2:]), dtype)
+    for rows, given in zip(rows_of_picture, batch.features, strict=False):
+        room[rows] = given
+    return room, rows_of_picture
 
 
 def _sort_rows(ref_of_row: IntArray) -> tuple[IntArray, IntArray]:

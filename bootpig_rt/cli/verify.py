@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{bundle.folder}: {len(manifest.files)} files are as the manifest says")
         return EXIT_OK
 
+    from bootpig_rt.backends.bundle_spec import bundle_spec
     from bootpig_rt.export.gate import compare_backend, place_of, record_reference
     from bootpig_rt.export.parity_report import write_report
 
@@ -130,8 +131,7 @@ def run(args: argparse.Namespace) -> int:
             profile=manifest.profile,
             merges=manifest.merges,
             steps=args.steps,
-            keeps_features=place.backend == "onnxruntime"
-            and any(graph.name == "shallow_step" for graph in manifest.graphs),
+            keeps_features=bundle_spec(bundle).keeps_features,
             progress=progress and (lambda what, share: progress(f"torch: {what}", share / 2)),
         )
         del torch_backend

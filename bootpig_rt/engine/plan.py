@@ -162,18 +162,16 @@ class Planner:
         )
 
     def _deep_steps(self, name: str, changes: BoolArray) -> BoolArray:
-        """The steps that compute the deep blocks, where this pair and backend can leave them out.
+        """The steps that compute the deep blocks, where the pair's graphs can leave them out.
 
         Raises:
             ParameterError: They cannot, or no step lies in the window.
         """
         if not self._backend.spec.keeps_features:
-            fix = "leave it out, or draw with the backend torch or onnxruntime"
-            if self._backend.name == "onnxruntime":
-                fix = "build the bundle again with bootpig-rt build-engine, or leave it out"
             raise ParameterError(
                 f"approximation is {name}, but {self._backend.name} has no graphs here for steps "
-                f"without the deep blocks; {fix}"
+                "without the deep blocks; build the bundle again with bootpig-rt build-engine, or "
+                "leave it out"
             )
         return Approximation.parse(name).deep_steps(changes)
 

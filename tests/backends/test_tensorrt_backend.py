@@ -367,7 +367,6 @@ def test_what_the_pipeline_must_know_is_read_without_weights(
         tokenizer_folder=tmp_path / "tokenizer",
         noise_schedule=spec.noise_schedule,
         runtime="",  # of whoever loads the bundle
-        keeps_features=False,  # and only some do
         joins_tables=True,
         max_batch=4,
         max_references=3,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bootpig_rt.backends.options import OnnxRuntimeOptions, TorchOptions
+from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
 from bootpig_rt.engine.runs import SeveralRuns
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.pipeline import Pipeline
@@ -23,6 +23,11 @@ MANNERS: dict[str, Any] = {
     "torch": TorchOptions(),
     "torch, recorded": TorchOptions(cuda_graph=True),
     "onnxruntime": OnnxRuntimeOptions(intra_op_threads=1),
+    "openvino": OpenVINOOptions(precision="float32", threads=1, cache=False),
+    "openvino, in fours and streams": OpenVINOOptions(
+        precision="float32", threads=2, streams=2, buckets=(1, 4), cache=False
+    ),
+    "openvino, any shape": OpenVINOOptions(precision="float32", threads=1, buckets=(), cache=False),
 }
 
 
@@ -32,7 +37,7 @@ def drawer(
 ) -> Pipeline:
     """A pipeline over each kind of run."""
     options = MANNERS[request.param]
-    folder = tiny_bundle_folder if options.name == "onnxruntime" else tiny_pair_folder
+    folder = tiny_pair_folder if options.name == "torch" else tiny_bundle_folder
     return Pipeline(folder, backend=options, device="cpu", max_batch=4)
 
 
@@ -99,7 +104,7 @@ def test_backends_agree_on_what_an_approximation_draws(
 ) -> None:
     drawn = []
     for options in MANNERS.values():
-        folder = tiny_bundle_folder if options.name == "onnxruntime" else tiny_pair_folder
+        folder = tiny_pair_folder if options.name == "torch" else tiny_bundle_folder
         pipeline = Pipeline(folder, backend=options, device="cpu")
         subject = pipeline.encode_subject([red, blue], "a photo of a dog")
         image = pipeline("a dog", subject=subject, seed=2, approximation="cache:2").images[0]

@@ -82,8 +82,6 @@ def mix(
     seed: int,
     count: int,
     subjects: list[Subject | None],
-    *,
-    approximations: tuple[str, ...] = ("none", "none", "cache:2", "cache:3"),
     **fields: Any,
 ) -> list[Request]:
     """Requests of strangers: everything that may differ does."""
@@ -101,7 +99,7 @@ def mix(
             solver=draw.choice(("ddim", "dpmpp_2m", "unipc")),
             reference_schedule=draw.choice(SCHEDULES),
             guidance_interval=draw.choice(((0.0, 1.0), (0.3, 1.0), (0.0, 0.5))),
-            approximation=draw.choice(approximations),
+            approximation=draw.choice(("none", "none", "cache:2", "cache:3")),
             tenant=draw.choice(("", "a", "b")),
             **fields,
         )
@@ -136,8 +134,7 @@ def test_a_random_mix_draws_what_each_request_draws_alone(
 ) -> None:
     pipeline = each_pipeline
     known = encoded(pipeline, red, blue, green)
-    more = {} if pipeline.spec.keeps_features else {"approximations": ("none",)}
-    requests = mix(seed, 7, known, merge=merge, **more)
+    requests = mix(seed, 7, known, merge=merge)
     together = pipeline.generate(requests)
     streamed = list(pipeline.map(requests))
     flat = [image for result in streamed for image in result.images]

@@ -114,7 +114,6 @@ class OnnxRuntimeBackend:
             spec,
             reference_shapes=self._layer_shapes(side, side),
             runtime=f"onnxruntime {ort.__version__}",
-            keeps_features=any(each.name == "shallow_step" for each in bundle.manifest.graphs),
         )
 
     def encode_text(self, ids: IntArray) -> ort.OrtValue:

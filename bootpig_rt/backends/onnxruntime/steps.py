@@ -25,7 +25,7 @@ from bootpig_rt.backends.onnxruntime.sessions import (
     to_device,
 )
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, StreamedTables, join
-from bootpig_rt.backends.step_inputs import StepInputs, graph_name, rows_of_each, step_inputs
+from bootpig_rt.backends.step_inputs import graph_name, room_for_features, step_inputs
 
 
 class Shared:
@@ -113,7 +113,11 @@ class OnnxRuntimeRun:
         self._current = 0
         self._features: ort.OrtValue | None = None
         if batch.deep_steps is not None:
-            self._features = self._room_for_features(batch, laid_out)
+            outputs = {output.name: output.shape for output in self._session.get_outputs()}
+            room, self._rows = room_for_features(
+                batch, laid_out, channels=outputs["features"][1], dtype=graph_type
+            )
+            self._features = to_device(room, device)
         self._bindings = tuple(self._bind(self._session, source) for source in range(2))
         if self._shallow is not None:
             self._shallow_bindings = tuple(self._bind(self._shallow, source) for source in range(2))
@@ -171,16 +175,6 @@ class OnnxRuntimeRun:
             return (None,) * self._num_pictures
         found: np.ndarray[Any, Any] = self._features.numpy()
         return tuple(found[rows] for rows in self._rows)
-
-    def _room_for_features(self, batch: DenoiseBatch, laid_out: StepInputs) -> ort.OrtValue:
-        """The buffer of the features, [N, C', h, w]; filled where the batch has some."""
-        outputs = {output.name: output.shape for output in self._session.get_outputs()}
-        size = batch.state.shape[-2:]
-        self._rows = rows_of_each(laid_out.arrays["picture_of_row"].astype(np.int64))
-        found = np.zeros((len(laid_out.order), outputs["features"][1], *size), self._graph_type)
-        for rows, given in zip(self._rows, batch.features, strict=False):
-            found[rows] = given
-        return to_device(found, self._device)
 
     def _bind(self, session: ort.InferenceSession, source: int) -> Any:
         """Everything at its address, for a step that reads one of the two buffers."""

@@ -27,8 +27,11 @@ Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 OV_ERRORS: tuple[type[Exception], ...] = (RuntimeError, MemoryError)
 """What OpenVINO raises; `failed` makes our errors of them."""
 
-_NARROW = ("k_", "v_", "text_k_", "text_v_")
-"""Inputs and outputs that are kept in the type of the arithmetic: tables and texts."""
+_NARROW = ("k_", "v_", "text_k_", "text_v_", "features")
+"""Inputs and outputs that are kept in the type of the arithmetic: tables, texts and features."""
+
+_MADE_AS = 2
+"""Counts the ways in which models were made of graphs: one of another way is compiled anew."""
 
 _NO_ROOM = ("bad_alloc", "out of memory", "cannot allocate")
 
@@ -53,7 +56,7 @@ class Models:
         core: OpenVINO.
         find: Name of a graph -> its file, checked as it is asked for.
         config: Properties of the CPU plugin that all are compiled with.
-        narrow: Type of tables and texts; None leaves them as in the graphs.
+        narrow: Type of tables, texts and features; None leaves them as in the graphs.
         cache: Of compiled models; None: none are kept in files.
         most: Models that stay loaded, least recently used out first; 0 keeps all.
     """
@@ -118,7 +121,11 @@ class Models:
 
     def _make(self, name: str, shapes: Shapes) -> ov.CompiledModel:
         file = self._find(name)
-        facts = {"graph_sha256": file.sha256, "shapes": [[key, list(s)] for key, s in shapes]}
+        facts = {
+            "graph_sha256": file.sha256,
+            "shapes": [[key, list(s)] for key, s in shapes],
+            "made_as": _MADE_AS,
+        }
         try:
             blob = None if self._cache is None else self._cache.read(name, facts)
             if blob is not None:
@@ -141,13 +148,8 @@ class Models:
             ) from error
 
     def _read(self, file: GraphFile, shapes: Shapes) -> ov.Model:
-        """The graph with its shapes fixed, and tables and texts in the narrow type."""
+        """The graph with its shapes fixed, and what is kept in the narrow type in that."""
         model = self._core.read_model(file.path)
-        for output in model.outputs:
-            if (
-                output.any_name == "features"
-            ):  # for steps without deep blocks, which are not run here
-                model.remove_result(output.get_node())
         if shapes:
             given = dict(shapes)
             model.reshape(

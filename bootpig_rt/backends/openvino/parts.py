@@ -90,6 +90,7 @@ def batch_of(batch: DenoiseBatch, pictures: Sequence[int]) -> DenoiseBatch:
         tables=tuple(batch.tables[table] for table in used),
         num_references=tuple(batch.num_references[table] for table in used),
         entry_of_step=batch.entry_of_step[used],
+        features=tuple(batch.features[picture] for picture in pictures) if batch.features else (),
         solver=replace(
             solver,
             timesteps=solver.timesteps[:, chosen],

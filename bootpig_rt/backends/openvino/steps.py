@@ -3,7 +3,9 @@
 Two buffers hold the state of a part, latents and the solver's history, and take turns: an even step
 reads the first and writes the second. Each has a request of its own, all of whose inputs and
 outputs stay where they are; the host writes the number of the step and starts it. All parts run
-while the host goes on, and are waited for when somebody asks for what they make.
+while the host goes on, and are waited for when somebody asks for what they make. Where steps leave
+out the deep blocks of the U-Net, a third buffer holds the features that those gave: requests of
+`denoise_step` write it, requests of `shallow_step` read it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import openvino as ov
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray
 from bootpig_rt.backends.derived import Derived, Layers
@@ -20,7 +23,7 @@ from bootpig_rt.backends.openvino.launch import AnyArray, Launch
 from bootpig_rt.backends.openvino.models import OV_ERRORS, Models, failed
 from bootpig_rt.backends.openvino.parts import batch_of, parts_of
 from bootpig_rt.backends.openvino.tables import StreamedTables, Table, join
-from bootpig_rt.backends.step_inputs import graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import graph_name, room_for_features, step_inputs
 
 
 class Shared:
@@ -82,12 +85,13 @@ class OpenVINORun:
 
     def __init__(self, shared: Shared, batch: DenoiseBatch) -> None:
         """Lay the batch out and bind all of it."""
-        self._parts = parts_of(batch, sizes=shared.sizes, latent_size=shared.size)
-        models = shared.beside if len(self._parts) > 1 else shared.models
+        parts = parts_of(batch, sizes=shared.sizes, latent_size=shared.size)
+        self._order = np.argsort([picture for part in parts for picture in part.pictures])
+        models = shared.beside if len(parts) > 1 else shared.models
         try:
             self._runs = [
                 PartRun(shared, models, batch_of(batch, part.pictures), is_fixed=part.is_fixed)
-                for part in self._parts
+                for part in parts
             ]
         except OV_ERRORS as error:
             raise failed("laying out a batch", error) from error
@@ -105,14 +109,14 @@ class OpenVINORun:
         """The last step's x0, float32 [B, C, h, w]; the initial noise ahead of step 0."""
         return self._together([run.estimate() for run in self._runs], axis=0)
 
-    def features(self) -> tuple[None, ...]:
-        """None: there are no models here for steps without deep blocks."""
-        return (None,) * sum(len(part.pictures) for part in self._parts)
+    def features(self) -> tuple[AnyArray | None, ...]:
+        """What the deep blocks gave last, of each picture; bfloat16 as its bits."""
+        found = [features for run in self._runs for features in run.features()]
+        return tuple(found[place] for place in self._order)
 
     def _together(self, arrays: list[FloatArray], axis: int) -> FloatArray:
         """A copy of all parts, pictures in the order of the batch."""
-        order = np.argsort([picture for part in self._parts for picture in part.pictures])
-        together: FloatArray = np.concatenate(arrays, axis=axis).take(order, axis=axis)
+        together: FloatArray = np.concatenate(arrays, axis=axis).take(self._order, axis=axis)
         return together
 
 
@@ -135,6 +139,8 @@ class PartRun:
         streams = any(isinstance(table, HostTable) for table in batch.tables)
         laid_out = step_inputs(batch, streams=streams)
         self._graph = graph_name(batch.merge, laid_out.slots)
+        self._deep_steps = batch.deep_steps
+        self._num_pictures = int(batch.state.shape[1])
         # Held for other runs, which may come while this one lives.
         self._texts = shared.texts.of(
             [batch.prompt_embeds], lambda: shared.project(batch.prompt_embeds)
@@ -154,15 +160,42 @@ class PartRun:
         self._current = 0
         self._step = np.zeros(1, np.int64)
         inputs |= {"state": self._states[0], "step": self._step}
-        model = models.get(self._graph, step_shapes(inputs, shared.layers) if is_fixed else ())
-        self._launches = tuple(
+
+        def model_of(graph: str) -> ov.CompiledModel:
+            return models.get(graph, step_shapes(inputs, shared.layers) if is_fixed else ())
+
+        deep = model_of(self._graph)
+        kept: dict[str, AnyArray] = {}
+        if batch.deep_steps is not None:
+            kept["features"], self._rows = room_for_features(
+                batch,
+                laid_out,
+                channels=deep.output("features").partial_shape[1].get_length(),
+                dtype=NUMPY_TYPE[shared.native],
+            )
+        self._features = kept.get("features")
+        self._launches = {True: self._bound(deep, inputs, kept)}
+        if batch.deep_steps is not None and not batch.deep_steps.all():
+            inputs |= kept
+            shallow = model_of(graph_name(batch.merge, laid_out.slots, is_deep=False))
+            self._launches[False] = self._bound(shallow, inputs, {})
+
+    def _bound(
+        self,
+        model: ov.CompiledModel,
+        inputs: Mapping[str, AnyArray],
+        outputs: Mapping[str, AnyArray],
+    ) -> tuple[Launch, Launch]:
+        """A model with everything at its address, for steps that read either buffer."""
+        first, second = (
             Launch(
                 model,
                 {**inputs, "state": self._states[source]},
-                {"next_state": self._states[1 - source], "estimate": self._estimate},
+                {"next_state": self._states[1 - source], "estimate": self._estimate, **outputs},
             )
             for source in range(2)
         )
+        return first, second
 
     def _table(
         self, shared: Shared, batch: DenoiseBatch, tables: list[Table], streams: bool
@@ -189,7 +222,8 @@ class PartRun:
         if self._streamed is not None:
             self._streamed.load(index)
         self._step[0] = index
-        launch = self._launches[self._current]
+        is_deep = self._deep_steps is None or bool(self._deep_steps[index])
+        launch = self._launches[is_deep][self._current]
         try:
             launch.start()
         except OV_ERRORS as error:
@@ -208,6 +242,13 @@ class PartRun:
         self._wait()
         estimate: FloatArray = self._estimate
         return estimate
+
+    def features(self) -> tuple[AnyArray | None, ...]:
+        """What the deep blocks gave last, of each picture."""
+        self._wait()
+        if self._features is None:
+            return (None,) * self._num_pictures
+        return tuple(self._features[rows] for rows in self._rows)
 
     def _wait(self) -> None:
         """Until the step that was started has ended."""

@@ -3,7 +3,8 @@
 Addresses are bound once for a batch, a table once however many pictures read it at whatever steps.
 All engines share one block of scratch memory, because they run one after another on one stream. A
 step is one CUDA graph: the engine, which does guidance and solver as well, and a copy that makes
-its result the state of the next step. The step's number lies on the device.
+its result the state of the next step. The step's number lies on the device, and so do the features
+of the deep blocks: `denoise_step` writes them where `shallow_step` reads them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from bootpig_rt.backends.cuda.memory import Cuda, CudaGraph, DeviceArray
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable, TableDtype
 from bootpig_rt.backends.options import TensorRTOptions
-from bootpig_rt.backends.step_inputs import StepInputs, graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import StepInputs, graph_name, room_for_features, step_inputs
 from bootpig_rt.backends.tensorrt.engine import Engine, Launch, arena_bytes
 from bootpig_rt.backends.tensorrt.flavours import Flavour, flavour_of
 from bootpig_rt.backends.tensorrt.tables import (
@@ -329,15 +330,33 @@ class TensorRTRun:
             }
             inputs = backend._upload(engine, arrays)
             inputs |= self._table(engine, tables, streams)
-            self._launch = Launch(engine, backend._arena, self._cuda, inputs=inputs)
             self._step, self._state = inputs["step"], inputs["state"]
+            deep = Launch(engine, backend._arena, self._cuda, inputs=inputs)
+            self._launches = {True: deep}
+            self._deep_steps = batch.deep_steps
+            if batch.deep_steps is not None and not batch.deep_steps.all():
+                inputs["features"] = deep.outputs["features"]
+                shallow = backend.engine(graph_name(batch.merge, laid_out.slots, is_deep=False))
+                self._launches[False] = Launch(shallow, backend._arena, self._cuda, inputs=inputs)
+            self._last = deep
             # The first launch also finishes kernels, so it is done on a state that is put back.
             first = self._cuda.download(self._state)
-            self._once()
+            self._graphs: dict[bool, CudaGraph] = {}
+            for is_deep, launch in self._launches.items():
+                once = partial(self._once, launch)
+                once()
+                if launch.is_recordable():
+                    self._graphs[is_deep] = self._cuda.capture(once)
             self._cuda.copy_in(first, self._state)
-            self._graph: CudaGraph | None = None
-            if self._launch.is_recordable():
-                self._graph = self._cuda.capture(self._once)
+            if batch.deep_steps is not None:
+                self._features = deep.outputs["features"]
+                room, self._rows = room_for_features(
+                    batch,
+                    laid_out,
+                    channels=self._features.shape[1],
+                    dtype=self._features.dtype,
+                )
+                self._cuda.copy_in(room, self._features)
 
     def step(self, index: int) -> None:
         """Do one step: set its number on the device, then one launch."""
@@ -347,10 +366,12 @@ class TensorRTRun:
                 self._window.show(self._entries[index])
             size = self._numbers.dtype.itemsize
             self._cuda.copy(self._numbers.address + index * size, self._step.address, size)
-            if self._graph is None:
-                self._once()
+            is_deep = self._deep_steps is None or bool(self._deep_steps[index])
+            self._last = self._launches[is_deep]
+            if is_deep in self._graphs:
+                self._graphs[is_deep].launch()
             else:
-                self._graph.launch()
+                self._once(self._last)
             if self._window is not None and index + 1 < len(self._entries):
                 self._window.fetch(self._entries[index + 1])  # while the step runs
 
@@ -360,16 +381,21 @@ class TensorRTRun:
 
     def estimate(self) -> FloatArray:
         """The last step's x0, float32 [B, C, h, w]."""
-        return self._download(self._launch.outputs["estimate"])
+        return self._download(self._last.outputs["estimate"])
 
-    def features(self) -> tuple[None, ...]:
-        """None: there is no engine for steps without deep blocks."""
-        return (None,) * int(self._state.shape[1])
+    def features(self) -> tuple[np.ndarray[Any, Any] | None, ...]:
+        """What the deep blocks gave last, of each picture [rows, C', h, w], on the host."""
+        if self._deep_steps is None:
+            return (None,) * int(self._state.shape[1])
+        with self._backend._lock:
+            self._cuda.activate()
+            found = self._cuda.download(self._features)
+        return tuple(found[rows] for rows in self._rows)
 
-    def _once(self) -> None:
+    def _once(self, launch: Launch) -> None:
         """The engine, then its result becomes the state that the next step reads."""
-        self._launch.run()
-        following = self._launch.outputs["next_state"]
+        launch.run()
+        following = launch.outputs["next_state"]
         self._cuda.copy(following.address, self._state.address, following.nbytes)
 
     def _table(
