@@ -116,14 +116,21 @@ def test_a_picture_is_the_same_to_the_last_bit_in_any_company(
     buckets: tuple[int, ...],
     precision: Any,
 ) -> None:
-    """Beside other solvers, subjects, prompts alone and several references."""
+    """Beside other solvers, subjects, approximations, prompts alone and several references."""
     options = replace(FLOAT32, precision=precision, buckets=buckets)
     pipeline = Pipeline(tiny_bundle_folder, backend=options)
     dog = pipeline.encode_subject(red, "a dog")
     both = pipeline.encode_subject([red, blue], "a dog")
-    one = Request(prompt="a dog", subject=dog, seed=1, num_inference_steps=2, solver="ddim")
+    one = Request(
+        prompt="a dog",
+        subject=dog,
+        seed=1,
+        num_inference_steps=4,
+        solver="ddim",
+        approximation="cache:3",
+    )
     others = [
-        Request(prompt="do", subject=dog, seed=2, num_inference_steps=3, solver="unipc"),
+        replace(one, prompt="do", seed=2, num_inference_steps=3, solver="unipc"),
         Request(prompt="dog do", seed=3, num_inference_steps=2),
         Request(prompt="dog", subject=both, seed=4, num_inference_steps=2),
     ]

@@ -373,6 +373,9 @@ def test_what_the_pipeline_must_know_is_read_without_weights(
         max_steps=50,
         sides_px=(16, 64),
     )
+    deep = [graph for graph in bundle.manifest.graphs if not graph.name.startswith("shallow")]
+    older = msgspec.structs.replace(bundle.manifest, graphs=tuple(deep))
+    assert not bundle_spec(replace(bundle, manifest=older)).keeps_features
     (tmp_path / "vae" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="lacks a field"):
         bundle_spec(bundle)

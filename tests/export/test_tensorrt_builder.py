@@ -351,6 +351,14 @@ def test_engines_of_the_autoencoder_are_built_for_tiles_of_large_pictures() -> N
     assert {shape[2:] for shape in ranges["pixels"]} == {(608, 608)}
 
 
+def test_a_step_without_deep_blocks_has_the_ranges_of_a_step() -> None:
+    inputs = {"features": (-1, 64, -1, -1), "state": (-1, -1, 4, -1, -1), "k_2": (-1, 2, -1, 8)}
+    ranges = input_ranges("shallow_step_mean", inputs, profile=PROFILE, shape=SHAPE)
+    assert ranges["features"] == ((1, 64, 8, 8), (3, 64, 8, 8), (6, 64, 16, 16))
+    assert ranges["state"] == ((1, 1, 4, 8, 8), (4, 1, 4, 8, 8), (4, 2, 4, 16, 16))
+    assert ranges["k_2"] == ((1, 2, 64, 8), (25, 2, 64, 8), (300, 2, 256, 8))
+
+
 @pytest.mark.parametrize(
     ("graph", "inputs", "message"),
     [
