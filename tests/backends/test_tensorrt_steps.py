@@ -91,7 +91,7 @@ class HostEngine:
         self._ranges = input_ranges(path.stem, sizes, profile=profile, shape=shape)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self.tensors)[index]
+        return str(list(self.tensors)[index])
 
     def get_tensor_dtype(self, name: str) -> Any:
         return SimpleNamespace(name=TYPES[self.tensors[name].type][0])
