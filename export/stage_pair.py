@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from bootpig_rt.bundle.files import list_files
+from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.pair_config import TINY_VAE, read_pair_config
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.build_options import Weights
@@ -25,6 +26,9 @@ from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
 from bootpig_rt.models.save import save_pair
 
 logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+"""The model card: a text for people, which no manifest lists."""
 
 _GRAPH_SUFFIXES = (".onnx", ".engine", ".layers.json")
 
@@ -47,8 +51,8 @@ def pair_files(folder: Path) -> list[str] | None:
     with safe_open(folder / "text_encoder" / f"{TEXT_STEM}.safetensors", framework="pt") as stream:
         if not any(name.startswith("text_model.") for name in stream.keys()):
             return None
-    tokenizer = [f"tokenizer/{name}" for name in TOKENIZER_FILES]
-    return files + [file for file in tokenizer if (folder / file).is_file()]
+    optional = [INDEX_FILE, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]
+    return files + [file for file in optional if (folder / file).is_file()]
 
 
 def is_stored_half(folder: Path, files: list[str]) -> bool:
@@ -98,6 +102,8 @@ def link_pair(source: Path, files: list[str], folder: Path) -> None:
             link_or_copy(source / file, folder / file)
         else:  # small, and edited by hand now and then
             shutil.copyfile(source / file, folder / file)
+    if (source / CARD).is_file():
+        shutil.copyfile(source / CARD, folder / CARD)
 
 
 def write_pair(pair: Pair, folder: Path, *, dtype: torch.dtype) -> None:

@@ -203,6 +203,7 @@ def make_tiny_pair() -> MakeTinyPair:
             for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
                 (saved / name).rename(rest / name)
             (saved / "pair.json").unlink()
+            (saved / "model_index.json").unlink()
         return saved
 
     return make

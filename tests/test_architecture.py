@@ -70,6 +70,7 @@ def test_import_contracts_hold(root: Path, tmp_path: Path) -> None:
 def sources(root: Path) -> list[Path]:
     """Every Python file of the project, each once (the links in bootpig_rt are left out)."""
     folders = ["bootpig_rt", "kernels", "export", "training", "benchmarks", "tests"]
+    folders += ["integrations", "examples"]
     found = [path for folder in folders for path in sorted((root / folder).rglob("*.py"))]
     links = [root / "bootpig_rt" / name for name in ("kernels", "export", "training")]
     return [path for path in found if not any(path.is_relative_to(link) for link in links)]

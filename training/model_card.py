@@ -1,4 +1,4 @@
-"""The model card of a trained pair: `MODEL_CARD.md` in its folder, written by programs alone.
+"""The model card of a trained pair: `README.md` in its folder, written by programs alone.
 
 What the card says comes from the files beside it: `pair.json` and the configurations,
 `provenance.json` (settings, data, start), and `card.json`, which holds what came later: licences
@@ -19,7 +19,8 @@ from bootpig_rt.errors import CheckpointError
 from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training.provenance import FILE as PROVENANCE_FILE
 
-CARD_FILE = "MODEL_CARD.md"
+CARD_FILE = "README.md"
+"""What a hub shows of a folder."""
 FACTS_FILE = "card.json"
 PANEL_FILE = "bias_panel.png"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -30,6 +31,11 @@ Row = tuple[str, str]
 """What was measured, and its value with its interval."""
 
 _SCHEDULES = {"same": "exact", "clean": "clean", "mixed": "exact or clean"}
+# Names that a hub knows; any other is told to it as a name of its own.
+_HUB_LICENCES = (
+    *("apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0"),
+    *("creativeml-openrail-m", "mit", "openrail", "openrail++"),
+)
 _LICENCES: dict[Owner, str] = {"pair": "the pair", "base": "its base", "data": "its data"}
 
 
@@ -64,6 +70,7 @@ def write_card(folder: Path) -> Path:
         record = read_json(folder / PROVENANCE_FILE)
     tokens = read_json(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        front=_front(facts.get("licences", {}).get("pair")),
         name=config.name,
         size_px=config.sample_size_px,
         architecture=_architecture(folder, config),
@@ -166,6 +173,16 @@ def _rate(found: Mapping[str, float] | None) -> str:
     if found is None:
         return ""
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _front(licence: str | None) -> str:
+    """What a hub reads of a card: the kind of model, and its licence where it was stated."""
+    lines = ["library_name: bootpig-rt", "pipeline_tag: text-to-image"]
+    if licence is not None and licence.lower() in _HUB_LICENCES:
+        lines.append(f"license: {licence.lower()}")
+    elif licence is not None:
+        lines += ["license: other", f"license_name: {json.dumps(licence, ensure_ascii=False)}"]
+    return "\n".join(["---", *lines, "tags:", "- bootpig", "- subject-driven", "---", "", ""])
 
 
 def _architecture(folder: Path, config: PairConfig) -> str:

@@ -20,6 +20,7 @@ from bootpig_rt.backends.options import (
 )
 from bootpig_rt.bundle.bundle import Bundle, is_bundle, open_bundle, read_manifest
 from bootpig_rt.bundle.lora import Lora
+from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 
 __all__ = [
@@ -153,6 +154,8 @@ def create_backend(
             f"model {folder} {what}, expected the folder of a pair or a bundle; check the path",
             folder,
         )
+    if not is_bundle(folder):  # whose files are all compared with its manifest
+        check_model_index(folder)
     needs_weights = base_model is not None or bool(loras)
     chosen = _backend_for(folder, needs_weights) if name == "auto" else name
     if loras and chosen != "torch":

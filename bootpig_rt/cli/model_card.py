@@ -13,7 +13,7 @@ HELP = "write a pair's model card anew: state licences, draw the panel of people
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.epilog = (
-        "`train` writes MODEL_CARD.md beside each pair, and `evaluate` adds its scores; this\n"
+        "`train` writes README.md beside each pair, and `evaluate` adds its scores; this\n"
         "command adds what neither can know. What was added stays in card.json, and the card is\n"
         "written from it. A bundle's files are sealed: give the pair that it was built from.\n\n"
         "examples:\n"

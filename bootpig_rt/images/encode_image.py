@@ -46,6 +46,7 @@ def encode_image(
     is_generated: bool = True,
     credentials: ContentCredentials | None = None,
     references: Sequence[ReferenceOrigin] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> bytes:
     """Encode a picture, with its marks and nothing else that it may have brought along.
 
@@ -64,11 +65,12 @@ def encode_image(
             is not signed either.
         credentials: Signs the picture; None leaves it unsigned.
         references: Origins of the reference images, from `credentials.origin`, for the manifest.
+        texts: PNG only. Further text chunks by name, which other programs read.
 
     Raises:
         CredentialsError: The picture must be signed, and cannot be.
-        ParameterError: A format, compression or mode of the picture that there is not, or
-            parameters that JSON cannot hold.
+        ParameterError: A format, compression or mode of the picture that there is not, parameters
+            that JSON cannot hold, or texts that this format has no place for.
     """
     check_name("format", format, tuple(MEDIA_TYPES))
     quality = _quality(format, compression)
@@ -77,12 +79,19 @@ def encode_image(
             f"a picture of mode {image.mode} cannot become {format}, expected one of: "
             f"{', '.join(_MODES[format])}; convert it first"
         )
+    if texts and (format != "png" or {PARAMETERS_CHUNK, XMP_CHUNK} & texts.keys()):
+        raise ParameterError(
+            f"texts {', '.join(texts)} for a {format}, expected a png and names other than "
+            f"{PARAMETERS_CHUNK} and {XMP_CHUNK}"
+        )
     text = None if parameters is None else to_json(parameters)
     clean = image.copy()
     clean.info = {}
     encoded = io.BytesIO()
     if format == "png":
         info = _chunks(text, is_generated=is_generated)
+        for name, value in (texts or {}).items():
+            info.add_text(name, value)
         clean.save(encoded, "PNG", pnginfo=info, compress_level=_PNG_LEVEL)
     elif format == "jpeg":
         # No subsampling: at the sizes of small pairs the colour of a pixel or two is a detail.

@@ -25,6 +25,7 @@ def save_png(
     is_generated: bool = True,
     credentials: ContentCredentials | None = None,
     references: Sequence[ReferenceOrigin] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a picture as PNG, with its marks as `encode_image` makes them.
 
@@ -35,6 +36,7 @@ def save_png(
         is_generated: False for a picture that no model made.
         credentials: Signs the picture; None leaves it unsigned.
         references: Origins of the reference images.
+        texts: Further text chunks by name, of other programs.
 
     Raises:
         StorageError: The file cannot be written; whatever was there before is still there.
@@ -48,5 +50,6 @@ def save_png(
         is_generated=is_generated,
         credentials=credentials,
         references=references,
+        texts=texts,
     )
     atomic_write_bytes(path, encoded)

@@ -1,7 +1,8 @@
 """A pair on disk, in two layouts, read into modules that are checked before anyone runs them.
 
 - Ours, one folder: `pair.json`, `base_unet`, `ref_unet`, `vae`, `text_encoder`, `tokenizer`,
-  `scheduler`; where there is one, a `tiny_vae`.
+  `scheduler`; where there is one, a `tiny_vae`; and `model_index.json`, which folders of earlier
+  versions lack.
 - The published trainer's: `base_unet` and `ref_unet`, with the other four in the Stable Diffusion
   folder that the pair was trained from.
 
@@ -22,6 +23,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from bootpig_rt.bundle.lora import Lora
+from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.bundle.pair_config import (
     TINY_VAE,
     PairConfig,
@@ -115,6 +117,7 @@ def load_pair(
             folder,
         )
     rest = folder if base_model is None else Path(base_model)
+    check_model_index(folder)
     _check_folders(folder, rest)
     config: PairConfig | None = None
     if (folder / "pair.json").is_file():

@@ -10,10 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
+from bootpig_rt.bundle.model_index import model_index_json
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.errors import (
     BootPIGError,
@@ -34,7 +37,7 @@ def save_pair(
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
 ) -> Path:
-    """Save a pair in the single-folder layout.
+    """Save a pair in the single-folder layout, which is that of Hugging Face.
 
     Everything goes to a hidden folder beside the target, which takes its name at the end: a full
     disk or an interrupt leaves what was there before.
@@ -112,6 +115,16 @@ def _write(pair: Pair, folder: Path, dtype: torch.dtype) -> None:
     (folder / "scheduler").mkdir()
     _write_bytes(folder / "scheduler" / "scheduler_config.json", _json_bytes(pair.scheduler))
     _write_bytes(folder / "pair.json", pair.config.to_json().encode())
+    _write_bytes(folder / INDEX_FILE, index_of(pair).encode())
+
+
+def index_of(pair: Pair) -> str:
+    """The text of a pair's `model_index.json`."""
+    return model_index_json(
+        pair.config,
+        autoencoder=type(pair.vae).__name__,
+        diffusers_version=diffusers.__version__,
+    )
 
 
 def _write_module(

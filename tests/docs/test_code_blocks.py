@@ -29,7 +29,16 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 OUTPUTS = {"text", "json", "toml", ""}
 OTHER_PROGRAMS = {"accelerate", "git", "hf", "openssl", "pytest", "python3"}
 OTHER_PROGRAMS |= {"chown", "docker", "kubectl", "serve", "tritonserver"}
-FOLDERS = ("bootpig_rt/", "benchmarks/", "training/", "tests/", "docs/", "export/", "kernels/")
+FOLDERS = (
+    "bootpig_rt/",
+    "examples/",
+    "benchmarks/",
+    "training/",
+    "tests/",
+    "docs/",
+    "export/",
+    "kernels/",
+)
 
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^\n>]*?) -->\n)?```(?P<language>\S*)\n(?P<code>.*?)^```$", re.M | re.S

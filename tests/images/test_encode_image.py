@@ -153,11 +153,24 @@ def test_lower_compression_values_make_smaller_files() -> None:
         ({"compression": 50}, "a PNG loses nothing: leave it out"),
         ({"parameters": {"x": float("nan")}}, "do not fit JSON"),
         ({"parameters": {"x": b"1"}}, "do not fit JSON"),
+        (
+            {"texts": {"workflow": "x"}, "format": "jpeg"},
+            "texts workflow for a jpeg, expected a png",
+        ),
+        ({"texts": {"parameters": "x"}}, "names other than parameters and XML:com.adobe.xmp"),
     ],
 )
 def test_what_cannot_be_written_is_refused(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ParameterError, match=expected):
         encode_image(Image.new("RGB", (8, 8)), **options)
+
+
+def test_texts_of_other_programs_lie_beside_the_marks_of_a_png() -> None:
+    encoded = encode_image(Image.new("RGB", (8, 8)), parameters={"a": 1}, texts={"workflow": "ü日"})
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert image.info["workflow"] == "ü日"
+    assert is_marked_generated(encoded)
+    assert read_parameters(encoded) == {"a": 1}
 
 
 def test_a_mode_that_the_format_lacks_is_refused() -> None:

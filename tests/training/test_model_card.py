@@ -36,7 +36,8 @@ def pair(pair_result: Path, tmp_path: Path) -> Path:
 def test_a_trained_pair_has_a_card_with_its_settings_data_and_start(pair_result: Path) -> None:
     card = (pair_result / CARD_FILE).read_text()
     config = json.loads((pair_result / "provenance.json").read_text())["config"]
-    assert card.startswith("# Model card: ")
+    assert card.startswith("---\nlibrary_name: bootpig-rt\n")
+    assert "\n---\n\n# Model card: " in card
     assert f"| pair | {config['steps']} | {config['batch_size']} | {config['seed']} |" in card
     assert "| base | 2 | 2 | 5 |" in card
     assert "| vae | 4 | 2 | 5 |" in card

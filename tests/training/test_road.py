@@ -209,7 +209,7 @@ def test_the_whole_road_goes_from_a_folder_to_a_picture_and_goes_on_where_it_was
         assert "c2pa" not in picture.info
     page = (out / "report.html").read_text()
     assert "plain shapes" in page
-    card = (out / "card" / "MODEL_CARD.md").read_text()
+    card = (out / "card" / "README.md").read_text()
     assert "Suite tiny" in card
     assert "people and professions: not applicable" in card
     assert "samples are bootstrapped" in card

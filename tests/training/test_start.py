@@ -74,6 +74,7 @@ def starts(
     shutil.copytree(pair_result, published, ignore=shutil.ignore_patterns("*.json"))
     shutil.copytree(pair_result, published, dirs_exist_ok=True)
     (published / "pair.json").unlink()
+    (published / "model_index.json").unlink()
     return {
         "init-pair": untrained,
         "diffusers": diffusers_folder,

@@ -1,0 +1,320 @@
+"""The nodes. Each is a thin skin of `bootpig_rt`; what a picture becomes does not depend on them.
+
+Pictures travel as ComfyUI's IMAGE, float32 [B, H, W, 3] in [0, 1]. A pair travels as
+BOOTPIG_PAIR, a subject as BOOTPIG_SUBJECT, and what pictures were made from as BOOTPIG_PARAMETERS.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bootpig_rt import (
+    Event,
+    ParameterError,
+    Pipeline,
+    ReferenceEvent,
+    Request,
+    StepEvent,
+    Subject,
+)
+from bootpig_rt.images.picture import save_png
+
+from .host import Progress, output_file, pair_folders, workflow_texts
+
+CATEGORY = "BootPIG"
+SHIPPED = "small pair of the package"
+OWN = "the pair's own"
+
+Inputs = dict[str, dict[str, Any]]
+
+
+class LoadPair:
+    """Load a pair or a bundle; it stays loaded until an input or its folder changes."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = ("BOOTPIG_PAIR",)
+    RETURN_NAMES = ("pair",)
+    DESCRIPTION = "A pair or a bundle of models/bootpig, or of any folder."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """A name from the list, or a path."""
+        backends = ["auto", "onnxruntime", "openvino", "torch", "tensorrt"]
+        return {
+            "required": {
+                "pair": ([SHIPPED, *pair_folders()], {"tooltip": "Folders in models/bootpig."}),
+                "backend": (backends, {"tooltip": "auto: what the folder was made for."}),
+                "device": ("STRING", {"default": "auto", "tooltip": "auto, cpu, cuda or cuda:N"}),
+            },
+            "optional": {
+                "folder": ("STRING", {"default": "", "tooltip": "A path in place of the name."}),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, folder: str = "") -> bool | str:
+        """Say what is wrong with a path before anything runs."""
+        if folder.strip() and not (Path(folder.strip()) / "pair.json").is_file():
+            return f"{folder.strip()} is no folder of a pair or a bundle (it has no pair.json)"
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, pair: str, backend: str, device: str, folder: str = "") -> str:
+        """Another value where the folder was trained or built anew: the pair is loaded again."""
+        where = _folder_of(pair, folder)
+        if where is None:
+            return SHIPPED
+        stamps = [
+            (where / name).stat().st_mtime_ns
+            for name in ("pair.json", "manifest.json")
+            if (where / name).is_file()
+        ]
+        return f"{where} {stamps}"
+
+    def load(self, pair: str, backend: str, device: str, folder: str = "") -> tuple[Pipeline]:
+        """Load it.
+
+        Raises:
+            CheckpointError: It is no usable pair.
+            BackendUnavailable: A package or the device is missing.
+        """
+        return (Pipeline(_folder_of(pair, folder), backend=backend, device=device),)
+
+
+def _folder_of(pair: str, folder: str) -> Path | None:
+    """The folder that was asked for; None for the pair inside the package."""
+    if folder.strip():
+        return Path(folder.strip())
+    return None if pair == SHIPPED else pair_folders()[pair]
+
+
+class EncodeSubject:
+    """Reference images to a subject, for any number of samplings."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "encode"
+    RETURN_TYPES = ("BOOTPIG_SUBJECT", "IMAGE")
+    RETURN_NAMES = ("subject", "as the pair sees it")
+    DESCRIPTION = (
+        "One or several pictures of one thing. Connect the mask of Load Image, and what is "
+        "transparent there is left out; otherwise pictures should be on white."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """Pictures, and what they show."""
+        return {
+            "required": {
+                "pair": ("BOOTPIG_PAIR",),
+                "images": ("IMAGE", {"tooltip": "A batch: several pictures of the subject."}),
+                "reference_prompt": ("STRING", {"default": "a photo of an owl"}),
+            },
+            "optional": {"mask": ("MASK", {"tooltip": "1 where there is no subject."})},
+        }
+
+    def encode(
+        self,
+        pair: Pipeline,
+        images: torch.Tensor,
+        reference_prompt: str,
+        mask: torch.Tensor | None = None,
+    ) -> tuple[Subject, torch.Tensor]:
+        """Cut out, put on white, encode.
+
+        Raises:
+            InputError: A picture or the prompt cannot be used.
+        """
+        prepared = pair.prepare_references(_cut_out(images, mask))
+        return pair.encode_prepared(prepared, reference_prompt), _as_tensor(prepared)
+
+
+class Sample:
+    """Draw a subject as a prompt says."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "sample"
+    RETURN_TYPES = ("IMAGE", "BOOTPIG_PARAMETERS")
+    RETURN_NAMES = ("images", "parameters")
+    DESCRIPTION = "Draws with previews; Cancel stops after the step that runs."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """What a request has; 0 and -1 stand for the pair's own."""
+        scale = {"default": -1.0, "min": -1.0, "max": 100.0, "step": 0.1, "tooltip": "-1: own"}
+        side = {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "0: the pair's own"}
+        seed = {"default": 0, "min": 0, "max": 2**63 - 1, "control_after_generate": True}
+        return {
+            "required": {
+                "pair": ("BOOTPIG_PAIR",),
+                "subject": ("BOOTPIG_SUBJECT",),
+                "prompt": ("STRING", {"multiline": True, "default": "a photo of an owl, "}),
+                "negative_prompt": ("STRING", {"multiline": True, "default": ""}),
+                "seed": ("INT", seed),
+                "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: own"}),
+                "image_guidance": ("FLOAT", scale),
+                "text_guidance": ("FLOAT", scale),
+                "solver": ([OWN, "ddim", "dpmpp_2m", "unipc"],),
+                "pictures": ("INT", {"default": 1, "min": 1, "max": 64}),
+            },
+            "optional": {
+                "width": ("INT", side),
+                "height": ("INT", side),
+                "merge": ([OWN, "argmax", "softmax", "mean", "concat"],),
+                "reference_schedule": ("STRING", {"default": "", "tooltip": "Empty: own"}),
+                "preview_every": ("INT", {"default": 1, "min": 0, "max": 1000}),
+            },
+        }
+
+    def sample(
+        self,
+        pair: Pipeline,
+        subject: Subject,
+        prompt: str,
+        negative_prompt: str,
+        seed: int,
+        steps: int,
+        image_guidance: float,
+        text_guidance: float,
+        solver: str,
+        pictures: int,
+        width: int = 0,
+        height: int = 0,
+        merge: str = OWN,
+        reference_schedule: str = "",
+        preview_every: int = 1,
+    ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Draw, and let ComfyUI follow.
+
+        Raises:
+            InputError: The request cannot be drawn by this pair; says why.
+            InterruptProcessingException: ComfyUI's, where Cancel was pressed; the pair stays
+                loaded and as it was.
+        """
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            subject=subject,
+            seed=seed,
+            num_inference_steps=steps or None,
+            image_guidance_scale=None if image_guidance < 0 else image_guidance,
+            text_guidance_scale=None if text_guidance < 0 else text_guidance,
+            solver=None if solver == OWN else solver,
+            num_images_per_prompt=pictures,
+            width=width or None,
+            height=height or None,
+            merge=None if merge == OWN else merge,
+            reference_schedule=reference_schedule.strip() or None,
+        )
+        return _draw(pair, request, preview_every)
+
+
+class Save:
+    """Save pictures with what made them: parameters, the mark of generated pictures, workflow."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "save"
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = ()
+    OUTPUT_NODE = True
+    DESCRIPTION = "PNG files that say that they are generated and from what."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """Pictures and a name."""
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "BootPIG"}),
+            },
+            "optional": {"parameters": ("BOOTPIG_PARAMETERS",)},
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
+        }
+
+    def save(
+        self,
+        images: torch.Tensor,
+        filename_prefix: str,
+        parameters: list[dict[str, Any]] | None = None,
+        prompt: Any = None,
+        extra_pnginfo: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write each picture whole or not at all.
+
+        Raises:
+            ParameterError: Parameters of another number of pictures.
+            StorageError: The disk refuses.
+        """
+        pictures = _as_pictures(images)
+        if parameters is not None and len(parameters) != len(pictures):
+            raise ParameterError(
+                f"{len(parameters)} parameters for {len(pictures)} images; connect both outputs "
+                "of one BootPIG: sample"
+            )
+        texts, saved = workflow_texts(prompt, extra_pnginfo), []
+        for number, picture in enumerate(pictures):
+            path, told = output_file(filename_prefix, picture, number)
+            made_from = None if parameters is None else parameters[number]
+            save_png(picture, path, made_from, texts=texts)
+            saved.append(told)
+        return {"ui": {"images": saved}}
+
+
+def _draw(
+    pair: Pipeline, request: Request, preview_every: int
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """Draw a request while ComfyUI shows its steps; returns IMAGE and parameters."""
+    plan = pair.engine.planner.plan(request)
+    progress = Progress(plan.solver.num_steps * request.num_images_per_prompt)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, ReferenceEvent):
+            progress.show(0)
+        elif isinstance(event, StepEvent):
+            progress.show(event.done, event.previews[0] if event.previews else None)
+
+    job = pair.engine.submit(request, on_event=on_event, preview_every=preview_every or None)
+    try:
+        pair.engine.drive([job])
+    finally:
+        job.cancel()  # nothing, where it is done
+    result = job.result()
+    return _as_tensor(result.images), [one.to_dict() for one in result.parameters]
+
+
+def _as_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    """RGB pictures of one size as IMAGE."""
+    arrays = [np.asarray(picture, np.float32) / 255 for picture in pictures]
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _as_pictures(images: torch.Tensor) -> list[Image.Image]:
+    """IMAGE as RGB pictures."""
+    levels = (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(one[..., :3]) for one in levels]
+
+
+def _cut_out(images: torch.Tensor, mask: torch.Tensor | None) -> list[Image.Image]:
+    """Pictures, transparent where the mask is 1.
+
+    Raises:
+        ParameterError: The mask is of another size.
+    """
+    pictures = _as_pictures(images)
+    if mask is None or not bool(mask.any()):  # Load Image gives zeros for a picture without one
+        return pictures
+    mask = mask.detach().cpu().reshape(-1, *mask.shape[-2:])
+    height, width = images.shape[1:3]
+    if mask.shape[0] not in (1, len(pictures)) or tuple(mask.shape[1:]) != (height, width):
+        raise ParameterError(
+            f"the mask is {list(mask.shape)}, expected [1 or {len(pictures)}, {height}, {width}] "
+            "as its images; connect the mask of the same Load Image"
+        )
+    alphas = ((1 - mask.clamp(0, 1)) * 255).round().to(torch.uint8).numpy()
+    for number, picture in enumerate(pictures):
+        picture.putalpha(Image.fromarray(alphas[number if len(alphas) > 1 else 0]))
+    return pictures
