@@ -91,7 +91,7 @@ bench-smoke: $(VENV)/.dev-installed
 # Its training data lie apart from those of the recipe in the README, which are others.
 ROUNDS ?=
 SMOKE ?=
-SUITES := baselines full-size full-size-512 shares reference quality latency kernels builds serving soak
+SUITES := baselines full-size full-size-512 shares reference quality inpaint latency kernels builds serving soak
 DATA := bench/data
 ifeq ($(SMOKE),)
 RESULTS := benchmarks/results

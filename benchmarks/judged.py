@@ -71,18 +71,18 @@ class Quality:
         """
         found: dict[str, float | None] = {}
         for name in MEASURES:
-            found |= _ends(name, self.said[name], self.whose)
+            found |= ends_of(name, self.said[name], self.whose)
         if base is None:
             return found
         if self.whose != base.whose:
             raise ParameterError("pictures of other shots cannot be compared one by one")
         for name in MEASURES:
             change = np.subtract(self.said[name], base.said[name]).tolist()
-            found |= _ends(f"{name}_change", change, self.whose)
+            found |= ends_of(f"{name}_change", change, self.whose)
         return found
 
 
-def _ends(name: str, said: Sequence[float], whose: Sequence[int]) -> dict[str, float | None]:
+def ends_of(name: str, said: Sequence[float], whose: Sequence[int]) -> dict[str, float | None]:
     """A mean by subject and its 95 % interval, from a bootstrap over subjects."""
     found = rate(said, whose)
     if found is None:
@@ -169,17 +169,20 @@ class Jury:
             resume=True,
             on_progress=on_progress,
         )
-        said = self._said(chosen, pictures, digest)
+        return self.judge_pictures(chosen, pictures)
+
+    def judge_pictures(self, shots: Sequence[Shot], pictures: NDArray[np.uint8]) -> Quality:
+        """Judge pictures of shots, uint8 [N, S, S, 3], whoever drew them."""
+        said = self._said(list(shots), pictures)
         return Quality(
             {key: tuple(each) for key, each in said.items()},
-            tuple(s.subject for s in chosen),
+            tuple(s.subject for s in shots),
             pictures,
         )
 
-    def _said(
-        self, shots: list[Shot], pictures: NDArray[np.uint8], digest: str
-    ) -> dict[str, list[float]]:
+    def _said(self, shots: list[Shot], pictures: NDArray[np.uint8]) -> dict[str, list[float]]:
         """What the judges say; of pictures that they have seen before, what they said then."""
+        digest = suite_digest(self.subjects, self.config)
         key = hashlib.sha256(f"{digest} {MEASURES}".encode())
         key.update("".join(shot.tag for shot in shots).encode())
         key.update(pictures.tobytes())

@@ -56,6 +56,14 @@ ABOUT = {
         "some steps, guidance or reference for part of them, a student. Changes are to 25 steps "
         "of `dpmpp_2m`, picture by picture, on subjects that were held out from training.",
     ),
+    "inpaint": (
+        "Subjects drawn into given scenes",
+        "The renderer draws a scene, and the same scene with the subject in it. The pair is given "
+        "the first with a mask around the subject's place. Judges see all of the picture; the seam "
+        "is the mean distance to the renderer's picture, in levels of 255, in the three pixels "
+        "inside the mask's border. Pixels outside the mask that changed are counted. Changes are "
+        "to the subject's own reference, picture by picture.",
+    ),
     "latency": (
         "From process start to picture",
         "Whole processes, with and without their files in the system's cache, then every part of a "

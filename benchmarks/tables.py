@@ -12,6 +12,8 @@ NAMES = {
     "perceptual": "perceptual distance",
     "network": "identity by the network",
     "scene": "scene",
+    "seam_levels": "seam, levels of 255",
+    "changed_outside": "pixels changed outside the mask",
     "peak_bytes": "most memory",
     "bundle_bytes": "bundle",
     "graphs_and_engines_bytes": "graphs and engines",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         SubjectMismatch,
     )
     from bootpig_rt.images.background import BackgroundRemover
+    from bootpig_rt.images.canvas import Canvas
     from bootpig_rt.pipeline import Pipeline
     from bootpig_rt.reference.schedule import ReferenceSchedule
     from bootpig_rt.reference.subject import Subject
@@ -72,6 +73,7 @@ _MODULE_OF_NAME = {
     "BootPIGError": "bootpig_rt.errors",
     "BundleError": "bootpig_rt.errors",
     "Cancelled": "bootpig_rt.errors",
+    "Canvas": "bootpig_rt.images.canvas",
     "CheckpointError": "bootpig_rt.errors",
     "ConfigError": "bootpig_rt.errors",
     "CredentialsError": "bootpig_rt.errors",
@@ -127,6 +129,7 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "PictureParameters",
     "Timings",
     "Subject",
+    "Canvas",
     "ReferenceSchedule",
     "Approximation",
     "PictureSettings",

@@ -98,6 +98,21 @@ def check_share(name: str, value: Any) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
 
 
+def check_strength(value: object) -> float:
+    """Return how much of a given picture is drawn anew, over 0 up to 1.
+
+    Raises:
+        ParameterError: Anything else.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0.0 < float(value) <= 1.0:  # type: ignore[arg-type]
+        raise ParameterError(
+            f"strength is {shown(value)}, expected a number over 0 up to 1: 1 draws all anew, "
+            "0.3 changes a little"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
 def check_name(name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a name that is not in the list.
 

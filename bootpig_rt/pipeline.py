@@ -36,6 +36,7 @@ from bootpig_rt.errors import (
     PromptError,
 )
 from bootpig_rt.images.background import BackgroundRemover
+from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.image_input import MAX_PIXELS
 from bootpig_rt.images.picture import ImageSource, from_prepared, to_pil
 from bootpig_rt.reference.encode import encode, encode_pixels, prepare
@@ -168,6 +169,10 @@ class Pipeline:
         approximation: Approximation | str = "none",
         width: int | None = None,
         height: int | None = None,
+        image: ImageSource | None = None,
+        mask_image: ImageSource | None = None,
+        strength: float | None = None,
+        mask_edge_px: int | None = None,
         tenant: str = "",
         on_event: OnEvent | None = None,
     ) -> GenerationResult:
@@ -194,6 +199,13 @@ class Pipeline:
             approximation: `none`, `cache:K` or `cache:K+window:A-B`, see `Approximation`.
             width: Of the pictures, in pixels.
             height: Of the pictures, in pixels.
+            image: A picture to draw into, or from; it gives the pictures their size.
+            mask_image: Black and white, of the same size: white is drawn, black comes out as it
+                is. Without it all of the image is drawn over.
+            strength: Share of the steps that are done, over 0 up to 1: how much of what is drawn
+                over may change. By default 1 with a mask, 0.8 without.
+            mask_edge_px: Pixels inside the mask over which what is drawn fades into the image, 0 to
+                256; by default as many as a latent is wide.
             tenant: Whose call it is: tenants never share tables.
             on_event: Called with a `ReferenceEvent` after each launch of a reference pass and with
                 a `StepEvent` after each step; what it raises ends the call.
@@ -210,6 +222,11 @@ class Pipeline:
         prompts = _prompts(prompt)
         seeds = _seeds(seed, len(prompts), num_images_per_prompt)
         timings = Timings()
+        canvas = None
+        if image is not None:
+            canvas = Canvas.load(image, mask_image)
+        elif mask_image is not None:
+            raise ParameterError("mask_image is given without an image; give both, or neither")
         if subject is None:
             if reference_prompt is None:
                 reference_prompt = class_phrase(prompts)
@@ -238,6 +255,9 @@ class Pipeline:
                 approximation=approximation,
                 width=width,
                 height=height,
+                canvas=canvas,
+                strength=strength,
+                mask_edge_px=mask_edge_px,
                 tenant=tenant,
             )
             for one, first_seed in zip(prompts, seeds, strict=True)

@@ -20,9 +20,11 @@ from bootpig_rt.checks import (
     check_seed,
     check_share,
     check_steps,
+    check_strength,
 )
 from bootpig_rt.diffusion.noise_schedule import SOLVERS
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.images.canvas import MAX_EDGE_PX, Canvas
 from bootpig_rt.reference.schedule import WHOLE, ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 
@@ -52,6 +54,11 @@ class Request:
         approximation: What steps leave out, see `Approximation`; `none` leaves out nothing.
         width: Of the pictures, in pixels.
         height: Of the pictures, in pixels.
+        canvas: A given picture that they are drawn into where its mask says, or from.
+        strength: How much of the canvas is drawn anew, over 0 up to 1: the share of the steps that
+            are done. By default 1 with a mask, 0.8 without.
+        mask_edge_px: Pixels inside the mask over which what is drawn fades into the canvas, 0 to
+            256; by default as many as a latent is wide.
         tenant: Whose request it is: tenants take turns, and never share reference tables.
 
     Raises:
@@ -73,6 +80,9 @@ class Request:
     approximation: Approximation | str = "none"
     width: int | None = None
     height: int | None = None
+    canvas: Canvas | None = None
+    strength: float | None = None
+    mask_edge_px: int | None = None
     tenant: str = ""
 
     def __post_init__(self) -> None:
@@ -110,6 +120,27 @@ class Request:
             size = getattr(self, name)
             if size is not None:
                 put(self, name, check_int(name, size, 8, 4096, "leave it out for the pair's own"))
+        if self.canvas is not None or self.strength is not None or self.mask_edge_px is not None:
+            self._check_canvas()
+
+    def _check_canvas(self) -> None:
+        canvas = self.canvas
+        if canvas is not None and not isinstance(canvas, Canvas):
+            raise ParameterError(
+                f"canvas is of type {type(canvas).__name__}, expected a Canvas; make one with "
+                "Canvas.load(image, mask_image)"
+            )
+        if self.strength is not None:
+            if canvas is None:
+                raise ParameterError("strength is given without an image; give both, or neither")
+            object.__setattr__(self, "strength", check_strength(self.strength))
+        if self.mask_edge_px is not None:
+            if canvas is None or canvas.mask is None:
+                raise ParameterError(
+                    "mask_edge_px is given without a mask; give mask_image too, or leave it out"
+                )
+            edge = check_int("mask_edge_px", self.mask_edge_px, 0, MAX_EDGE_PX)
+            object.__setattr__(self, "mask_edge_px", edge)
 
     def of_subject(self, subject: Subject) -> Request:
         """The same request, of a subject."""
@@ -174,6 +205,9 @@ class PictureParameters:
     table_dtype: str | None
     width: int
     height: int
+    strength: float | None
+    mask_edge_px: int | None
+    canvas_fingerprint: str | None
     model: str
     model_fingerprint: str
     backend: str
@@ -195,7 +229,7 @@ class Timings:
 
     Attributes:
         queue_ms: From submitting to the first work on it: a table, or a step.
-        encode_ms: Preparing reference images and encoding them to latents.
+        encode_ms: Preparing reference images and encoding them, and given pictures, to latents.
         text_ms: Tokens and text states.
         reference_ms: The Reference U-Net; near 0 when the subject's table was there already.
         denoise_ms: Steps.

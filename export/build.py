@@ -192,6 +192,7 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
             profile=profile,
             merges=options.merges,
             keeps_features=True,
+            takes_masks=True,
             progress=tell,
         )
     config = pair.config

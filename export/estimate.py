@@ -147,7 +147,8 @@ def estimate(
     if not is_linked and options.weights != "as-is":
         on_disk = min(on_disk, 2 * total)
     engines = 0
-    steps = (num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder) // 2  # those without deep blocks have few weights
+    # Those without deep blocks have few weights.
+    steps = (num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder) // 2
     if options.is_engine:  # each engine holds the weights of its graph
         engines = width * (total + (steps - 1) * parameters["base_unet"])
         engines += width * parameters["base_unet"] if config.shared_unet else 0

@@ -74,14 +74,21 @@ def record_reference(
     merges: tuple[Merge, ...],
     steps: int | None = None,
     keeps_features: bool = False,
+    takes_masks: bool = False,
     progress: Progress | None = None,
 ) -> Reference:
     """Run the gate's inputs through torch; `steps`, of the longest run, fit by default.
 
-    `keeps_features` adds steps without deep blocks, where the backend under test has them.
+    `keeps_features` adds steps without deep blocks, where the backend under test has them, and
+    `takes_masks` pictures that are drawn into others.
     """
     plan = make_plan(
-        backend, profile=profile, merges=merges, steps=steps, keeps_features=keeps_features
+        backend,
+        profile=profile,
+        merges=merges,
+        steps=steps,
+        keeps_features=keeps_features,
+        takes_masks=takes_masks,
     )
     return Reference(plan, record(backend, plan, progress), backend.spec.fingerprint)
 

@@ -185,6 +185,9 @@ class DenoiseStep(nn.Module):
         x0: Tensor,
         clip_weight: Tensor,
         clip_range: Tensor,
+        canvas: Tensor,
+        canvas_weights: Tensor,
+        mask: Tensor,
         picture_of_row: Tensor,
         rows_of_picture: Tensor,
         image_guidance_scale: Tensor,
@@ -205,6 +208,11 @@ class DenoiseStep(nn.Module):
             x0: float32 [T, B, 2].
             clip_weight: float32 [T, B].
             clip_range: float32 [1]; 3e38 for none.
+            canvas: float32 [3, B, C, h, w], latents of the given pictures, the noise of the
+                pictures, and latents of the given pictures with what is drawn in grey, which
+                U-Nets for inpainting read.
+            canvas_weights: float32 [T, B, 2], of the first two at the level that a step arrives at.
+            mask: float32 [B, 1, h, w], 1 where latents are drawn, 0 where they are the canvas's.
             picture_of_row: int64 [N].
             rows_of_picture: int64 [3, B], rows of the branches uncond, image, text_image.
             image_guidance_scale: float32 [B].
@@ -229,6 +237,9 @@ class DenoiseStep(nn.Module):
             x0,
             clip_weight,
             clip_range,
+            canvas,
+            canvas_weights,
+            mask,
             picture_of_row,
             rows_of_picture,
             image_guidance_scale,
@@ -247,6 +258,9 @@ class DenoiseStep(nn.Module):
         x0: Tensor,
         clip_weight: Tensor,
         clip_range: Tensor,
+        canvas: Tensor,
+        canvas_weights: Tensor,
+        mask: Tensor,
         picture_of_row: Tensor,
         rows_of_picture: Tensor,
         image_guidance_scale: Tensor,
@@ -293,8 +307,9 @@ class DenoiseStep(nn.Module):
             projected: Tensor = attn.to_out[0](attended)
             return projected.index_select(0, paired[0]) if paired else projected
 
+        read = torch.cat([sample, mask, canvas[2]], dim=1) if self.base.reads_canvas else sample
         output, features = self.base.walk(
-            sample.to(layers[0][0].dtype if kept is None else kept.dtype),
+            read.to(layers[0][0].dtype if kept is None else kept.dtype),
             now(timesteps),
             text,
             self_attention,
@@ -318,8 +333,13 @@ class DenoiseStep(nn.Module):
         following = _combine(now(matrices), known)
         clipped = torch.minimum(torch.maximum(estimate, -clip_range), clip_range)
         change = now(clip_weight).view(column) * (clipped - estimate)
-        next_state = torch.cat([(following[0] + change).unsqueeze(0), following[1:]])
-        return (next_state, clipped, features) if kept is None else (next_state, clipped)
+        is_drawn = mask > 0
+        signal, spread = (now(canvas_weights)[:, part].view(column) for part in range(2))
+        given = signal * canvas[0] + spread * canvas[1]  # no product of matrices, which int8 rounds
+        sample = torch.where(is_drawn, following[0] + change, given)
+        estimate = torch.where(is_drawn, clipped, canvas[0])
+        next_state = torch.cat([sample.unsqueeze(0), following[1:]])
+        return (next_state, estimate, features) if kept is None else (next_state, estimate)
 
 
 class ShallowStep(DenoiseStep):

@@ -163,11 +163,10 @@ def reference_graph(
     dtype: torch.dtype,
 ) -> Graph:
     """`reference_kv` of two U-Nets; `text_length` is S."""
-    config = base.unet.config
     multiple = base.size_multiple
     rows = Dim("references", min=1)
     size = {2: multiple * Dim("_height", min=1), 3: multiple * Dim("_width", min=1)}
-    shape = (5, config.in_channels, 3 * multiple, 2 * multiple)
+    shape = (5, base.latent_channels, 3 * multiple, 2 * multiple)
     inputs = {
         "latents": torch.zeros(shape),
         "noise": torch.zeros(shape),
@@ -201,18 +200,22 @@ def step_graph(
 
     `is_shallow` gives `shallow_step` in place of it, for U-Nets with blocks that are not deep.
     """
-    config, multiple = base.unet.config, base.size_multiple
+    multiple = base.size_multiple
     history, pictures, steps, rows, reading, slots, entries = 2, 3, 4, 7, 5, 6, 9
     pairs, reading_pairs = 10, 8
     width = 1 if merge == "one" else slots
+    latents = base.latent_channels, 3 * multiple, 2 * multiple
     inputs: dict[str, Tensor] = {
         "step": torch.zeros(1, dtype=torch.int64),
-        "state": torch.zeros(1 + history, pictures, config.in_channels, 3 * multiple, 2 * multiple),
+        "state": torch.zeros(1 + history, pictures, *latents),
         "timesteps": torch.zeros(steps, pictures, dtype=torch.int64),
         "matrices": torch.zeros(steps, pictures, 1 + history, 2 + history),
         "x0": torch.zeros(steps, pictures, 2),
         "clip_weight": torch.zeros(steps, pictures),
         "clip_range": torch.full((1,), _NO_LIMIT),
+        "canvas": torch.zeros(3, pictures, *latents),
+        "canvas_weights": torch.zeros(steps, pictures, 2),
+        "mask": torch.ones(pictures, 1, *latents[1:]),
         "picture_of_row": torch.zeros(rows, dtype=torch.int64),
         "rows_of_picture": torch.zeros(3, pictures, dtype=torch.int64),
         "image_guidance_scale": torch.zeros(pictures),
@@ -244,6 +247,9 @@ def step_graph(
         "matrices": {0: free["T"], 1: free["B"], 2: free["K"] + 1, 3: free["K"] + 2},
         "x0": {0: free["T"], 1: free["B"]},
         "clip_weight": {0: free["T"], 1: free["B"]},
+        "canvas": {1: free["B"], **size},
+        "canvas_weights": {0: free["T"], 1: free["B"]},
+        "mask": {0: free["B"], 2: size[3], 3: size[4]},
         "picture_of_row": {0: free["N"]},
         "rows_of_picture": {1: free["B"]},
         "image_guidance_scale": {0: free["B"]},

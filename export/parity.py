@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from bootpig_rt.backends.base import Backend, DenoiseBatch, FloatArray
+from bootpig_rt.backends.base import Backend, BatchCanvas, DenoiseBatch, FloatArray
 from bootpig_rt.bundle.manifest import ParityResult, Profile, finite_or_none
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
@@ -70,6 +70,7 @@ class Case:
         with_plain_picture: A second picture of the batch has no subject.
         is_decoded: The latents are made into pictures.
         keeps_features: Every second step leaves out the deep blocks of the U-Net.
+        has_mask: The last picture is drawn into a part of another.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Case:
     with_plain_picture: bool = False
     is_decoded: bool = True
     keeps_features: bool = False
+    has_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def make_plan(
     merges: tuple[Merge, ...],
     steps: int | None = None,
     keeps_features: bool = False,
+    takes_masks: bool = False,
 ) -> Plan:
     """The runs for a pair: all of what a bundle offers once, the default with all its steps.
 
@@ -144,6 +147,9 @@ def make_plan(
             )
             for merge in merges
         ]
+    if takes_masks:
+        masked = dataclasses.replace(cases[0], name="masked", steps=few, has_mask=True)
+        cases.append(dataclasses.replace(masked, is_decoded=False))
     if keeps_features:
         cases += [
             dataclasses.replace(
@@ -154,7 +160,7 @@ def make_plan(
                 keeps_features=True,
             )
             for case in cases
-            if case.solver == config.default_solver
+            if case.solver == config.default_solver and not case.has_mask
         ]
     return Plan(side, tuple(cases))
 
@@ -322,7 +328,19 @@ def _batch(
         solver=BatchSolver.of([solver] * len(branches)),
         merge=case.merge,
         deep_steps=np.arange(case.steps) % 2 == 0 if case.keeps_features else None,
+        canvas=_canvas(case, shape) if case.has_mask else None,
     )
+
+
+def _canvas(case: Case, shape: tuple[int, int, int, int]) -> BatchCanvas:
+    """For the last picture: a quarter of its latents is drawn, at any noise level that serves."""
+    rng = np.random.default_rng(_SEED + 3)
+    mask = np.ones((shape[0], 1, *shape[2:]), np.float32)
+    mask[-1] = 0.0
+    mask[-1, :, : shape[2] // 2, : shape[3] // 2] = 1.0
+    weights = np.zeros((case.steps, shape[0], 2), np.float32)
+    weights[:, -1] = 0.8, 0.6
+    return BatchCanvas(rng.standard_normal((3, *shape), dtype=np.float32), weights, mask)
 
 
 def _pictures(count: int, side: int) -> FloatArray:

@@ -106,6 +106,7 @@ class MakeTinyPair(Protocol):
         published: bool = ...,
         shallow: bool = ...,
         patches: bool = ...,
+        inpainting: bool = ...,
         **config: Any,
     ) -> Path:
         """Write a random pair and return its folder."""
@@ -120,6 +121,7 @@ def make_tiny_pair() -> MakeTinyPair:
     With `shallow` the U-Nets attend in one block in place of seven: they are quicker to export.
     With `patches` the autoencoder is a `PatchAutoencoder` whose six channels have a mean and a
     standard deviation each.
+    With `inpainting` the U-Nets have nine input channels.
     Further keywords become fields of `pair.json`.
     """
 
@@ -131,6 +133,7 @@ def make_tiny_pair() -> MakeTinyPair:
         published: bool = False,
         shallow: bool = False,
         patches: bool = False,
+        inpainting: bool = False,
         **config: Any,
     ) -> Path:
         import torch
@@ -146,12 +149,13 @@ def make_tiny_pair() -> MakeTinyPair:
         tokenizer_folder = folder / "tokenizer_source"
         _write_tiny_tokenizer(tokenizer_folder)
         kind, channels = ("", (16,)) if shallow else ("CrossAttn", (16, 32))
+        read = 9 if inpainting else 6 if patches else 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             base, reference = (
                 UNet2DConditionModel(
                     sample_size=8,
-                    in_channels=6 if patches else 4,
+                    in_channels=read,
                     out_channels=6 if patches else 4,
                     block_out_channels=channels,
                     layers_per_block=1,
@@ -317,6 +321,16 @@ def patch_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
         return make_tiny_pair(folder, patches=True, shallow=True)
 
     return share("patch_pair", fill) / "pair"
+
+
+@pytest.fixture(scope="session")
+def inpainting_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
+    """A tiny pair of U-Nets that were made for inpainting, that attend in one block."""
+
+    def fill(folder: Path) -> Path:
+        return make_tiny_pair(folder, inpainting=True, shallow=True)
+
+    return share("inpainting_pair", fill) / "pair"
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,9 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         "table_dtype": "float32",
         "width": 40,
         "height": 48,
+        "strength": None,
+        "mask_edge_px": None,
+        "canvas_fingerprint": None,
         "model": "tiny",
         "model_fingerprint": pipeline.spec.fingerprint,
         "backend": "torch",
@@ -657,6 +660,9 @@ def test_a_missing_shipped_pair_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         ({"height": 136}, ParameterError, "height is 136, expected a multiple of 8 up to 128"),
         ({"width": 0}, ParameterError, "width is 0"),
         ({"width": -32}, ParameterError, "width is -32"),
+        ({"mask_image": "mask.png"}, ParameterError, "mask_image is given without an image"),
+        ({"strength": 0.5}, ParameterError, "strength is given without an image"),
+        ({"image": "no.png"}, ImageError, "cannot read image 'no.png'"),
     ],
 )
 def test_bad_arguments_are_refused_with_the_fix(

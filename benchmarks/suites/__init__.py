@@ -20,10 +20,10 @@ from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
 
 SUITES = (
-    "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "latency",
-    "kernels", "builds", "serving", "soak",
+    "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "inpaint",
+    "latency", "kernels", "builds", "serving", "soak",
 )  # fmt: skip
-NEED_DRAWINGS = ("reference", "quality")
+NEED_DRAWINGS = ("reference", "quality", "inpaint")
 """Those that judge pictures of what `fetch-data` fetches."""
 ON_CUDA = ("baselines", "latency", "kernels")
 """Those that measure a GPU; the others are of the packaged pair on a CPU."""

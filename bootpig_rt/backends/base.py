@@ -36,6 +36,10 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+CanvasUse = Literal["none", "blend", "read"]
+"""What steps do with given pictures: nothing (graphs of older bundles), keep what is not drawn, or
+that and read them, for a U-Net that was made for inpainting."""
+
 
 @dataclass(frozen=True)
 class PairSpec:
@@ -65,6 +69,7 @@ class PairSpec:
         keeps_features: Steps may leave out the deep blocks of the Base U-Net, and read what those
             gave in an earlier step.
         decoders: What can make pictures of latents here.
+        canvas: What steps do with a picture that is given.
     """
 
     config: PairConfig
@@ -87,6 +92,7 @@ class PairSpec:
     sides_px: tuple[int, int] | None = None
     keeps_features: bool = False
     decoders: tuple[Decoder, ...] = ("full",)
+    canvas: CanvasUse = "blend"
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,29 @@ class ReferencePass:
 
 PassProgress: TypeAlias = Callable[[int, int], object]
 """Called with (rows done, rows in all) in a reference pass; what it raises ends the pass."""
+
+
+@dataclass(frozen=True)
+class BatchCanvas:
+    """The given pictures that B pictures are drawn into; the mask of one that has none is 1.
+
+    Attributes:
+        latents: float32 [3, B, C, h, w]: those of the given picture; the noise that the picture
+            starts from; those of the given picture with what is drawn in grey, which U-Nets read
+            that were made for inpainting, and no others.
+        weights: float32 [T, B, 2], of the first two at the noise level that a step arrives at.
+        mask: float32 [B, 1, h, w], 1 where latents are drawn, 0 where they are the given ones.
+    """
+
+    latents: FloatArray
+    weights: FloatArray
+    mask: FloatArray
+
+    def of(self, pictures: IntArray) -> BatchCanvas:
+        """That of some pictures, by their indices."""
+        return BatchCanvas(
+            self.latents[:, pictures], self.weights[:, pictures], self.mask[pictures]
+        )
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,7 @@ class DenoiseBatch:
             keeps the features.
         features: Of each picture what `DenoiseRun.features` gave, where the first steps do not
             compute the deep blocks.
+        canvas: Of the pictures; None: none has any.
     """
 
     state: FloatArray
@@ -154,6 +184,7 @@ class DenoiseBatch:
     merge: Merge
     deep_steps: BoolArray | None = None
     features: tuple[DeviceArray, ...] = ()
+    canvas: BatchCanvas | None = None
 
 
 class DenoiseRun(Protocol):
@@ -166,7 +197,8 @@ class DenoiseRun(Protocol):
         """Do step `index` of the solver: U-Net rows, guidance and solver in one go.
 
         For each picture b `eps = uncond + s_image (image - uncond) + s_text (text_image - image)`,
-        then `[sample, *history] = matrices[index, b] @ [sample, eps, *history]`.
+        then `[sample, *history] = matrices[index, b] @ [sample, eps, *history]`, and where the
+        mask is 0 the sample is `weights[index, b] @ [given latents, noise]`.
         """
 
     def state(self) -> FloatArray:

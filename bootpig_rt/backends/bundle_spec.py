@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bootpig_rt.backends.base import DECODERS, Decoder, PairSpec
+from bootpig_rt.backends.base import DECODERS, CanvasUse, Decoder, PairSpec
 from bootpig_rt.backends.host_table import LayerShape
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.pair_config import read_json, read_pair_config
@@ -36,7 +36,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     pair_config = read_pair_config(folder / "pair.json")
     try:
-        channels = int(unet.get("in_channels", 4))
+        channels = int(unet.get("out_channels", 4))
         unet_levels = len(unet["block_out_channels"])
         vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         text_shape = (int(text["max_position_embeddings"]), int(text["hidden_size"]))
@@ -71,7 +71,17 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         sides_px=(low, high),
         decoders=DECODERS if has_tiny else ("full",),
         keeps_features=any(graph.name == "shallow_step" for graph in manifest.graphs),
+        canvas=_canvas(bundle, is_read=int(unet.get("in_channels", 4)) > channels),
     )
+
+
+def _canvas(bundle: Bundle, *, is_read: bool) -> CanvasUse:
+    """What the step's graph does with given pictures, by its inputs."""
+    steps = (graph for graph in bundle.manifest.graphs if graph.name == "denoise_step")
+    names = {tensor.name for graph in steps for tensor in graph.inputs}
+    if "mask" not in names:
+        return "none"
+    return "read" if is_read else "blend"
 
 
 def self_attention_shapes(unet: Mapping[str, Any], side: int) -> tuple[LayerShape, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.backends.base import BatchCanvas, DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.errors import ParameterError
 
 NO_LIMIT = 3e38
@@ -71,7 +71,7 @@ def step_inputs(batch: DenoiseBatch, *, streams: bool = False) -> StepInputs:
     state[: len(batch.state)] = batch.state
     pictures, num_plain = batch.picture_of_row[order], len(order) - len(ref_rows)
     first, pair_of_row = _pairs(pictures, ref_rows)
-    clip = solver.clip_sample_range
+    clip, canvas = solver.clip_sample_range, canvas_of(batch)
     arrays: dict[str, FloatArray | IntArray] = {
         "state": state,
         "timesteps": solver.timesteps,
@@ -79,6 +79,9 @@ def step_inputs(batch: DenoiseBatch, *, streams: bool = False) -> StepInputs:
         "x0": solver.x0,
         "clip_weight": solver.clip_weight,
         "clip_range": np.array([NO_LIMIT if clip is None else clip], dtype=np.float32),
+        "canvas": canvas.latents,
+        "canvas_weights": canvas.weights,
+        "mask": canvas.mask,
         "picture_of_row": pictures,
         "rows_of_picture": position[batch.rows_of_picture],
         "image_guidance_scale": batch.image_guidance_scale,
@@ -95,6 +98,18 @@ def graph_name(merge: str, slots: int, *, is_deep: bool = True) -> str:
     """The graph that draws rows with up to `slots` references each."""
     kind = "denoise_step" if is_deep else "shallow_step"
     return kind if slots == 1 else f"{kind}_{merge}"
+
+
+def canvas_of(batch: DenoiseBatch) -> BatchCanvas:
+    """The given pictures of a batch; where it has none, those that change nothing."""
+    if batch.canvas is not None:
+        return batch.canvas
+    count, _, height, width = batch.state.shape[1:]
+    return BatchCanvas(
+        latents=np.zeros((3, *batch.state.shape[1:]), np.float32),
+        weights=np.zeros((batch.solver.num_steps, count, 2), np.float32),
+        mask=np.ones((count, 1, height, width), np.float32),
+    )
 
 
 def rows_of_each(picture_of_row: IntArray) -> list[IntArray]:

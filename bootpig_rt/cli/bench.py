@@ -30,8 +30,8 @@ examples:
 
 _STUDENT = Path("runs/distill/result")
 _SUITES = (
-    "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "latency",
-    "kernels", "builds", "serving", "soak",
+    "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "inpaint",
+    "latency", "kernels", "builds", "serving", "soak",
 )  # fmt: skip
 _ROUNDS = 20
 

@@ -89,6 +89,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--width", type=int, metavar="PX", help="of a picture")
     group.add_argument("--height", type=int, metavar="PX", help="of a picture")
+    group = parser.add_argument_group("drawing into a picture")
+    group.add_argument(
+        "--image", metavar="FILE", help="picture to draw into, or from; it gives the size"
+    )
+    group.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="black and white, of its size: white is drawn, black comes out as it is",
+    )
+    group.add_argument(
+        "--strength",
+        type=float,
+        metavar="X",
+        help="how much of it is drawn anew, over 0 up to 1 (default: 1 with a mask, 0.8 without)",
+    )
+    group.add_argument(
+        "--mask-edge",
+        type=int,
+        metavar="PX",
+        help="pixels inside the mask over which the drawing fades in (default: those of a latent)",
+    )
     add_credentials_arguments(parser)
     add_table_arguments(parser)
     add_model_arguments(parser)
@@ -109,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
     credentials = load_credentials(args)
     origins = []
     if credentials is not None:
-        origins = [credentials.origin(Path(file).read_bytes()) for file in args.reference]
+        given = [] if args.image is None else [args.image]
+        origins = [credentials.origin(Path(file).read_bytes()) for file in given + args.reference]
     remover = None if args.remove_background is None else load_remover(args.remove_background)
     start = time.perf_counter()
     pipeline = load_pipeline(args, background_remover=remover, tables=tables)
@@ -121,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
             subject=subject,
             reference_prompt=args.reference_prompt,
             seed=args.seed,
+            image=args.image,
+            mask_image=args.mask,
             on_event=on_event,
             **settings,
         )
@@ -163,6 +187,7 @@ def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         What all pictures share, as a call of the pipeline and a `Request` name it.
     """
+    from bootpig_rt.images.canvas import Canvas
     from bootpig_rt.reference.encode import sources_of
     from bootpig_rt.reference.schedule import parse_share
     from bootpig_rt.request import Request
@@ -193,9 +218,14 @@ def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
         "approximation": args.approximation,
         "width": args.width,
         "height": args.height,
+        "strength": args.strength,
+        "mask_edge_px": args.mask_edge,
     }
+    if args.mask is not None and args.image is None:
+        raise ParameterError("--mask is given without --image; give both, or neither")
+    canvas = None if args.image is None else Canvas.load(args.image, args.mask)
     for prompt in args.prompt or [None]:
-        Request(prompt=prompt, seed=args.seed, **settings)
+        Request(prompt=prompt, seed=args.seed, canvas=canvas, **settings)
     return settings
 
 

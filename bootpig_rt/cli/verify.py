@@ -132,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
             merges=manifest.merges,
             steps=args.steps,
             keeps_features=bundle_spec(bundle).keeps_features,
+            takes_masks=bundle_spec(bundle).canvas != "none",
             progress=progress and (lambda what, share: progress(f"torch: {what}", share / 2)),
         )
         del torch_backend

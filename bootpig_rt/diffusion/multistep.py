@@ -22,8 +22,8 @@ from bootpig_rt.diffusion.noise_schedule import Float64Array, NoiseSchedule
 # diffusers' choice, the smallest positive float16.
 _ALPHA_BAR_FLOOR = 2.0**-24
 
-# DPM-Solver++ ends with a first-order step in runs shorter than this.
-_SHORT_RUN_STEPS = 15
+SHORT_RUN_STEPS = 15
+"""DPM-Solver++ ends with a first-order step in runs shorter than this."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def noise_levels(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> N
         return NoiseLevels(alpha, sigma, np.log(alpha) - np.log(sigma))
 
 
-def dpmpp_2m(levels: NoiseLevels, x0_rows: Float64Array) -> Float64Array:
+def dpmpp_2m(levels: NoiseLevels, x0_rows: Float64Array, *, is_short: bool) -> Float64Array:
     """DPM-Solver++ algorithm 2 (multistep, midpoint); history: the x_0 of the step before.
 
     With h_i = lambda_i - lambda_{i-1} and r = h_i / h_{i+1}, the step i -> i + 1 is
@@ -69,6 +69,7 @@ def dpmpp_2m(levels: NoiseLevels, x0_rows: Float64Array) -> Float64Array:
     Args:
         levels: The T + 1 noise levels.
         x0_rows: [T, 2], x_0 at each level as a combination of (sample, model output).
+        is_short: The run that these are the last steps of is.
 
     Returns:
         Step matrices, float64 [T, 2, 3], as in `SolverTable.matrices`.
@@ -81,7 +82,7 @@ def dpmpp_2m(levels: NoiseLevels, x0_rows: Float64Array) -> Float64Array:
     for i in range(levels.num_steps):
         x0 = np.append(x0_rows[i], 0.0)
         drift = x0
-        is_first_order_end = levels.ends_clean or levels.num_steps < _SHORT_RUN_STEPS
+        is_first_order_end = levels.ends_clean or is_short
         if i > 0 and not (i == last and is_first_order_end):
             drift = x0 + (x0 - previous_x0) * (h[i] / (2.0 * h[i - 1]))
         matrices[i, 0] = sigma[i + 1] / sigma[i] * sample - alpha[i + 1] * np.expm1(-h[i]) * drift

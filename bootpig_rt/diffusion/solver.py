@@ -29,7 +29,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bootpig_rt.diffusion.multistep import dpmpp_2m, noise_levels, unipc
+from bootpig_rt.diffusion.multistep import SHORT_RUN_STEPS, dpmpp_2m, noise_levels, unipc
 from bootpig_rt.diffusion.noise_schedule import (
     Float64Array,
     NoiseSchedule,
@@ -217,14 +217,17 @@ class BatchSolver:
         )
 
 
-def solver_table(name: SolverName, schedule: NoiseSchedule, num_steps: int) -> SolverTable:
-    """Coefficients of a run of `num_steps` steps.
+def solver_table(
+    name: SolverName, schedule: NoiseSchedule, num_steps: int, *, first: int = 0
+) -> SolverTable:
+    """Coefficients of a run of `num_steps` steps, or of the last ones of it.
 
     Args:
         name: "ddim" (eta 0), "dpmpp_2m" (second order, midpoint, first order at the end) or "unipc"
             (second order, B2(h), with the corrector, first order at the end).
         schedule: The noise schedule that the model was trained with.
         num_steps: 1 to `schedule.num_train_timesteps`.
+        first: The step that the run begins with, without any history.
 
     Raises:
         ParameterError: An unknown solver, a number of steps that is out of range or does not fit
@@ -234,15 +237,18 @@ def solver_table(name: SolverName, schedule: NoiseSchedule, num_steps: int) -> S
         raise ParameterError(
             f"solver is {name!r}; expected one of {', '.join(get_args(SolverName))}"
         )
-    timesteps = schedule.timesteps(num_steps, name)
+    all_timesteps = schedule.timesteps(num_steps, name)
+    timesteps = all_timesteps[first:]
     if name == "ddim":
-        return _ddim(schedule, timesteps)
+        return _ddim(schedule, timesteps, schedule.num_train_timesteps // all_timesteps.size)
     levels = noise_levels(schedule, timesteps)
     x0 = x0_rows(schedule.prediction_type, levels.alpha[:-1], levels.sigma[:-1])
     return SolverTable(
         name=name,
         timesteps=timesteps,
-        matrices=dpmpp_2m(levels, x0) if name == "dpmpp_2m" else unipc(levels, x0),
+        matrices=dpmpp_2m(levels, x0, is_short=all_timesteps.size < SHORT_RUN_STEPS)
+        if name == "dpmpp_2m"
+        else unipc(levels, x0),
         x0=x0,
         clip_sample_range=None,
         clip_weight=np.zeros(timesteps.size),
@@ -288,13 +294,14 @@ def _noise_rows(
     return np.stack([one / sigma, -alpha / sigma], axis=-1)
 
 
-def _ddim(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> SolverTable:
+def _ddim(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64], stride: int) -> SolverTable:
     """DDIM eq. 12 with sigma_t = 0: alpha_next x_0 + sigma_next noise, no history.
 
-    As in diffusers, the next level is a fixed N // T timesteps below, which with linspace spacing,
-    or with trailing spacing when T does not divide N, is not quite the next timestep visited. The
-    last step always goes to the end that `set_alpha_to_one` names; diffusers stops one training
-    timestep short of it when rounding leaves N // T no greater than the last timestep.
+    As in diffusers, the next level is a fixed `stride` of N // T timesteps below, which with
+    linspace spacing, or with trailing spacing when T does not divide N, is not quite the next
+    timestep visited. The last step always goes to the end that `set_alpha_to_one` names; diffusers
+    stops one training timestep short of it when rounding leaves N // T no greater than the last
+    timestep.
     """
     bars = schedule.alphas_cumprod
     if bars[timesteps[0]] == 0 and schedule.prediction_type == "epsilon":
@@ -304,7 +311,7 @@ def _ddim(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> SolverTa
             "there; use leading timestep spacing or a v_prediction or sample model"
         )
     alpha, sigma = np.sqrt(bars[timesteps]), np.sqrt(1.0 - bars[timesteps])
-    next_bars = bars[timesteps - schedule.num_train_timesteps // timesteps.size]
+    next_bars = bars[timesteps - stride]
     next_bars[-1] = 1.0 if schedule.set_alpha_to_one else bars[0]
     next_alpha, next_sigma = np.sqrt(next_bars), np.sqrt(1.0 - next_bars)
 

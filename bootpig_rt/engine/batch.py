@@ -34,6 +34,19 @@ Group: TypeAlias = tuple[int, int, str, int]
 """Width, height and merge, which pictures of one launch share, and a number to keep others out."""
 
 
+@dataclass(frozen=True, eq=False)
+class PictureCanvas:
+    """The given picture that one is drawn into, as latents: a picture's part of `BatchCanvas`.
+
+    Attributes:
+        latents: float32 [3, C, h, w].
+        mask: float32 [1, h, w].
+    """
+
+    latents: FloatArray
+    mask: FloatArray
+
+
 class Picture:
     """One picture of a job, waiting or running. Touched by the thread that runs the engine alone.
 
@@ -45,6 +58,7 @@ class Picture:
         table: Of its subject; None until it is there, and without a subject.
         step: Steps done.
         state: float32 [1 + K, C, h, w], latents and the solver's history after those steps.
+        canvas: What it is drawn into, from its first step on; None for nothing.
         features: What the deep blocks gave last, the backend's own, where the next step reads it.
         waits: It is in the queue.
         passed_over: Steps in which others went ahead, for lack of room for this one.
@@ -61,6 +75,7 @@ class Picture:
         shape = plan.latents_shape
         self.state: FloatArray = np.zeros((1 + plan.solver.history_size, *shape), np.float32)
         self.state[0] = picture_noise(wanted.seed, shape)
+        self.canvas: PictureCanvas | None = None
         self.features: DeviceArray = None
         self.waits = False
         self.passed_over = 0

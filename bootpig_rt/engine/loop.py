@@ -24,6 +24,7 @@ from PIL.Image import Image
 
 from bootpig_rt.backends.base import Backend, Decoder, check_finite
 from bootpig_rt.engine.batch import Batch, Group, Picture, calls_of
+from bootpig_rt.engine.canvases import Canvases
 from bootpig_rt.engine.events import Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions
@@ -69,6 +70,7 @@ class Loop:
         self._backend = backend
         self._texts = TextStates(backend, tokenizer)
         self._tables = Tables(backend, tokenizer, store, self.tell)
+        self._canvases, self._reads_canvas = Canvases(backend), backend.spec.canvas == "read"
         self._previews = Previews(backend)
         self._queue = Queue()
         self._batches: OrderedDict[Group, Batch] = OrderedDict()
@@ -311,6 +313,8 @@ class Loop:
             return
         if not picture.job.has_begun:
             picture.job.begin()
+        if picture.canvas is None and (picture.plan.canvas is not None or self._reads_canvas):
+            self._canvases.set_up(picture)
         batch = self._batches.get(picture.group)
         if batch is not None:
             self._interrupt(batch)
@@ -476,4 +480,7 @@ class Loop:
         for timings in calls_of(pictures):
             timings.decode_ms += ms
         for picture, image in zip(pictures, images, strict=True):
-            picture.job.put(picture.number, image, picture.plan.parameters)
+            plan = picture.plan
+            if plan.canvas is not None:
+                image = plan.canvas.paste(image)
+            picture.job.put(picture.number, image, plan.parameters)

@@ -13,6 +13,7 @@ from bootpig_rt.approximation import Approximation
 from bootpig_rt.backends.base import Backend, BoolArray, Decoder, FloatArray, IntArray
 from bootpig_rt.checks import wrap_seed
 from bootpig_rt.diffusion.solver import SolverName, SolverTable, solver_table
+from bootpig_rt.engine.canvas_plan import CanvasPlan, plan_canvas, strength_of
 from bootpig_rt.engine.options import NO_LIMITS, Limits
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.reference_pass import TablePlan, plan_table
@@ -41,6 +42,7 @@ class Plan:
         changes: bool [T], the picture has other rows than in the step before.
         deep_steps: bool [T], the step computes the deep blocks of the U-Net; None: all do.
         table: What the table of its subject is, before it is made; None without a subject.
+        canvas: The given picture that it is drawn into; None for none.
     """
 
     parameters: PictureParameters
@@ -52,6 +54,7 @@ class Plan:
     changes: BoolArray
     deep_steps: BoolArray | None
     table: TablePlan | None
+    canvas: CanvasPlan | None
 
     def of_pictures(self, count: int) -> list[Plan]:
         """Plans of several pictures, which differ by their seeds alone."""
@@ -76,7 +79,7 @@ class Planner:
     ) -> None:
         """Keep what plans are made from."""
         self._backend, self._tables, self._decoder = backend, tables, decoder
-        self._solvers: dict[tuple[str, int], SolverTable] = {}
+        self._solvers: dict[tuple[str, int, int], SolverTable] = {}
         self._trained = ReferenceSchedule.default_for(backend.spec.config.reference_timestep)
         self._told: set[ReferenceSchedule] = set()
 
@@ -93,10 +96,19 @@ class Planner:
         steps = request.num_inference_steps
         if steps is None:
             steps = min(config.default_steps, spec.max_steps or config.default_steps)
-        width = request.width or config.sample_size_px
-        height = request.height or config.sample_size_px
+        width, height = self._size(request)
         self._check_sizes(request, limits, steps, width, height)
-        solver = self._solver(cast("SolverName", request.solver or config.default_solver), steps)
+        given, first = request.canvas, 0
+        strength: float | None = None
+        canvas: CanvasPlan | None = None
+        if given is not None:
+            strength, first = strength_of(given, request.strength, steps)
+        name = cast("SolverName", request.solver or config.default_solver)
+        solver = self._solver(name, steps, first)
+        if given is not None:
+            edge_px = request.mask_edge_px
+            canvas = plan_canvas(given, solver, strength, edge_px=edge_px, spec=spec)
+        all_steps, steps = steps, solver.num_steps  # from here on those that really run
 
         schedule = self._schedule(request)
         schedule_text = str(schedule)
@@ -134,7 +146,7 @@ class Planner:
             num_references=subject.num_references if subject else 0,
             subject_fingerprint=subject.fingerprint if subject else None,
             seed=request.seed or 0,
-            num_inference_steps=steps,
+            num_inference_steps=all_steps,
             solver=solver.name,
             image_guidance_scale=s_image,
             text_guidance_scale=s_text,
@@ -147,6 +159,9 @@ class Planner:
             table_dtype=table.key.dtype if table else None,
             width=width,
             height=height,
+            strength=strength,
+            mask_edge_px=canvas.edge_px if canvas and canvas.canvas.mask is not None else None,
+            canvas_fingerprint=canvas.canvas.fingerprint if canvas else None,
             model=config.name,
             model_fingerprint=spec.fingerprint,
             backend=self._backend.name,
@@ -158,8 +173,26 @@ class Planner:
         factor = spec.vae_scale_factor
         shape = (spec.latent_channels, height // factor, width // factor)
         return Plan(
-            parameters, solver, schedule, shape, entries, scales, changes, deep_steps, table
+            parameters, solver, schedule, shape, entries, scales, changes, deep_steps, table, canvas
         )
+
+    def _size(self, request: Request) -> tuple[int, int]:
+        """Width and height: those of the given picture, or what is asked for, or the pair's own.
+
+        Raises:
+            ParameterError: A given picture of another size than what is asked for.
+        """
+        side = self._backend.spec.config.sample_size_px
+        if request.canvas is None:
+            return request.width or side, request.height or side
+        width, height = request.canvas.size
+        if (request.width or width, request.height or height) != (width, height):
+            raise ParameterError(
+                f"image is {width}x{height} px, but {request.width or width}x"
+                f"{request.height or height} px are asked for; resize the image, or leave out "
+                "width and height"
+            )
+        return width, height
 
     def _deep_steps(self, name: str, changes: BoolArray) -> BoolArray:
         """The steps that compute the deep blocks, where the pair's graphs can leave them out.
@@ -215,12 +248,12 @@ class Planner:
             if most is not None and count > most:
                 raise ParameterError(f"{name} is {count}, expected at most {most} here")
 
-    def _solver(self, name: SolverName, steps: int) -> SolverTable:
+    def _solver(self, name: SolverName, steps: int, first: int) -> SolverTable:
         """Made once: it takes a few milliseconds."""
-        found = self._solvers.get((name, steps))
+        found = self._solvers.get((name, steps, first))
         if found is None:
-            found = solver_table(name, self._backend.spec.noise_schedule, steps)
-            self._solvers[name, steps] = found
+            found = solver_table(name, self._backend.spec.noise_schedule, steps, first=first)
+            self._solvers[name, steps, first] = found
         return found
 
     def _schedule(self, request: Request) -> ReferenceSchedule:

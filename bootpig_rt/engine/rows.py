@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from bootpig_rt.backends.base import BoolArray, DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.backends.base import BatchCanvas, BoolArray, DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.engine.text_states import Texts
 from bootpig_rt.reference.reference_table import ReferenceTable
@@ -104,7 +104,7 @@ def lay_out(
         )
     rows = plan_guidance(branches)
     entry_of_step = np.array([entries for _, entries in slots], dtype=np.int64)
-    deep_steps = _deep_steps(pictures, num_steps)
+    deep_steps, canvas = _deep_steps(pictures, num_steps), _canvas(pictures, num_steps)
     reads = deep_steps is not None and not deep_steps[0]
     return DenoiseBatch(
         state=state,
@@ -126,7 +126,24 @@ def lay_out(
         merge=cast("Merge", pictures[0].plan.parameters.merge),
         deep_steps=deep_steps,
         features=tuple(picture.features for picture in pictures) if reads else (),
+        canvas=canvas,
     )
+
+
+def _canvas(pictures: Sequence[Picture], num_steps: int) -> BatchCanvas | None:
+    """What pictures are drawn into, side by side; None where none has anything."""
+    if all(picture.canvas is None for picture in pictures):
+        return None
+    count, shape = len(pictures), pictures[0].plan.latents_shape
+    latents = np.zeros((3, count, *shape), np.float32)
+    weights = np.zeros((num_steps, count, 2), np.float32)
+    mask = np.ones((count, 1, *shape[1:]), np.float32)
+    for b, picture in enumerate(pictures):
+        if picture.canvas is not None:
+            latents[:, b], mask[b] = picture.canvas.latents, picture.canvas.mask
+        if picture.plan.canvas is not None:
+            weights[:, b] = picture.plan.canvas.weights[picture.step : picture.step + num_steps]
+    return BatchCanvas(latents, weights, mask)
 
 
 def _deep_steps(pictures: Sequence[Picture], num_steps: int) -> BoolArray | None:

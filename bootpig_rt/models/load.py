@@ -282,10 +282,12 @@ def _check_fit(
             folder,
         )
     for name, unet in (("base_unet", base.unet), ("ref_unet", reference.unet)):
-        if unet.config.in_channels != latent:
+        channels = unet.config.in_channels, unet.config.out_channels
+        if channels not in ((latent, latent), (2 * latent + 1, latent)):
             raise CheckpointError(
-                f"{folder}: {name} reads {unet.config.in_channels} latent channels, expected "
-                f"{latent}, which the vae makes; use the base model that the pair was trained from",
+                f"{folder}: {name} reads {channels[0]} channels and gives {channels[1]}, expected "
+                f"{latent} of each, which the vae makes, or {2 * latent + 1} and {latent} where it "
+                "was made for inpainting; use the base model that the pair was trained from",
                 folder,
             )
         sizes = unet.config.cross_attention_dim

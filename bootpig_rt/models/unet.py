@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -72,6 +73,16 @@ class WalkedUNet(nn.Module):
         self._transformers = tuple(op.module for op in self._ops if op.kind is Kind.TRANSFORMER)
         # Height and width of latents must be multiples of this.
         self.size_multiple = 2 ** sum(op.kind is Kind.DOWNSAMPLE for op in self._ops)
+
+    @property
+    def latent_channels(self) -> int:
+        """C, of what it gives out."""
+        return int(self.unet.config.out_channels)
+
+    @property
+    def reads_canvas(self) -> bool:
+        """Made for inpainting: beside C channels it reads a mask, and C of a given picture."""
+        return int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
 
     @property
     def num_layers(self) -> int:
@@ -167,13 +178,19 @@ class ReferenceUNet(WalkedUNet):
         """Features ahead of each self-attention, after its norm.
 
         Args:
-            latents: [N, C, h, w], noised to `t` (or clean ones, for a pair trained on t = 0).
+            latents: [N, C, h, w], noised to `t` (or clean ones, for a pair trained on t = 0). One
+                made for inpainting reads zeros in the place of mask and given picture.
             t: [N], timesteps.
             prompt_embeds: [N, S, E], text states of the reference prompt.
 
         Returns:
             L tensors [N, M_l, C_l], in the order down, mid, up.
         """
+        if self.reads_canvas:
+            blank = latents.new_zeros(
+                latents.shape[0], self.latent_channels + 1, *latents.shape[2:]
+            )
+            latents = torch.cat([latents, blank], dim=1)
         self._check(latents, t, prompt_embeds)
         features: list[Tensor] = []
         temb = self._time_embedding(t, latents)

@@ -134,20 +134,23 @@ def fields_of(kind: type[FieldsT], form: FormData) -> FieldsT:
     return from_form(kind, [(k, v) for k, v in form.multi_items() if isinstance(v, str)])
 
 
-async def files_of(form: FormData, names: Sequence[str], *, most: int) -> list[bytes]:
+async def files_of(
+    form: FormData, names: Sequence[str], *, most: int, beside: str | None = None
+) -> list[bytes]:
     """Contents of the files of a form, in their order.
 
     Args:
         form: As `read_form` gives it.
         names: That files may have.
         most: How many there may be.
+        beside: Name of one that is none of them.
 
     Raises:
         ApiError: 422: there is none; 400: too many, or one of another name.
     """
     uploads: list[UploadFile] = []
     for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
+        if isinstance(value, UploadFile) and name != beside:
             if name not in names:
                 text = f"a file is named otherwise than {' or '.join(names)}"
                 raise ApiError(400, "unknown_field", text, param=printable_name(name))
@@ -161,19 +164,39 @@ async def files_of(form: FormData, names: Sequence[str], *, most: int) -> list[b
     return [await one.read() for one in uploads]
 
 
-async def images_of(form: FormData, *, most: int) -> list[bytes]:
-    """Contents of the image files of a form, in their order.
+async def images_of(form: FormData, *, most: int, beside: str | None = None) -> list[bytes]:
+    """Contents of the image files of a form, in their order; arguments as of `files_of`.
 
     Raises:
         ApiError: As `files_of`.
         ImageError: As `check_formats`.
     """
-    images = await files_of(form, ("image", "image[]"), most=most)
+    images = await files_of(form, ("image", "image[]"), most=most, beside=beside)
     check_formats(images)
     return images
 
 
-def check_formats(images: Sequence[bytes]) -> None:
+async def mask_of(form: FormData) -> bytes | None:
+    """Contents of the file `mask` of a form; None where there is none.
+
+    Raises:
+        ApiError: It is there twice, or no file.
+        ImageError: As `check_formats`.
+    """
+    found = form.getlist("mask")
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ApiError(400, "invalid_value", "mask is there twice", param="mask")
+    (value,) = found
+    if not isinstance(value, UploadFile):
+        raise ApiError(400, "invalid_value", "mask is text, expected a file", param="mask")
+    mask = await value.read()
+    check_formats([mask], "mask")
+    return mask
+
+
+def check_formats(images: Sequence[bytes], what: str = "reference image") -> None:
     """Refuse files of other formats than strangers may send, before anything opens them.
 
     Raises:
@@ -183,7 +206,7 @@ def check_formats(images: Sequence[bytes]) -> None:
         name = format_name(image[:_HEAD_BYTES])
         if name not in _FORMATS:
             got = f"is {name}" if name else "is not a picture" if image else "is empty (0 bytes)"
-            raise ImageError(f"reference image {got}, expected PNG, JPEG or WebP; convert it")
+            raise ImageError(f"{what} {got}, expected PNG, JPEG or WebP; convert it")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bootpig_rt.errors import Cancelled, DeadlineExceeded
+from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.credentials_manifest import ReferenceOrigin
 from bootpig_rt.reference.schedule import WHOLE
 from bootpig_rt.reference.subject import Subject
@@ -17,10 +19,32 @@ from bootpig_rt.server.engine_client import Drawing, EngineClient
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.jobs import JobRecord
 from bootpig_rt.server.metrics import OUTCOMES
+from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.request_notes import note
-from bootpig_rt.server.schema import ImageFields
+from bootpig_rt.server.schema import EditOptions, ImageFields
 from bootpig_rt.server.service import Service
 from bootpig_rt.server.subjects import KeptSubject
+
+
+@dataclass(frozen=True)
+class CanvasFiles:
+    """Contents of the file of a picture to draw into, or from, and of its mask."""
+
+    image: bytes
+    mask: bytes | None
+
+
+@dataclass
+class Uploads:
+    """Files of a request.
+
+    Attributes:
+        references: Contents of image files; none for a kept subject, or none at all.
+        canvas: The picture to draw into; None for none.
+    """
+
+    references: list[bytes]
+    canvas: CanvasFiles | None = None
 
 
 @dataclass
@@ -34,7 +58,7 @@ class Begun:
         drawing: Its events.
         request: What the engine was given.
         kept: Its subject, where the library has it.
-        origins: Of its reference images, for signed manifests.
+        origins: Of its images, for signed manifests.
         encode_ms: Time in its references.
         warnings: What the caller should know.
     """
@@ -55,7 +79,7 @@ async def begin(
     call: Call,
     client: EngineClient,
     fields: ImageFields,
-    references: list[bytes],
+    uploads: Uploads,
 ) -> Begun:
     """Check a request, encode its references, hand it to the engine.
 
@@ -66,14 +90,14 @@ async def begin(
         call: Whose it is.
         client: That will draw.
         fields: Of the request.
-        references: Contents of image files; none for a kept subject, or none at all. Emptied once
-            they are encoded: nobody needs megabytes of files while the picture is drawn.
+        uploads: Its files. Emptied once they are read: nobody needs megabytes of files while the
+            picture is drawn.
 
     Raises:
         ApiError: Refused.
         BootPIGError: Not usable, or the engine is full.
     """
-    options = service.options
+    options, references = service.options, uploads.references
     if fields.n > options.most_images:
         text = f"n is {fields.n}, expected 1..{options.most_images} on this server"
         raise ApiError(400, "invalid_value", text, param="n")
@@ -113,13 +137,14 @@ async def begin(
         height=height,
         guidance_interval=_interval(fields),
         tenant=call.tenant,
+        **await _canvas(options, fields, uploads.canvas),
     )
     names = ("prompt", "negative_prompt", "reference_prompt")
     service.output.check_prompts({name: getattr(fields, name) for name in names})
     service.check_room([client])
     job = service.open_job(call.id, call.principal, client, fields.n)
     try:
-        return await _begun(service, call, job, fields, references, request, deadline_s)
+        return await _begun(service, call, job, fields, uploads, request, deadline_s)
     except BaseException as error:
         close_job(service, job, error)
         raise
@@ -130,11 +155,11 @@ async def _begun(
     call: Call,
     job: JobRecord,
     fields: ImageFields,
-    references: list[bytes],
+    uploads: Uploads,
     request: Request,
     deadline_s: float | None,
 ) -> Begun:
-    client, start = job.client, time.monotonic()
+    client, start, references = job.client, time.monotonic(), uploads.references
     warnings: list[str] = []
     kept: KeptSubject | None = None
     origins: tuple[ReferenceOrigin, ...] = ()
@@ -153,6 +178,10 @@ async def _begun(
                 service.output.check_prompts({"subject_id": kept.reference_prompt})
                 origins = kept.origins
                 request = request.of_subject(await service.library.subject_for(kept, client))
+            if uploads.canvas is not None:
+                given = [uploads.canvas.image]
+                origins += await asyncio.to_thread(service.output.origins, given)
+                uploads.canvas = None
     except TimeoutError as error:
         raise DeadlineExceeded(
             f"the request {call.id} ran out of its {deadline_s:g} s before its references were read"
@@ -219,6 +248,32 @@ async def _from_references(
         warnings.append(f"the subject was not kept: {error.message}")
         return subject, None
     return subject, kept
+
+
+async def _canvas(
+    options: ServerOptions, fields: ImageFields, files: CanvasFiles | None
+) -> dict[str, Any]:
+    """What a request says of the picture that it is drawn into.
+
+    Raises:
+        ApiError: A mask's edge without a mask.
+        ImageError: A file that cannot be used.
+    """
+    if not isinstance(fields, EditOptions):
+        return {}
+    if fields.mask_edge_px is not None and (files is None or files.mask is None):
+        text = "mask_edge_px is given without a mask"
+        raise ApiError(400, "invalid_value", text, param="mask_edge_px")
+    if files is None:
+        return {}
+    canvas = await asyncio.to_thread(
+        Canvas.load, files.image, alpha_mask=files.mask, max_pixels=options.max_image_pixels
+    )
+    return {
+        "canvas": canvas,
+        "strength": fields.strength,
+        "mask_edge_px": fields.mask_edge_px,
+    }
 
 
 def _interval(fields: ImageFields) -> tuple[float, float]:

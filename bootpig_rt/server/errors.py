@@ -40,6 +40,9 @@ PARAMS: Mapping[str, str] = {
     "solver": "solver",
     "merge": "merge",
     "seed": "seed",
+    "strength": "strength",
+    "mask_edge_px": "mask_edge_px",
+    "mask_image": "mask",
     "width": "size",
     "height": "size",
     "number of steps": "num_inference_steps",
@@ -118,7 +121,8 @@ def api_error(error: BaseException) -> ApiError:
         case PromptError():
             return ApiError(400, "invalid_prompt", str(error), param=_param(error) or "prompt")
         case ImageError():
-            return ApiError(400, "invalid_image", str(error), param="image")
+            param = "mask" if str(error).startswith("mask ") else "image"
+            return ApiError(400, "invalid_image", str(error), param=param)
         case InputError():
             return ApiError(400, "invalid_value", str(error), param=_param(error))
         case OutOfDeviceMemory():

@@ -25,18 +25,27 @@ from bootpig_rt.server.calls import (
     check_formats,
     fields_of,
     images_of,
+    mask_of,
     media_type,
     read_form,
     read_json,
     unless_gone,
 )
-from bootpig_rt.server.drawing import Begun, begin, close_job
+from bootpig_rt.server.drawing import Begun, CanvasFiles, Uploads, begin, close_job
 from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.event_stream import EventStream, SendEvent
 from bootpig_rt.server.output import Finished
 from bootpig_rt.server.request_notes import note, note_timings
-from bootpig_rt.server.schema import EditFields, ImageFields, image_bytes, parse_json, validated
+from bootpig_rt.server.schema import (
+    EditFields,
+    EditOptions,
+    ImageFields,
+    image_bytes,
+    mask_bytes,
+    parse_json,
+    validated,
+)
 from bootpig_rt.server.service import Service
 
 Kind: TypeAlias = Literal["image_generation", "image_edit"]
@@ -56,7 +65,8 @@ def image_routes(service: Service) -> APIRouter:
         """Draw a prompt, with a kept subject or with none."""
         service.check_ready()
         fields = validated(ImageFields, parse_json(await read_json(http)))
-        return await _answer(service, http, call_of(http), fields, [], "image_generation")
+        call, uploads = call_of(http), Uploads([])
+        return await _answer(service, http, call, fields, uploads, "image_generation")
 
     @routes.post("/v1/images/edits")
     async def edits(http: HttpRequest) -> Response:
@@ -65,21 +75,33 @@ def image_routes(service: Service) -> APIRouter:
         service.check_room(service.clients.values())  # before the images are read
         if media_type(http) == "application/json":
             edit = validated(EditFields, parse_json(await read_json(http)))
-            fields, references = edit.without_images(), image_bytes(edit.images)
+            fields, images = edit.without_images(), image_bytes(edit.images)
+            mask = mask_bytes(edit.mask)
             del edit
-            check_formats(references)
-            most = service.client(fields.model).facts.max_references
-            if len(references) > most:
-                text = f"{len(references)} images, expected at most {most} for this model"
+            check_formats(images)
+            check_formats([] if mask is None else [mask], "mask")
+            most = _most_images(service, fields, mask)
+            if len(images) > most:
+                text = f"{len(images)} images, expected at most {most} for this model"
                 raise ApiError(400, "too_many_images", text, param="images")
         else:
             async with read_form(http) as form:
-                fields = fields_of(ImageFields, form)
-                most = service.client(fields.model).facts.max_references
-                references = await images_of(form, most=min(most, MAX_FILES))
-        return await _answer(service, http, call_of(http), fields, references, "image_edit")
+                fields = fields_of(EditOptions, form)
+                mask = await mask_of(form)
+                most = min(_most_images(service, fields, mask), MAX_FILES)
+                images = await images_of(form, most=most, beside="mask")
+        uploads = Uploads(images)
+        if mask is not None or fields.strength is not None:
+            uploads = Uploads(images[1:], CanvasFiles(images[0], mask))
+        return await _answer(service, http, call_of(http), fields, uploads, "image_edit")
 
     return routes
+
+
+def _most_images(service: Service, fields: EditOptions, mask: bytes | None) -> int:
+    """References that a model reads, and the picture to draw into where there is one."""
+    most = service.client(fields.model).facts.max_references
+    return most + (mask is not None or fields.strength is not None)
 
 
 async def _answer(
@@ -87,7 +109,7 @@ async def _answer(
     http: HttpRequest,
     call: Call,
     fields: ImageFields,
-    references: list[bytes],
+    uploads: Uploads,
     kind: Kind,
 ) -> Response:
     """Draw, and answer with JSON, with a stream, or with a picture's file.
@@ -97,12 +119,12 @@ async def _answer(
         http: The request, its body read.
         call: Whose it is.
         fields: What it asks for.
-        references: As for `begin`, which empties them.
+        uploads: As for `begin`, which empties them.
         kind: Of its events.
     """
     client = service.client(fields.model)
     if fields.stream:
-        begun = await unless_gone(http.receive, begin(service, call, client, fields, references))
+        begun = await unless_gone(http.receive, begin(service, call, client, fields, uploads))
         if begun is None:  # nobody is left to read it
             return Response(status_code=499)
         left = Cancelled("its client left")
@@ -111,7 +133,7 @@ async def _answer(
             partial(close_job, service, begun.job, left),
             service.options.max_deadline_s + 60.0,
         )
-    answer = await unless_gone(http.receive, _draw(service, call, client, fields, references))
+    answer = await unless_gone(http.receive, _draw(service, call, client, fields, uploads))
     if answer is None:  # nobody is left to read it
         return Response(status_code=499)
     headers = {"vary": "Accept", "x-reference-passes": str(answer["reference_passes"])}
@@ -133,9 +155,9 @@ async def _draw(
     call: Call,
     client: EngineClient,
     fields: ImageFields,
-    references: list[bytes],
+    uploads: Uploads,
 ) -> dict[str, Any]:
-    begun = await begin(service, call, client, fields, references)
+    begun = await begin(service, call, client, fields, uploads)
     try:
         async for event in begun.drawing.events():
             if isinstance(event, DoneEvent):
@@ -294,7 +316,9 @@ def _finished(
 def _described(begun: Begun) -> dict[str, Any]:
     """What OpenAI's events say of every picture."""
     width, height = begun.fields.size_px()
-    side = begun.client.facts.size_px
+    side, canvas = begun.client.facts.size_px, begun.request.canvas
+    if canvas is not None:
+        width, height = canvas.size
     return {
         "created_at": int(time.time()),
         "size": f"{width or side}x{height or side}",

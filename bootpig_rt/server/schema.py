@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
+from bootpig_rt.images.canvas import MAX_EDGE_PX
 from bootpig_rt.images.encode_image import ImageFormat
 from bootpig_rt.server.errors import ApiError
 
@@ -142,23 +143,41 @@ class ImageFields(Fields):
         return int(width), int(height)
 
 
+class EditOptions(ImageFields):
+    """Of a picture from images: the first of them may be one to draw into."""
+
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="How much of the first image is drawn anew, which is then no reference: the "
+        "picture is drawn into it, or from it.",
+    )
+    mask_edge_px: Annotated[int, Field(ge=0, le=MAX_EDGE_PX)] | None = Field(
+        default=None,
+        description="Pixels inside the mask over which what is drawn fades into the image.",
+    )
+
+
 class ImageUrl(Fields):
-    """A reference image in a JSON body."""
+    """An image in a JSON body."""
 
     image_url: Annotated[
         str, Field(max_length=1 << 28, json_schema_extra={"pattern": _DATA_URL_TEXT})
     ] = Field(description="A PNG, JPEG or WebP. No other address is fetched.")
 
 
-class EditFields(ImageFields):
-    """Of a picture from reference images, in JSON."""
+class EditFields(EditOptions):
+    """Of a picture from images, in JSON."""
 
     images: Annotated[list[ImageUrl], Field(min_length=1, max_length=64)]
+    mask: ImageUrl | None = Field(
+        default=None,
+        description="Of the size of the first image, and transparent where that is drawn into.",
+    )
 
-    def without_images(self) -> ImageFields:
+    def without_images(self) -> EditOptions:
         """All but the images, which are large."""
-        return ImageFields.model_construct(
-            **{name: getattr(self, name) for name in ImageFields.model_fields}
+        return EditOptions.model_construct(
+            **{name: getattr(self, name) for name in EditOptions.model_fields}
         )
 
 
@@ -262,6 +281,15 @@ def image_bytes(images: Iterable[ImageUrl]) -> list[bytes]:
         ApiError: Another scheme or type, or bad base64.
     """
     return [_data_url(one.image_url, f"images.{at}.image_url") for at, one in enumerate(images)]
+
+
+def mask_bytes(mask: ImageUrl | None) -> bytes | None:
+    """Contents of the `data:` URL of a mask, if there is one.
+
+    Raises:
+        ApiError: As `image_bytes`.
+    """
+    return None if mask is None else _data_url(mask.image_url, "mask.image_url")
 
 
 def _data_url(url: str, param: str) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 
@@ -47,6 +48,10 @@ INPUTS = (
     TritonTensor("REFERENCE_IMAGES", "TYPE_STRING", (-1,)),
     TritonTensor("REFERENCE_PROMPT", "TYPE_STRING"),
     TritonTensor("SUBJECT", "TYPE_STRING"),
+    TritonTensor("IMAGE", "TYPE_STRING"),
+    TritonTensor("MASK_IMAGE", "TYPE_STRING"),
+    TritonTensor("STRENGTH", "TYPE_FP32", field="strength"),
+    TritonTensor("MASK_EDGE_PX", "TYPE_INT32", field="mask_edge_px"),
     TritonTensor("NUM_IMAGES", "TYPE_INT32", field="num_images_per_prompt"),
     TritonTensor("NUM_INFERENCE_STEPS", "TYPE_INT32", field="num_inference_steps"),
     TritonTensor("IMAGE_GUIDANCE_SCALE", "TYPE_FP32", field="image_guidance_scale"),
@@ -81,6 +86,7 @@ class TritonCall:
         reference_prompt: What they show.
         subject_file: Contents of a subject's file, in place of images.
         preview_every: Steps between previews.
+        canvas_files: Files of a picture to draw into and of its mask, as far as they are there.
     """
 
     fields: dict[str, Any]
@@ -88,14 +94,16 @@ class TritonCall:
     reference_prompt: str
     subject_file: bytes
     preview_every: int | None
+    canvas_files: tuple[bytes, ...] = ()
 
     def request(self, subject: Subject | None) -> Request:
-        """The request, with its subject.
+        """The request, with its subject and what it is drawn into.
 
         Raises:
-            InputError: A value is of the wrong type or out of range.
+            InputError: A value is of the wrong type or out of range, or a file cannot be used.
         """
-        return Request(subject=subject, **self.fields)
+        canvas = Canvas.load(*self.canvas_files) if self.canvas_files else None
+        return Request(subject=subject, canvas=canvas, **self.fields)
 
 
 def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
@@ -109,6 +117,11 @@ def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
         if one.field and one.name in tensors:
             value = _one(one.name, tensors[one.name])
             fields[one.field] = _text(one.name, value) if one.kind == "TYPE_STRING" else value
+    if "strength" in fields:
+        fields["strength"] = round(fields["strength"], 6)  # 0.7 is a little less in FP32
+    drawn_into = [name for name in ("IMAGE", "MASK_IMAGE") if name in tensors]
+    if drawn_into == ["MASK_IMAGE"]:
+        raise ParameterError("MASK_IMAGE is given without IMAGE; send both, or neither")
     preview = tensors.get("PREVIEW_EVERY")
     every = None if preview is None else int(_one("PREVIEW_EVERY", preview))
     if every is not None and every < 1:
@@ -122,6 +135,7 @@ def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
         if "SUBJECT" not in tensors
         else _bytes("SUBJECT", _one("SUBJECT", tensors["SUBJECT"])),
         preview_every=every,
+        canvas_files=tuple(_bytes(name, _one(name, tensors[name])) for name in drawn_into),
     )
     if call.subject_file and (call.images or call.reference_prompt):
         raise ParameterError(

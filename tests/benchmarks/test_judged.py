@@ -17,7 +17,7 @@ from bootpig_rt.benchmarks import curve, judged
 from bootpig_rt.benchmarks.judged import MEASURES, Jury, Quality
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.suites import quality, reference
+from bootpig_rt.benchmarks.suites import inpaint, quality, reference
 from bootpig_rt.benchmarks.way import Journal
 from bootpig_rt.benchmarks.ways import OurWay
 from bootpig_rt.curve import load_curve, save_curve, settings_of
@@ -231,3 +231,30 @@ def test_a_change_cancels_what_is_hard_for_both() -> None:
 def test_without_drawings_the_suites_say_how_to_get_them(settings: Settings) -> None:
     with pytest.raises(ParameterError, match="fetch-data"):
         Jury(replace(settings, data=Path("nowhere")), 32)
+
+
+def test_subjects_are_drawn_into_scenes_that_stay_as_they_were(settings: Settings) -> None:
+    found = inpaint.run(settings, Journal())
+    assert [row.name for row in found.rows] == list(inpaint.CASES)
+    (check,) = found.checks
+    assert (check.value, check.limit) == (0, 0)
+    own = found.row(inpaint.OWN).values
+    assert {"seam_levels", "seam_levels_low", "network", "scene", "pictures"} <= set(own)
+    assert "seam_levels_change" not in own
+    for name in ("wrong reference", "no reference", "hard edge", "pasted"):
+        values = found.row(name).values
+        assert values["changed_outside"] == 0
+        assert {"seam_levels_change", "network_change_low"} <= set(values)
+    # A softer edge shows more of the scene at the border, which is what the renderer drew there.
+    assert (found.row("hard edge").values["seam_levels"] or 0) > (own["seam_levels"] or 0)
+
+
+def test_the_truth_of_a_scene_differs_from_it_inside_the_mask_alone(settings: Settings) -> None:
+    jury = Jury(settings, 32)
+    given = [inpaint.given_of(jury.subjects[s.subject], s, jury, 32) for s in jury.shots]
+    for one in given:
+        mask = one.canvas.mask
+        assert mask is not None
+        differs = (one.truth != one.canvas.pixels).any(axis=-1)
+        assert differs.any()
+        assert differs[mask].mean() > 5 * differs[~mask].mean()

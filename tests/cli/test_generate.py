@@ -247,3 +247,37 @@ def test_ctrl_c_ends_with_130_and_no_file(
     assert generate("--prompt", PROMPT) == 130
     assert capsys.readouterr().err.endswith("bootpig-rt: error: interrupted\n")
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_subject_is_drawn_into_a_picture_file(
+    generate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    mask = np.zeros((32, 40), np.uint8)
+    mask[8:24, 10:30] = 255
+    Image.fromarray(pixels).save("scene.png")
+    Image.fromarray(mask).save("mask.png")
+    words = ["--prompt", PROMPT, "--seed", "3", "--image", "scene.png"]
+    assert generate(*words, "--mask", "mask.png", "--mask-edge", "2", "--json") == 0
+    first = json.loads(capsys.readouterr().out)["pictures"][0]["parameters"]
+    assert (first["width"], first["height"], first["mask_edge_px"]) == (40, 32, 2)
+    with Image.open("out.png") as image:
+        drawn = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(drawn[mask == 0], pixels[mask == 0])
+    assert generate(*words, "--strength", "0.5", "-o", "whole.png") == 0
+    assert read_parameters("whole.png")["strength"] == 0.5
+
+
+def test_what_cannot_be_drawn_into_is_said_before_the_pair_is_loaded(
+    generate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (32, 32)).save("scene.png")
+    Image.new("L", (32, 32)).save("black.png")
+    for words, told in (
+        (["--mask", "black.png"], "--mask is given without --image; give both, or neither"),
+        (["--image", "scene.png", "--mask", "black.png"], "mask_image is black all over"),
+        (["--strength", "0.5"], "strength is given without an image; give both, or neither"),
+        (["--image", "scene.png", "--mask-edge", "2"], "mask_edge_px is given without a mask"),
+    ):
+        assert generate("--model", "nowhere", "--prompt", PROMPT, *words) == 2
+        assert told in capsys.readouterr().err

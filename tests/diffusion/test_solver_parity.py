@@ -50,25 +50,29 @@ def relative_error(actual: FloatArray, expected: FloatArray) -> float:
 
 
 def reference_run(
-    solver: SolverName, config: dict[str, Any], num_steps: int
+    solver: SolverName, config: dict[str, Any], num_steps: int, first: int
 ) -> Iterator[tuple[int, FloatArray]]:
-    """The timestep and the sample after each step of diffusers' scheduler."""
+    """The timestep and the sample after each step of diffusers' scheduler, from one on."""
     accepted = SCHEDULERS[solver]().config
     defaults = {"clip_sample": False} if solver == "ddim" else {}
     known = {key: value for key, value in config.items() if key in accepted}
     scheduler = SCHEDULERS[solver](**(defaults | known))
     scheduler.set_timesteps(num_steps)
+    if first and hasattr(scheduler, "set_begin_index"):  # as image-to-image does
+        scheduler.set_begin_index(first)
     sample = START
-    for timestep in scheduler.timesteps:
+    for timestep in scheduler.timesteps[first:]:
         output = torch.from_numpy(model(sample, int(timestep)))
         sample = scheduler.step(output, timestep, torch.from_numpy(sample)).prev_sample.numpy()
         yield int(timestep), sample
 
 
-def assert_same_run(solver: SolverName, config: dict[str, Any], num_steps: int) -> None:
-    table = solver_table(solver, NoiseSchedule.from_config(config), num_steps)
+def assert_same_run(
+    solver: SolverName, config: dict[str, Any], num_steps: int, first: int = 0
+) -> None:
+    table = solver_table(solver, NoiseSchedule.from_config(config), num_steps, first=first)
     sample, history = START, table.initial_history(START)
-    reference = list(reference_run(solver, config, num_steps))
+    reference = list(reference_run(solver, config, num_steps, first))
     assert [timestep for timestep, _ in reference] == table.timesteps.tolist()
     for i, (timestep, expected) in enumerate(reference):
         output = model(sample, timestep)
@@ -101,6 +105,14 @@ def test_short_runs_equal_diffusers_where_the_order_drops(
     for end in ("zero", "sigma_min"):
         config = LATENT_DIFFUSION | {"timestep_spacing": "leading", "final_sigmas_type": end}
         assert_same_run(solver, config, num_steps)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_runs_that_begin_on_the_way_equal_diffusers(solver: SolverName, spacing: str) -> None:
+    for num_steps, first, end in itertools.product((12, 25), (1, 6, 11), ("zero", "sigma_min")):
+        config = LATENT_DIFFUSION | {"timestep_spacing": spacing, "final_sigmas_type": end}
+        assert_same_run(solver, config, num_steps, first)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])

@@ -165,6 +165,9 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
         "x0": torch.randn(2, 2, 2),
         "clip_weight": torch.zeros(2, 2),
         "clip_range": torch.full((1,), 3e38),
+        "canvas": torch.randn(3, 2, 4, 8, 8),
+        "canvas_weights": torch.rand(2, 2, 2),
+        "mask": (torch.rand(2, 1, 8, 8) > 0.3).float(),
         "picture_of_row": torch.tensor([0, 1, 0, 1, 0, 1]),
         "rows_of_picture": torch.tensor([[0, 1], [2, 3], [4, 5]]),
         "image_guidance_scale": torch.tensor([2.0, 3.0]),
@@ -199,6 +202,9 @@ def test_rows_of_one_picture_are_computed_once_until_they_meet_their_text(
         "picture_of_pair": torch.arange(6),
         **{name: values[name][:, pictures] for name in ("timesteps", "matrices", "x0")},
         "clip_weight": values["clip_weight"][:, pictures],
+        "canvas": values["canvas"][:, pictures],
+        "canvas_weights": values["canvas_weights"][:, pictures],
+        "mask": values["mask"][pictures],
         "rows_of_picture": values["rows_of_picture"][:, [0, 1, 0, 1, 0, 1]],
         **{
             name: values[name][pictures] for name in ("image_guidance_scale", "text_guidance_scale")

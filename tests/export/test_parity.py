@@ -72,6 +72,19 @@ def test_a_bundle_with_shallow_steps_is_asked_for_them_by_every_graph(
     assert all(case.steps > 1 for case in kept)  # the second one is shallow
 
 
+def test_a_bundle_that_takes_masks_is_asked_for_one(backend: TorchBackend) -> None:
+    profile = Profile((32, 32, 32), 2, 1, 50)
+    plan = make_plan(backend, profile=profile, merges=(), takes_masks=True)
+    (masked,) = [case for case in plan.cases if case.has_mask]
+    recorded = record(backend, Plan(plan.side_px, (masked,)))
+    (latents,) = recorded["masked.latents"]
+    half = latents[-1, :, :4, :4], latents[-1, :, 4:, 4:]
+    given = record(backend, Plan(plan.side_px, (replace(masked, solver="unipc"),)))
+    (others,) = given["masked.latents"]
+    np.testing.assert_array_equal(half[1], others[-1, :, 4:, 4:])
+    assert not np.array_equal(half[0], others[-1, :, :4, :4])
+
+
 def test_large_pictures_are_run_for_few_steps_unless_asked(backend: TorchBackend) -> None:
     profile = Profile((256, 512, 512), 1, 2, 50)
     plan = make_plan(backend, profile=profile, merges=("mean",))

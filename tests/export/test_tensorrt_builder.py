@@ -311,6 +311,9 @@ STEP_INPUTS = {
     "state": (-1, -1, 4, -1, -1),
     "matrices": (-1, -1, -1, -1),
     "x0": (-1, -1, 2),
+    "canvas": (3, -1, 4, -1, -1),
+    "canvas_weights": (-1, -1, 2),
+    "mask": (-1, 1, -1, -1),
     "ref_of_row": (-1, -1, 1),
     "pair_of_row": (-1,),
     "picture_of_pair": (-1,),
@@ -325,6 +328,9 @@ def test_open_axes_of_a_step_get_the_ranges_of_the_profile() -> None:
     ranges = input_ranges("denoise_step_argmax", STEP_INPUTS, profile=PROFILE, shape=SHAPE)
     assert ranges["state"] == ((1, 1, 4, 8, 8), (4, 1, 4, 8, 8), (4, 2, 4, 16, 16))
     assert ranges["matrices"] == ((1, 1, 1, 2), (25, 1, 4, 5), (50, 2, 4, 5))
+    assert ranges["canvas"] == ((3, 1, 4, 8, 8), (3, 1, 4, 8, 8), (3, 2, 4, 16, 16))
+    assert ranges["canvas_weights"] == ((1, 1, 2), (25, 1, 2), (50, 2, 2))
+    assert ranges["mask"] == ((1, 1, 8, 8), (1, 1, 8, 8), (2, 1, 16, 16))
     assert ranges["text_k_0"] == ((1, 77, 16), (3, 77, 16), (6, 77, 16))
     assert ranges["picture_of_pair"] == ((1,), (2,), (4,))
     assert ranges["ref_of_pair"] == ((1, 0, 1), (25, 1, 1), (50, 2, 1))

@@ -9,7 +9,7 @@ import pytest
 
 from bootpig_rt.errors import DeadlineExceeded
 from bootpig_rt.server.calls import Call
-from bootpig_rt.server.drawing import begin
+from bootpig_rt.server.drawing import Uploads, begin
 from bootpig_rt.server.engine_client import Load
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.access import NOBODY
@@ -62,7 +62,7 @@ def test_references_that_are_not_read_by_the_deadline_are_waited_for_no_longer()
     fields = ImageFields(prompt="a dog", deadline_s=0.05)
 
     async def ask() -> None:
-        await begin(service, Call("req_1", NOBODY), model, fields, [b"png"])  # type: ignore[arg-type]
+        await begin(service, Call("req_1", NOBODY), model, fields, Uploads([b"png"]))  # type: ignore[arg-type]
 
     with pytest.raises(DeadlineExceeded, match="before its references were read"):
         asyncio.run(ask())

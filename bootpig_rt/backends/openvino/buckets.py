@@ -11,7 +11,15 @@ from bootpig_rt.backends.host_table import LayerShape
 from bootpig_rt.backends.openvino.launch import AnyArray
 from bootpig_rt.backends.openvino.models import Shapes
 
-_BY_STEP = ("timesteps", "matrices", "x0", "clip_weight", "ref_of_row", "ref_of_pair")
+_BY_STEP = (
+    "timesteps",
+    "matrices",
+    "x0",
+    "clip_weight",
+    "canvas_weights",
+    "ref_of_row",
+    "ref_of_pair",
+)
 """Inputs of a step whose first axis are the steps of the run."""
 
 

@@ -98,6 +98,7 @@ def batch_of(batch: DenoiseBatch, pictures: Sequence[int]) -> DenoiseBatch:
             x0=solver.x0[:, chosen],
             clip_weight=solver.clip_weight[:, chosen],
         ),
+        canvas=None if batch.canvas is None else batch.canvas.of(chosen),
     )
 
 

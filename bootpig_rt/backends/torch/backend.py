@@ -161,7 +161,7 @@ class TorchBackend:
             fingerprint=pair.fingerprint,
             noise_schedule=NoiseSchedule.from_config(pair.scheduler),
             tokenizer_folder=pair.tokenizer_folder,
-            latent_channels=int(unet_config.in_channels),
+            latent_channels=pair.base.latent_channels,
             vae_scale_factor=vae_scale,
             size_multiple_px=vae_scale * 2 ** (len(unet_config.block_out_channels) - 1),
             reference_shapes=_reference_shapes(pair, pair.config.sample_size_px // vae_scale),
@@ -171,6 +171,7 @@ class TorchBackend:
             table_dtype=_NAMES.get(self.dtype, "float32"),
             keeps_features=True,
             decoders=("full",) if pair.tiny_vae is None else DECODERS,
+            canvas="read" if pair.base.reads_canvas else "blend",
         )
 
     @property

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.backends.derived import Derived
-from bootpig_rt.backends.step_inputs import NO_LIMIT, rows_of_each
+from bootpig_rt.backends.step_inputs import NO_LIMIT, canvas_of, rows_of_each
 from bootpig_rt.backends.torch.buckets import Kinds, Layout, lay_out
 from bootpig_rt.backends.torch.graphs import Kept, Lane
 from bootpig_rt.backends.torch.tables import TableReader
@@ -51,6 +51,10 @@ class StepTensors:
         x0: float32 [T, B, 2].
         clip_weight: float32 [T, B].
         clip_range: float32 [1], x0 is clamped to plus or minus this where its weight is not 0.
+        canvas: float32 [3, B, C, h, w], latents of the given pictures, the noise of the pictures,
+            and latents of the given pictures with what is drawn in grey.
+        canvas_weights: float32 [T, B, 2], of the first two at the level that a step arrives at.
+        mask: float32 [B, 1, h, w], 1 where latents are drawn, 0 where they are the canvas's.
         entries: int32 [T], the entry of the table.
         rows_of_picture: int64 [3, B].
         picture_of_row: int64 [N].
@@ -73,6 +77,9 @@ class StepTensors:
     x0: Tensor
     clip_weight: Tensor
     clip_range: Tensor
+    canvas: Tensor
+    canvas_weights: Tensor
+    mask: Tensor
     entries: Tensor
     rows_of_picture: Tensor
     picture_of_row: Tensor
@@ -98,7 +105,7 @@ class StepTensors:
             mine[: len(theirs)].copy_(theirs, non_blocking=True)
 
 
-_PER_STEP = ("timesteps", "matrices", "x0", "clip_weight", "entries")
+_PER_STEP = ("timesteps", "matrices", "x0", "clip_weight", "canvas_weights", "entries")
 
 
 @dataclass(frozen=True)
@@ -155,8 +162,11 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
 
     column = (-1, 1, 1, 1)
     latents, history = tensors.state[0], tensors.state[1:]
+    read = latents
+    if program.base.reads_canvas:
+        read = torch.cat([latents, tensors.mask, tensors.canvas[2]], dim=1)
     output, features = program.base.draw(
-        latents.to(program.dtype),  # one a picture: the plan knows the pictures of its rows
+        read.to(program.dtype),  # one a picture: the plan knows the pictures of its rows
         now(tensors.timesteps),
         program.text_layers(tensors.text),
         table,
@@ -185,6 +195,11 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
     clipped = estimate.minimum(tensors.clip_range).maximum(-tensors.clip_range)
     following[0] += weight * (clipped - estimate)
     estimate = torch.where(weight != 0, clipped, estimate)
+    signal, spread = now(tensors.canvas_weights)[..., None, None, None].unbind(1)
+    given = torch.addcmul(signal * tensors.canvas[0], spread, tensors.canvas[1])
+    is_drawn = tensors.mask > 0
+    following[0] = torch.where(is_drawn, following[0], given)
+    estimate = torch.where(is_drawn, estimate, tensors.canvas[0])
     tensors.state.copy_(following)
     tensors.estimate.copy_(estimate)
 
@@ -456,7 +471,7 @@ def _upload(
     solver = batch.solver
     if entries is None:
         entries = np.zeros(solver.num_steps, np.int64)
-    clip = solver.clip_sample_range
+    clip, canvas = solver.clip_sample_range, canvas_of(batch)
 
     def pictures(array: np.ndarray[Any, Any], axis: int) -> Tensor:
         more = [(0, 0)] * array.ndim
@@ -479,6 +494,9 @@ def _upload(
         x0=pictures(solver.x0, 1),
         clip_weight=pictures(solver.clip_weight, 1),
         clip_range=lane.upload(np.array([NO_LIMIT if clip is None else clip], np.float32)),
+        canvas=pictures(canvas.latents, 1),
+        canvas_weights=pictures(canvas.weights, 1),
+        mask=pictures(canvas.mask, 0),
         entries=lane.upload(entries.astype(np.int32)),
         rows_of_picture=lane.upload(layout.rows_of_picture),
         picture_of_row=lane.upload(layout.picture_of_row),

@@ -29,10 +29,16 @@ def json_body(
 
 
 def image_form(
-    kind: type[Fields], options: ServerOptions, most_references: int, without: Sequence[str] = ()
+    kind: type[Fields], options: ServerOptions, most_references: int, *, has_canvas: bool = False
 ) -> Schema:
-    """The content of a form with reference images; arguments as for `json_body`."""
-    schema = _of_form(_fields(kind, options, most_references, without))
+    """The content of a form with images; arguments as for `json_body`.
+
+    `has_canvas`: the first may be a picture to draw into, with a mask.
+    """
+    schema = _of_form(_fields(kind, options, most_references, ()))
+    if has_canvas:
+        told = "Of the size of the first image, and transparent where that is drawn into."
+        schema["properties"]["mask"] = _FILE | {"description": told}
     schema["properties"] |= _images(most_references)
     schema["anyOf"] = _some_images(most_references)
     return {"schema": schema, "encoding": _encoding(schema)}
@@ -78,6 +84,8 @@ def _fields(
     if "images" in properties:
         (definition,) = definitions.values()
         properties["images"]["items"] = definition
+    if "mask" in properties:
+        properties["mask"]["anyOf"][0] = definition
     return schema
 
 
@@ -123,6 +131,7 @@ def _encoding(schema: Schema) -> Schema:
     types = {
         "image": _IMAGE_TYPES,
         "image[]": _IMAGE_TYPES,
+        "mask": "image/png, image/webp",
         "file": "application/octet-stream",
         "guidance_interval": "application/json",
     }

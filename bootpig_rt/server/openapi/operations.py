@@ -15,6 +15,7 @@ from bootpig_rt.server.schema import (
     REQUEST_ID,
     SUBJECT_ID,
     EditFields,
+    EditOptions,
     ImageFields,
     ReferenceFields,
     ReloadFields,
@@ -180,8 +181,8 @@ OPERATIONS: Mapping[str, Operation] = {
         other=_PICTURES | {"text/event-stream": _events("image_edit")},
         headers=_DRAWN_HEADERS,
         body=lambda options, most: {
-            "multipart/form-data": image_form(ImageFields, options, most, ["subject_id"]),
-            "application/json": json_body(EditFields, options, most, ["subject_id"]),
+            "multipart/form-data": image_form(EditOptions, options, most, has_canvas=True),
+            "application/json": json_body(EditFields, options, most),
         },
         links=_JOB,
     ),

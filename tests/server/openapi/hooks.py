@@ -44,6 +44,25 @@ _URLS = [
     for file in files
 ]
 
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _mask() -> bytes:
+    image = Image.new("RGBA", (40, 40), "white")
+    image.paste((0, 0, 0, 0), (10, 10, 30, 30))
+    return _png(image)
+
+
+_CANVAS, _MASK = _picture("PNG", 40, 6), _mask()
+
 _SUBJECT = Path(os.environ["BOOTPIG_RT_FUZZ_SUBJECT"]).read_bytes()
 
 # Its own pictures have one pixel, fewer than a reference image may have.
@@ -119,10 +138,43 @@ def _mend(body: dict[str, Any]) -> None:
     approximation = body.get("approximation")
     if isinstance(approximation, str):
         body["approximation"] = _WINDOW.sub("window:0-0.9", approximation)
-    images = body.get("images")
+    _mend_canvas(body)
+    images = body.get("images") if "mask" not in body else None
     for number, image in enumerate(images if isinstance(images, list) else ()):
         if isinstance(image, dict) and _is_data_url(image.get("image_url")):
             image["image_url"] = _URLS[number % len(_URLS)]
+
+
+def _mend_canvas(body: dict[str, Any]) -> None:
+    """A mask fits the first image; what goes with none is left out where there is none."""
+    mask, strength, edge = (body.get(name) for name in ("mask", "strength", "mask_edge_px"))
+    is_file = isinstance(mask, bytes | Binary)
+    is_url = isinstance(mask, dict) and set(mask) == {"image_url"}
+    has_mask = is_file or (is_url and _is_data_url(mask["image_url"]))
+    has_strength = type(strength) in (int, float) and 0 < strength <= 1
+    if has_strength:
+        body["strength"] = 1.0  # of few steps none would be left
+    if has_mask or has_strength:
+        body.pop("reference_prompt", None)  # there may be no other image
+        if isinstance(body.get("size"), str):
+            body["size"] = "auto"
+    elif isinstance(body.get("subject_id"), str) and ("images" in body or "image" in body):
+        del body["subject_id"]
+    if type(edge) is int and 0 <= edge <= 256 and not has_mask and mask is None:
+        del body["mask_edge_px"]
+    if has_mask:
+        for name in ("image", "image[]"):
+            if isinstance(body.get(name), list):
+                body[name] = [_CANVAS] * len(body[name])
+            elif isinstance(body.get(name), bytes | Binary):
+                body[name] = _CANVAS
+        if is_file:
+            body["mask"] = _MASK
+        else:
+            mask["image_url"] = _url(_MASK)
+            for image in body.get("images") or ():
+                if isinstance(image, dict) and _is_data_url(image.get("image_url")):
+                    image["image_url"] = _url(_CANVAS)
 
 
 def _picture_of(data: bytes | Binary) -> bytes:

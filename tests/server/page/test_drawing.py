@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Request
@@ -261,3 +264,74 @@ def test_the_code_of_a_picture_draws_it_again(
     drawn.close()
     page.click("#copy-code")
     page.wait_for_selector("#toast:has-text('Copied')")
+
+
+def scene_png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48), (40, 120, 200)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_subject_is_painted_into_a_picture(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    page = visit.page
+    bodies: list[dict[str, Any]] = []
+
+    def note(request: Request) -> None:
+        if request.url.endswith("/edits"):
+            bodies.append(request.post_data_json or {})
+
+    page.on("request", note)
+    visit.choose("source", "none")
+    page.locator("#place").evaluate("node => { node.open = true; }")
+    scene = {"name": "scene.png", "mimeType": "image/png", "buffer": scene_png()}
+    page.set_input_files("#place-file", scene)
+    page.wait_for_selector("#painter:not([hidden])")
+    assert page.text_content("#place-hint").startswith("Fitted to 32 ")
+    box = page.locator("#mask").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    visit.draw(PROMPT, num_inference_steps=3)
+    visit.wait_for("done")
+    (body,) = bodies
+    mask = Image.open(io.BytesIO(base64.b64decode(body["mask"]["image_url"].partition(",")[2])))
+    assert mask.size == (32, 32)
+    alpha = mask.getchannel("A")
+    drawn = [alpha.getpixel(at) == 0 for at in ((16, 16), (22, 16), (2, 2), (16, 30))]
+    assert drawn == [True, True, False, False]
+    (kept,) = visit.kept()
+    assert kept["strength"] == 1.0
+    assert kept["mask_edge_px"] == 4
+
+
+def test_a_mask_is_painted_and_undone_with_the_keyboard(server: Any, open_page: Open) -> None:
+    visit = open_page(server.url)
+    page = visit.page
+    page.locator("#place").evaluate("node => { node.open = true; }")
+    scene = {"name": "scene.png", "mimeType": "image/png", "buffer": scene_png()}
+    page.set_input_files("#place-file", scene)
+    page.wait_for_selector("#painter:not([hidden])")
+    painted = """() => {
+      const surface = document.getElementById("mask");
+      const { data } = surface.getContext("2d").getImageData(0, 0, surface.width, surface.height);
+      return data.filter((value, index) => index % 4 === 3 && value > 127).length;
+    }"""
+    assert page.evaluate("document.activeElement.id") == "mask"
+    page.keyboard.press("Space")
+    dab = page.evaluate(painted)
+    assert 10 < dab < 100
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(painted) == dab
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.evaluate(painted) > dab
+    page.keyboard.press("Control+z")
+    assert page.evaluate(painted) == dab
+    page.click("#mask-clear")
+    assert page.evaluate(painted) == 0
+    page.click("#mask-undo")
+    assert page.evaluate(painted) == dab
+    page.click("#remove-place")
+    assert page.is_hidden("#painter")

@@ -48,6 +48,7 @@ export function mountCodeDialog(needsKey) {
     };
     code.textContent = language === "curl" ? asCurl(call) : asPython(call);
     const hints = [
+      shown.parameters["canvas_fingerprint"] ? "This one was drawn into a picture, which the code leaves out: send it and its mask to /v1/images/edits." : "",
       shown.subject_id ? "The server keeps the subject for a while only; its library says how long." : "",
       call.needsKey ? "Put the key into the variable BOOTPIG_KEY." : "",
       language === "python" ? "Needs pip install openai." : "",

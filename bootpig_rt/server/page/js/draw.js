@@ -25,13 +25,14 @@ const MOST_PREVIEWS = 25;
 /**
  * Draw, with previews. Leaving the loop early, or the signal, cancels.
  *
- * @param {Record<string, unknown>} body as of `POST /v1/images/generations`
+ * @param {Record<string, unknown>} body as of `POST /v1/images/edits` where it has images, else of
+ *   `POST /v1/images/generations`
  * @param {{requestId: string, signal: AbortSignal}} options
  * @returns {AsyncGenerator<DrawEvent>}
  */
 export async function* draw(body, { requestId, signal }) {
   const preview_every = Math.ceil(Number(body["num_inference_steps"] ?? 0) / MOST_PREVIEWS) || 1;
-  const answer = await ask("v1/images/generations", {
+  const answer = await ask(routeOf(body), {
     json: { ...body, stream: true, progress: true, preview_every },
     headers: { "X-Request-Id": requestId },
     signal,
@@ -62,7 +63,7 @@ export async function* draw(body, { requestId, signal }) {
  * @returns {Promise<Drawn>}
  */
 export async function drawAtOnce(body, { requestId, signal }) {
-  const content = await askJson("v1/images/generations", {
+  const content = await askJson(routeOf(body), {
     json: body,
     headers: { "X-Request-Id": requestId },
     signal,
@@ -81,6 +82,11 @@ export async function cancel(requestId) {
   } catch {
     // It ended meanwhile, or the server is away: either way nothing is being drawn.
   }
+}
+
+/** @param {Record<string, unknown>} body */
+function routeOf(body) {
+  return "images" in body ? "v1/images/edits" : "v1/images/generations";
 }
 
 /** @param {any} content @returns {Drawn} */

@@ -190,7 +190,7 @@ export class Form {
 /**
  * Settings as the body of a request: what is left to the model is left out.
  *
- * @param {Settings} settings
+ * @param {Settings & Record<string, unknown>} settings with what else the request says
  * @param {string | null} subjectId
  * @returns {Record<string, unknown>}
  */

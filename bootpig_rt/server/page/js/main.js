@@ -16,6 +16,7 @@ import { Library } from "./library.js";
 import { LiveMode } from "./live_mode.js";
 import { mountNotice } from "./notice.js";
 import { pictureOfFile } from "./picture.js";
+import { Place } from "./place.js";
 import { readParameters } from "./png.js";
 import { References } from "./references.js";
 import { Reuse } from "./reuse.js";
@@ -42,7 +43,8 @@ const references = new References({
 });
 const subject = new SubjectChoice(references, () => referencePrompt.value.trim());
 const library = new Library(() => form.model?.id ?? "");
-const parts = { form, subject, references, consent, stage, gallery, connection };
+const place = new Place(form);
+const parts = { form, subject, references, consent, stage, gallery, connection, place };
 const studio = new Studio(parts);
 const live = new LiveMode(parts);
 
@@ -190,8 +192,10 @@ composer.addEventListener("input", (event) => {
     form.showDefaults();
     showReferenceLimit();
   }
+  if (name === "model" || name === "size") place.fit();
   if (id !== "files" && name !== "mode") live.wish();
 });
+place.addEventListener("change", () => live.wish());
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

@@ -20,6 +20,7 @@ const MOST_RETRIES = 10;
  * @property {import("./stage.js").Stage} stage
  * @property {import("./gallery.js").Gallery} gallery
  * @property {import("./connection.js").Connection} connection
+ * @property {import("./place.js").Place} place
  */
 
 export class Studio {
@@ -97,14 +98,15 @@ export class Studio {
    * @param {{controller: AbortController, requestId: string}} running
    */
   async #run(settings, running) {
-    const { subject, stage, gallery, connection } = this.#parts;
+    const { subject, stage, gallery, connection, place } = this.#parts;
     const { signal } = running.controller;
     const start = performance.now();
     for (let isSecond = false; ; isSecond = true) {
       const id = await subject.idFor(settings.model, signal);
       try {
         const clock = new StepClock();
-        for await (const event of draw(bodyOf(settings, id), { requestId: running.requestId, signal })) {
+        const body = bodyOf({ ...settings, ...place.body() }, id);
+        for await (const event of draw(body, { requestId: running.requestId, signal })) {
           if (event.kind === "progress") {
             const { stage: part, done, total } = event.progress;
             const share = part === "steps" && total ? done / total : null;
