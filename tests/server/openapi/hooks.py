@@ -147,7 +147,9 @@ def _mend(body: dict[str, Any]) -> None:
 
 def _mend_canvas(body: dict[str, Any]) -> None:
     """A mask fits the first image; what goes with none is left out where there is none."""
-    mask, strength, edge = (body.get(name) for name in ("mask", "strength", "mask_edge_px"))
+    mask: Any = body.get("mask")
+    strength: Any = body.get("strength")
+    edge: Any = body.get("mask_edge_px")
     is_file = isinstance(mask, bytes | Binary)
     is_url = isinstance(mask, dict) and set(mask) == {"image_url"}
     has_mask = is_file or (is_url and _is_data_url(mask["image_url"]))
