@@ -25,7 +25,7 @@ from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.backends.step_inputs import graph_name, step_inputs
 from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.export.dialect import Dialect
-from bootpig_rt.export.golden import Choices, FloatArray, IntArray, Prediction, References
+from bootpig_rt.export.golden_step import Choices, FloatArray, IntArray, Prediction, References
 from bootpig_rt.export.graphs import reference_graph, step_graph, text_graph
 from bootpig_rt.export.onnx_export import write_graph
 from bootpig_rt.export.reference_op import OpMerge

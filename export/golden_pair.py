@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bootpig_rt.export.golden import Choices, FloatArray, IntArray, Prediction, References
+from bootpig_rt.export.golden_step import Choices, FloatArray, IntArray, Prediction, References
 from bootpig_rt.models.attention import change_norms, take_reference
 from bootpig_rt.models.load import load_unet
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet

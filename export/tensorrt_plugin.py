@@ -29,16 +29,11 @@ from bootpig_rt.errors import BackendUnavailable, ParameterError
 from bootpig_rt.export.onnx_export import METADATA_KEY
 from bootpig_rt.export.reference_op import DOMAIN, OP_TYPE
 from bootpig_rt.kernels import checks
-from bootpig_rt.kernels.compile import (
-    SHARED_LIMIT,
-    Compiled,
-    compile_one,
-    plugin_variant,
-    without_hidden_pointers,
-)
+from bootpig_rt.kernels.compile import SHARED_LIMIT, Compiled, compile_one, without_hidden_pointers
 from bootpig_rt.kernels.plugin_numbers import PLUGIN_NUMBERS
 from bootpig_rt.kernels.tiles import Tile
 from bootpig_rt.kernels.toolchain import require_triton
+from bootpig_rt.kernels.variants import plugin_variant
 
 PLUGIN_ID = f"{DOMAIN}::{OP_TYPE}"
 MERGES = ("one", "concat")

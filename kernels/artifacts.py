@@ -19,7 +19,8 @@ from typing import Any
 import bootpig_rt
 from bootpig_rt.errors import StorageError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write_bytes, atomic_write_text
-from bootpig_rt.kernels.compile import Compiled, Variant, compile_one, tool_versions
+from bootpig_rt.kernels.compile import Compiled, compile_one, tool_versions
+from bootpig_rt.kernels.variants import Variant
 
 MANIFEST = "kernels.json"
 FORMAT = 1

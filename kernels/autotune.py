@@ -21,9 +21,10 @@ from torch import Tensor
 
 from bootpig_rt.errors import BackendUnavailable, BootPIGError
 from bootpig_rt.kernels import tiles
-from bootpig_rt.kernels.compile import SHARED_LIMIT, attention_variant, compile_one
+from bootpig_rt.kernels.compile import SHARED_LIMIT, compile_one
 from bootpig_rt.kernels.launch import architecture_of, launch_attention
 from bootpig_rt.kernels.tiles import Tile, TileRow
+from bootpig_rt.kernels.variants import attention_variant
 
 CANDIDATES = tuple(
     Tile(block_m, block_n, num_warps, num_stages, limit)

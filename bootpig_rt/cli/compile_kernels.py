@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     from bootpig_rt.files.atomic import atomic_write_text
     from bootpig_rt.kernels.artifacts import COLUMNS, markdown, table_row, write_artifacts
-    from bootpig_rt.kernels.compile import variants_of
     from bootpig_rt.kernels.toolchain import require_triton
+    from bootpig_rt.kernels.variants import variants_of
 
     require_triton()
     variants = [

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line per file and return 0 when all are within the limits."""
-    from bootpig_rt.export.golden import END_TO_END_LIMIT, STEP_LIMIT, TIE_LIMIT, verify_golden
+    from bootpig_rt.export.golden import END_TO_END_LIMIT, verify_golden
+    from bootpig_rt.export.golden_step import STEP_LIMIT, TIE_LIMIT
 
     passed = True
     for number, report in enumerate(verify_golden(args.folder, backend=args.backend)):

@@ -16,6 +16,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -237,18 +238,17 @@ class SubjectStore:
         is_resident: bool = True,
     ) -> Future[ReferenceTable | Claim | None]:
         """`look` for who must not wait for a disk: on a thread of the store, where it has one."""
-        if self.folder is None:
-            done: Future[ReferenceTable | Claim | None] = Future()
-            try:
-                done.set_result(
-                    self.look(subject, key, backend=backend, tenant=tenant, is_resident=is_resident)
-                )
-            except Exception as error:  # whoever asks the future gets it
-                done.set_exception(error)
-            return done
-        return self._thread().submit(
+        look = partial(
             self.look, subject, key, backend=backend, tenant=tenant, is_resident=is_resident
         )
+        if self.folder is not None:
+            return self._thread().submit(look)
+        done: Future[ReferenceTable | Claim | None] = Future()
+        try:
+            done.set_result(look())
+        except Exception as error:  # whoever asks the future gets it
+            done.set_exception(error)
+        return done
 
     def table(
         self,

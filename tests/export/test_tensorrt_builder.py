@@ -15,9 +15,10 @@ import pytest
 from bootpig_rt.backends.tensorrt.flavours import FULL, RTX, TARGETS, flavour_of
 from bootpig_rt.bundle.bundle import Profile
 from bootpig_rt.errors import BackendUnavailable, CheckpointError, EngineError, ParameterError
-from bootpig_rt.export.tensorrt_builder import PhaseClock, build_trt_engine
+from bootpig_rt.export.tensorrt_builder import build_trt_engine
 from bootpig_rt.export.tensorrt_layers import layer_report, parse_layers
 from bootpig_rt.export.tensorrt_profiles import PairShape, input_ranges, pair_shape
+from bootpig_rt.export.tensorrt_progress import PhaseClock
 
 if TYPE_CHECKING:
     import onnx

@@ -24,15 +24,9 @@ from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.diffusion.solver import solver_table
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.export import golden
-from bootpig_rt.export.golden import (
-    Choices,
-    GoldenReport,
-    Prediction,
-    References,
-    relative_error,
-    verify_golden,
-)
+from bootpig_rt.export.golden import GoldenReport, verify_golden
 from bootpig_rt.export.golden_pair import load
+from bootpig_rt.export.golden_step import Choices, Prediction, References, relative_error
 
 DATA = Path(__file__).parent / "data"
 FILES = ("ddim_1ref", "ddim_3ref", "train_forward", "unipc_1ref")

@@ -18,7 +18,7 @@ import torch
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.kernels import compile as kernel_compile
 from bootpig_rt.kernels import launch_blocks, tiles
-from bootpig_rt.kernels.compile import (
+from bootpig_rt.kernels.variants import (
     TYPE_OF_DTYPE,
     Variant,
     attention_variant,
