@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.curve import Curve, CurvePoint, Measure, curve_path, load_curve
-from bootpig_rt.pipeline import default_model
 
 PLOT = "cheaper-pictures.svg"
 

@@ -18,13 +18,13 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bootpig_rt.bundle.pair_config import PairConfig
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.export.build import build_engine
 from bootpig_rt.export.build_options import build_options
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
-from bootpig_rt.pipeline import default_model
 
 Size: TypeAlias = Literal["toy", "small", "sd21"]
 

@@ -7,53 +7,48 @@ seam. A pipeline holds no state of a call, so one may be used from several threa
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
-from PIL import Image, ImageDraw
-
 from bootpig_rt.approximation import Approximation
 from bootpig_rt.backends import create_backend
-from bootpig_rt.backends.base import DECODERS, Backend, Decoder, PairSpec
-from bootpig_rt.backends.host_table import TableDtype, table_bytes
+from bootpig_rt.backends.base import DECODERS, Decoder
 from bootpig_rt.backends.options import BackendOptions
 from bootpig_rt.bundle.lora import LoraArgument, to_loras
 from bootpig_rt.bundle.pair_config import TINY_VAE
-from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
-from bootpig_rt.curve import curve_path, load_curve, settings_of
+from bootpig_rt.bundle.shipped import default_model
+from bootpig_rt.checks import check_int, check_name
+from bootpig_rt.curve import curve_path, load_curve
 from bootpig_rt.engine.engine import Engine
-from bootpig_rt.engine.events import OnEvent, ReferenceEvent
+from bootpig_rt.engine.events import OnEvent
 from bootpig_rt.engine.options import EngineOptions
-from bootpig_rt.engine.stream import Stream
-from bootpig_rt.errors import (
-    CheckpointError,
-    ParameterError,
-    PromptError,
-)
+from bootpig_rt.engine.stream import draw_stream
+from bootpig_rt.engine.warmup import DISC_PROMPT
+from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.canvas import Canvas
-from bootpig_rt.images.image_input import MAX_PIXELS
-from bootpig_rt.images.picture import ImageSource, from_prepared, to_pil
-from bootpig_rt.reference.encode import encode, encode_pixels, prepare
-from bootpig_rt.reference.reference_pass import make_table
-from bootpig_rt.reference.reference_table import ReferenceTable
+from bootpig_rt.images.picture import ImageSource
+from bootpig_rt.loaded_pair import LoadedPair
+from bootpig_rt.reference.encode import encode
 from bootpig_rt.reference.schedule import WHOLE, ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
-from bootpig_rt.request import GenerationResult, Request, Timings
+from bootpig_rt.request import (
+    GenerationResult,
+    Request,
+    Timings,
+    class_phrase,
+    per_prompt,
+)
 from bootpig_rt.storage.store import SubjectStore
-from bootpig_rt.text.tokenizer import Tokenizer
-from bootpig_rt.tuning import TunedSettings, check_wishes, choose, measure_times
-
-logger = logging.getLogger(__name__)
+from bootpig_rt.tuning import TunedSettings, check_wishes, tune
 
 
-class Pipeline:
+class Pipeline(LoadedPair):
     """A pair, loaded and ready to draw. Close it, or use it in a `with` block.
 
     Args:
@@ -104,9 +99,9 @@ class Pipeline:
                 f"tables is of type {type(tables).__name__}, expected TableOptions or a "
                 "SubjectStore, such as TableOptions(folder=...)"
             )
-        self.store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
+        store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
         self._folder = default_model() if model is None else Path(model)
-        self._backend: Backend = create_backend(
+        loaded = create_backend(
             backend,
             self._folder,
             device=device,
@@ -114,40 +109,12 @@ class Pipeline:
             trust=None if trust is None else Path(trust),
             loras=to_loras(lora),
         )
-        if decoder not in self.spec.decoders:
+        if decoder not in loaded.spec.decoders:
             raise ParameterError(
                 f"decoder is {decoder}, but {self._folder} has no {TINY_VAE}; put the folder of an "
                 "AutoencoderTiny there, build a bundle of it again, or leave the decoder out"
             )
-        self._decoder: Decoder = decoder
-        self._background_remover = background_remover
-        self._tokenizer = Tokenizer.from_folder(self.spec.tokenizer_folder)
-        self.engine = self._engine(self.store, max_batch)
-
-    @property
-    def spec(self) -> PairSpec:
-        """What is known about the pair: its size, defaults, limits and fingerprint."""
-        return self._backend.spec
-
-    @property
-    def backend_name(self) -> str:
-        """Name of what computes: `onnxruntime`, `torch` or `tensorrt`."""
-        return self._backend.name
-
-    @property
-    def device(self) -> str:
-        """Where it computes: `cpu` or `cuda:N`."""
-        return self._backend.device
-
-    @property
-    def max_batch(self) -> int:
-        """Pictures that are drawn at once."""
-        return self.engine.max_batch
-
-    @property
-    def table_dtype(self) -> TableDtype:
-        """How tables keep their numbers."""
-        return self.store.options.dtype or self.spec.table_dtype
+        super().__init__(loaded, store, background_remover, max_batch=max_batch, decoder=decoder)
 
     def __call__(
         self,
@@ -219,8 +186,7 @@ class Pipeline:
             Cancelled: `on_event` asked for it.
             NumericalError: The model produced NaN or Inf.
         """
-        prompts = _prompts(prompt)
-        seeds = _seeds(seed, len(prompts), num_images_per_prompt)
+        prompts = per_prompt(prompt, seed, num_images_per_prompt)
         timings = Timings()
         canvas = None
         if image is not None:
@@ -229,9 +195,16 @@ class Pipeline:
             raise ParameterError("mask_image is given without an image; give both, or neither")
         if subject is None:
             if reference_prompt is None:
-                reference_prompt = class_phrase(prompts)
+                reference_prompt = class_phrase([one for one, _ in prompts])
             start = time.perf_counter()
-            subject = self._encode(reference_images, reference_prompt, 0)
+            subject = encode(
+                reference_images,
+                reference_prompt,
+                0,
+                backend=self._backend,
+                tokenizer=self._tokenizer,
+                background_remover=self._background_remover,
+            )
             timings.encode_ms = 1e3 * (time.perf_counter() - start)
         elif reference_images is not None or reference_prompt is not None:
             raise ParameterError(
@@ -260,7 +233,7 @@ class Pipeline:
                 mask_edge_px=mask_edge_px,
                 tenant=tenant,
             )
-            for one, first_seed in zip(prompts, seeds, strict=True)
+            for one, first_seed in prompts
         ]
         return self._draw(requests, on_event, timings)
 
@@ -292,14 +265,7 @@ class Pipeline:
     def _draw(
         self, requests: Sequence[Request], on_event: OnEvent | None, timings: Timings
     ) -> GenerationResult:
-        jobs = self.engine.submit_all(requests, timings=timings, on_event=on_event)
-        try:
-            self.engine.drive(jobs)
-            results = [job.result() for job in jobs]
-        except BaseException:  # one failed, or Ctrl-C: nobody will ask for the others
-            for job in jobs:
-                job.cancel()
-            raise
+        results = self.engine.draw(requests, timings=timings, on_event=on_event)
         return GenerationResult.joined(results, replace(timings))
 
     @overload
@@ -329,20 +295,7 @@ class Pipeline:
             BootPIGError: A request failed.
         """
         check_name("on_error", on_error, ("raise", "return"))
-        return self._map(requests, on_error)
-
-    def _map(self, requests: Iterable[Request], on_error: str) -> Iterator[Any]:
-        stream = Stream(self.engine, requests)
-        try:
-            for job in stream:
-                self.engine.drive([job])
-                error = job.exception() if not job.cancelled() else None
-                if on_error == "return" and isinstance(error, Exception):
-                    yield error
-                else:
-                    yield job.result()
-        finally:
-            stream.close()  # the reader left, or a request failed
+        return draw_stream(self.engine, requests, returns_errors=on_error == "return")
 
     def serve(self, options: EngineOptions | None = None) -> Engine:
         """Run the engine on a thread of its own until it is closed.
@@ -359,229 +312,6 @@ class Pipeline:
         if options is not None:
             self.engine.options = options
         return self.engine.start()
-
-    def encode_subject(
-        self,
-        images: ImageSource | Sequence[ImageSource],
-        reference_prompt: str,
-        *,
-        noise_seed: int = 0,
-        keep_table: bool = False,
-        num_inference_steps: int | None = None,
-        solver: str | None = None,
-        reference_schedule: ReferenceSchedule | str | None = None,
-        tenant: str = "",
-        max_image_pixels: int = MAX_PIXELS,
-        on_event: OnEvent | None = None,
-    ) -> Subject:
-        """Encode reference images once, for any number of calls.
-
-        Where one table serves all steps, or the arguments say which is wanted, the table is made as
-        well.
-
-        Args:
-            images: One or more pictures of the subject.
-            reference_prompt: What they show, "a photo of a dog".
-            noise_seed: Of the noise added to the reference by the schedules that add any.
-            keep_table: The subject keeps its table, and can be saved with it.
-            num_inference_steps: Of the table, for schedules that depend on them.
-            solver: Likewise.
-            reference_schedule: Of the table; the pair's own by default.
-            tenant: Whose requests find the table: those with the same `tenant`.
-            max_image_pixels: A larger image is refused. Reading one takes about six bytes of memory
-                a pixel, and a file of a few kilobytes may hold many.
-            on_event: Called with a `ReferenceEvent` after each launch of the pass.
-
-        Raises:
-            ImageError: No image, or one that cannot be used.
-            PromptError: The reference prompt is empty.
-            ParameterError: Too many images, a seed out of range, or a tenant that is no text.
-        """
-        usual = f"{MAX_PIXELS} is usual"
-        most = check_int("max_image_pixels", max_image_pixels, 64, 1 << 28, usual)
-        noise_seed = check_seed(noise_seed, "noise_seed")
-        subject = self._encode(images, reference_prompt, noise_seed, max_pixels=most)
-        request = Request(
-            prompt=reference_prompt,
-            subject=subject,
-            num_inference_steps=num_inference_steps,
-            solver=solver,
-            reference_schedule=reference_schedule,
-            tenant=tenant,
-        )
-        plan = self.engine.planner.plan(request).table
-        assert plan is not None
-        is_asked_for = keep_table or num_inference_steps or solver or reference_schedule
-        if not is_asked_for and len(plan.key.timesteps) > 1:
-            return subject
-        table, _ = self.store.table(
-            subject,
-            plan.key,
-            lambda: make_table(
-                plan,
-                backend=self._backend,
-                tokenizer=self._tokenizer,
-                rows_per_launch=self.store.options.rows_per_launch,
-                progress=on_event and (lambda done, of: on_event(ReferenceEvent(done, of))),
-            ),
-            backend=self._backend,
-            tenant=tenant,
-            is_resident=plan.is_resident,
-        )
-        if not keep_table:
-            return subject
-        host = self._backend.download_table(table.data)
-        return replace(subject, tables=(ReferenceTable.on_host(table.key, host),))
-
-    def prepare_references(
-        self,
-        images: ImageSource | Sequence[ImageSource],
-        *,
-        max_image_pixels: int = MAX_PIXELS,
-        warn: Callable[[str], object] = logger.warning,
-    ) -> list[Image.Image]:
-        """What the pair will see of reference images: cut out, cropped, on white squares.
-
-        Args:
-            images: One or more pictures of the subject.
-            max_image_pixels: A larger image is refused.
-            warn: Hears of an image whose subject was not found, so that it is taken whole.
-
-        Raises:
-            ImageError: No image, or one that cannot be used.
-            ParameterError: Too many images.
-        """
-        pixels = prepare(
-            images, self.spec, self._background_remover, max_pixels=max_image_pixels, warn=warn
-        )
-        return to_pil(pixels)
-
-    def encode_prepared(
-        self, prepared: Sequence[Image.Image], reference_prompt: str, *, noise_seed: int = 0
-    ) -> Subject:
-        """The subject of what `prepare_references` returned; no table is made yet.
-
-        Raises:
-            ImageError: A picture of another size or mode.
-            PromptError: The reference prompt is empty.
-        """
-        return encode_pixels(
-            from_prepared(prepared, self.spec.config.sample_size_px),
-            reference_prompt,
-            check_seed(noise_seed, "noise_seed"),
-            backend=self._backend,
-            tokenizer=self._tokenizer,
-        )
-
-    def num_tokens(self, prompt: str) -> tuple[int, int]:
-        """Tokens of a prompt, begin and end included, and how many of them the pair reads.
-
-        Raises:
-            PromptError: Not text, or too long.
-        """
-        checked = check_prompt(prompt, allow_empty=True)
-        return self._tokenizer.num_tokens(checked), self._tokenizer.max_length
-
-    def table_bytes(
-        self,
-        num_references: int,
-        *,
-        num_inference_steps: int | None = None,
-        solver: str | None = None,
-        reference_schedule: ReferenceSchedule | str | None = None,
-    ) -> int:
-        """Bytes of the reference table of a subject, before it is made.
-
-        Args:
-            num_references: R.
-            num_inference_steps: As in a call, and so are the others.
-            solver: Likewise.
-            reference_schedule: Likewise.
-        """
-        request = Request(
-            prompt="any",
-            num_inference_steps=num_inference_steps,
-            solver=solver,
-            reference_schedule=reference_schedule,
-        )
-        plan = self.engine.planner.plan(request)
-        return table_bytes(
-            self.spec.reference_shapes,
-            num_entries=len(plan.schedule.timesteps(plan.solver.timesteps)),
-            num_references=num_references,
-            dtype=self.table_dtype,
-        )
-
-    def load_subject(self, path: str | PathLike[str]) -> Subject:
-        """Read a subject's file and check that it is one of this pair.
-
-        Raises:
-            CheckpointError: Missing, damaged or changed.
-            SubjectMismatch: Encoded with another pair or for another size.
-        """
-        subject = Subject.load(path)
-        subject.check_for(self.spec)
-        return subject
-
-    def warmup(
-        self,
-        batch_sizes: Sequence[int] = (1,),
-        num_references: Sequence[int] = (1,),
-        *,
-        num_inference_steps: int | None = None,
-        solver: str | None = None,
-        merge: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-    ) -> float:
-        """Draw one batch of each shape, so that the first request is as quick as the others.
-
-        Whatever a backend makes once for a shape is made here: memory, chosen kernels, recorded
-        graphs. A shape is the pictures of a batch, the references of their one subject, the size
-        and the steps; guidance is that of the pair. The pictures and tables are thrown away.
-
-        Args:
-            batch_sizes: Pictures of a batch, each 1 to `max_batch`.
-            num_references: Of the subject; 0 is a picture from its prompt alone.
-            num_inference_steps: As in a call, and so are the others.
-            solver: Likewise.
-            merge: Likewise.
-            width: Likewise.
-            height: Likewise.
-
-        Returns:
-            Seconds that it took.
-
-        Raises:
-            ParameterError: A number is out of range, or more references than the pair takes.
-        """
-        most = self.spec.config.max_references
-        for size in batch_sizes:
-            check_int("batch_sizes", size, 1, self.max_batch, "raise max_batch for more")
-        for count in num_references:
-            check_int("num_references", count, 0, most, "what the pair takes")
-        # A store of its own, without a folder: the user's keeps what it has.
-        store = SubjectStore(self.store.options)
-        store.folder = None
-        engine = self._engine(store, self.max_batch)
-        start = time.perf_counter()
-        for count in num_references:
-            subject = self._encode(_discs(count), _DISC_PROMPT, 0) if count else None
-            for size in batch_sizes:
-                request = Request(
-                    prompt=_DISC_PROMPT,
-                    subject=subject,
-                    num_inference_steps=num_inference_steps,
-                    solver=solver,
-                    merge=merge,
-                    width=width,
-                    height=height,
-                )
-                jobs = engine.submit_all([request] * size, timings=Timings())
-                engine.drive(jobs)
-                for job in jobs:
-                    job.result()
-        return time.perf_counter() - start
 
     def tune(
         self,
@@ -614,30 +344,15 @@ class Pipeline:
         """
         check_wishes(target_ms, min_fidelity)
         found = load_curve(curve_path(self._folder) if curve is None else Path(curve))
-        mine = self.spec.fingerprint
-        if found.fingerprint != mine:
-            raise ParameterError(
-                f"the curve is of pair {found.pair} {found.fingerprint[:12]}, this is "
-                f"{self.spec.config.name} {mine[:12]}; measure one with bootpig-rt tune --measure"
-            )
-        points = [p for p in found.points if students or p.fingerprint == mine]
-        subject = self._encode(_discs(1), _DISC_PROMPT, 0)
-        base = Request(prompt=_DISC_PROMPT, subject=subject, seed=0)
-
-        def draw(**settings: Any) -> float:
-            start = time.perf_counter()
-            self.generate([replace(base, **settings)])
-            return 1e3 * (time.perf_counter() - start)
-
-        has_shallow = self.spec.keeps_features
-        times = measure_times(draw, has_shallow=has_shallow)
-        planned = []
-        for point in points:
-            settings = settings_of(point)
-            if settings.approximation == "none" or has_shallow:
-                plan = self.engine.planner.plan(replace(base, **settings))
-                planned.append((point, times.picture_ms(plan)))
-        return choose(found, planned, target_ms=target_ms, min_fidelity=min_fidelity)
+        return tune(
+            found,
+            self.spec,
+            self.engine,
+            Request(prompt=DISC_PROMPT, subject=self._disc(1), seed=0),
+            target_ms=target_ms,
+            min_fidelity=min_fidelity,
+            students=students,
+        )
 
     def close(self) -> None:
         """End the engine, write what is still to be written, and let go of the device's memory."""
@@ -652,102 +367,3 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
-
-    def _engine(self, store: SubjectStore, max_batch: int) -> Engine:
-        return Engine(
-            self._backend, self._tokenizer, store, max_batch=max_batch, decoder=self._decoder
-        )
-
-    def _encode(
-        self,
-        images: ImageSource | Sequence[ImageSource] | None,
-        reference_prompt: str,
-        noise_seed: int,
-        max_pixels: int = MAX_PIXELS,
-    ) -> Subject:
-        return encode(
-            images,
-            reference_prompt,
-            noise_seed,
-            backend=self._backend,
-            tokenizer=self._tokenizer,
-            background_remover=self._background_remover,
-            max_pixels=max_pixels,
-        )
-
-
-def class_phrase(prompts: Sequence[str]) -> str:
-    """A reference prompt for a call that gives none: the prompt up to its first comma.
-
-    The published trainer takes it from its captions in the same way. Never silent: a log line says
-    what was taken.
-
-    Raises:
-        PromptError: The prompts begin differently.
-    """
-    phrases = {prompt.partition(",")[0].strip() for prompt in prompts}
-    if len(phrases) > 1:
-        raise PromptError(
-            f"the prompts begin with {len(phrases)} different phrases, so it is not clear what the "
-            'reference shows; pass reference_prompt, such as "a photo of a dog"'
-        )
-    phrase = phrases.pop()
-    if phrase == prompts[0].strip():
-        logger.warning(
-            "no reference prompt and no comma in the prompt: the reference is read as %r; better "
-            'say what it shows, such as reference_prompt="a photo of a dog"',
-            phrase,
-        )
-    else:
-        logger.info("no reference prompt: the reference is read as %r, from the prompt", phrase)
-    return phrase
-
-
-def _prompts(prompt: object) -> list[str]:
-    """One prompt or several as a list."""
-    prompts: list[Any] = [prompt]
-    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
-        prompts = list(prompt)
-    if not prompts:
-        raise PromptError("prompt is an empty list, expected at least one prompt")
-    return [check_prompt(one) for one in prompts]
-
-
-def _seeds(seed: Any, count: int, num_images: int) -> list[int | None]:
-    """The first seed of each prompt: one seed counts on over all pictures of the call."""
-    if seed is None:
-        return [None] * count
-    if isinstance(seed, list | tuple):
-        if len(seed) != count:
-            raise ParameterError(f"{len(seed)} seeds for {count} prompts, expected one for each")
-        return [check_seed(one) for one in seed]
-    first = check_seed(seed)
-    return [wrap_seed(first + index * num_images) for index in range(count)]
-
-
-_DISC_PROMPT = "a photo of a disc"
-
-
-def _discs(count: int) -> list[Image.Image]:
-    """Reference images of a warm-up: grey discs, cut out, so that no remover is asked."""
-    images = [Image.new("RGBA", (64, 64)) for _ in range(count)]
-    for number, image in enumerate(images):
-        grey = 40 + number % 8 * 20
-        ImageDraw.Draw(image).ellipse((8, 8, 56, 56), fill=(grey, grey, grey, 255))
-    return images
-
-
-def default_model() -> Path:
-    """Folder of the pair inside the package.
-
-    Raises:
-        CheckpointError: This installation has none.
-    """
-    folder = Path(__file__).parent / "assets" / "pair"
-    if not (folder / "pair.json").is_file():
-        raise CheckpointError(
-            f"no pair inside the package ({folder}); name one with model=FOLDER or --model FOLDER, "
-            "or install the package again",
-            folder,
-        )
-    return folder

@@ -6,17 +6,20 @@ takes here. So a curve that was measured on one machine serves others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from bootpig_rt.curve import Curve, CurvePoint
+from bootpig_rt.backends.base import PairSpec
+from bootpig_rt.curve import Curve, CurvePoint, settings_of
+from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.plan import Plan
 from bootpig_rt.engine.rows import PictureBranches, plan_guidance
 from bootpig_rt.errors import ParameterError, shown
-from bootpig_rt.request import PictureSettings
+from bootpig_rt.request import PictureSettings, Request
 
 _SHORT, _LONG = 2, 6
 """Steps of the pictures that are timed."""
@@ -43,6 +46,54 @@ class StepTimes:
             times = self.deep_ms if is_deep or self.shallow_ms is None else self.shallow_ms
             total += times[0] + (rows - 1) * times[1]
         return total
+
+
+def tune(
+    curve: Curve,
+    spec: PairSpec,
+    engine: Engine,
+    request: Request,
+    *,
+    target_ms: float | None,
+    min_fidelity: float | None,
+    students: bool,
+) -> TunedSettings:
+    """Choose from a curve for this machine; see `Pipeline.tune`.
+
+    Args:
+        curve: Of the pair.
+        spec: Of the pair.
+        engine: Draws the pictures that are timed.
+        request: Of them, but for their settings.
+        target_ms: The most that a picture may take.
+        min_fidelity: The least that it must keep.
+        students: Few-step pairs of the curve may be chosen.
+
+    Raises:
+        ParameterError: The curve is of another pair, or nothing on it will do.
+    """
+    if curve.fingerprint != spec.fingerprint:
+        raise ParameterError(
+            f"the curve is of pair {curve.pair} {curve.fingerprint[:12]}, this is "
+            f"{spec.config.name} {spec.fingerprint[:12]}; measure one with bootpig-rt tune "
+            "--measure"
+        )
+
+    def draw(**settings: Any) -> float:
+        start = time.perf_counter()
+        engine.draw([replace(request, **settings)])
+        return 1e3 * (time.perf_counter() - start)
+
+    times = measure_times(draw, has_shallow=spec.keeps_features)
+    planned = []
+    for point in curve.points:
+        settings = settings_of(point)
+        if point.fingerprint != spec.fingerprint and not students:
+            continue
+        if settings.approximation == "none" or spec.keeps_features:
+            plan = engine.planner.plan(replace(request, **settings))
+            planned.append((point, times.picture_ms(plan)))
+    return choose(curve, planned, target_ms=target_ms, min_fidelity=min_fidelity)
 
 
 def rows_of_steps(plan: Plan) -> list[tuple[int, bool]]:

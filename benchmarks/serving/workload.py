@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bootpig_rt.pipeline import default_model
+from bootpig_rt.bundle.shipped import default_model
 
 Shares = tuple[tuple[int, float], ...]
 """Values with the share of requests that have them."""

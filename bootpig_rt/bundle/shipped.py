@@ -1,4 +1,4 @@
-"""The few-step pair inside the package: of a student only what differs from its teacher is kept.
+"""The pairs inside the package; of the few-step one only what differs from the other is kept.
 
 Distilling trains the Base U-Net alone. The graphs, the Reference U-Net and all else are the shipped
 pair's to the last bit, so the package holds them once.
@@ -11,10 +11,26 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from bootpig_rt.errors import StorageError, describe_os_error
+from bootpig_rt.errors import CheckpointError, StorageError, describe_os_error
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
+
+
+def default_model() -> Path:
+    """Folder of the pair inside the package.
+
+    Raises:
+        CheckpointError: This installation has none.
+    """
+    folder = _ASSETS / "pair"
+    if not (folder / "pair.json").is_file():
+        raise CheckpointError(
+            f"no pair inside the package ({folder}); name one with model=FOLDER or --model FOLDER, "
+            "or install the package again",
+            folder,
+        )
+    return folder
 
 
 @cache

@@ -13,7 +13,7 @@ def bundle_folder(given: Path | None) -> Path:
     """The folder that was named, or the one inside the package."""
     if given is not None:
         return given
-    from bootpig_rt.pipeline import default_model
+    from bootpig_rt.bundle.shipped import default_model
 
     return default_model()
 

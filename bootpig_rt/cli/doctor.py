@@ -98,7 +98,7 @@ def _num_cpus() -> int:
 def _shipped_pair() -> dict[str, Any]:
     """The pair inside the package, and whether its files are whole."""
     from bootpig_rt.bundle.bundle import is_bundle, open_bundle
-    from bootpig_rt.pipeline import default_model
+    from bootpig_rt.bundle.shipped import default_model
 
     try:
         folder = default_model()

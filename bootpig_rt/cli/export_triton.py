@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the repository and say how it is run."""
-    from bootpig_rt.pipeline import default_model
+    from bootpig_rt.bundle.shipped import default_model
     from bootpig_rt.serving.triton_repository import TritonOptions, export_repository
 
     options = TritonOptions(

@@ -227,7 +227,7 @@ def _with_progress(settings: Any, progress: Any, *, is_shown: bool) -> Any:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    from bootpig_rt.pipeline import default_model
+    from bootpig_rt.bundle.shipped import default_model
 
     return default_model() if args.model is None else Path(args.model)
 

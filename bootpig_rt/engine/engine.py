@@ -229,6 +229,24 @@ class Engine:
         """
         self._loop.drive(jobs)
 
+    def draw(
+        self,
+        requests: Sequence[Request],
+        *,
+        timings: Timings | None = None,
+        on_event: OnEvent | None = None,
+    ) -> list[GenerationResult]:
+        """`submit_all`, `drive`, and the results of all requests, or of none."""
+        timings = Timings() if timings is None else timings
+        jobs = self.submit_all(requests, timings=timings, on_event=on_event)
+        try:
+            self.drive(jobs)
+            return [job.result() for job in jobs]
+        except BaseException:  # one failed, or Ctrl-C: nobody will ask for the others
+            for job in jobs:
+                job.cancel()
+            raise
+
     def step(self) -> bool:
         """Let pictures in and out, and do one launch. Returns False where nothing could be done."""
         return self._loop.step()

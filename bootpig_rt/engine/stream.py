@@ -9,7 +9,21 @@ from collections.abc import Iterable, Iterator
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.job import Job
 from bootpig_rt.errors import BootPIGError, EngineFull
-from bootpig_rt.request import Request
+from bootpig_rt.request import GenerationResult, Request
+
+
+def draw_stream(
+    engine: Engine, requests: Iterable[Request], *, returns_errors: bool
+) -> Iterator[GenerationResult | Exception]:
+    """Results of a stream of requests, in their order; see `Pipeline.map`."""
+    stream = Stream(engine, requests)
+    try:
+        for job in stream:
+            engine.drive([job])
+            error = job.exception() if not job.cancelled() else None
+            yield error if returns_errors and isinstance(error, Exception) else job.result()
+    finally:
+        stream.close()  # the reader left, or a request failed
 
 
 class Stream:

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from bootpig_rt.backends import backend_settings
-from bootpig_rt.bundle.shipped import few_step_model
+from bootpig_rt.bundle.shipped import default_model, few_step_model
 from bootpig_rt.engine.events import OnLaunch
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.background import load_remover
-from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.server.local_engine import LocalEngine
 from bootpig_rt.server.metrics import Metrics

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from bootpig_rt.backends.cuda.devices import cuda_devices, cuda_version
 from bootpig_rt.bundle.pair_config import read_pair_config
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BootPIGError, describe_os_error
 from bootpig_rt.export.build_options import build_options, size_multiple_px
 from bootpig_rt.export.estimate import estimate
 from bootpig_rt.images.signing_files import read_signing_files
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.server.blocklist import Blocklist
 from bootpig_rt.server.guard.authority import is_loopback
 from bootpig_rt.server.guard.capacity import RESERVE

@@ -12,9 +12,9 @@ import torch
 
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.tiles import MOST_LATENTS, MOST_SIDE, OVERLAP, UNUSED, cut, in_tiles
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.models.latent_scale import mean_latents
 from bootpig_rt.models.load import load_vae
-from bootpig_rt.pipeline import default_model
 
 Array = Any
 

@@ -24,8 +24,8 @@ from bootpig_rt.benchmarks.ways import (
     our_way,
     published_ways,
 )
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BootPIGError
-from bootpig_rt.pipeline import default_model
 
 # Inside diffusers' schedulers, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("default")

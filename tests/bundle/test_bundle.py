@@ -36,8 +36,8 @@ from bootpig_rt.bundle.bundle import (
 )
 from bootpig_rt.bundle.files import digest_files, split_pair_files
 from bootpig_rt.bundle.manifest import PairInfo, ParityResult, SolverInfo
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable, BundleError, ParameterError
-from bootpig_rt.pipeline import default_model
 
 FILES = {
     "pair.json": b"{}",

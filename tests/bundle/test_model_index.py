@@ -12,13 +12,13 @@ import pytest
 
 from bootpig_rt.bundle.bundle import open_bundle
 from bootpig_rt.bundle.model_index import FILE, check_model_index
-from bootpig_rt.bundle.shipped import few_step_model
+from bootpig_rt.bundle.shipped import default_model, few_step_model
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.models.hub import pair_folder, wanted_pair_files
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.models.save import save_pair
-from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.pipeline import Pipeline
 
 
 def index_of(folder: Path) -> dict[str, Any]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from bootpig_rt.bundle.bundle import open_bundle
-from bootpig_rt.bundle.shipped import few_step_model
-from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.bundle.shipped import default_model, few_step_model
+from bootpig_rt.errors import CheckpointError
+from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
 
 
@@ -22,3 +27,9 @@ def test_the_few_step_pair_is_a_whole_bundle_that_draws_in_steps_of_one_row() ->
 
 def test_it_is_put_together_once() -> None:
     assert few_step_model() is few_step_model()
+
+
+def test_a_missing_shipped_pair_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bootpig_rt.bundle.shipped._ASSETS", tmp_path)
+    with pytest.raises(CheckpointError, match="no pair inside the package"):
+        default_model()

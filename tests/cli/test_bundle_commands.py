@@ -20,9 +20,10 @@ from msgspec.structs import replace
 from bootpig_rt.backends.host_table import table_bytes
 from bootpig_rt.bundle.bundle import is_bundle, list_files, open_bundle, write_manifest
 from bootpig_rt.bundle.manifest import TARGETS
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.cli import build_engine as build_engine_command
 from bootpig_rt.cli.main import main
-from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.pipeline import Pipeline
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.images.picture import is_marked_generated, read_parameters
-from bootpig_rt.pipeline import Pipeline, default_model
+from bootpig_rt.pipeline import Pipeline
 
 COMFYUI = os.environ.get("BOOTPIG_RT_COMFYUI", "")
 PYTHON = os.environ.get("BOOTPIG_RT_COMFYUI_PYTHON", sys.executable)

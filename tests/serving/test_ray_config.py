@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bootpig_rt.pipeline import default_model
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.serving.ray_options import ENVIRONMENT, ray_options
 
 pytest.importorskip("ray")

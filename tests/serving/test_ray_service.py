@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from bootpig_rt.pipeline import default_model
+from bootpig_rt.bundle.shipped import default_model
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.engine.events import DoneEvent, Event, Launch, StepEvent
 from bootpig_rt.engine.options import Limits
 from bootpig_rt.errors import (
@@ -23,7 +24,6 @@ from bootpig_rt.errors import (
     EngineLost,
     ParameterError,
 )
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import GenerationResult, Request
 from bootpig_rt.server.engine_client import Load

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.images.read_marks import read_parameters
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.serving.triton_model import TritonPythonModel
 from bootpig_rt.serving.triton_tensors import INPUTS, text_tensor
 

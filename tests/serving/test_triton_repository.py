@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError, ParameterError, StorageError
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.serving.triton_repository import TritonOptions, config_text, export_repository
 from bootpig_rt.serving.triton_tensors import INPUTS, OUTPUTS
 

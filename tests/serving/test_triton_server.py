@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.images.read_marks import is_marked_generated, read_parameters
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.serving.triton_repository import TritonOptions, export_repository
 
 pytestmark = pytest.mark.slow

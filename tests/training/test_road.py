@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.cli.main import build_parser
 from bootpig_rt.errors import ConfigError, EngineError, ParameterError
 from bootpig_rt.models.init_pair import init_pair
 from bootpig_rt.models.load import load_pair
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.evaluation.suite import SUITES, choose_subjects
 from bootpig_rt.training.road.drive import Road, _Done, drive

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import ConfigError, EngineError
 from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.files.held import held
-from bootpig_rt.pipeline import default_model
 from bootpig_rt.training.road.folders import write_sd21, write_small
 from bootpig_rt.training.road.serve import draw_over_http
 from bootpig_rt.training.road.stand_ins import write_stand_ins

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
-from bootpig_rt.pipeline import default_model
 
 Attention = Literal["text", "silent"]
 """Self-attentions of the small folder: trained on texts alone, or untrained and silent."""
