@@ -9,45 +9,37 @@ manifest, `describe.py`.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from msgspec import structs, to_builtins
+from msgspec import structs
 
-import bootpig_rt
-from bootpig_rt.backends.cuda.devices import cuda_devices
-from bootpig_rt.bundle.bundle import Bundle, ParityReport, is_bundle, write_manifest
-from bootpig_rt.bundle.files import CACHE, MANIFEST, SIGNATURE, measure
+from bootpig_rt.bundle.bundle import Bundle, ParityReport, write_manifest
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.signing import check_private_key
 from bootpig_rt.errors import (
     BootPIGError,
-    ParameterError,
     ParityError,
     StorageError,
     describe_os_error,
 )
-from bootpig_rt.export.build_options import BuildOptions
+from bootpig_rt.export.build_key import build_key
+from bootpig_rt.export.build_options import BuildOptions, graph_names
+from bootpig_rt.export.build_output import Order, check_free_space, check_output, publish
+from bootpig_rt.export.build_track import BuildProgress, Track
 from bootpig_rt.export.describe import describe_engines, describe_graphs
-from bootpig_rt.export.estimate import estimate
 from bootpig_rt.export.parity import at_reduced_size
-from bootpig_rt.export.targets import require_buildable, require_int8, tool_versions
+from bootpig_rt.export.targets import require_buildable, require_int8
 from bootpig_rt.export.tensorrt_layers import describe_engine
-from bootpig_rt.export.work_folder import WorkFolder, link_or_copy, remove, work_folder
+from bootpig_rt.export.work_folder import WorkFolder, link_or_copy, work_folder
 
 if TYPE_CHECKING:
     from bootpig_rt.bundle.manifest import Manifest
-    from bootpig_rt.bundle.pair_config import PairConfig
     from bootpig_rt.export.gate import GateRun, Reference
     from bootpig_rt.models.load import Pair
 
@@ -56,11 +48,6 @@ logger = logging.getLogger(__name__)
 PARITY_SUFFIX = ".parity-report"
 """What is appended to a bundle's name for the folder that a failed gate leaves."""
 
-BuildProgress: TypeAlias = Callable[[str, float], None]
-"""(what is being done, share of the whole build done 0..1) -> None; may raise to cancel."""
-
-# Rough shares of a build's time, for the progress bar alone.
-_COST = {"load": 2.0, "graph": 2.0, "engine": 8.0, "torch": 4.0, "compare": 3.0, "int8": 40.0}
 
 GRAPHS, ENGINES = "graphs", "engines"
 _RUNTIME_PARTS = ("base_unet", "vae", "text_encoder", "tokenizer", "scheduler", TINY_VAE)
@@ -77,35 +64,6 @@ class BuildResult:
 
     bundle: Bundle
     resumed: int
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What `build_engine` was asked for."""
-
-    pair_folder: Path
-    output: Path
-    base_model: Path | None
-    options: BuildOptions
-    key: Path | None
-    overwrite: bool
-    loras: tuple[Lora, ...]
-
-    @property
-    def is_in_place(self) -> bool:
-        """The bundle is the pair's own folder."""
-        return self.output.resolve() == self.pair_folder.resolve()
-
-
-def graph_names(options: BuildOptions) -> tuple[str, ...]:
-    """The graphs of a bundle, in the order in which they are built."""
-    steps = [
-        name
-        for kind in ("denoise_step", "shallow_step")
-        for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
-    ]
-    decoders = ("vae_decoder", "tiny_decoder") if options.tiny_decoder else ("vae_decoder",)
-    return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, *decoders)
 
 
 def build_engine(
@@ -143,14 +101,14 @@ def build_engine(
     """
     has_tiny = ((base_model or pair_folder) / TINY_VAE).is_dir()
     options = replace(options, tiny_decoder=has_tiny)
-    order = _Order(pair_folder, output, base_model, options, key, overwrite, loras)
+    order = Order(pair_folder, output, base_model, options, key, overwrite, loras)
     check_output(pair_folder, output, options, overwrite=overwrite)
     if key is not None:
         check_private_key(key)
     require_buildable(options.target)
     if options.int8:
         require_int8()
-    track = _Track(options, progress)
+    track = Track(options, progress)
     try:
         with work_folder(output) as work:
             # Once more: what was just said could have changed before the folder was ours.
@@ -167,7 +125,7 @@ def build_engine(
     return result
 
 
-def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
+def _build(order: Order, work: WorkFolder, track: Track) -> BuildResult:
     from torch import nn
 
     from bootpig_rt.backends.torch.backend import TorchBackend
@@ -243,10 +201,10 @@ def _build(order: _Order, work: WorkFolder, track: _Track) -> BuildResult:
         layers = (f"{name}: {describe_engine(finished, name)}" for name in graph_names(options))
         report = _with_remark(report, "; ".join(layers))
     write_manifest(finished, structs.replace(manifest, parity=report), key=order.key)
-    return BuildResult(_publish(order, finished, work), resumed)
+    return BuildResult(publish(order, finished, work), resumed)
 
 
-def _load_and_stage(order: _Order, work: WorkFolder) -> tuple[Pair, str]:
+def _load_and_stage(order: Order, work: WorkFolder) -> tuple[Pair, str]:
     """Put the pair into the work folder, linked where graphs can point into its files.
 
     Returns:
@@ -271,8 +229,8 @@ def _load_and_stage(order: _Order, work: WorkFolder) -> tuple[Pair, str]:
         files = files if is_stored_half(order.pair_folder, files) else None
     if order.is_in_place:
         check_in_place(order.pair_folder, files)
-    _check_free_space(order, pair.config)
-    work.resume(_key(order, fingerprint))
+    check_free_space(order, pair.config)
+    work.resume(build_key(options, fingerprint))
     if files is not None:
         link_pair(order.pair_folder, files, graphs)
         return pair, fingerprint
@@ -289,7 +247,7 @@ def _release(pair: Pair) -> None:
             tensor.data = tensor.new_empty(0)
 
 
-def _export(order: _Order, pair: Pair, work: WorkFolder, track: _Track) -> int:
+def _export(order: Order, pair: Pair, work: WorkFolder, track: Track) -> int:
     """Write the graphs that are not there yet; returns how many were."""
     from bootpig_rt.export.onnx_export import export_graph
 
@@ -309,7 +267,7 @@ def _export(order: _Order, pair: Pair, work: WorkFolder, track: _Track) -> int:
     return resumed
 
 
-def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
+def _build_engines(order: Order, work: WorkFolder, track: Track) -> int:
     """Build the engines that are not there yet; returns how many were."""
     from bootpig_rt.export.tensorrt_builder import build_trt_engine
 
@@ -346,9 +304,9 @@ def _build_engines(order: _Order, work: WorkFolder, track: _Track) -> int:
 
 
 def _build_int8(
-    order: _Order,
+    order: Order,
     work: WorkFolder,
-    track: _Track,
+    track: Track,
     manifest: Manifest,
     reference: Reference,
 ) -> tuple[Manifest, int]:
@@ -387,9 +345,7 @@ def _build_int8(
     return manifest, sum(one.resumed for one in made)
 
 
-def _require_parity(
-    order: _Order, reference: Reference, gate: GateRun, precision: str = ""
-) -> None:
+def _require_parity(order: Order, reference: Reference, gate: GateRun, precision: str = "") -> None:
     """End the build if the gate failed, and leave a report beside the output.
 
     `precision` is that of the graphs, where it is not the build's own.
@@ -422,158 +378,3 @@ def _with_remark(report: ParityReport, remark: str) -> ParityReport:
     return structs.replace(
         report, reason="; ".join(part for part in (report.reason, remark) if part)
     )
-
-
-def check_output(
-    pair_folder: Path, output: Path, options: BuildOptions, *, overwrite: bool
-) -> None:
-    """Refuse an output that cannot be made, or in whose place something would be lost.
-
-    Raises:
-        ParameterError: It exists and may not be replaced, or is the pair and cannot hold engines.
-        StorageError: Its folder does not exist.
-    """
-    parent = output.parent
-    is_in_place = output.resolve() == pair_folder.resolve()
-    if not parent.is_dir():
-        raise StorageError(f"cannot build {str(output)!r}: no folder {str(parent)!r}; make it")
-    if is_in_place and options.is_engine:
-        raise ParameterError(
-            f"{output} holds the weights of the pair, and engines hold them once more; "
-            "choose another -o for this target"
-        )
-    if is_in_place or not os.path.lexists(output):
-        return
-    if output.is_symlink() or not output.is_dir():
-        raise ParameterError(f"{output} is no folder; choose another -o")
-    if not any(output.iterdir()):
-        return
-    if not is_bundle(output):
-        raise ParameterError(f"{output} exists and is no bundle; choose another -o")
-    if not overwrite:
-        raise ParameterError(f"{output} exists already; choose another -o or pass --overwrite")
-
-
-def _check_free_space(order: _Order, config: PairConfig) -> None:
-    """Refuse a build that would fill the disk, before it begins.
-
-    Raises:
-        StorageError: Says how much it needs and how much there is.
-    """
-    rest = order.base_model or order.pair_folder
-    count = len(graph_names(order.options))
-    needed = estimate(
-        order.pair_folder,
-        rest,
-        config,
-        order.options,
-        num_graphs=count,
-        is_written_anew=bool(order.loras),
-    ).free_bytes
-    free = shutil.disk_usage(order.output.parent).free
-    if free < needed:
-        raise StorageError(
-            f"cannot build {str(order.output)!r}: it needs about {needed / 1e9:.2f} GB, and "
-            f"{free / 1e9:.2f} GB are free; free some space or write to another disk"
-        )
-
-
-def _key(order: _Order, fingerprint: str) -> str:
-    """Stands for everything that graphs and engines depend on."""
-    devices = cuda_devices() if order.options.target == "local" else ()
-    parts = {
-        "pair": fingerprint,
-        "options": to_builtins(order.options),
-        "calibration": _calibration_digest(order.options),
-        "gpu": devices[0].architecture if devices else None,
-        "sources": _sources_digest(),
-        "tools": tool_versions(),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _calibration_digest(options: BuildOptions) -> str | None:
-    """sha256 over the pictures that int8 graphs are calibrated on; None for a build without any.
-
-    Raises:
-        ParameterError: There are too few.
-    """
-    if not options.int8:
-        return None
-    from bootpig_rt.export.calibration import calibration_subjects
-
-    digest = hashlib.sha256()
-    for path, prompt in calibration_subjects(
-        Path(options.calibration) if options.calibration else None
-    ):
-        digest.update(f"{prompt} {measure(path)[1]}\n".encode())
-    return digest.hexdigest()
-
-
-def _sources_digest() -> str:
-    """sha256 over the source files that graphs and engines are made by."""
-    package = Path(bootpig_rt.__file__).parent
-    digest = hashlib.sha256()
-    for folder in ("export", "kernels", "models"):
-        for path in sorted((package / folder).glob("*.py")):
-            digest.update(f"{folder}/{path.name} {measure(path)[1]}\n".encode())
-    return digest.hexdigest()
-
-
-def _publish(order: _Order, finished: Path, work: WorkFolder) -> Bundle:
-    """Give the finished bundle its place."""
-    from bootpig_rt.bundle.bundle import read_manifest
-
-    output = order.output
-    # Hours may have passed, and the lock is for builds alone.
-    check_output(order.pair_folder, output, order.options, overwrite=order.overwrite)
-    if not order.is_in_place:
-        if output.exists():
-            old = work.path / "old"
-            os.replace(output, old)
-        os.replace(finished, output)
-        return Bundle(output, read_manifest(output))
-    # The pair stays where it is and stays usable; it is no bundle until its manifest is there.
-    (output / MANIFEST).unlink(missing_ok=True)
-    (output / SIGNATURE).unlink(missing_ok=True)
-    remove(output / CACHE)  # of the graphs that were there
-    for path in output.iterdir():
-        is_graph = path.suffix in (".onnx", ".engine") or ".int8." in path.name
-        if is_graph or path.name.endswith(".layers.json"):
-            remove(path)
-    for path in finished.iterdir():
-        if path.is_file() and path.name not in (MANIFEST, SIGNATURE, "pair.json"):
-            os.replace(path, output / path.name)
-    for name in (SIGNATURE, MANIFEST):
-        if (finished / name).exists():
-            os.replace(finished / name, output / name)
-    return Bundle(output, read_manifest(output))
-
-
-class _Track:
-    """Adds up what parts of a build tell about themselves."""
-
-    def __init__(self, options: BuildOptions, progress: BuildProgress | None) -> None:
-        names = graph_names(options)
-        engines = len(names) if options.is_engine else 0
-        self._total = sum(_COST[kind] for kind in ("load", "torch", "compare"))
-        self._total += len(names) * _COST["graph"] + engines * _COST["engine"]
-        self._total += _COST["int8"] + _COST["compare"] if options.int8 else 0.0
-        self._done = 0.0
-        self._progress = progress
-
-    @contextlib.contextmanager
-    def part(self, kind: str, what: str) -> Iterator[Callable[[str, float], None]]:
-        """One part, while a `with` block runs, which gets what to tell its progress with."""
-        done, cost = self._done, _COST[kind]
-        self.tell(what, done)
-        yield lambda inside, share: self.tell(f"{what}: {inside}", done + cost * share)
-        self._done += cost
-
-    def end(self) -> None:
-        """All is done."""
-        self.tell("done", self._total)
-
-    def tell(self, what: str, done: float) -> None:
-        if self._progress is not None:
-            self._progress(what, min(1.0, done / self._total))

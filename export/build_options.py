@@ -240,3 +240,14 @@ def _resolution(
             f"--resolution is {text!r}, expected sides from small to large; swap them"
         )
     return low, usual, high
+
+
+def graph_names(options: BuildOptions) -> tuple[str, ...]:
+    """The graphs of a bundle, in the order in which they are built."""
+    steps = [
+        name
+        for kind in ("denoise_step", "shallow_step")
+        for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
+    ]
+    decoders = ("vae_decoder", "tiny_decoder") if options.tiny_decoder else ("vae_decoder",)
+    return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, *decoders)

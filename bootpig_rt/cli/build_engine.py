@@ -237,7 +237,8 @@ def _dry_run(
     base_model: Path | None,
 ) -> int:
     from bootpig_rt.bundle.pair_config import TINY_VAE
-    from bootpig_rt.export.build import check_output, graph_names
+    from bootpig_rt.export.build_options import graph_names
+    from bootpig_rt.export.build_output import check_output
     from bootpig_rt.export.estimate import FORMULA, estimate
     from bootpig_rt.export.targets import target_status
 

@@ -44,12 +44,13 @@ from bootpig_rt.errors import (
     ParityError,
     StorageError,
 )
-from bootpig_rt.export import build, gate, onnx_export, targets, tensorrt_builder
-from bootpig_rt.export.build import build_engine, graph_names
+from bootpig_rt.export import build, build_key, gate, onnx_export, targets, tensorrt_builder
+from bootpig_rt.export.build import build_engine
 from bootpig_rt.export.build_options import (
     BuildOptions,
     Weights,
     build_options,
+    graph_names,
     size_multiple_px,
 )
 from bootpig_rt.export.estimate import estimate
@@ -139,7 +140,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         devices = tuple(
             CudaDevice(index, "a GPU", name, 80 << 30) for index, name in enumerate(architectures)
         )
-        for module in (build, gate, targets):
+        for module in (build_key, gate, targets):
             monkeypatch.setattr(module, "cuda_devices", lambda: devices)
         monkeypatch.setattr(targets, "is_installed", lambda _package: True)
         monkeypatch.setattr(type(RTX), "is_installed", lambda _flavour: True)
@@ -410,7 +411,7 @@ def test_a_changed_exporter_starts_over(
         size, sha256 = measure(path)
         return size, "0" * 64 if path.name == "graphs.py" else sha256
 
-    monkeypatch.setattr(build, "measure", changed)
+    monkeypatch.setattr(build_key, "measure", changed)
     assert build_engine(pair, tmp_path / "out", SMALL).resumed == 0
 
 

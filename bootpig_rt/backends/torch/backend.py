@@ -1,7 +1,7 @@
 """The pair in torch: reads checkpoints as they are, on a CPU or a CUDA device.
 
 In float32 on a CPU it is the reference that engines are compared with. On CUDA what runs is
-recorded once for each shape and replayed: see `torch_graphs` and `torch_steps`. Latents and history
+recorded once for each shape and replayed: see `graphs` and `recorded`. Latents and history
 stay on the device, the host only counts, and reference passes run beside the steps of others.
 """
 
@@ -33,7 +33,8 @@ from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.tiles import in_tiles
 from bootpig_rt.backends.torch.graphs import Lane, RecordedFunction
 from bootpig_rt.backends.torch.memory import within_memory
-from bootpig_rt.backends.torch.steps import ProjectedTexts, Recorded, TorchRun
+from bootpig_rt.backends.torch.recorded import Recorded
+from bootpig_rt.backends.torch.runs import ProjectedTexts, TorchRun
 from bootpig_rt.backends.torch.tables import Table, TableBuilder, download, table_nbytes, upload
 from bootpig_rt.diffusion.solver import NoiseSchedule
 from bootpig_rt.errors import BackendUnavailable
