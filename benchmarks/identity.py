@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bootpig_rt.benchmarks.judged import Jury
+from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.ways import OurWay
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.manifest import Identity
 from bootpig_rt.errors import ParameterError

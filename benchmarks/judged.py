@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.ways import OurWay
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.reference.subject import Subject

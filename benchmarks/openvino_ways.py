@@ -11,9 +11,9 @@ from typing import Any
 import bootpig_rt
 from bootpig_rt.backends import BACKENDS, available_backends
 from bootpig_rt.benchmarks.child import run_child
+from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Unavailable
-from bootpig_rt.benchmarks.ways import OurWay
 from bootpig_rt.bundle.bundle import is_bundle, read_manifest
 from bootpig_rt.errors import BootPIGError
 from bootpig_rt.export.build_options import BuildOptions

@@ -70,7 +70,7 @@ class Check(msgspec.Struct, frozen=True):
     Attributes:
         name: What was compared.
         value: The difference that was measured; None: it was NaN or infinite.
-        limit: At most five times what this comparison is known to give, see `ways.DIFFERENCES`.
+        limit: At most five times what this comparison is known to give, see `truth.DIFFERENCES`.
     """
 
     name: str

@@ -13,16 +13,10 @@ import torch
 from bootpig_rt.benchmarks.full_size.genai import GenAiPicture
 from bootpig_rt.benchmarks.full_size.told import Draw, Drawn, Order, Stopwatch
 from bootpig_rt.benchmarks.openvino_ways import check_openvino, openvino_options
+from bootpig_rt.benchmarks.ours import EXACT, PROMPT, REFERENCE_PROMPT, SEED, OurWay
 from bootpig_rt.benchmarks.published import PublishedWay
-from bootpig_rt.benchmarks.ways import (
-    EXACT,
-    PROMPT,
-    REFERENCE_PROMPT,
-    SEED,
-    OurWay,
-    Truth,
-    text_pipeline,
-)
+from bootpig_rt.benchmarks.truth import Truth
+from bootpig_rt.benchmarks.ways import text_pipeline
 from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.engine.events import StepEvent
 from bootpig_rt.images.picture import to_pil

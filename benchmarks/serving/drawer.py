@@ -29,7 +29,7 @@ from bootpig_rt.benchmarks.published import (
     attend,
     attend_plain,
 )
-from bootpig_rt.benchmarks.ways import add_noise
+from bootpig_rt.benchmarks.truth import add_noise
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.engine.batch import picture_noise
 from bootpig_rt.images.picture import prepare_reference, to_pil

@@ -15,21 +15,12 @@ import torch
 
 from bootpig_rt.benchmarks.floors import BareUNet
 from bootpig_rt.benchmarks.openvino_ways import openvino_loaders
+from bootpig_rt.benchmarks.ours import EXACT, OurWay, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult, Target, make_check
 from bootpig_rt.benchmarks.settings import Settings
+from bootpig_rt.benchmarks.truth import Truth
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
-from bootpig_rt.benchmarks.ways import (
-    EXACT,
-    OurWay,
-    Truth,
-    diffusers_way,
-    four,
-    known,
-    new,
-    our_way,
-    published_ways,
-    torch_threads,
-)
+from bootpig_rt.benchmarks.ways import diffusers_way, four, known, new, our_way, published_ways
 from bootpig_rt.errors import BootPIGError
 
 HELP = "a picture and a step, beside the strongest published way, torch, diffusers and floors"

@@ -18,11 +18,11 @@ from bootpig_rt.benchmarks.child import run_child
 from bootpig_rt.benchmarks.full_size.folders import Folders, make_folders, status_of
 from bootpig_rt.benchmarks.full_size.told import Drawn, Order, Told
 from bootpig_rt.benchmarks.full_size.ways import KINDS, FullWay, cannot_run, ways
+from bootpig_rt.benchmarks.ours import psnr_db
 from bootpig_rt.benchmarks.result import Row, SuiteResult, Target
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.stats import ratio_of_medians
 from bootpig_rt.benchmarks.way import Journal
-from bootpig_rt.benchmarks.ways import psnr_db
 from bootpig_rt.errors import BootPIGError
 
 HELP = "a pair of Stable Diffusion 2.1's size at 256 px, each way in a process of its own"

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig_rt.benchmarks.judged import Jury, Quality, ends_of
+from bootpig_rt.benchmarks.ours import OurWay, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult, make_check
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
-from bootpig_rt.benchmarks.ways import OurWay, torch_threads
 from bootpig_rt.images.canvas import Canvas, soft_edge
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request

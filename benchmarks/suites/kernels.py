@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from bootpig_rt.benchmarks.attention import Shape, attention_ways
+from bootpig_rt.benchmarks.ours import torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Bench, Journal
-from bootpig_rt.benchmarks.ways import attention_shapes, torch_threads
+from bootpig_rt.benchmarks.ways import attention_shapes
 
 HELP = "attention with references of all layers of a step, beside stock libraries"
 

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from bootpig_rt.benchmarks.child import ChildRun, run_child
-from bootpig_rt.benchmarks.result import Row, SuiteResult
-from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
-from bootpig_rt.benchmarks.ways import (
+from bootpig_rt.benchmarks.ours import (
     PROMPT,
     REFERENCE_PROMPT,
     OurWay,
-    Truth,
     backends_here,
     drawing,
-    known,
-    our_way,
     torch_threads,
 )
+from bootpig_rt.benchmarks.result import Row, SuiteResult
+from bootpig_rt.benchmarks.settings import Settings
+from bootpig_rt.benchmarks.truth import Truth
+from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
+from bootpig_rt.benchmarks.ways import known, our_way
 from bootpig_rt.images.picture import to_pil
 
 HELP = "process to picture, import, load, and the parts of a picture, over its settings"

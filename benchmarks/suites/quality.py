@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bootpig_rt.benchmarks.judged import Jury, Quality
 from bootpig_rt.benchmarks.openvino_ways import PRECISIONS, openvino_loaders
+from bootpig_rt.benchmarks.ours import OurWay, psnr_db, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult, Target
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.student import student_bundle
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
-from bootpig_rt.benchmarks.ways import OurWay, psnr_db, torch_threads
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.request import Request
 from bootpig_rt.tuning import rows_of_steps

@@ -11,10 +11,10 @@ import numpy as np
 
 from bootpig_rt.backends.host_table import TableDtype
 from bootpig_rt.benchmarks.judged import Jury
+from bootpig_rt.benchmarks.ours import OurWay, psnr_db, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult, make_check
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
-from bootpig_rt.benchmarks.ways import OurWay, psnr_db, torch_threads
 from bootpig_rt.errors import NumericalError
 from bootpig_rt.reference.table_options import TableOptions
 

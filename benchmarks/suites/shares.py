@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bootpig_rt.benchmarks import machine
 from bootpig_rt.benchmarks.openvino_ways import PRECISIONS, is_for_openvino, load_openvino
 from bootpig_rt.benchmarks.operators import OperatorTime, profiled
+from bootpig_rt.benchmarks.ours import EXACT, OurWay, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal, Unavailable, why_not
-from bootpig_rt.benchmarks.ways import EXACT, OurWay, torch_threads
 from bootpig_rt.bundle.pair_config import read_json, read_pair_config
 from bootpig_rt.errors import BootPIGError
 

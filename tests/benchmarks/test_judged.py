@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from bootpig_rt.benchmarks import curve, judged
 from bootpig_rt.benchmarks.judged import MEASURES, Jury, Quality
+from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.suites import inpaint, quality, reference
 from bootpig_rt.benchmarks.way import Journal
-from bootpig_rt.benchmarks.ways import OurWay
 from bootpig_rt.curve import load_curve, save_curve, settings_of
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.training.emoji import Drawing

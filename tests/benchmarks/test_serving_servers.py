@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.benchmarks.ours import torch_threads
 from bootpig_rt.benchmarks.serving.drawer import Body, Drawer
 from bootpig_rt.benchmarks.serving.process import ServerProcess
 from bootpig_rt.benchmarks.serving.workload import new_photo
-from bootpig_rt.benchmarks.ways import torch_threads
 from bootpig_rt.errors import BootPIGError
 from bootpig_rt.pipeline import Pipeline
 

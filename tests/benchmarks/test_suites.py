@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from bootpig_rt.benchmarks.child import ChildRun
+from bootpig_rt.benchmarks.ours import drawing
 from bootpig_rt.benchmarks.result import SuiteResult, load_results, save_results
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.suites import builds, kernels, latency, run_suite
+from bootpig_rt.benchmarks.truth import DIFFERENCES
 from bootpig_rt.benchmarks.way import Journal
-from bootpig_rt.benchmarks.ways import DIFFERENCES, drawing
 from bootpig_rt.errors import BootPIGError
 
 # Inside diffusers' schedulers, with numpy 2.

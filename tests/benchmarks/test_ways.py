@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from bootpig_rt.benchmarks import machine
+from bootpig_rt.benchmarks.ours import OurWay, backends_here
 from bootpig_rt.benchmarks.published import PublishedWay, Recorded
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.suites import baselines
+from bootpig_rt.benchmarks.truth import Truth
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Unavailable, Way
 from bootpig_rt.benchmarks.ways import (
-    OurWay,
-    Truth,
     attention_shapes,
-    backends_here,
     diffusers_way,
     known,
     new,
