@@ -170,7 +170,8 @@ def estimate(
     held = engines if options.is_engine else width * total
 
     def memory(side_px: int, batch: int, references: int) -> Memory:
-        shapes = self_attention_shapes(unet, side_px // shape.pixels_per_latent)
+        side = side_px // shape.pixels_per_latent
+        shapes = self_attention_shapes(unet, side, side)
         table = table_bytes(shapes, num_entries=entries, num_references=references, dtype=dtype)
         # In float32, over own tokens and as many of a reference.
         scores = max(heads * 2 * tokens**2 * 4 for heads, tokens, _ in shapes)

@@ -39,8 +39,9 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         channels = int(unet.get("out_channels", 4))
         unet_levels = len(unet["block_out_channels"])
         vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        side = pair_config.sample_size_px // vae_scale
         text_shape = (int(text["max_position_embeddings"]), int(text["hidden_size"]))
-        shapes = self_attention_shapes(unet, pair_config.sample_size_px // vae_scale)
+        shapes = self_attention_shapes(unet, side, side)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: config.json of base_unet, vae or text_encoder lacks a field or has a wrong "
@@ -84,20 +85,27 @@ def _canvas(bundle: Bundle, *, is_read: bool) -> CanvasUse:
     return "read" if is_read else "blend"
 
 
-def self_attention_shapes(unet: Mapping[str, Any], side: int) -> tuple[LayerShape, ...]:
+def self_attention_shapes(
+    unet: Mapping[str, Any], height: int, width: int
+) -> tuple[LayerShape, ...]:
     """Heads, tokens and head dim of each self-attention, in the order down, mid, up.
 
     Args:
         unet: A U-Net's configuration. Its `attention_head_dim` is the number of heads, and its
             lists may be one number for all blocks.
-        side: Of the latents.
+        height: Of the latents.
+        width: Of the latents.
     """
     widths = [int(width) for width in unet["block_out_channels"]]
     heads = _per_block(unet, "num_attention_heads", None)
     if heads[0] is None:
         heads = _per_block(unet, "attention_head_dim", 8)
     return tuple(
-        (int(heads[level]), (side >> level) ** 2, widths[level] // int(heads[level]))
+        (
+            int(heads[level]),
+            (height >> level) * (width >> level),
+            widths[level] // int(heads[level]),
+        )
         for level in self_attention_levels(unet)
     )
 

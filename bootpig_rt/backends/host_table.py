@@ -8,7 +8,7 @@ are built on numpy. `backends/torch/tables.py` does the same on a device and giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -92,6 +92,69 @@ class HostTable:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """[E, R, H, M, D] of the keys of each layer."""
         return tuple(k.values.shape for k, _ in self.layers)
+
+    @classmethod
+    def of_rows(
+        cls, dtype: TableDtype, arrays: Iterable[HostArray], entries: int, references: int
+    ) -> HostTable:
+        """A table of keys, values, keys, ... that are [E * R, H, M, D]: the same memory."""
+        lead = (entries, references)
+        parts = [
+            HostArray(
+                one.values.reshape(*lead, *one.values.shape[1:]),
+                None if one.scale is None else one.scale.reshape(*lead, *one.scale.shape[1:]),
+            )
+            for one in arrays
+        ]
+        return cls(dtype, tuple(zip(parts[::2], parts[1::2], strict=True)))
+
+
+class PackedRows:
+    """A table that is packed as its rows come, E * R of them, entry by entry.
+
+    Args:
+        shapes: H, M, D of each layer.
+        entries: E.
+        references: R.
+        dtype: How the table is to be kept.
+    """
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], *, entries: int, references: int, dtype: TableDtype
+    ) -> None:
+        """Make room for all of it."""
+        self._entries, self._references, self._dtype = entries, references, dtype
+        rows = entries * references
+        self._arrays = {
+            name: HostArray(
+                np.empty((rows, *shape), NUMPY_TYPE[dtype]),
+                np.empty((rows, shape[0], 1, 1), np.float32) if dtype in _LARGEST else None,
+            )
+            for name, shape in named_layers(shapes).items()
+        }
+
+    def put(self, rows: slice, made: Mapping[str, FloatArray]) -> None:
+        """Keep some rows: `k_0`, `v_0`, ... -> float32 [N, H, M, D].
+
+        Raises:
+            NumericalError: NaN or Inf, or numbers that the type cannot hold.
+        """
+        for name, whole in self._arrays.items():
+            part = pack(made[name][np.newaxis], self._dtype)
+            whole.values[rows] = part.values[0]
+            if whole.scale is not None and part.scale is not None:
+                whole.scale[rows] = part.scale[0]
+
+    def table(self) -> HostTable:
+        """The table, when all rows were put."""
+        return HostTable.of_rows(
+            self._dtype, self._arrays.values(), self._entries, self._references
+        )
+
+
+def named_layers(shapes: Sequence[LayerShape]) -> dict[str, LayerShape]:
+    """`k_0`, `v_0`, `k_1`, ...: names in the graphs, and H, M, D of each."""
+    return {f"{kind}_{index}": shape for index, shape in enumerate(shapes) for kind in "kv"}
 
 
 def table_bytes(

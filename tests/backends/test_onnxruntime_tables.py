@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bootpig_rt.backends.host_table import HostTable, pack_table
+from bootpig_rt.backends.host_table import HostTable, named_layers, pack_table
 from bootpig_rt.backends.onnxruntime.sessions import to_device
 from bootpig_rt.backends.onnxruntime.tables import (
     DeviceTable,
     StreamedTables,
     TableWriter,
     join,
-    layer_names,
     upload,
 )
 
@@ -50,7 +49,7 @@ def test_a_table_written_in_pieces_is_the_table_packed_at_once(
     )
     flat = dict(
         zip(
-            layer_names(len(SHAPES)),
+            named_layers(SHAPES),
             (part.reshape(-1, *part.shape[2:]) for layer in whole for part in layer),
             strict=True,
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -25,15 +26,17 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
-from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec
+from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec, self_attention_shapes
 from bootpig_rt.backends.host_table import HostTable, TableDtype
 from bootpig_rt.backends.onnxruntime.sessions import LAUNCH_ERRORS, Sessions, failed
 from bootpig_rt.backends.onnxruntime.steps import OnnxRuntimeRun, Shared
 from bootpig_rt.backends.onnxruntime.tables import DeviceTable, TableWriter, download, upload
 from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.backends.pass_inputs import pass_launches
 from bootpig_rt.backends.step_inputs import graph_name
 from bootpig_rt.backends.tiles import MOST_LATENTS, MOST_SIDE, in_tiles
 from bootpig_rt.bundle.bundle import Bundle
+from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import BackendUnavailable
 
 _ROWS_PER_LAUNCH = 16
@@ -103,18 +106,11 @@ class OnnxRuntimeBackend:
         self.options = options
         self.sessions = Sessions(bundle.folder, bundle.read_graph, device=device, options=options)
         self.sessions.prepare(_GRAPHS)
-        about = self.sessions.metadata("reference_kv")
-        self._graph_type = np.dtype(about["precision"])
-        self._layers: list[tuple[int, int, int]] = about["layers"]
         self.shared = Shared()
         self._expected: set[int] = set()  # numbers of references whose step was begun to load
-        spec = bundle_spec(bundle)
-        side = spec.config.sample_size_px // spec.vae_scale_factor
-        self.spec: PairSpec = replace(
-            spec,
-            reference_shapes=self._layer_shapes(side, side),
-            runtime=f"onnxruntime {ort.__version__}",
-        )
+        self._unet = read_json(bundle.folder / "base_unet" / "config.json")
+        self.spec: PairSpec = replace(bundle_spec(bundle), runtime=f"onnxruntime {ort.__version__}")
+        self._graph_type: np.dtype[Any] = np.dtype(self.spec.precision)
 
     def encode_text(self, ids: IntArray) -> ort.OrtValue:
         """Token ids int64 [N, S] -> text states [N, S, E] on the device."""
@@ -151,15 +147,13 @@ class OnnxRuntimeBackend:
         """Run the Reference U-Net over all entries and references in batches."""
         entries, references, _, height, width = latents.shape
         total = entries * references
-        flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
-        t = np.repeat(timesteps, references).astype(np.int64)
         states = prompt_embeds
         if not isinstance(states, np.ndarray):
             states = self.download_states(states)
         states = states.astype(self._graph_type, copy=False)
         try:
             writer = TableWriter(
-                self._layer_shapes(height, width),
+                self_attention_shapes(self._unet, height, width),
                 entries=entries,
                 references=references,
                 dtype=dtype,
@@ -168,22 +162,12 @@ class OnnxRuntimeBackend:
             )
         except LAUNCH_ERRORS as error:
             raise failed("reading references", error) from error
-        for start in range(0, total, rows_per_launch):
-            rows = slice(start, min(start + rows_per_launch, total))
-            count = rows.stop - rows.start
-            texts = np.arange(rows.start, rows.stop) % references
-            inputs = {
-                "latents": flat[rows],
-                "noise": np.zeros_like(flat[rows]),  # the latents are noised already
-                "alpha": np.ones(count, np.float32),
-                "sigma": np.zeros(count, np.float32),
-                "timesteps": t[rows],
-                "prompt_embeds": states[texts],
-            }
-            made = self.sessions.launch("reference_kv", inputs, into=writer.into, rows=rows)
-            writer.take(rows, made)
+        for launch in pass_launches(latents, timesteps, rows_per_launch):
+            inputs = {**launch.inputs, "prompt_embeds": states[launch.references]}
+            made = self.sessions.launch("reference_kv", inputs, into=writer.into, rows=launch.rows)
+            writer.take(launch.rows, made)
             if progress is not None:
-                progress(rows.stop, total)
+                progress(launch.rows.stop, total)
         table = writer.finish()
         return ReferencePass(table, table.nbytes, total)
 
@@ -220,13 +204,6 @@ class OnnxRuntimeBackend:
             rows = {name: values[start : start + _ROWS_PER_LAUNCH]}
             pieces.append(self.sessions.launch(graph, rows)[output].numpy())
         return np.concatenate(pieces)
-
-    def _layer_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
-        """Heads, tokens and head dim of each self-attention for latents of a size."""
-        return tuple(
-            (heads, (height >> level) * (width >> level), size)
-            for heads, size, level in self._layers
-        )
 
 
 def _is_small(values: FloatArray, unit: int) -> bool:

@@ -6,7 +6,6 @@ Knows graphs by name and bytes; knows nothing about what they compute.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 from collections import OrderedDict
@@ -26,9 +25,6 @@ from bootpig_rt.errors import (
     EngineError,
     OutOfDeviceMemory,
 )
-
-METADATA_KEY = "bootpig_rt"
-"""Key of a graph's metadata, json; written by `bootpig_rt.export.onnx_export`."""
 
 # What ONNX Runtime raises; its exceptions have no common base but Exception.
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -131,19 +127,6 @@ class Sessions:
                     self._futures.pop(name, None)
                 future.set_exception(error)
         return future.result()
-
-    def metadata(self, name: str) -> dict[str, Any]:
-        """What the exporter wrote into a graph: `precision`, `merge`, `layers`."""
-        found: dict[str, str] = self.get(name).get_modelmeta().custom_metadata_map
-        try:
-            values: dict[str, Any] = json.loads(found[METADATA_KEY])
-        except (KeyError, ValueError) as error:
-            raise BundleError(
-                f"the graph {name} in {self._folder} was not written by bootpig-rt: it has no "
-                f"metadata {METADATA_KEY!r}; build the bundle again",
-                self._folder,
-            ) from error
-        return values
 
     def launch(
         self,

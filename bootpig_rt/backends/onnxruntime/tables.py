@@ -18,13 +18,13 @@ import onnxruntime as ort
 
 from bootpig_rt.backends.cuda.memory import Cuda
 from bootpig_rt.backends.host_table import (
-    NUMPY_TYPE,
     HostArray,
     HostTable,
     LayerShape,
+    PackedRows,
     TableDtype,
     check_table,
-    pack,
+    named_layers,
 )
 from bootpig_rt.backends.onnxruntime.sessions import NUMPY_TYPE as GRAPH_TYPE
 from bootpig_rt.backends.onnxruntime.sessions import empty, to_device
@@ -58,11 +58,6 @@ class DeviceTable:
 Table = DeviceTable | HostTable
 
 
-def layer_names(num_layers: int) -> list[str]:
-    """`k_0`, `v_0`, `k_1`, ...: names in the graphs."""
-    return [f"{kind}_{layer}" for layer in range(num_layers) for kind in "kv"]
-
-
 class TableWriter:
     """Takes the output of a reference pass launch by launch.
 
@@ -91,21 +86,19 @@ class TableWriter:
     ) -> None:
         """Make room for all of it."""
         self._entries, self._references, self._dtype = entries, references, dtype
-        is_native = dtype == graph_type.name
         # On a GPU all of a table would cross to the host for it. Numbers that are no numbers go
         # through the U-Net to its last layer; what overflows in a projection alone, the check of
         # the finished latents finds.
-        names = layer_names(len(shapes))
-        self._looked_at = names if device == "cpu" else names[-2:]
-        rows = entries * references
-        self.into: dict[str, ort.OrtValue] | None = {} if is_native else None
-        self._packed: dict[str, HostArray] = {}
-        for layer, shape in enumerate(shapes):
-            for name in (f"k_{layer}", f"v_{layer}"):
-                if self.into is not None:
-                    self.into[name] = empty((rows, *shape), graph_type, device)
-                else:
-                    self._packed[name] = _room(rows, shape, dtype)
+        layers = named_layers(shapes)
+        self._looked_at = list(layers) if device == "cpu" else list(layers)[-2:]
+        self.into: dict[str, ort.OrtValue] | None = None
+        if dtype == graph_type.name:
+            rows = entries * references
+            self.into = {
+                name: empty((rows, *shape), graph_type, device) for name, shape in layers.items()
+            }
+        else:
+            self._packed = PackedRows(shapes, entries=entries, references=references, dtype=dtype)
 
     def take(self, rows: slice, made: Mapping[str, ort.OrtValue]) -> None:
         """Check what a launch made and keep it: in the graphs' own type it lies there already.
@@ -117,46 +110,23 @@ class TableWriter:
             for name in self._looked_at:
                 check_table(made[name].numpy(), "table")
             return
-        for name, whole in self._packed.items():
-            part = pack(made[name].numpy().astype(np.float32)[np.newaxis], self._dtype)
-            whole.values[rows] = part.values[0]
-            if whole.scale is not None and part.scale is not None:
-                whole.scale[rows] = part.scale[0]
+        self._packed.put(rows, {name: one.numpy().astype(np.float32) for name, one in made.items()})
 
     def finish(self) -> Table:
         """The table."""
-        if self.into is not None:
-            return DeviceTable(self.into, self._entries, self._references, self._dtype)
-        lead = (self._entries, self._references)
-        parts = [
-            HostArray(
-                part.values.reshape(*lead, *part.values.shape[1:]),
-                None if part.scale is None else part.scale.reshape(*lead, *part.scale.shape[1:]),
-            )
-            for part in self._packed.values()
-        ]
-        return HostTable(self._dtype, tuple(zip(parts[::2], parts[1::2], strict=True)))
-
-
-def _room(rows: int, shape: LayerShape, dtype: TableDtype) -> HostArray:
-    values = np.empty((rows, *shape), NUMPY_TYPE[dtype])
-    if dtype not in ("float8", "int8"):
-        return HostArray(values)
-    return HostArray(values, np.empty((rows, shape[0], 1, 1), np.float32))
+        if self.into is None:
+            return self._packed.table()
+        return DeviceTable(self.into, self._entries, self._references, self._dtype)
 
 
 def download(table: Table) -> HostTable:
     """A table as arrays of the host, in the same type."""
     if isinstance(table, HostTable):
         return table
-    lead = (table.entries, table.references)
-    parts = []
-    for value in table.layers.values():
-        array = value.numpy()
-        if value.device_name() == "cpu":
-            array = array.copy()  # a view does not keep what `to_device` made alive
-        parts.append(HostArray(array.reshape(*lead, *array.shape[1:])))
-    return HostTable(table.dtype, tuple(zip(parts[::2], parts[1::2], strict=True)))
+    arrays = [value.numpy() for value in table.layers.values()]
+    if next(iter(table.layers.values())).device_name() == "cpu":
+        arrays = [array.copy() for array in arrays]  # a view keeps nothing of `to_device` alive
+    return HostTable.of_rows(table.dtype, map(HostArray, arrays), table.entries, table.references)
 
 
 def upload(table: HostTable, graph_type: np.dtype[Any], device: str, *, is_resident: bool) -> Table:
@@ -172,13 +142,10 @@ def upload(table: HostTable, graph_type: np.dtype[Any], device: str, *, is_resid
         return table
     entries, references = table.shapes()[0][:2]
     layers: dict[str, ort.OrtValue] = {}
-    for name, part in zip(
-        layer_names(len(table.layers)), (p for layer in table.layers for p in layer), strict=True
-    ):
-        flat = np.array(part.values, order="C").reshape(
-            entries * references, *part.values.shape[2:]
-        )
-        layers[name] = to_device(flat, device)
+    for index, layer in enumerate(table.layers):
+        for kind, part in zip("kv", layer, strict=True):
+            flat = np.array(part.values, order="C").reshape(-1, *part.values.shape[2:])
+            layers[f"{kind}_{index}"] = to_device(flat, device)
     return DeviceTable(layers, entries, references, table.dtype)
 
 
@@ -249,11 +216,10 @@ class StreamedTables:
         self._graph_type = graph_type
         self._now: tuple[int, ...] | None = None
         rows = sum(table.shapes()[0][1] for table in self._tables)
-        names = layer_names(len(self._tables[0].layers))
-        shapes = [shape[2:] for shape in self._tables[0].shapes() for _ in "kv"]
         self.layers: dict[str, ort.OrtValue] = {
-            name: empty((rows, *shape), graph_type, device)
-            for name, shape in zip(names, shapes, strict=True)
+            f"{kind}_{index}": empty((rows, *shape[2:]), graph_type, device)
+            for index, shape in enumerate(self._tables[0].shapes())
+            for kind in "kv"
         }
 
     def load(self, step: int) -> None:

@@ -25,8 +25,8 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
-from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec, self_attention_levels
-from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, TableDtype
+from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec, self_attention_shapes
+from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
 from bootpig_rt.backends.openvino.buckets import one_row
 from bootpig_rt.backends.openvino.cache import BlobCache, cache_folders
 from bootpig_rt.backends.openvino.launch import Launch
@@ -40,6 +40,7 @@ from bootpig_rt.backends.openvino.precision import (
 from bootpig_rt.backends.openvino.steps import OpenVINORun, Shared
 from bootpig_rt.backends.openvino.tables import Table, TableWriter, download, upload
 from bootpig_rt.backends.options import OpenVINOOptions
+from bootpig_rt.backends.pass_inputs import pass_launches
 from bootpig_rt.backends.tiles import in_tiles
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.pair_config import read_json
@@ -135,7 +136,7 @@ class OpenVINOBackend:
         self.models = models(1)
         self.beside = models(options.streams) if options.streams > 1 else self.models
         spec = bundle_spec(bundle)
-        self._levels = self_attention_levels(read_json(bundle.folder / "base_unet" / "config.json"))
+        self._unet = read_json(bundle.folder / "base_unet" / "config.json")
         side = spec.config.sample_size_px // spec.vae_scale_factor
         self._native: TableDtype = rest
         self.spec: PairSpec = replace(
@@ -186,35 +187,24 @@ class OpenVINOBackend:
         """Run the Reference U-Net over all entries and references in batches."""
         entries, references, _, height, width = latents.shape
         total = entries * references
-        flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
-        t = np.repeat(timesteps, references).astype(np.int64)
+        states = np.asarray(prompt_embeds, np.float32)
         try:
             writer = TableWriter(
-                self._layer_shapes(height, width),
+                self_attention_shapes(self._unet, height, width),
                 entries=entries,
                 references=references,
                 dtype=dtype,
                 native=self._native,
             )
-            for start in range(0, total, rows_per_launch):
-                rows = slice(start, min(start + rows_per_launch, total))
-                count = rows.stop - rows.start
-                texts = np.arange(rows.start, rows.stop) % references
-                inputs = {
-                    "latents": flat[rows],
-                    "noise": np.zeros_like(flat[rows]),  # the latents are noised already
-                    "alpha": np.ones(count, np.float32),
-                    "sigma": np.zeros(count, np.float32),
-                    "timesteps": t[rows],
-                    "prompt_embeds": np.asarray(prompt_embeds, np.float32)[texts],
-                }
-                room = writer.room(rows)
+            for launch in pass_launches(latents, timesteps, rows_per_launch):
+                inputs = {**launch.inputs, "prompt_embeds": states[launch.references]}
+                room = writer.room(launch.rows)
                 shapes = self._one_row(inputs, self._shared.size)
                 model = self.models.get("reference_kv", shapes)
                 Launch(model, inputs, room).run()
-                writer.take(rows, room)
+                writer.take(launch.rows, room)
                 if progress is not None:
-                    progress(rows.stop, total)
+                    progress(launch.rows.stop, total)
         except OV_ERRORS as error:
             raise failed("reading references", error) from error
         table = writer.finish()
@@ -271,15 +261,6 @@ class OpenVINOBackend:
     def _one_row(self, inputs: dict[str, Any], size: tuple[int, ...]) -> Shapes:
         """Shapes of a launch of one row of the usual size; empty for the model of free shapes."""
         return one_row(inputs, size) if self.options.buckets else ()
-
-    def _layer_shapes(self, height: int, width: int) -> tuple[LayerShape, ...]:
-        """Heads, tokens and head dim of each self-attention for latents of a size."""
-        return tuple(
-            (heads, (height >> level) * (width >> level), size)
-            for (heads, _, size), level in zip(
-                self.spec.reference_shapes, self._levels, strict=True
-            )
-        )
 
 
 def _graph_file(bundle: Bundle, name: str, precision: str) -> GraphFile:

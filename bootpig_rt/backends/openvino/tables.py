@@ -18,9 +18,10 @@ from bootpig_rt.backends.host_table import (
     HostArray,
     HostTable,
     LayerShape,
+    PackedRows,
     TableDtype,
     check_table,
-    pack,
+    named_layers,
     unpack,
 )
 from bootpig_rt.backends.openvino.launch import AnyArray
@@ -69,29 +70,24 @@ class TableWriter:
         native: TableDtype,
     ) -> None:
         """Make room for all of it."""
-        self._entries, self._references = entries, references
-        self._dtype, self._native = dtype, native
-        self._shapes = {f"{kind}_{i}": shape for i, shape in enumerate(shapes) for kind in "kv"}
-        rows = entries * references
-        self._whole = {
-            name: HostArray(
-                np.empty((rows, *shape), NUMPY_TYPE[dtype]),
-                np.empty((rows, shape[0], 1, 1), np.float32)
-                if dtype in ("float8", "int8")
-                else None,
-            )
-            for name, shape in self._shapes.items()
-        }
+        self._entries, self._references, self._native = entries, references, native
+        self._shapes = named_layers(shapes)
+        self._packed: PackedRows | None = None
+        self._whole: dict[str, AnyArray] = {}
+        if dtype == native:
+            self._whole = self._room(entries * references)
+        else:
+            self._packed = PackedRows(shapes, entries=entries, references=references, dtype=dtype)
+
+    def _room(self, rows: int) -> dict[str, AnyArray]:
+        dtype = NUMPY_TYPE[self._native]
+        return {name: np.empty((rows, *shape), dtype) for name, shape in self._shapes.items()}
 
     def room(self, rows: slice) -> dict[str, AnyArray]:
         """Memory for the outputs of a launch of some rows: the table's own where that fits."""
-        if self._dtype == self._native:
-            return {name: whole.values[rows] for name, whole in self._whole.items()}
-        count = rows.stop - rows.start
-        return {
-            name: np.empty((count, *shape), NUMPY_TYPE[self._native])
-            for name, shape in self._shapes.items()
-        }
+        if self._packed is not None:
+            return self._room(rows.stop - rows.start)
+        return {name: whole[rows] for name, whole in self._whole.items()}
 
     def take(self, rows: slice, made: Mapping[str, AnyArray]) -> None:
         """Check what a launch wrote into `room`, and keep it.
@@ -99,36 +95,26 @@ class TableWriter:
         Raises:
             NumericalError: NaN or Inf, or numbers that the type cannot hold.
         """
-        for name, values in made.items():
-            if self._dtype == self._native:
-                check_table(values.view(bfloat16) if values.dtype == np.uint16 else values, "table")
-                continue
-            part = pack(unpack(values, None, self._native)[np.newaxis], self._dtype)
-            whole = self._whole[name]
-            whole.values[rows] = part.values[0]
-            if whole.scale is not None and part.scale is not None:
-                whole.scale[rows] = part.scale[0]
+        if self._packed is not None:
+            numbers = {name: unpack(part, None, self._native) for name, part in made.items()}
+            self._packed.put(rows, numbers)
+            return
+        for values in made.values():
+            check_table(values.view(bfloat16) if values.dtype == np.uint16 else values, "table")
 
     def finish(self) -> Table | HostTable:
         """The table."""
-        if self._dtype == self._native:
-            layers = {name: whole.values for name, whole in self._whole.items()}
-            return Table(layers, self._entries, self._references, self._dtype)
-        parts = [
-            _by_entry(whole, self._entries, self._references) for whole in self._whole.values()
-        ]
-        return HostTable(self._dtype, tuple(zip(parts[::2], parts[1::2], strict=True)))
+        if self._packed is not None:
+            return self._packed.table()
+        return Table(self._whole, self._entries, self._references, self._native)
 
 
 def download(table: Table | HostTable) -> HostTable:
     """A table as arrays of the host, in the same type and the same memory."""
     if isinstance(table, HostTable):
         return table
-    parts = [
-        _by_entry(HostArray(layer), table.entries, table.references)
-        for layer in table.layers.values()
-    ]
-    return HostTable(table.dtype, tuple(zip(parts[::2], parts[1::2], strict=True)))
+    arrays = (HostArray(layer) for layer in table.layers.values())
+    return HostTable.of_rows(table.dtype, arrays, table.entries, table.references)
 
 
 def upload(table: HostTable, native: TableDtype, *, is_resident: bool) -> Table | HostTable:
@@ -201,11 +187,3 @@ class StreamedTables:
 
 def _native(numbers: FloatArray, native: TableDtype) -> AnyArray:
     return numbers.astype(bfloat16).view(np.uint16) if native == "bfloat16" else numbers
-
-
-def _by_entry(flat: HostArray, entries: int, references: int) -> HostArray:
-    """[E * R, ...] -> [E, R, ...], the same memory."""
-    lead = (entries, references)
-    values = flat.values.reshape(*lead, *flat.values.shape[1:])
-    scale = None if flat.scale is None else flat.scale.reshape(*lead, *flat.scale.shape[1:])
-    return HostArray(values, scale)

@@ -31,6 +31,7 @@ from bootpig_rt.backends.cuda.memory import Cuda, CudaGraph, DeviceArray
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable, TableDtype
 from bootpig_rt.backends.options import TensorRTOptions
+from bootpig_rt.backends.pass_inputs import pass_launches
 from bootpig_rt.backends.step_inputs import StepInputs, graph_name, room_for_features, step_inputs
 from bootpig_rt.backends.tensorrt.engine import Engine, Launch, arena_bytes
 from bootpig_rt.backends.tensorrt.flavours import Flavour, flavour_of
@@ -149,42 +150,30 @@ class TensorRTBackend:
         See `bootpig_rt.backends.tensorrt.tables` for what `dtype` means here.
         """
         entries, references = latents.shape[:2]
-        flat = latents.reshape(entries * references, *latents.shape[2:])
-        t = np.repeat(timesteps, references)
+        total = entries * references
         engine = self.engine("reference_kv")
         most = min(rows_per_launch, engine.spec("latents").most[0])
         layers: dict[str, DeviceArray] = {}
         with self._lock:
             self._cuda.activate()
             states = self._upload(engine, {"prompt_embeds": prompt_embeds})["prompt_embeds"]
-            for start in range(0, len(flat), most):
-                rows = slice(start, min(start + most, len(flat)))
-                clean = flat[rows]
-                piece = self._run(
-                    engine,
-                    {
-                        "latents": clean,
-                        "noise": np.zeros_like(clean),  # latents are noised already
-                        "alpha": np.ones(len(clean), np.float32),
-                        "sigma": np.zeros(len(clean), np.float32),
-                        "timesteps": t[rows],
-                        "prompt_embeds": self._texts_of_rows(states, rows, references),
-                    },
-                )
+            for launch in pass_launches(latents, timesteps, most):
+                texts = self._texts_of_rows(states, launch.references)
+                piece = self._run(engine, {**launch.inputs, "prompt_embeds": texts})
                 for name, part in piece.items():
                     if name not in layers:
-                        shape = (len(flat), *part.shape[1:])
+                        shape = (total, *part.shape[1:])
                         layers[name] = self._cuda.empty(shape, part.dtype)
                     whole = layers[name]
-                    offset = whole.address + rows.start * whole.row_bytes
+                    offset = whole.address + launch.rows.start * whole.row_bytes
                     self._cuda.copy(part.address, offset, part.nbytes)
                 self._cuda.wait()
                 if progress is not None:
-                    progress(rows.stop, len(flat))
+                    progress(launch.rows.stop, total)
             table = finish_table(
                 self._cuda, layers, entries=entries, references=references, dtype=dtype
             )
-        return ReferencePass(table, table.size_bytes, len(flat))
+        return ReferencePass(table, table.size_bytes, total)
 
     def download_table(self, data: Table) -> HostTable:
         """A table as arrays of the host, in the type it was asked for."""
@@ -258,15 +247,13 @@ class TensorRTBackend:
                 pieces.append(self._cuda.download(made).astype(np.float32))
         return np.concatenate(pieces)
 
-    def _texts_of_rows(
-        self, prompt_embeds: DeviceArray, rows: slice, references: int
-    ) -> DeviceArray:
-        """Text states [R, S, E] -> those of some passes, entry by entry, reference by reference."""
-        shape = (rows.stop - rows.start, *prompt_embeds.shape[1:])
+    def _texts_of_rows(self, prompt_embeds: DeviceArray, references: IntArray) -> DeviceArray:
+        """Text states [R, S, E] -> those of some references [N], one after another."""
+        shape = (len(references), *prompt_embeds.shape[1:])
         texts = self._cuda.empty(shape, prompt_embeds.dtype)
         size = texts.row_bytes
-        for number, row in enumerate(range(rows.start, rows.stop)):
-            source = prompt_embeds.address + (row % references) * size
+        for number, reference in enumerate(references.tolist()):
+            source = prompt_embeds.address + reference * size
             self._cuda.copy(source, texts.address + number * size, size)
         return texts
 
