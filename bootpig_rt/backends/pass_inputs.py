@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,23 +26,22 @@ class PassLaunch:
 
 def pass_launches(
     latents: FloatArray, timesteps: IntArray, rows_per_launch: int
-) -> Iterator[PassLaunch]:
+) -> list[PassLaunch]:
     """Cut a pass into launches; see `Backend.reference_kv`."""
     entries, references = latents.shape[:2]
     total = entries * references
     flat = np.ascontiguousarray(latents.reshape(total, *latents.shape[2:]), np.float32)
     of_rows = np.repeat(timesteps, references).astype(np.int64)
+    launches = []
     for start in range(0, total, rows_per_launch):
         rows = slice(start, min(start + rows_per_launch, total))
         count = rows.stop - rows.start
-        yield PassLaunch(
-            rows,
-            np.arange(rows.start, rows.stop) % references,
-            {
-                "latents": flat[rows],
-                "noise": np.zeros_like(flat[rows]),  # the latents are noised already
-                "alpha": np.ones(count, np.float32),
-                "sigma": np.zeros(count, np.float32),
-                "timesteps": of_rows[rows],
-            },
-        )
+        inputs: dict[str, FloatArray | IntArray] = {
+            "latents": flat[rows],
+            "noise": np.zeros_like(flat[rows]),  # the latents are noised already
+            "alpha": np.ones(count, np.float32),
+            "sigma": np.zeros(count, np.float32),
+            "timesteps": of_rows[rows],
+        }
+        launches.append(PassLaunch(rows, np.arange(rows.start, rows.stop) % references, inputs))
+    return launches

@@ -24,7 +24,6 @@ from bootpig_rt.backends.host_table import (
     PackedRows,
     TableDtype,
     check_table,
-    named_layers,
 )
 from bootpig_rt.backends.onnxruntime.sessions import NUMPY_TYPE as GRAPH_TYPE
 from bootpig_rt.backends.onnxruntime.sessions import empty, to_device
@@ -89,7 +88,7 @@ class TableWriter:
         # On a GPU all of a table would cross to the host for it. Numbers that are no numbers go
         # through the U-Net to its last layer; what overflows in a projection alone, the check of
         # the finished latents finds.
-        layers = named_layers(shapes)
+        layers = {f"{kind}_{i}": shape for i, shape in enumerate(shapes) for kind in "kv"}
         self._looked_at = list(layers) if device == "cpu" else list(layers)[-2:]
         self.into: dict[str, ort.OrtValue] | None = None
         if dtype == graph_type.name:
