@@ -43,6 +43,7 @@ PARAMS: Mapping[str, str] = {
     "strength": "strength",
     "mask_edge_px": "mask_edge_px",
     "mask_image": "mask",
+    "image": "size",
     "width": "size",
     "height": "size",
     "number of steps": "num_inference_steps",

@@ -62,7 +62,7 @@ def test_a_transparent_part_is_what_is_drawn_in_the_manner_of_openai() -> None:
         (MASK[:, :32], "mask_image is 32x24 px, expected 40x24 px as the image; make both"),
         (np.zeros_like(MASK), "mask_image is black all over, so nothing would be drawn; make wh"),
         (np.ones_like(MASK), "mask_image is white all over, so nothing of the image would stay;"),
-        (PIXELS, r'mask_image is in colour, expected black and white .* convert\("L"\)'),
+        (PIXELS, r'mask_image is in colour, expected black and white .*convert\("L"\)'),
         (GREY.convert("LA"), "mask_image is with transparency"),
         (Image.merge("LA", (GREY, GREY)), "mask_image is with transparency, expected black and"),
         (MASK.astype(np.int32), "mask_image is an array of int32, expected uint8 in 0..255"),
