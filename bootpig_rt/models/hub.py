@@ -26,6 +26,7 @@ _STEM_OF_PART = {
     "base_unet": UNET_STEM,
     "ref_unet": UNET_STEM,
     "vae": UNET_STEM,
+    "tiny_vae": UNET_STEM,
     "text_encoder": TEXT_STEM,
 }
 _PAIR_FILES = ("pair.json", INDEX_FILE, "README.md", "manifest.json", "manifest.sig")

@@ -3,12 +3,13 @@
 ComfyUI loads this folder by its path from `custom_nodes/`, so the imports inside are relative.
 """
 
-from .nodes import EncodeSubject, LoadPair, Sample, Save
+from .nodes import EncodeSubject, Inpaint, LoadPair, Sample, Save
 
 NODE_CLASS_MAPPINGS = {
     "BootPIGLoadPair": LoadPair,
     "BootPIGEncodeSubject": EncodeSubject,
     "BootPIGSample": Sample,
+    "BootPIGInpaint": Inpaint,
     "BootPIGSave": Save,
 }
 
@@ -16,6 +17,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "BootPIGLoadPair": "BootPIG: load pair",
     "BootPIGEncodeSubject": "BootPIG: encode subject",
     "BootPIGSample": "BootPIG: sample",
+    "BootPIGInpaint": "BootPIG: draw into a picture",
     "BootPIGSave": "BootPIG: save pictures",
 }
 

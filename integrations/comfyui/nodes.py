@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from bootpig_rt import (
+    Canvas,
     Event,
     ParameterError,
     Pipeline,
@@ -188,6 +189,8 @@ class Sample:
         merge: str = OWN,
         reference_schedule: str = "",
         preview_every: int = 1,
+        canvas: Canvas | None = None,
+        strength: float | None = None,
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """Draw, and let ComfyUI follow.
 
@@ -210,8 +213,46 @@ class Sample:
             height=height or None,
             merge=None if merge == OWN else merge,
             reference_schedule=reference_schedule.strip() or None,
+            canvas=canvas,
+            strength=strength,
         )
         return _draw(pair, request, preview_every)
+
+
+class Inpaint(Sample):
+    """Draw a subject into a part of a picture."""
+
+    FUNCTION = "inpaint"
+    DESCRIPTION = "Draws where the mask is 1; the rest of the image comes out as it is."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """Those of a sampling, a picture and its mask; the picture gives the size."""
+        inputs = super().INPUT_TYPES()
+        for name in ("width", "height"):
+            del inputs["optional"][name]
+        mask = ("MASK", {"tooltip": "1 where it is drawn, as Load Image gives it."})
+        strength = {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05}
+        inputs["required"] = {
+            "image": ("IMAGE",),
+            "mask": mask,
+            **inputs["required"],
+            "strength": ("FLOAT", strength),
+        }
+        return inputs
+
+    def inpaint(
+        self, image: torch.Tensor, mask: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Draw into the first picture of a batch.
+
+        Raises:
+            InputError: The mask is of another size, or the request cannot be drawn.
+            InterruptProcessingException: As for a sampling.
+        """
+        where = mask.detach().cpu().reshape(-1, *mask.shape[-2:])[0].numpy() >= 0.5
+        canvas = Canvas.load(_as_pictures(image[:1])[0], where)
+        return self.sample(canvas=canvas, **inputs)
 
 
 class Save:

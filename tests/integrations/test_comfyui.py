@@ -226,6 +226,19 @@ def test_what_the_nodes_draw_is_what_the_pipeline_draws(
     assert parameters == [one.to_dict() for one in result.parameters]
 
 
+def test_a_subject_is_drawn_into_the_masked_part_alone(run: Any, pair: Any, subject: Any) -> None:
+    image, mask = torch.full((1, 32, 32, 3), 0.25), torch.zeros(1, 32, 32)
+    mask[:, 8:24, 8:24] = 1
+    settings = {"pair": pair, "subject": subject, "prompt": "a dog", "image": image}
+    images, parameters = run("Inpaint", mask=mask, **settings)
+    kept, drawn = images[0][mask[0] == 0], images[0][mask[0] == 1]
+    assert bool((kept == kept[0, 0]).all())
+    assert bool((drawn != kept[0, 0]).any())
+    assert parameters[0]["strength"] == 1
+    with pytest.raises(ValueError, match="mask"):
+        run("Inpaint", mask=torch.ones(1, 8, 8), **settings)
+
+
 def test_progress_has_every_step_and_previews(
     run: Any, pair: Any, subject: Any, comfy: Comfy
 ) -> None:

@@ -140,7 +140,9 @@ def types_of(heard: list[Any]) -> list[str]:
 def test_comfyui_knows_the_nodes(server: Server) -> None:
     known = server.ask("/object_info")
     names = {name for name, node in known.items() if node["category"] == "BootPIG"}
-    assert names == {f"BootPIG{each}" for each in ("LoadPair", "EncodeSubject", "Sample", "Save")}
+    assert names == {
+        f"BootPIG{each}" for each in ("LoadPair", "EncodeSubject", "Sample", "Inpaint", "Save")
+    }
     assert known["BootPIGSave"]["output_node"]
     assert server.ask("/object_info/BootPIGSample")["BootPIGSample"]["output_name"] == [
         "images",

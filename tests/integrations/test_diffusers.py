@@ -133,6 +133,29 @@ def test_a_published_layout_is_drawn_by_its_modules(
     assert difference(mine, theirs) <= LIMIT
 
 
+# Into a picture
+
+
+def test_an_engine_draws_into_a_picture_and_the_eager_way_says_that_it_does_not(
+    eager: Any, on_engine: Any, disc: Image.Image
+) -> None:
+    given = Image.new("RGB", (32, 32), (40, 80, 120))
+    mask = np.zeros((32, 32), np.float32)
+    mask[8:24, 8:24] = 1
+    settings: dict[str, Any] = {"image": given, "mask_image": mask, "output_type": "pil"}
+    made = levels(drawn(on_engine, disc, **settings)[0])
+    assert (made[mask == 0] == (40, 80, 120)).all()
+    assert (made[mask == 1] != (40, 80, 120)).any()
+    assert np.array_equal(
+        made,
+        levels(drawn(on_engine, disc, **{**settings, "mask_image": torch.from_numpy(mask)})[0]),
+    )
+    with pytest.raises(ParameterError, match="drawn by an engine; load the pipeline with backend"):
+        drawn(eager, disc, **settings)
+    with pytest.raises(ParameterError, match="mask_image is given without image"):
+        drawn(on_engine, disc, mask_image=mask)
+
+
 # Generators
 
 

@@ -18,6 +18,7 @@ from bootpig_rt.checks import (
     check_steps,
 )
 from bootpig_rt.errors import ParameterError, PromptError
+from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.integrations.diffusers.output import OUTPUT_TYPES, OutputType
 from bootpig_rt.integrations.diffusers.seeds import Generators, seeds_of
 from bootpig_rt.pipeline import class_phrase
@@ -44,6 +45,8 @@ class Call:
         height: Likewise.
         merge: How several references are combined.
         schedule: At which noise levels the reference is read.
+        canvas: What is drawn into, or from; on an engine.
+        strength: Share of the steps that are done on it.
         latents: [B, C, h, w] or None.
         prompt_embeds: [P, S, E] or None.
         negative_prompt_embeds: Likewise.
@@ -65,6 +68,8 @@ class Call:
     height: int
     merge: Merge
     schedule: ReferenceSchedule
+    canvas: Canvas | None
+    strength: float | None
     latents: Tensor | None
     prompt_embeds: Tensor | None
     negative_prompt_embeds: Tensor | None
@@ -82,6 +87,8 @@ def checked_call(
     reference_prompt: str | None,
     height: int | None,
     width: int | None,
+    canvas: Canvas | None,
+    strength: float | None,
     steps: int | None,
     scales: tuple[float | None, float | None],
     negative_prompt: Any,
@@ -130,6 +137,8 @@ def checked_call(
         height=config.sample_size_px if height is None else height,
         merge=cast("Merge", merge or config.merge),
         schedule=schedule,
+        canvas=canvas,
+        strength=strength,
         latents=latents,
         prompt_embeds=prompt_embeds,
         negative_prompt_embeds=negative_prompt_embeds,

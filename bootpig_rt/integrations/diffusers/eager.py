@@ -34,6 +34,17 @@ def draw_eagerly(pipe: Any, call: Call) -> BootPIGPipelineOutput:
         InputError: The call cannot be drawn by these components.
         NumericalError: NaN or Inf.
     """
+    if call.canvas is not None or call.strength is not None:
+        raise ParameterError(
+            "image, mask_image and strength are drawn by an engine; load the pipeline with "
+            "backend=..., such as backend='torch'"
+        )
+    unet = pipe.base_unet.config
+    if unet.in_channels != unet.out_channels:
+        raise ParameterError(
+            "this pair's base_unet was made for inpainting and reads a canvas; load the pipeline "
+            "with backend=..., such as backend='torch'"
+        )
     texts, negatives, reference_states = pipe.encode_prompt(
         None if call.prompt_embeds is not None else call.prompts,
         num_images_per_prompt=call.per_prompt,

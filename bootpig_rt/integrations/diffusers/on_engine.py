@@ -94,8 +94,10 @@ def _requests(runtime: Pipeline, call: Call) -> list[Request]:
             text_guidance_scale=s_text,
             merge=call.merge,
             reference_schedule=call.schedule,
-            width=call.width,
-            height=call.height,
+            width=call.width if call.canvas is None else None,
+            height=call.height if call.canvas is None else None,
+            canvas=call.canvas,
+            strength=call.strength,
         )
         for number, (prompt, negative) in enumerate(
             zip(texts_of(call.prompts, "prompt"), call.negatives, strict=True)

@@ -12,6 +12,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from bootpig_rt.backends.base import FloatArray
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.picture import to_pil
 from bootpig_rt.request import PictureParameters
 
@@ -52,6 +54,23 @@ def from_pictures(images: Sequence[Image.Image], output_type: OutputType) -> Any
         return list(images)
     unit = np.stack([np.asarray(image, np.float32) / 255 for image in images])
     return unit if output_type == "np" else torch.from_numpy(unit.transpose(0, 3, 1, 2).copy())
+
+
+def canvas_of(image: Any, mask: Any) -> Canvas | None:
+    """What is drawn into, of any kind that diffusers takes.
+
+    Raises:
+        ParameterError: A mask alone.
+        ImageError: One cannot be used.
+    """
+    if image is None and mask is not None:
+        raise ParameterError("mask_image is given without image; give both, or neither")
+    if image is None:
+        return None
+    given, where = as_sources([image]), as_sources([mask])
+    if len(given) != 1 or len(where) != 1:
+        raise ParameterError("image and mask_image are several pictures, expected one of each")
+    return Canvas.load(given[0], where[0])
 
 
 def as_sources(images: Any) -> Any:

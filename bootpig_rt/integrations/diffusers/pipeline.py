@@ -30,6 +30,7 @@ from bootpig_rt.integrations.diffusers.output import (
     BootPIGPipelineOutput,
     OutputType,
     as_sources,
+    canvas_of,
 )
 from bootpig_rt.integrations.diffusers.seeds import Generators
 from bootpig_rt.reference.schedule import ReferenceSchedule
@@ -85,6 +86,9 @@ class BootPIGPipeline(PairComponents):
         *,
         height: int | None = None,
         width: int | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         txtim_guidance_scale: float | None = None,
@@ -110,6 +114,9 @@ class BootPIGPipeline(PairComponents):
             reference_prompt: What they show; by default the prompt up to its first comma.
             height: Of the pictures, in pixels.
             width: Likewise.
+            image: Engine. A picture to draw into, or from; it gives the pictures their size.
+            mask_image: Engine. White where it is drawn; what is black comes out as it is.
+            strength: Engine. Share of the steps that are done on it, over 0 up to 1.
             num_inference_steps: T.
             guidance_scale: s_image, how closely to follow the reference.
             txtim_guidance_scale: s_text, how closely to follow the prompt.
@@ -143,6 +150,8 @@ class BootPIGPipeline(PairComponents):
             reference_prompt=reference_prompt,
             height=height,
             width=width,
+            canvas=canvas_of(image, mask_image),
+            strength=strength,
             steps=num_inference_steps,
             scales=(guidance_scale, txtim_guidance_scale),
             negative_prompt=negative_prompt,
