@@ -47,6 +47,7 @@ from bootpig_rt.export.golden_step import (
     GoldenPair,
     References,
     Step,
+    flips,
     relative_error,
 )
 
@@ -188,13 +189,13 @@ def _compare_run(pair: GoldenPair, recording: Recording) -> GoldenReport:
     steps = [Step(pair, recording, schedule, index) for index in range(num_steps)]
     following = [*data["latents_in"][1:], data["final_latents"]]
     found: dict[str, list[float]] = {"noise_pred": [], "guided": [], "solver": []}
-    flips: dict[tuple[int, ...], float] = {}
+    flipped: dict[tuple[int, ...], float] = {}
     kept: list[Choices] = []
     history = table.initial_history(following[0])
     for index, step in enumerate(steps):
         prediction, choices = step.as_recorded()
         kept.append(choices)
-        flips |= flips(index, prediction, choices)
+        flipped |= flips(index, prediction, choices)
         found["noise_pred"].append(step.error(prediction))
         guided = step.guided(prediction.output)
         found["guided"].append(relative_error(guided, data["guided"][index]))
@@ -216,7 +217,7 @@ def _compare_run(pair: GoldenPair, recording: Recording) -> GoldenReport:
                 size = np.float32(shake) * np.abs(output).max()
                 output = output + size * noise.uniform(-1, 1, output.shape).astype(np.float32)
             else:
-                flips.update(flips(index, prediction, kept[index]))
+                flipped.update(flips(index, prediction, kept[index]))
             guided = step.guided(output)
             latents, history = table.step(index, latents, output=guided, history=history)
         return latents
@@ -227,8 +228,8 @@ def _compare_run(pair: GoldenPair, recording: Recording) -> GoldenReport:
     return GoldenReport(
         recording.path.stem,
         errors,
-        flips=len(flips),
-        flip_distance=max(flips.values(), default=0.0),
+        flips=len(flipped),
+        flip_distance=max(flipped.values(), default=0.0),
         choices=sum(choice.size for of_step in kept for choice in of_step),
         rounding=relative_error(follow(ROUNDING), ours),
     )

@@ -19,6 +19,7 @@ from bootpig_rt.benchmarks.openvino_ways import check_int8, check_openvino, sour
 from bootpig_rt.benchmarks.result import Row
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Unavailable, why_not
+from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.errors import BootPIGError
 from bootpig_rt.files.atomic import atomic_write_text
 
@@ -172,4 +173,7 @@ def _resized(started: Path, pair: Path, side_px: int, *, is_shared: bool) -> Non
     config = json.loads((part / "pair.json").read_text(encoding="utf-8"))
     config |= {"shared_unet": is_shared, "sample_size_px": side_px, "default_solver": "unipc"}
     atomic_write_text(part / "pair.json", json.dumps(config, indent=1))
+    (part / INDEX_FILE).unlink(
+        missing_ok=True
+    )  # of the pair that was started from, whose U-Net is shared
     part.rename(pair)

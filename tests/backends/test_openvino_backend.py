@@ -164,6 +164,7 @@ def test_usual_pictures_have_models_of_fixed_shapes_and_all_others_share_one(
     assert list(state.input("state").shape) == [2, 1, 4, 8, 8]
 
 
+@pytest.mark.slow
 def test_few_models_can_be_kept_and_draw_the_same(
     tiny_bundle_folder: Path, red: Image.Image
 ) -> None:

@@ -31,6 +31,11 @@ from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
 
 PROMPT = "a photo of a dog, on a beach"
+MERGES = [
+    pytest.param(merge, marks=[] if merge in ("argmax", "concat") else [pytest.mark.slow])
+    for merge in get_args(Merge)
+]
+"""All; in a hurry those that differ most: one picks a reference, one joins them."""
 
 
 def pipeline_of(folder: Path, tables: TableOptions | None = None, **options: Any) -> Pipeline:
@@ -255,7 +260,7 @@ def test_subjects_of_one_reference_need_few_recordings(tiny_pair_folder: Path) -
     assert backend.num_recordings - before <= 24
 
 
-@pytest.mark.parametrize("merge", get_args(Merge))
+@pytest.mark.parametrize("merge", MERGES)
 def test_mixed_batches_draw_what_unpadded_ones_draw(tiny_pair_folder: Path, merge: Merge) -> None:
     recorded: Any = create_backend(TorchOptions(cuda_graph=True), tiny_pair_folder, device="cpu")
     plain: Any = create_backend("torch", tiny_pair_folder, device="cpu")
@@ -268,7 +273,7 @@ def test_mixed_batches_draw_what_unpadded_ones_draw(tiny_pair_folder: Path, merg
     assert fills > 3
 
 
-@pytest.mark.parametrize("merge", get_args(Merge))
+@pytest.mark.parametrize("merge", MERGES)
 def test_what_fills_a_bucket_changes_no_bit(tiny_pair_folder: Path, merge: Merge) -> None:
     """Pictures, rows, slots and history that are added are NaN here, and nothing shows it."""
     backend: Any = create_backend(TorchOptions(cuda_graph=True), tiny_pair_folder, device="cpu")
@@ -449,6 +454,7 @@ def test_a_streamed_table_goes_through_recordings(
     assert alike(found, pipeline(PROMPT, subject=dog, **manner))
 
 
+@pytest.mark.slow
 def test_32_threads_draw_what_one_draws(recorded: Pipeline, dog: Any, cat: Any) -> None:
     def draw(number: int) -> Any:
         subject = (dog, cat)[number % 2]

@@ -191,6 +191,7 @@ def test_changes_that_are_exact_draw_nearly_the_same_pixels(drawn: SuiteResult) 
         assert (row.values["pixels_db"] or 0) > 60
 
 
+@pytest.mark.slow
 def test_no_suite_takes_fewer_rounds_than_it_was_asked_for(settings: Settings) -> None:
     # Rounds were once halved where ways are many, and tables did not say so.
     three = replace(settings, rounds=3, only=("clean", "dpmpp_2m 4"))

@@ -154,6 +154,7 @@ def test_the_rungs_of_a_gpu_ladder_run_and_agree(truth: Truth, pair_folder: Path
     assert all(check.is_ok for check in on_cpu.checks)
 
 
+@pytest.mark.slow
 def test_a_pair_for_cpus_is_drawn_by_both_engines_and_each_is_compared_as_what_it_computes_in(
     pair_folder: Path, truth: Truth
 ) -> None:

@@ -53,6 +53,7 @@ from bootpig_rt.export.build_options import (
     graph_names,
     size_multiple_px,
 )
+from bootpig_rt.export.build_output import check_output
 from bootpig_rt.export.estimate import estimate
 from bootpig_rt.export.gate import GateRun
 from bootpig_rt.export.parity import make_plan
@@ -437,7 +438,7 @@ def test_a_second_build_is_refused_before_it_loads_anything(
     out.mkdir()
     (out / "thesis.txt").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(build, "check_output", _refused_only_under_the_lock(build.check_output))
+        patch.setattr(build, "check_output", _refused_only_under_the_lock(check_output))
         with pytest.raises(ParameterError, match="is no bundle"):
             build_engine(pair, out, SMALL)
     shutil.rmtree(out)

@@ -241,6 +241,7 @@ def work(tiny_bundle_folder: Path, tmp_path: Path) -> WorkFolder:
     return made
 
 
+@pytest.mark.slow
 def test_graphs_that_are_finished_are_not_made_again_and_a_damaged_one_is(
     work: WorkFolder, spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

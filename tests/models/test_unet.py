@@ -263,7 +263,13 @@ class _Step(torch.nn.Module):
         return drawn
 
 
-@pytest.mark.parametrize(("merge", "count"), [("argmax", 1), ("argmax", 2), ("concat", 2)])
+@pytest.mark.parametrize(
+    ("merge", "count"),
+    [
+        ("argmax", 1),
+        *(pytest.param(merge, 2, marks=pytest.mark.slow) for merge in ("argmax", "concat")),
+    ],
+)
 def test_a_step_with_fixed_rows_exports(merge: Merge, count: int, make_unet: Any) -> None:
     base, reference = BaseUNet(make_unet(0)), ReferenceUNet(make_unet(1))
     with torch.no_grad():

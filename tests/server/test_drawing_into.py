@@ -57,7 +57,7 @@ def test_the_client_of_openai_draws_a_subject_into_the_transparent_part_of_its_m
     parameters = (answer.data[0].model_extra or {})["parameters"]
     assert (parameters["num_references"], parameters["mask_edge_px"]) == (1, 2)
     assert (parameters["width"], parameters["height"], parameters["strength"]) == (32, 40, 1.0)
-    assert (answer.model_extra or {})["size"] == "32x40"
+    assert answer.to_dict()["size"] == "32x40"
 
 
 def test_json_draws_a_kept_subject_into_a_picture_as_a_form_does(

@@ -83,12 +83,14 @@ def test_a_plan_is_the_smallest_that_keeps_the_latency() -> None:
     assert plan.at_least_anywhere >= plan.at_least
 
 
+@pytest.mark.slow
 def test_a_hundred_times_the_load_takes_about_a_hundred_times_the_replicas() -> None:
     one = plan_fleet(LOAD, FIGURES, INGRESS)
     hundred = plan_fleet(replace(LOAD, rate_per_s=3000.0, subjects=50_000), FIGURES, INGRESS)
     assert 0.75 < hundred.replicas / (100 * one.replicas) < 1.05
 
 
+@pytest.mark.slow
 def test_less_time_takes_more_replicas_until_no_number_is_enough() -> None:
     calm = plan_fleet(replace(LOAD, latency_s=2.0), FIGURES, INGRESS)
     hasty = plan_fleet(replace(LOAD, latency_s=0.5), FIGURES, INGRESS)

@@ -208,6 +208,7 @@ def test_other_weights_draw_a_subject_anew_and_its_file_is_of_the_old_ones(
         check_refusal(old, 409, "subject_mismatch", "subject_id")
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_begin_says_why_in_one_line_and_exits_with_2(
     start_server: Any, tiny_bundle_folder: Path, tmp_path: Path
 ) -> None:

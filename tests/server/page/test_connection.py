@@ -63,6 +63,7 @@ def test_a_refused_value_is_told_beside_its_field(
     assert page.locator(".problem:visible").count() == 0
 
 
+@pytest.mark.slow
 def test_a_full_server_is_asked_again_when_it_said(
     start_server: Callable[..., Any], open_page: Open
 ) -> None:
