@@ -468,6 +468,9 @@ class Loop:
         try:
             check_finite(latents, f"{max(one.step for one in pictures)} steps")
             images = to_pil(self._backend.decode(latents, decoder=self._decoder))
+            for number, picture in enumerate(pictures):
+                if picture.plan.canvas is not None:
+                    images[number] = picture.plan.canvas.paste(images[number])
         except Exception as error:  # of any runtime
             if len(pictures) > 1:
                 for picture in pictures:
@@ -480,7 +483,4 @@ class Loop:
         for timings in calls_of(pictures):
             timings.decode_ms += ms
         for picture, image in zip(pictures, images, strict=True):
-            plan = picture.plan
-            if plan.canvas is not None:
-                image = plan.canvas.paste(image)
-            picture.job.put(picture.number, image, plan.parameters)
+            picture.job.put(picture.number, image, picture.plan.parameters)

@@ -79,7 +79,7 @@ def test_a_bundle_that_takes_masks_is_asked_for_one(backend: TorchBackend) -> No
     recorded = record(backend, Plan(plan.side_px, (masked,)))
     (latents,) = recorded["masked.latents"]
     half = latents[-1, :, :4, :4], latents[-1, :, 4:, 4:]
-    given = record(backend, Plan(plan.side_px, (replace(masked, solver="unipc"),)))
+    given = record(backend, Plan(plan.side_px, (replace(masked, steps=1),)))
     (others,) = given["masked.latents"]
     np.testing.assert_array_equal(half[1], others[-1, :, 4:, 4:])
     assert not np.array_equal(half[0], others[-1, :, :4, :4])
