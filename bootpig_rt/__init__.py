@@ -61,8 +61,7 @@ if TYPE_CHECKING:
         Request,
         Timings,
     )
-    from bootpig_rt.storage.stats import StoreStats
-    from bootpig_rt.storage.store import SubjectStore
+    from bootpig_rt.storage.store import StoreStats, SubjectStore
     from bootpig_rt.tuning import TunedSettings
 
 __version__ = "0.1.0"
@@ -112,7 +111,7 @@ _MODULE_OF_NAME = {
     "Request": "bootpig_rt.request",
     "StepEvent": "bootpig_rt.engine.events",
     "StorageError": "bootpig_rt.errors",
-    "StoreStats": "bootpig_rt.storage.stats",
+    "StoreStats": "bootpig_rt.storage.store",
     "Subject": "bootpig_rt.reference.subject",
     "SubjectMismatch": "bootpig_rt.errors",
     "SubjectStore": "bootpig_rt.storage.store",

@@ -15,31 +15,28 @@ import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Condition
-from typing import Any
+from typing import Any, TypeAlias
 
 from bootpig_rt.backends.base import Backend
+from bootpig_rt.backends.host_table import table_bytes
+from bootpig_rt.errors import SubjectMismatch
 from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.storage.claim import Claim as FolderClaim
 from bootpig_rt.storage.folder import StoreFolder, default_folder
-from bootpig_rt.storage.stats import StoreStats
-from bootpig_rt.storage.tiers import (
-    Address,
-    Kept,
-    address_of,
-    brought_along,
-    bytes_held,
-    overflow,
-    uploaded,
-)
 
 logger = logging.getLogger(__name__)
 
+_Address: TypeAlias = tuple[str, str, ReferenceKey]
+"""Tenant, backend and device, key."""
+
+_Kept: TypeAlias = "tuple[ReferenceTable, weakref.ref[Backend]]"
+"""A table, and who can copy it. The store keeps no pipeline alive."""
 
 _STREAMED_BYTES = 4 << 30
 """Room for two tables of Stable Diffusion 2.1: 1.4 GB each at 512 px, float16, 30 steps."""
@@ -47,10 +44,47 @@ _STREAMED_BYTES = 4 << 30
 _LOOK_AGAIN_S = 0.02
 
 
+@dataclass(frozen=True)
+class StoreStats:
+    """Counters since the store was made.
+
+    Attributes:
+        device_hits: Tables found on the device.
+        host_hits: Tables found on the host.
+        disk_hits: Tables read from the folder or from a subject's file.
+        misses: Tables that had to be made.
+        waits: Callers that waited for another's table in place of making it again.
+        moves_down: Tables that left the device or the host for lack of room.
+        disk_errors: Files that could not be written or read; each is logged.
+        device_bytes: Held now.
+        host_bytes: Held now.
+        disk_bytes: Held now.
+        make_ms: Time in reference passes.
+        load_ms: Time in moving tables up.
+    """
+
+    device_hits: int = 0
+    host_hits: int = 0
+    disk_hits: int = 0
+    misses: int = 0
+    waits: int = 0
+    moves_down: int = 0
+    disk_errors: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    make_ms: float = 0.0
+    load_ms: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
 class Claim:
     """The right to make a table, held until it is kept or released. Made by `SubjectStore.look`."""
 
-    def __init__(self, store: SubjectStore, address: Address, folder: FolderClaim | None) -> None:
+    def __init__(self, store: SubjectStore, address: _Address, folder: FolderClaim | None) -> None:
         """Held from now on."""
         self._store, self._address, self._folder = store, address, folder
         self._is_held = True
@@ -100,11 +134,13 @@ class SubjectStore:
         self.device_bytes = options.device_bytes
         streamed = 0 if options.budget_bytes is None else _STREAMED_BYTES
         self.host_bytes = streamed if options.host_bytes is None else options.host_bytes
-        self._device: OrderedDict[Address, Kept] = OrderedDict()
-        self._host: OrderedDict[Address, Kept] = OrderedDict()
+        self._device: OrderedDict[_Address, _Kept] = OrderedDict()
+        self._host: OrderedDict[_Address, _Kept] = OrderedDict()
         # Tables that somebody holds, kept or not: whoever needs one shares it.
-        self._alive = weakref.WeakValueDictionary[Address, ReferenceTable]()
-        self._claimed: set[Address] = set()
+        self._alive: weakref.WeakValueDictionary[_Address, ReferenceTable] = (
+            weakref.WeakValueDictionary()
+        )
+        self._claimed: set[_Address] = set()
         self._changed = Condition()
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._disk: ThreadPoolExecutor | None = None
@@ -120,8 +156,8 @@ class SubjectStore:
             }
             return StoreStats(
                 **counts,
-                device_bytes=bytes_held(self._device),
-                host_bytes=bytes_held(self._host),
+                device_bytes=_held(self._device),
+                host_bytes=_held(self._host),
                 disk_bytes=disk_bytes,
             )
 
@@ -140,26 +176,27 @@ class SubjectStore:
 
     def forget(self, backend: Backend) -> None:
         """Forget the tables that lie on a backend's device: it is closing."""
-        self._drop(lambda _, kept: kept[1]() is backend)
+        with self._changed:
+            for tier in (self._device, self._host):
+                for address in [a for a, (_, owner) in tier.items() if owner() is backend]:
+                    del tier[address]
 
     def forget_subject(self, fingerprint: str, tenant: str = "") -> None:
         """Forget the tables of a subject of one tenant, on every tier. Pictures keep theirs."""
         self.flush()
-        self._drop(lambda address, _: (address[0], address[2].subject) == (tenant, fingerprint))
-        if self.folder is not None:
-            self.folder.remove_tables(fingerprint, tenant)
-
-    def _drop(self, is_gone: Callable[[Address, Kept], bool]) -> None:
         with self._changed:
             for tier in (self._device, self._host):
-                for address in [one for one, kept in tier.items() if is_gone(one, kept)]:
+                addresses = [a for a in tier if a[0] == tenant and a[2].subject == fingerprint]
+                for address in addresses:
                     del tier[address]
+        if self.folder is not None:
+            self.folder.remove_tables(fingerprint, tenant)
 
     def held(
         self, key: ReferenceKey, *, backend: Backend, tenant: str = ""
     ) -> ReferenceTable | None:
         """A table that is on the device or in use, at once; None where there is none."""
-        address = address_of(tenant, backend, key)
+        address = _address(tenant, backend, key)
         with self._changed:
             kept = self._device.get(address)
             if kept is not None:
@@ -197,7 +234,7 @@ class SubjectStore:
         found = self.held(key, backend=backend, tenant=tenant)
         if found is not None:
             return found
-        address = address_of(tenant, backend, key)
+        address = _address(tenant, backend, key)
         with self._changed:
             if address in self._claimed:
                 return None
@@ -206,7 +243,7 @@ class SubjectStore:
         try:
             table = self._from_host(address, backend, is_resident=is_resident)
             if table is None:
-                saved = brought_along(subject, key) or self._read(key, tenant)
+                saved = self._brought_along(subject, key) or self._read(key, tenant)
                 if saved is None and self.folder is not None:
                     folder = self.folder.claim(key, tenant)
                     if folder is None:
@@ -219,8 +256,8 @@ class SubjectStore:
                 if saved.key != key:
                     raise saved.key.mismatch(key)
                 start = time.perf_counter()
-                table = uploaded(saved, backend, is_resident=is_resident)
-                self._count(disk_hits=1, load_ms=1e3 * (time.perf_counter() - start))
+                table = _uploaded(saved, backend, is_resident=is_resident)
+                self._count(disk_hits=1, load_ms=_ms_since(start))
             self._keep(address, table, backend)
         except BaseException:
             claim.release()
@@ -288,14 +325,14 @@ class SubjectStore:
         start = time.perf_counter()
         try:
             table, passes = make()
-            found.keep(table, backend, 1e3 * (time.perf_counter() - start))
+            found.keep(table, backend, _ms_since(start))
         except BaseException:
             found.release()
             raise
         return table, passes
 
     def _from_host(
-        self, address: Address, backend: Backend, *, is_resident: bool
+        self, address: _Address, backend: Backend, *, is_resident: bool
     ) -> ReferenceTable | None:
         start = time.perf_counter()
         with self._changed:
@@ -306,9 +343,18 @@ class SubjectStore:
         table = kept[0]
         if is_resident and not table.is_resident:
             host = backend.download_table(table.data)
-            table = uploaded(ReferenceTable.on_host(table.key, host), backend, is_resident=True)
-        self._count(host_hits=1, load_ms=1e3 * (time.perf_counter() - start))
+            table = _uploaded(ReferenceTable.on_host(table.key, host), backend, is_resident=True)
+        self._count(host_hits=1, load_ms=_ms_since(start))
         return table
+
+    def _brought_along(self, subject: Subject, key: ReferenceKey) -> ReferenceTable | None:
+        for saved in subject.tables:
+            if saved.key == key:
+                return saved
+        for saved in subject.tables:
+            difference = saved.key.difference(key)
+            logger.info("a table of %.12s is not used: it %s", subject.fingerprint, difference)
+        return None
 
     def _read(self, key: ReferenceKey, tenant: str) -> ReferenceTable | None:
         if self.folder is None:
@@ -340,12 +386,12 @@ class SubjectStore:
             self._writes = [one for one in self._writes if not one.done()]
             self._writes.append(write)
 
-    def _forget_claim(self, address: Address) -> None:
+    def _forget_claim(self, address: _Address) -> None:
         with self._changed:
             self._claimed.discard(address)
             self._changed.notify_all()
 
-    def _keep(self, address: Address, table: ReferenceTable, backend: Backend) -> None:
+    def _keep(self, address: _Address, table: ReferenceTable, backend: Backend) -> None:
         """Put a table into its tier; what has no room there moves down or is forgotten."""
         limit = self.device_bytes if table.is_resident else self.host_bytes
         with self._changed:
@@ -361,20 +407,20 @@ class SubjectStore:
             tier = self._device if table.is_resident else self._host
             tier[address] = (table, weakref.ref(backend))
             tier.move_to_end(address)
-            out = overflow(self._device, self.device_bytes)
+            out = _overflow(self._device, self.device_bytes)
             moved = [
                 (where, kept)
                 for where, kept in out
                 if kept[0].size_bytes <= self.host_bytes and where not in self._host
             ]
             self._host.update(moved)
-            forgotten = overflow(self._host, self.host_bytes)
+            forgotten = _overflow(self._host, self.host_bytes)
             self._counts["moves_down"] += len(out) + len(forgotten)
             moved = [(where, kept) for where, kept in moved if self._host.get(where) is kept]
         for where, kept in moved:
             self._copy_down(where, kept)
 
-    def _copy_down(self, address: Address, kept: Kept) -> None:
+    def _copy_down(self, address: _Address, kept: _Kept) -> None:
         """Bring a table of the host tier to the host; one that cannot be copied is forgotten."""
         table, backend = kept[0], kept[1]()
         copy = None
@@ -397,3 +443,42 @@ class SubjectStore:
         with self._changed:
             for name, count in counts.items():
                 self._counts[name] += count
+
+
+def _address(tenant: str, backend: Backend, key: ReferenceKey) -> _Address:
+    return tenant, f"{backend.name} {backend.device}", key
+
+
+def _uploaded(saved: ReferenceTable, backend: Backend, *, is_resident: bool) -> ReferenceTable:
+    shapes = tuple((heads, tokens, dim) for *_, heads, tokens, dim in saved.data.shapes())
+    if backend.spec.reference_shapes and shapes != backend.spec.reference_shapes:
+        raise SubjectMismatch(
+            f"a saved reference table has layers (H, M, D) {shapes[:2]}..., expected "
+            f"{backend.spec.reference_shapes[:2]}...; encode the subject again"
+        )
+    size_bytes, lying = saved.size_bytes, backend.spec.resident_dtype
+    if is_resident and lying is not None:  # however it was kept, the device holds it in this type
+        entries, references = saved.data.shapes()[0][:2]
+        size_bytes = table_bytes(
+            shapes, num_entries=entries, num_references=references, dtype=lying
+        )
+    data = backend.upload_table(saved.data, is_resident=is_resident)
+    return ReferenceTable(saved.key, data, size_bytes, is_resident)
+
+
+def _overflow(tier: OrderedDict[_Address, _Kept], limit: int) -> list[tuple[_Address, _Kept]]:
+    """Take the least recently used tables out until the rest fits."""
+    total, taken = _held(tier), []
+    while total > limit:
+        address, kept = tier.popitem(last=False)
+        total -= kept[0].size_bytes
+        taken.append((address, kept))
+    return taken
+
+
+def _held(tier: OrderedDict[_Address, _Kept]) -> int:
+    return sum(table.size_bytes for table, _ in tier.values())
+
+
+def _ms_since(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)
