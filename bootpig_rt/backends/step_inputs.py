@@ -107,7 +107,7 @@ def canvas_of(batch: DenoiseBatch) -> BatchCanvas:
     count, _, height, width = batch.state.shape[1:]
     return BatchCanvas(
         latents=np.zeros((3, *batch.state.shape[1:]), np.float32),
-        weights=np.zeros((batch.solver.num_steps, count, 2), np.float32),
+        weights=np.zeros((len(batch.solver.timesteps), count, 2), np.float32),
         mask=np.ones((count, 1, height, width), np.float32),
     )
 

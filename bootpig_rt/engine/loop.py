@@ -23,7 +23,7 @@ import numpy as np
 from PIL.Image import Image
 
 from bootpig_rt.backends.base import Backend, Decoder, check_finite
-from bootpig_rt.engine.batch import Batch, Group, Picture, calls_of
+from bootpig_rt.engine.batch import Batch, Group, Picture
 from bootpig_rt.engine.canvases import Canvases
 from bootpig_rt.engine.events import Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
@@ -480,7 +480,9 @@ class Loop:
                 pictures[0].job.fail(error)
             return
         ms = 1e3 * (time.perf_counter() - start)
-        for timings in calls_of(pictures):
-            timings.decode_ms += ms
+        told: set[int] = set()  # pictures of one call share their timings
         for picture, image in zip(pictures, images, strict=True):
+            if id(picture.job.timings) not in told:
+                told.add(id(picture.job.timings))
+                picture.job.timings.decode_ms += ms
             picture.job.put(picture.number, image, picture.plan.parameters)

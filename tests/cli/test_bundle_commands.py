@@ -60,7 +60,7 @@ def test_a_dry_run_says_what_would_be_built_and_builds_nothing(
     for part in ("tiny", "denoise_step_argmax", "disk", "memory", "table", "nothing was built"):
         assert part in text
     values = run_json(capsys, *words, "--dry-run", "--target", "sm_89", "--max-references", "1")
-    assert values["graphs"][-2:] == ["denoise_step", "vae_decoder"]
+    assert values["graphs"][-2:] == ["shallow_step", "vae_decoder"]
     assert values["options"]["precision"] == "float16"
     assert values["estimate"]["largest"]["total_bytes"] > values["estimate"]["usual"]["table_bytes"]
     assert list(tmp_path.iterdir()) == []

@@ -128,6 +128,9 @@ def desk(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # diffusers, numpy 2
 def test_the_code_of_a_page_runs(page: str, blocks: list[Block], desk: Path) -> None:
     """In order, in one folder; Python blocks share their names, as in a notebook."""
     names: dict[str, Any] = {"__name__": "__main__"}

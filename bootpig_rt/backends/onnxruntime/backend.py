@@ -151,6 +151,7 @@ class OnnxRuntimeBackend:
         if not isinstance(states, np.ndarray):
             states = self.download_states(states)
         states = states.astype(self._graph_type, copy=False)
+        launches = pass_launches(latents, timesteps, rows_per_launch)
         try:
             writer = TableWriter(
                 self_attention_shapes(self._unet, height, width),
@@ -162,7 +163,7 @@ class OnnxRuntimeBackend:
             )
         except LAUNCH_ERRORS as error:
             raise failed("reading references", error) from error
-        for launch in pass_launches(latents, timesteps, rows_per_launch):
+        for launch in launches:
             inputs = {**launch.inputs, "prompt_embeds": states[launch.references]}
             made = self.sessions.launch("reference_kv", inputs, into=writer.into, rows=launch.rows)
             writer.take(launch.rows, made)
