@@ -714,7 +714,10 @@ def test_engines_that_were_finished_are_not_built_again(
     stand.before, stand.built, stand.exported = lambda _name: None, [], []
     result = build_engine(pair, tmp_path / "out", engines())
     assert result.resumed == 7 + 3
-    assert (stand.exported, stand.built) == ([], ["reference_kv", "denoise_step", "vae_decoder"])
+    assert (stand.exported, stand.built) == (
+        [],
+        ["reference_kv", "denoise_step", "shallow_step", "vae_decoder"],
+    )
     open_bundle(tmp_path / "out")
     assert (tmp_path / "out" / "text_encoder.layers.json").is_file()
 
