@@ -293,6 +293,7 @@ def test_auto_takes_another_engine_for_a_bundle_whose_manifest_says_that_it_is_n
     assert create_backend("onnxruntime", bundle).name == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_steps_are_really_timed(bundle: Path) -> None:
     """Two backends over the same graphs, by the clock: both times are finite and above zero."""
     backends = {

@@ -28,7 +28,7 @@ from bootpig_rt.training.evaluation.suite import Shot, SuiteConfig
 from bootpig_rt.training.sprites import Sprite
 
 # Inside diffusers' schedulers, with numpy 2.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 PIXELS = np.zeros((2, 1, 1, 3), np.uint8)
 CONFIG = SuiteConfig("tiny", 1, 1, 2, 1, 1, (1, 2), 1, 1)

@@ -18,7 +18,7 @@ from bootpig_rt.benchmarks.way import Journal
 from bootpig_rt.errors import BootPIGError
 
 # Inside diffusers' schedulers, with numpy 2.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,7 @@ def test_a_recording_reads_new_inputs_and_gives_results_that_stay() -> None:
     assert second.tolist() == [10, 10, 10]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_offered_where_the_processor_has_it_and_nowhere_else(
     truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,6 +305,7 @@ def test_two_tenants_with_one_subject_pay_a_pass_each_while_both_run(
     assert max(len(batch.tables) for batch in paper.backend.batches) == 2
 
 
+@pytest.mark.slow
 def test_tables_are_let_go_with_the_pictures_that_read_them(make_paper: MakePaper) -> None:
     paper = make_paper(asked_batch=1)
     paper.store.device_bytes = 0

@@ -792,6 +792,7 @@ def test_a_tiny_pair_becomes_engines_without_a_gpu(
 # The published layout
 
 
+@pytest.mark.slow
 def test_weights_that_are_written_anew_are_float16_unless_asked_otherwise(
     published_layout_folder: Path, tmp_path: Path, stand: Stand
 ) -> None:
@@ -811,6 +812,7 @@ def test_weights_that_are_written_anew_are_float16_unless_asked_otherwise(
     assert dtypes("as-is") == {"F32"}
 
 
+@pytest.mark.slow
 def test_a_pair_of_float32_is_linked_unless_float16_is_asked_for(
     pair: Path, tmp_path: Path, stand: Stand
 ) -> None:
@@ -839,6 +841,7 @@ def test_weights_too_large_for_float16_stay_as_they_are(
     assert stored_type(made, "float16", is_exact=False) == torch.float16  # save_pair refuses it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "sm_89"])
 def test_verify_knows_the_pair_that_was_given_again(
     published_layout_folder: Path,

@@ -277,6 +277,7 @@ def shallow_graphs_folder(shallow_pair_folder: Path, share: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["portable", "cpu-large"])
 def test_a_step_is_the_same_in_every_dialect(
     shallow_graphs_folder: Path, tmp_path: Path, dialect: Any

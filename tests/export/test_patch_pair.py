@@ -46,6 +46,7 @@ def test_its_graphs_scale_each_channel(patch_pair_folder: Path) -> None:
     torch.testing.assert_close(back, decoded, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["portable", "cpu"])
 def test_onnx_runtime_computes_its_graphs(folder: Path, dialect: Any) -> None:
     pair = load_pair(folder)

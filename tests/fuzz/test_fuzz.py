@@ -48,6 +48,7 @@ def test_nothing_is_found_among_some_inputs_of_each_kind(
     assert len(piece["outcomes"]) > 1  # some are read, some are refused
 
 
+@pytest.mark.slow
 def test_nothing_is_found_among_some_requests(run: Run, tmp_path: Path) -> None:
     ran = run("-m", "tests.fuzz.asking", "19", "0", "60", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
@@ -96,6 +97,7 @@ print(sorted({{one.what for one in piece.findings}}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_should_not_be_is_found(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / "now").mkdir()

@@ -93,6 +93,7 @@ def test_the_manifest_describes_every_file(artefacts: tuple[Path, dict[str, Any]
     assert re.fullmatch(r"V[\d.]+", manifest["ptxas"])
 
 
+@pytest.mark.slow
 def test_the_ptx_takes_the_parameters_of_the_manifest(
     artefacts: tuple[Path, dict[str, Any]],
 ) -> None:

@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).with_name("interpreter")
-SLOW = {"test_attention", "test_block_kernels", "test_properties"}
-"""More cases of what `test_module` and `test_merge` go through as well."""
+SLOW = {
+    "test_attention",
+    "test_block_kernels",
+    "test_merge",
+    "test_plugin_kernel",
+    "test_properties",
+}
+"""Of `test_module` is what a picture needs."""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton installed")

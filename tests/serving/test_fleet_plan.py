@@ -41,6 +41,7 @@ def test_a_picture_that_is_alone_takes_its_steps_and_nothing_more() -> None:
     assert found.pictures == 50
 
 
+@pytest.mark.slow
 def test_without_batching_waits_are_those_of_one_server() -> None:
     """M/D/1: the mean wait is `rho s / (2 (1 - rho))`."""
     alone = replace(FIGURES, step_s={1: 0.01}, picture_s=0.0, pass_s=0.0)
@@ -60,6 +61,7 @@ def test_steps_that_cost_the_same_for_any_batch_draw_any_number_at_once() -> Non
     assert found.batch == pytest.approx(25.0, rel=0.1)  # 100 a second for a quarter of one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [20, 100])
 def test_tables_are_found_as_often_as_their_room_says(room: int) -> None:
     figures = replace(FIGURES, tables_bytes=room << 30)

@@ -201,6 +201,7 @@ def test_what_is_fitted_is_counted_in_the_log(
     assert "34 of 34 references are resized to 16 px" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "pair"])
 def test_a_run_in_buckets_is_the_same_when_it_is_stopped_and_resumed(
     stage: str, config_of: ConfigOf, train: Any, tmp_path: Path

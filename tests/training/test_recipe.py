@@ -110,6 +110,7 @@ def test_one_command_makes_a_pair_from_drawings(
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_goes_on_where_it_stopped(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

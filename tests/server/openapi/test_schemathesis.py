@@ -71,6 +71,7 @@ def asked(
         assert "Traceback" not in text, text[-5_000:]
 
 
+@pytest.mark.slow
 def test_a_few_requests_of_each_kind_are_answered_as_documented(asked: Asked) -> None:
     flags = ("--phases", "fuzzing", "--max-examples", "2", "--seed", "7", "--no-shrink")
     assert "18 selected / 18 total" in asked.ask(*flags)

@@ -77,6 +77,7 @@ def test_a_stopped_run_goes_on_and_draws_what_a_whole_one_does(
     assert [run.pictures for run in read_runs(stopped)] == [5, 7]
 
 
+@pytest.mark.slow
 def test_parts_of_several_machines_are_one_run(
     words: list[str],
     dino_folder: Path,
