@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.tiles import MOST_LATENTS, MOST_SIDE, OVERLAP, UNUSED, cut, in_tiles
@@ -118,37 +119,39 @@ def smooth_latents() -> Callable[..., Array]:
 
 
 @pytest.mark.slow
-def test_a_large_picture_of_the_shipped_pair_has_no_seams(
-    smooth_latents: Callable[..., Array],
-) -> None:
+def test_a_large_picture_of_the_shipped_pair_has_no_seams() -> None:
     vae: Any = load_vae(default_model() / "vae")
-    channels, factor = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
-    latents = smooth_latents(channels, 120, 104)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    owl = Image.open(default_model().parent / "subjects" / "owl.png").convert("RGBA")
+    scene = Image.new("RGBA", owl.size, (120, 180, 220, 255))
+    scene.alpha_composite(owl)
+    large = scene.convert("RGB").resize((104 * factor, 120 * factor), Image.Resampling.BICUBIC)
+    pixels = np.asarray(large, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
 
-    def run(values: Array) -> Array:
+    def encode(values: Array) -> Array:
         with torch.inference_mode():
-            made: Array = vae.decode(torch.from_numpy(values)).sample.numpy()
-        return made
-
-    whole, made = run(latents), in_tiles(run, latents, reads=1, makes=factor)
-    check_against_the_whole(made, whole, unit=factor)
-
-    def encode(pixels: Array) -> Array:
-        with torch.inference_mode():
-            found: Array = mean_latents(vae, torch.from_numpy(pixels)).numpy()
+            found: Array = mean_latents(vae, torch.from_numpy(values.copy())).numpy()
         return found
 
-    whole, made = encode(whole), in_tiles(encode, whole, reads=factor, makes=1)
-    check_against_the_whole(made, whole, unit=1)
+    def decode(values: Array) -> Array:
+        with torch.inference_mode():
+            made: Array = vae.decode(torch.from_numpy(values.copy())).sample.numpy()
+        return made
+
+    latents = encode(pixels)
+    check_against_the_whole(in_tiles(encode, pixels, reads=factor, makes=1), latents, unit=1)
+    made = in_tiles(decode, latents, reads=1, makes=factor)
+    check_against_the_whole(made, decode(latents), unit=factor)
 
 
 def check_against_the_whole(made: Array, whole: Array, *, unit: int) -> None:
+    """The norms of a tile see less than the picture: 4 % of difference, and no edge of it shows."""
     error = made - whole
     relative = float(np.linalg.norm(error) / np.linalg.norm(whole))
     along, away = along_and_away(error, unit=unit)
     inside, outside = steps_at_seams(made, whole, unit=unit)
-    assert relative < 0.1
-    assert along <= 1.05 * away
+    assert relative < 0.06
+    assert along <= 1.25 * away
     assert inside <= 1.05 * outside
 
 
