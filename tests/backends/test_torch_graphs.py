@@ -30,6 +30,8 @@ from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a photo of a dog, on a beach"
 MERGES = [
     pytest.param(merge, marks=[] if merge == "argmax" else [pytest.mark.slow])

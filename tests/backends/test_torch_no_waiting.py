@@ -21,6 +21,8 @@ from bootpig_rt.kernels import choose
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.models.rows import plan_rows
 
+pytestmark = pytest.mark.slow
+
 
 class NothingFromTheHost(TorchDispatchMode):
     """Refuses tensors of the host, which a recording could only copy by waiting."""

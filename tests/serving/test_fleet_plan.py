@@ -20,6 +20,8 @@ from bootpig_rt.serving.fleet_model import (
 from bootpig_rt.serving.fleet_plan import plan_fleet, simulate
 from bootpig_rt.serving.fleet_simulation import FleetSimulation
 
+pytestmark = pytest.mark.slow
+
 # An H200 with Stable Diffusion 2.1 at 512 px, from docs/results, batches over 4 carried on.
 FIGURES = ReplicaFigures(
     step_s={1: 0.0079, 4: 0.026, 8: 0.05},
