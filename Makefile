@@ -10,7 +10,7 @@
 #             on where it was. INPUTS=1000000 reads more, SEED=20 reads others
 # make mutants     how many small faults put into the code the tests see; hours. MODULES="solver store"
 # make lint   the checks that need no running code
-# make bench-smoke   see that the benchmarks run; a minute
+# make bench-smoke   see that the benchmarks run; minutes
 # make figures   measure every figure of README.md again; hours, on an idle machine. Interrupted, it
 #                goes on where it was. ROUNDS=10 measures less; SMOKE=1 only shows that all of it runs
 # make report    pages, plots and marked lines of README.md and docs from what was measured last

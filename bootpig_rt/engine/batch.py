@@ -10,7 +10,6 @@ batch have one beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,7 +21,6 @@ from bootpig_rt.engine.rows import lay_out
 from bootpig_rt.engine.runs import SeveralRuns, in_step
 from bootpig_rt.engine.text_states import TextStates
 from bootpig_rt.reference.reference_table import ReferenceTable
-from bootpig_rt.request import Timings
 
 if TYPE_CHECKING:
     from bootpig_rt.engine.job import Job
@@ -192,15 +190,10 @@ class Batch:
 
     def _tell_times(self) -> None:
         """Each call has waited for all of the run."""
-        for timings in calls_of(self.pictures):
+        for timings in {id(one.job.timings): one.job.timings for one in self.pictures}.values():
             timings.text_ms += self._text_ms
             timings.denoise_ms += self._denoise_ms
         self._text_ms = self._denoise_ms = 0.0
-
-
-def calls_of(pictures: Iterable[Picture]) -> Iterable[Timings]:
-    """Timings of the calls that pictures are of, each once."""
-    return {id(one.job.timings): one.job.timings for one in pictures}.values()
 
 
 def joint_state(pictures: list[Picture]) -> FloatArray:
