@@ -202,6 +202,20 @@ def _soak(results: Path) -> str:
     return "\n\n".join([*result.remarks, table, _page("soak-cpu")])
 
 
+def _inpaint(results: Path) -> str:
+    """Subjects drawn into given scenes, beside controls."""
+    result = _result(results, "inpaint-cpu")
+    if result is None:
+        return _NOT_YET
+    keep = ("network", "scene", "psnr_db", "perceptual", "seam_levels", "changed_outside")
+    kept = [(name, name + end) for name in keep for end in ("", "_low", "_high")]
+    shown = []
+    for row in result.rows:
+        values = {key: row.values[key] for _, key in kept if key in row.values}
+        shown.append(msgspec.structs.replace(row, values=values))
+    return "\n\n".join([markdown(shown), _page("inpaint-cpu")])
+
+
 def _page(name: str) -> str:
     return f"[All of it, with plots](../results/{name}.md)."
 
@@ -262,6 +276,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "targets": _targets,
     "serving": _serving,
     "soak": _soak,
+    "inpaint": _inpaint,
     "evaluation": _evaluation,
     "pages": _pages,
     "curve": _curve,

@@ -117,6 +117,8 @@ class UNetConfig(Table, frozen=True):
     # Every byte alone and at the end of a word, and the two tokens around a prompt, at the least.
     vocabulary: Annotated[int, Meta(ge=514)] = 1536
     prediction_type: PredictionType = "sample"
+    # A pair of the same layers, for other latents and words, whose Base U-Net this begins as.
+    grow_from: str = ""
 
     def __post_init__(self) -> None:
         """Refuse channels that groups or heads do not divide."""

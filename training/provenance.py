@@ -27,13 +27,13 @@ def provenance(config: TrainConfig, fingerprint: str, processes: int) -> dict[st
         `format`, `config` (seed and tables included), `processes`, `data` and `validation_data`
         (number of samples, settings, sources where the manifest names them, and sha256 of the
         manifest, which names every shard's), `start`
-        (folder, fingerprint and its own provenance, None where there is none), `packages`.
+        (folder, fingerprint and its own provenance, None where there is none), `grown_from` where
+        the run began with the weights of a smaller pair, `packages`.
     """
     start = None
     if config.start_from:
-        path = Path(config.start_from) / FILE
-        before = json.loads(path.read_text()) if path.is_file() else None
-        start = {"folder": config.start_from, "fingerprint": fingerprint, "provenance": before}
+        start = {**_before(config.start_from), "fingerprint": fingerprint}
+    grown = config.unet.grow_from if config.stage == "base" else ""
     return {
         "format": FORMAT,
         "config": config.to_dict(),
@@ -41,8 +41,15 @@ def provenance(config: TrainConfig, fingerprint: str, processes: int) -> dict[st
         "data": _data(config.data),
         "validation_data": _data(config.validation_data) if config.validation_data else None,
         "start": start,
+        **({"grown_from": _before(grown)} if grown else {}),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _before(folder: str) -> dict[str, Any]:
+    path = Path(folder) / FILE
+    before = json.loads(path.read_text()) if path.is_file() else None
+    return {"folder": folder, "provenance": before}
 
 
 def _data(folder: str) -> dict[str, Any]:

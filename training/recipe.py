@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import ValidationError, structs
@@ -28,6 +28,7 @@ from bootpig_rt.training.world import load_subjects
 logger = logging.getLogger(__name__)
 
 TRAIN, VALIDATION = "train", "validation"
+NOTHING = "none"
 FITTED_FILE = "fitted_steps.json"
 PROBE_MINUTES = 0.4
 
@@ -40,10 +41,15 @@ class SamplesOfRecipe(Table, frozen=True):
     # A folder that is there already, relative to the recipe's file; nothing is made then.
     folder: str = ""
     split: str = "train"
+    # `drawn`, or `3d`, which needs the extra `render`.
+    world: Literal["drawn", "3d"] = "drawn"
+    # To the settings of the 3-D world, as on the command line: "drawing_share=0.5".
+    changes: tuple[str, ...] = ()
     count: Count = 20000
     seed: Size = 0
     size_px: Count = 64
-    shard_size: Count = 2000
+    # None: 2000, 250 of the 3-D world.
+    shard_size: Count | None = None
 
 
 class StageOfRecipe(Table, frozen=True):
@@ -58,8 +64,10 @@ class StageOfRecipe(Table, frozen=True):
     minutes: Amount = 0.0
     samples: str = TRAIN
     validation: str = VALIDATION
-    # The stage that it starts from; by default the one before.
+    # The stage that it starts from; by default the one before. "none": from nothing.
     start: str = ""
+    # Of stage `base`: the stage whose smaller U-Net it begins as.
+    grow: str = ""
 
 
 class Recipe(Table, frozen=True):
@@ -83,6 +91,12 @@ class Recipe(Table, frozen=True):
             doubled = sorted({name for name in names if names.count(name) > 1})
             if doubled:
                 raise ConfigError(f"[[{kind}]] has two with the name {doubled[0]!r}: rename one")
+        for each in self.samples:
+            if each.changes and each.world == "drawn":
+                raise ConfigError(
+                    f"samples {each.name!r} change settings of the 3-D world, and are of the drawn "
+                    'one: take `changes` out, or add world = "3d"'
+                )
         known = {each.name for each in self.samples}
         before: set[str] = set()
         for stage in self.stages:
@@ -91,10 +105,11 @@ class Recipe(Table, frozen=True):
                     f"stage {stage.name!r} reads samples {stage.samples!r} and "
                     f"{stage.validation!r}, expected names of [[samples]]: {', '.join(known)}"
                 )
-            if stage.start and stage.start not in before:
-                raise ConfigError(
-                    f"stage {stage.name!r} starts from {stage.start!r}, expected a stage before it"
-                )
+            for other in (stage.start, stage.grow):
+                if other not in before | {"", NOTHING}:
+                    raise ConfigError(
+                        f"stage {stage.name!r} starts from {other!r}, expected a stage before it"
+                    )
             before.add(stage.name)
 
 
@@ -162,7 +177,10 @@ def steps_of(
     for stage in recipe.stages:
         changes = [*stage.changes, *of_stage[stage.name]]
         config = load_config(path.parent / stage.config, changes)
-        start = stage.start or before
+        start = "" if stage.start == NOTHING else stage.start or before
+        if stage.grow:
+            grown = structs.replace(config.unet, grow_from=str(root / stage.grow / "result"))
+            config = structs.replace(config, unet=grown)
         config = structs.replace(
             config,
             output=str(root / stage.name),
@@ -187,22 +205,40 @@ def make_samples(
     `on_shard` is called with the record of each shard that is there.
 
     Raises:
+        BackendUnavailable: The 3-D world is asked for, and moderngl or EGL is missing.
         ConfigError, InputError, StorageError: As for `synthesize` and `load_subjects`.
     """
     for each in recipe.samples:
         if each.folder:
             continue
         count = max(_LEAST_SAMPLES, round(each.count * scale)) if scale < 1 else each.count
-        config = SynthesisConfig(
-            min(count, each.count), each.seed, each.shard_size, WorldConfig(size_px=each.size_px)
-        )
-        synthesize(
+        make = _make_3d if each.world == "3d" else _make_drawn
+        make(
             _samples_folder(recipe, each, path, scale),
-            load_subjects(Path(recipe.drawings), each.split),
-            config,
+            Path(recipe.drawings),
+            structs.replace(each, count=min(count, each.count)),
             num_workers=num_workers,
             on_shard=on_shard,
         )
+
+
+def _make_drawn(folder: Path, data: Path, samples: SamplesOfRecipe, **running: Any) -> None:
+    world = WorldConfig(size_px=samples.size_px)
+    config = SynthesisConfig(samples.count, samples.seed, samples.shard_size or 2000, world)
+    synthesize(folder, load_subjects(data, samples.split), config, **running)
+
+
+def _make_3d(folder: Path, data: Path, samples: SamplesOfRecipe, **running: Any) -> None:
+    # The renderer is an extra: a recipe of drawings does without.
+    from bootpig_rt.training.world3d.config import DEFAULTS_FILE, load_world_config
+    from bootpig_rt.training.world3d.identities import load_identities
+    from bootpig_rt.training.world3d.synthesize import Synthesis3dConfig, synthesize_3d
+
+    changes = [*samples.changes, f"size_px={samples.size_px}"]
+    world = load_world_config(DEFAULTS_FILE, changes)
+    config = Synthesis3dConfig(samples.count, samples.seed, samples.shard_size or 250, world)
+    identities = load_identities(data, samples.split, with_drawings=world.drawing_share > 0)
+    synthesize_3d(folder, identities, config, **running)
 
 
 def fit_steps(

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.files.atomic import atomic_write_text
-from bootpig_rt.models.load import Pair
+from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.text.tokenizer import Tokenizer
@@ -64,7 +64,9 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
         tokenizer = Tokenizer.from_folder(folder)
         latent_multiple = 2 ** (len(config.unet.block_channels) - 1)
         data = open_data(config, vae, tokenizer, device, latent_multiple=latent_multiple)
-        base = BaseStage(config, vae, folder, tokenizer.eos_id + 1, data)
+        grow_from = config.unet.grow_from
+        small = load_pair(grow_from) if grow_from else None
+        base = BaseStage(config, vae, folder, tokenizer.eos_id + 1, data, small)
         return base, digest_tensors(vae.state_dict())
     start = load_start(Path(config.start_from), device)
     if config.stage == "pair":

@@ -22,6 +22,8 @@ from bootpig_rt.benchmarks.result import Row, SuiteResult, make_check
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
 from bootpig_rt.images.canvas import Canvas, soft_edge
+from bootpig_rt.images.png import save_png
+from bootpig_rt.images.sheet import SheetRow, label_sheet
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 from bootpig_rt.training.compose import place, target_view
@@ -56,6 +58,10 @@ CASES: dict[str, tuple[str, Arm, How]] = {
 """Label of a row, whose reference is read, and how the picture comes into the scene."""
 
 
+SHEET, SHEET_ROWS = "inpaint.png", 4
+"""In the work folder: a few shots in all cases, to look at."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What one picture is drawn into.
@@ -83,6 +89,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
         given = [given_of(jury.subjects[shot.subject], shot, jury, size) for shot in jury.shots]
         rows: list[Row] = []
         base: tuple[Quality, list[float]] | None = None
+        seen: list[tuple[str, Pictures]] = []
         changed = 0
         for name, (label, arm, how) in CASES.items():
             if not (settings.is_wanted(name) or name == OWN):
@@ -92,6 +99,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
             seams = [_seam(one, p) for one, p in zip(given, pictures, strict=True)]
             kept = [_changed(one, p) for one, p in zip(given, pictures, strict=True)]
             changed += sum(kept)
+            seen.append((name, pictures))
             values = quality.values(None if base is None else base[0])
             values |= ends_of("seam_levels", seams, quality.whose)
             if base is None:
@@ -103,6 +111,7 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
                 Row(name, label, "control" if "control" in label else "drawn into a scene",
                     values={"pictures": len(pictures), "changed_outside": sum(kept), **values})
             )  # fmt: skip
+        save_png(_sheet(given, seen), settings.work / SHEET)
     return SuiteResult(
         "inpaint",
         tuple(rows),
@@ -169,6 +178,23 @@ def _subject(
     which = whose.own if arm == "own" else whose.wrong
     shown: list[Image.Image] = reference_pictures(whose, which, 1, jury.config.seed)
     return ours.pipe.encode_subject(shown, reference_prompt)
+
+
+def _sheet(given: Sequence[Given], seen: Sequence[tuple[str, Pictures]]) -> Image.Image:
+    """A row for each of a few shots: the scene with the mask in grey, all cases, the renderer's."""
+    rows = []
+    for shot in np.linspace(0, len(given) - 1, min(len(given), SHEET_ROWS)).round().astype(int):
+        canvas = given[shot].canvas
+        assert canvas.mask is not None
+        hidden = np.where(canvas.mask[..., None], np.uint8(127), canvas.pixels)
+        columns = [*(pictures[shot] for _, pictures in seen), given[shot].truth]
+        rows.append(SheetRow([Image.fromarray(hidden)], [Image.fromarray(c) for c in columns]))
+    return label_sheet(
+        rows,
+        [*(name for name, _ in seen), "the renderer"],
+        reference_header="scene and mask",
+        resample="nearest",
+    )
 
 
 def _seam(given: Given, picture: Pictures) -> float:

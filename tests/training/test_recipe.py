@@ -19,6 +19,8 @@ from bootpig_rt.training import recipe as recipe_module
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.recipe import (
     PROBE_MINUTES,
+    TRAIN,
+    VALIDATION,
     fit_steps,
     is_recipe,
     read_recipe,
@@ -184,6 +186,7 @@ def test_steps_follow_from_the_minutes_a_stage_is_given(
         ('name = "pair"', 'name = "base"', "two with the name 'base'"),
         ('name = "validation"', 'name = "other"', "expected names of"),
         ('config = "pair.toml"', 'config = "pair.toml"\nstart = "pair"', "a stage before it"),
+        ("count = 24", 'count = 24\nchanges = ["drawing_share=0"]', "are of the drawn"),
         ("count = 24", "count = 0", "recipe.toml: Expected `int` >= 1"),
         ("[[stages]]", "[[stages]", "is not valid TOML"),
     ],
@@ -192,6 +195,15 @@ def test_a_wrong_recipe_is_refused(recipe: Path, old: str, new: str, message: st
     recipe.write_text(recipe.read_text().replace(old, new))
     with pytest.raises(ConfigError, match=message):
         read_recipe(recipe)
+
+
+def test_a_base_grows_from_the_stage_that_is_named(recipe: Path, tmp_path: Path) -> None:
+    grown = '[[stages]]\nname = "large"\nconfig = "base.toml"\nstart = "vae"\ngrow = "base"\n'
+    recipe.write_text(recipe.read_text() + grown)
+    *_, large = (step.config for step in steps_of(read_recipe(recipe), recipe, []))
+    made = tmp_path / "made"
+    assert large.start_from == str(made / "vae" / "result")
+    assert large.unet.grow_from == str(made / "base" / "result")
 
 
 @pytest.mark.slow
@@ -216,9 +228,9 @@ def test_recipes_of_the_repository_are_valid(name: str) -> None:
     path = Path(__file__).parents[2] / "training" / "configs" / f"{name}.toml"
     recipe = read_recipe(path)
     steps = list(steps_of(recipe, path, []))
-    assert [step.name for step in steps][:3] == ["vae", "base", "pair"]
-    sizes = {samples.size_px for samples in recipe.samples}
-    assert sizes == {128}
+    names = [step.name for step in steps]
+    assert names[names.index("vae") :][:3] == ["vae", "base", "pair"]
+    assert {each.size_px for each in recipe.samples if each.name in (TRAIN, VALIDATION)} == {128}
     seeds = [step.config.seed for step in steps] + [samples.seed for samples in recipe.samples]
     assert len(set(seeds)) == len(seeds)
 

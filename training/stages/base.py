@@ -21,6 +21,7 @@ from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import TrainConfig, UNetConfig
 from bootpig_rt.training.data import DiffusionData
+from bootpig_rt.training.growth import grow
 from bootpig_rt.training.stage import trainable
 from bootpig_rt.training.stages.diffusion import DiffusionStage
 from bootpig_rt.training.start import with_settings
@@ -87,7 +88,8 @@ def build_text_encoder(config: UNetConfig, vocabulary: int) -> Any:
 class BaseStage(DiffusionStage):
     """U-Net and text encoder from nothing; the VAE is frozen. See `stage.Stage`.
 
-    The table [unet] says what is built. `vocabulary` is the size of the tokenizer that `data` uses.
+    The table [unet] says what is built. `vocabulary` is the size of the tokenizer that `data` uses;
+    `small` the pair whose weights it begins with, None for random ones.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class BaseStage(DiffusionStage):
         tokenizer_folder: Path,
         vocabulary: int,
         data: DiffusionData,
+        small: Pair | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         channels, size, _ = data.train.shape
@@ -120,6 +123,8 @@ class BaseStage(DiffusionStage):
             config=with_settings(settings, config.pair),
             fingerprint="",
         )
+        if small is not None:
+            grow(pair, tokenizer_folder, small, data.train)
         super().__init__(config, pair, data)
 
     def modules(self) -> dict[str, nn.Module]:

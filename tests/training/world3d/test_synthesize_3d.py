@@ -14,6 +14,7 @@ from PIL import Image
 
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import ConfigError, InputError, StorageError
+from bootpig_rt.training.recipe import make_samples, read_recipe
 from bootpig_rt.training.samples import Samples
 from bootpig_rt.training.shards import StoredSample, read_manifest, read_samples, read_tar
 from bootpig_rt.training.world3d.config import SceneWeights, SizeWeights, World3dConfig
@@ -206,3 +207,20 @@ def test_the_command_makes_samples_and_a_sheet_and_tells_the_rate(
         assert sample.record["style"] == "boxes/held.glb"
     assert main(["synthesize", "--set", "size_px=32", "-o", str(tmp_path / "c")]) == 2
     assert "--world 3d" in capsys.readouterr().err
+
+
+def test_a_recipe_makes_the_samples_of_its_settings(
+    tmp_path: Path, world_folder: Path, few_models: None
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'output = "{tmp_path / "made"}"\ndrawings = "{world_folder}"\n'
+        '[[samples]]\nname = "train"\nworld = "3d"\ncount = 4\nseed = 5\nsize_px = 32\n'
+        'changes = ["drawing_share=0.25"]\n'
+        '[[stages]]\nname = "vae"\nconfig = "vae.toml"\nvalidation = ""\n'
+    )
+    make_samples(read_recipe(path), path)
+    made = read_manifest(tmp_path / "made" / "samples" / "train")
+    assert made["samples"] == 4
+    world = made["settings"]["world"]
+    assert (world["size_px"], world["drawing_share"]) == (32, 0.25)
