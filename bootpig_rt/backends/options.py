@@ -138,8 +138,9 @@ class OpenVINOOptions:
             own size with one reference or none are launched in groups of these numbers, one by one
             by default, so that a picture is the same in any company; all others share launches and
             a model of free shapes. Empty: there are none of fixed shapes, of any graph.
-        models_kept: Compiled models that stay loaded, least recently used out first; 0 keeps all.
-            1 needs the least memory and loads a graph each time that another one ran before.
+        models_kept: Compiled models that stay loaded, least recently used out first; 0 keeps all
+            that the host's memory has room for. 1 needs the least memory and loads a graph each
+            time that another one ran before.
         cache: Keep compiled models in files. They are left out where a pair has over 1 GiB of
             weights, which each would hold once more.
         cache_folder: Where; by default `.openvino` in the bundle's folder, or
@@ -164,7 +165,7 @@ class OpenVINOOptions:
         check_name("backend option precision", self.precision, OPENVINO_PRECISIONS)
         check_int("backend option threads", self.threads, 0, 1024, "0 leaves it to OpenVINO")
         check_int("backend option streams", self.streams, 1, 1024)
-        check_int("backend option models_kept", self.models_kept, 0, 1024, "0 keeps all")
+        check_int("backend option models_kept", self.models_kept, 0, 1024, "0 keeps all that fit")
         check_flag("backend option cache", self.cache)
         if not isinstance(self.buckets, tuple):
             raise ParameterError(

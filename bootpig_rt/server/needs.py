@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bootpig_rt.backends.cuda.devices import cuda_devices, cuda_version
+from bootpig_rt.backends.host_memory import free_memory_bytes
 from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BootPIGError, describe_os_error
@@ -222,32 +223,6 @@ def _model_bytes(options: ServerOptions) -> int | None:
     except BootPIGError:  # no pair with weights of its own: the command that loads it will say
         return None
     return memory.total_bytes - memory.table_bytes
-
-
-def free_memory_bytes(
-    proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Host memory that this process may still take; None where the system does not say.
-
-    Args:
-        proc: Where Linux tells of its memory.
-        cgroup: Where it tells of a container's limit, in version 2.
-    """
-    found = []
-    for line in _lines(proc / "meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) << 10)
-    limit, used = _lines(cgroup / "memory.max"), _lines(cgroup / "memory.current")
-    if limit and used and limit[0].isdigit():
-        found.append(max(0, int(limit[0]) - int(used[0])))
-    return min(found, default=None)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _folders(options: ServerOptions) -> Iterator[Need]:

@@ -18,6 +18,7 @@ from PIL import Image
 from bootpig_rt.backends import backend_settings, create_backend
 from bootpig_rt.backends.openvino import backend as openvino_backend
 from bootpig_rt.backends.openvino import cache as openvino_cache
+from bootpig_rt.backends.openvino import models as models_module
 from bootpig_rt.backends.openvino import precision as openvino_precision
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import Models
@@ -172,6 +173,30 @@ def test_few_models_can_be_kept_and_draw_the_same(
     pipeline = Pipeline(tiny_bundle_folder, backend=replace(FLOAT32, models_kept=1))
     np.testing.assert_array_equal(drawn(pipeline, red), expected)
     assert len(pipeline._backend.models._futures) == 1  # type: ignore[attr-defined]
+
+
+def test_models_that_are_unused_make_room_for_one_that_is_needed(
+    tiny_bundle_folder: Path, red: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = drawn(Pipeline(tiny_bundle_folder, backend=FLOAT32), red)
+    free = [1]
+
+    def told() -> int:
+        free[0] += 200_000  # as if each model that was let go gave as much back
+        return free[0]
+
+    monkeypatch.setattr(models_module, "free_memory_bytes", told)
+    pipeline = Pipeline(tiny_bundle_folder, backend=replace(FLOAT32, cache=False))
+    np.testing.assert_array_equal(drawn(pipeline, red), expected)
+    models: Any = pipeline._backend.models  # type: ignore[attr-defined]
+    before = set(models._futures)
+    free[0] = 1
+    models.get("denoise_step")
+    assert ("denoise_step", ()) in models._futures
+    assert before - set(models._futures)  # the longest unused are gone
+    free[0] = 1
+    with pytest.raises(OutOfDeviceMemory, match="ahead"):
+        models.get("text_kv", (("prompt_embeds", (3, 24, 32)),), is_urgent=False)
 
 
 @pytest.mark.slow
@@ -391,7 +416,7 @@ def test_what_was_put_together_for_this_process_is_kept_with_the_users_caches(
     [
         ({"precision": "float16"}, "precision is 'float16', expected one of"),
         ({"threads": -1}, r"threads is -1, expected 0\.\.1024; 0 leaves it to OpenVINO"),
-        ({"models_kept": -1}, r"models_kept is -1, expected 0\.\.1024; 0 keeps all"),
+        ({"models_kept": -1}, r"models_kept is -1, expected 0\.\.1024; 0 keeps all that fit"),
         ({"streams": 0}, r"streams is 0, expected 1\.\.1024"),
         ({"buckets": [1]}, r"buckets is \[1\], expected numbers of pictures such as \(1, 4\)"),
         ({"buckets": (0,)}, r"buckets is 0, expected 1\.\.1024"),

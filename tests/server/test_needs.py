@@ -16,7 +16,7 @@ from bootpig_rt.backends.cuda.devices import CudaDevice
 from bootpig_rt.cli.main import main
 from bootpig_rt.server import needs
 from bootpig_rt.server.guard.key_changes import add_key
-from bootpig_rt.server.needs import Need, free_memory_bytes, needs_of
+from bootpig_rt.server.needs import Need, needs_of
 from bootpig_rt.server.options import ServerOptions
 
 GPU = CudaDevice(0, "NVIDIA H200", "sm_90", 139 << 30)
@@ -134,17 +134,6 @@ def test_a_batch_that_has_no_room_is_found(
     found = need("memory")
     assert not found.is_met
     assert found.fix.startswith("lower max_batch")
-
-
-def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    8192 kB\n")
-    assert free_memory_bytes(tmp_path, tmp_path) == 8 << 20
-    (tmp_path / "memory.max").write_text("6291456\n")
-    (tmp_path / "memory.current").write_text("4194304\n")
-    assert free_memory_bytes(tmp_path, tmp_path) == 2 << 20
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory_bytes(tmp_path, tmp_path) == 8 << 20
-    assert free_memory_bytes(tmp_path / "none", tmp_path / "none") is None
 
 
 def test_a_low_limit_of_open_files_is_found(

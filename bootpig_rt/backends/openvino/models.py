@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +20,11 @@ from typing import Any, TypeAlias
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
+from bootpig_rt.backends.host_memory import free_memory_bytes
 from bootpig_rt.backends.openvino.cache import BlobCache
 from bootpig_rt.errors import BootPIGError, BundleError, EngineError, OutOfDeviceMemory, one_line
+
+logger = logging.getLogger(__name__)
 
 Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 """Input and its sizes, -1 for one that stays free; empty: all are as in the graph."""
@@ -58,7 +63,8 @@ class Models:
         config: Properties of the CPU plugin that all are compiled with.
         narrow: Type of tables, texts and features; None leaves them as in the graphs.
         cache: Of compiled models; None: none are kept in files.
-        most: Models that stay loaded, least recently used out first; 0 keeps all.
+        most: Models that stay loaded, least recently used out first; 0 keeps all that there is room
+            for.
     """
 
     def __init__(
@@ -78,8 +84,13 @@ class Models:
         # In the order of their last use.
         self._futures: OrderedDict[tuple[str, Shapes], Future[ov.CompiledModel]] = OrderedDict()
 
-    def get(self, name: str, shapes: Shapes = ()) -> ov.CompiledModel:
+    def get(self, name: str, shapes: Shapes = (), *, is_urgent: bool = True) -> ov.CompiledModel:
         """The model of a graph for some shapes; threads that ask for it at once share one.
+
+        Args:
+            name: Of the graph.
+            shapes: That are fixed.
+            is_urgent: Where there is no room, others make it, the longest unused first.
 
         Raises:
             BundleError: OpenVINO cannot read the graph.
@@ -96,7 +107,7 @@ class Models:
             self._futures.move_to_end(key)
         if is_ours:
             try:
-                future.set_result(self._make(name, shapes))
+                future.set_result(self._make(name, shapes, is_urgent=is_urgent))
             except BaseException as error:
                 with self._lock:
                     self._futures.pop(key, None)
@@ -115,11 +126,11 @@ class Models:
         def make_all(wanted: list[tuple[str, Shapes]]) -> None:
             for name, shapes in wanted:
                 with contextlib.suppress(BootPIGError):
-                    self.get(name, shapes)
+                    self.get(name, shapes, is_urgent=False)
 
         threading.Thread(target=make_all, args=(list(wanted),)).start()
 
-    def _make(self, name: str, shapes: Shapes) -> ov.CompiledModel:
+    def _make(self, name: str, shapes: Shapes, *, is_urgent: bool) -> ov.CompiledModel:
         file = self._find(name)
         facts = {
             "graph_sha256": file.sha256,
@@ -131,6 +142,7 @@ class Models:
             if blob is not None:
                 return self._core.import_model(blob, "CPU", self._config)
             model = self._read(file, shapes)
+            self._make_room(name, _compiled_bytes(model), is_urgent=is_urgent)
             compiled = self._core.compile_model(model, "CPU", self._config)
             if self._cache is not None:
                 stream = io.BytesIO()
@@ -146,6 +158,22 @@ class Models:
                 "build-engine --target openvino",
                 file.path,
             ) from error
+
+    def _make_room(self, name: str, wanted_bytes: int, *, is_urgent: bool) -> None:
+        """Let go of finished models, the longest unused first, until another one fits.
+
+        Raises:
+            OutOfDeviceMemory: It does not fit beside the others, and is not urgent.
+        """
+        while (free := free_memory_bytes()) is not None and free < wanted_bytes:
+            with self._lock:
+                idle = [key for key, future in self._futures.items() if future.done()]
+                if not is_urgent:
+                    raise OutOfDeviceMemory(f"loading the graph {name} ahead")
+                if not idle:
+                    return  # the system has the last word
+                del self._futures[idle[0]]
+            logger.info("graph %s makes room for %s", idle[0][0], name)
 
     def _read(self, file: GraphFile, shapes: Shapes) -> ov.Model:
         """The graph with its shapes fixed, and what is kept in the narrow type in that."""
@@ -169,6 +197,15 @@ class Models:
             if value.any_name.startswith(_NARROW):
                 convert.output(value.any_name).tensor().set_element_type(self._narrow)
         return convert.build()
+
+
+def _compiled_bytes(model: ov.Model) -> int:
+    """Memory that a model takes at most while it is compiled: its weights, and those laid out anew.
+
+    Weights that are stored in float16 are widened on the way, whatever the arithmetic.
+    """
+    weights = (op for op in model.get_ops() if op.get_type_name() == "Constant")
+    return sum(2 * 4 * math.prod(op.get_output_shape(0)) for op in weights)
 
 
 def failed(what: str, error: Exception) -> BootPIGError:

@@ -1,0 +1,31 @@
+"""How much of the host's memory this process may still take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def free_memory_bytes(
+    proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Host memory that this process may still take; None where the system does not say.
+
+    Args:
+        proc: Where Linux tells of its memory.
+        cgroup: Where it tells of a container's limit, in version 2.
+    """
+    found = []
+    for line in _lines(proc / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) << 10)
+    limit, used = _lines(cgroup / "memory.max"), _lines(cgroup / "memory.current")
+    if limit and used and limit[0].isdigit():
+        found.append(max(0, int(limit[0]) - int(used[0])))
+    return min(found, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
