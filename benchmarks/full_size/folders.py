@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,14 @@ def _made(
 
 def status_of(error: BootPIGError) -> str:
     """As `why_not`, of a process that failed: what it wrote last."""
-    said = re.sub(r"^`.*` ended with code \d+: ", "", str(error))
+    said = str(error)
+    ended = re.match(r"`.*` ended with code (-?\d+):? ?(.*)", said)
+    if ended is not None:
+        code, said = int(ended[1]), ended[2]
+        if code == -signal.SIGKILL:
+            said = "the system ended its process, as it does where memory does not suffice"
+        elif code < 0:
+            said = f"its process was ended by signal {-code}"
     is_missing = re.search(r"\b(Backend)?Unavailable: |holds no int8", said) is not None
     return f"{'not available' if is_missing else 'failed'}: {said[:200]}"
 
