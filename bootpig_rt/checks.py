@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ MAX_IMAGES = 64
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 MAX_PROMPT_CHARS = 10_000
+
+_KIND = re.compile(r"[a-z][a-z0-9]{0,31}")
 
 
 def check_int(name: str, value: object, low: int, high: int, fix: str = "") -> int:
@@ -96,6 +99,20 @@ def check_share(name: str, value: Any) -> tuple[float, float]:
             f"{name} is {value!r}, expected two numbers 0 <= a < b <= 1 such as (0.0, 0.6)"
         )
     return float(ends[0]), float(ends[1])
+
+
+def check_kind(kind: object) -> str:
+    """Return a kind of control, `depth` or another word of small letters and digits.
+
+    Raises:
+        ParameterError: It is none.
+    """
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+        raise ParameterError(
+            f"the kind of a control is {shown(kind)}, expected a word such as depth or canny: up "
+            "to 32 small letters and digits, a letter first"
+        )
+    return kind
 
 
 def check_strength(value: object) -> float:

@@ -307,6 +307,61 @@ def tiny_pair_folder(share: Share) -> Path:
     )
 
 
+CONTROLS = ROOT / "tests" / "data" / "controls"
+"""What `write_tiny_controls` writes, with the graphs of the tiny pair that know controls."""
+
+
+@pytest.fixture(scope="session")
+def controlled_pair_folder(tiny_pair_folder: Path, share: Share) -> Path:
+    """The tiny pair with random controls of kind `depth` and `outline`; copy it likewise."""
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(tiny_pair_folder, folder, dirs_exist_ok=True)
+        graphs = shutil.ignore_patterns("*.onnx")
+        shutil.copytree(CONTROLS, folder, ignore=graphs, dirs_exist_ok=True)
+
+    return share("controlled_pair", fill)
+
+
+@pytest.fixture(scope="session")
+def controlled_bundle_folder(share: Share) -> Path:
+    """The same with its ONNX graphs and a manifest; of several references it merges `argmax`."""
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(TINY, folder, dirs_exist_ok=True)
+        shutil.copytree(CONTROLS, folder, dirs_exist_ok=True)
+        _write_tiny_manifest(folder)
+
+    return share("controlled_bundle", fill)
+
+
+@pytest.fixture(scope="session")
+def write_controls() -> Callable[[Path, Path], Path]:
+    """A function that makes a random control of a pair in a folder, and returns its folder."""
+
+    def make(pair: Path, folder: Path) -> Path:
+        shutil.copytree(pair, folder)
+        write_tiny_controls(folder)
+        return folder / "controlnet_depth"
+
+    return make
+
+
+def write_tiny_controls(folder: Path) -> None:
+    """Controls of a tiny pair, random in what begins as zeros too."""
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "base_unet")
+    for seed, kind in enumerate(("depth", "outline")):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8))
+            for parameter in net.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        net.save_pretrained(folder / f"controlnet_{kind}")
+
+
 @pytest.fixture(scope="session")
 def shallow_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
     """A tiny pair that attends in one block. Copy it before changing a file."""
@@ -360,7 +415,10 @@ def write_tiny_manifest() -> Callable[[Path], None]:
 
 
 def _write_tiny_manifest(folder: Path) -> None:
+    from msgspec import structs
+
     from bootpig_rt.bundle.bundle import ParityReport, write_manifest
+    from bootpig_rt.bundle.manifest import ControlInfo
     from bootpig_rt.export.build_options import build_options
     from bootpig_rt.export.describe import describe_graphs
     from bootpig_rt.models.load import load_pair
@@ -376,6 +434,8 @@ def _write_tiny_manifest(folder: Path) -> None:
     )
     parity = ParityReport("not run", "made for tests")
     manifest = describe_graphs(folder, options, pair.config, pair.fingerprint, parity)
+    controls = tuple(ControlInfo(one.kind, one.fingerprint) for one in pair.controls)
+    manifest = structs.replace(manifest, controls=controls)
     write_manifest(folder, manifest)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bootpig_rt.bundle.control import CONTROL_PREFIX
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.errors import BackendUnavailable, CheckpointError
 from bootpig_rt.models.load import TOKENIZER_FILES
@@ -83,7 +84,10 @@ def wanted_pair_files(names: Iterable[str]) -> list[str]:
     listing = list(names)
     if "manifest.json" in listing:  # which names every file, and nothing else may lie there
         return sorted(name for name in listing if not name.startswith("."))
-    wanted = wanted_files(listing, _STEM_OF_PART)
+    stems = dict(_STEM_OF_PART)
+    tops = {PurePosixPath(name).parts[0] for name in listing}
+    stems |= {top: UNET_STEM for top in tops if top.startswith(CONTROL_PREFIX)}
+    wanted = wanted_files(listing, stems)
     return sorted([*wanted, *(name for name in _PAIR_FILES if name in listing)])
 
 

@@ -1,8 +1,8 @@
 """A pair on disk, in two layouts, read into modules that are checked before anyone runs them.
 
 - Ours, one folder: `pair.json`, `base_unet`, `ref_unet`, `vae`, `text_encoder`, `tokenizer`,
-  `scheduler`; where there is one, a `tiny_vae`; and `model_index.json`, which folders of earlier
-  versions lack.
+  `scheduler`; where there are some, a `tiny_vae` and controls, `controlnet_KIND`; and
+  `model_index.json`, which folders of earlier versions lack.
 - The published trainer's: `base_unet` and `ref_unet`, with the other four in the Stable Diffusion
   folder that the pair was trained from.
 
@@ -22,6 +22,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from bootpig_rt.bundle.control import ControlFolder, all_controls
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.bundle.pair_config import (
@@ -34,6 +35,7 @@ from bootpig_rt.bundle.pair_config import (
 )
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.errors import CheckpointError, ConfigError
+from bootpig_rt.models.control_folder import PairControl, load_controls
 from bootpig_rt.models.lora import LoraSet
 from bootpig_rt.models.module_folder import ModuleLoader, canonical
 from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
@@ -63,7 +65,9 @@ class Pair:
         scheduler: Contents of `scheduler_config.json`.
         config: Contents of `pair.json`.
         fingerprint: sha256 over the tensors and whatever else changes the numbers, LoRAs among it,
-            independent of sharding and of the order of keys.
+            independent of sharding and of the order of keys. Controls have their own: nothing of a
+            subject depends on them.
+        controls: Beside the pair, by kind.
     """
 
     base: BaseUNet
@@ -75,12 +79,14 @@ class Pair:
     config: PairConfig
     fingerprint: str
     tiny_vae: AutoencoderTiny | None = None
+    controls: tuple[PairControl, ...] = ()
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """All that hold weights; the U-Nets may be one."""
         parts = (self.base.unet, self.reference.unet, self.vae, self.text_encoder, self.tiny_vae)
-        return tuple(part for part in parts if part is not None)
+        controls = (control.net.unet for control in self.controls)
+        return (*(part for part in parts if part is not None), *controls)
 
 
 def load_pair(
@@ -91,6 +97,7 @@ def load_pair(
     dtype: torch.dtype = torch.float32,
     upcasts_vae: bool = False,
     loras: Sequence[Lora] = (),
+    controls: Sequence[ControlFolder] = (),
 ) -> Pair:
     """Load a pair in either layout, in evaluation mode.
 
@@ -104,6 +111,7 @@ def load_pair(
             which is diffusers' default: in float16 the activations of Stable Diffusion's overflow.
         loras: Fused into Base U-Net and text encoder, beside those that are in the weights already;
             see `bootpig_rt.models.lora`.
+        controls: Beside those that lie in `folder` as `controlnet_KIND`.
 
     Raises:
         CheckpointError: A file is missing, a pickle, damaged or wrong, or the parts do not fit
@@ -134,6 +142,7 @@ def load_pair(
         dtype=dtype,
         upcasts_vae=upcasts_vae,
         loras=loras,
+        controls=all_controls(folder, controls),
     )
 
 
@@ -147,6 +156,7 @@ def assemble_pair(
     dtype: torch.dtype = torch.float32,
     upcasts_vae: bool = False,
     loras: Sequence[Lora] = (),
+    controls: Sequence[ControlFolder] = (),
 ) -> Pair:
     """Put a pair together from the folders of its parts, each checked.
 
@@ -159,6 +169,7 @@ def assemble_pair(
         dtype: Type of the weights in memory.
         upcasts_vae: As for `load_pair`.
         loras: As for `load_pair`. One U-Net for both stays one, with the LoRAs in it.
+        controls: Folders of all of them.
 
     Raises:
         CheckpointError: As for `load_pair`.
@@ -188,6 +199,7 @@ def assemble_pair(
     for lora in lora_set.fused:
         load.add("lora", f"{lora.sha256} {lora.config_sha256} {lora.scale!r}".encode())
     config = replace(config, loras=(*config.loras, *lora_set.fused))
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return Pair(
         base=base.eval(),
         reference=reference.eval(),
@@ -198,6 +210,9 @@ def assemble_pair(
         config=config,
         fingerprint=digest.hexdigest(),
         tiny_vae=tiny_vae,
+        controls=load_controls(
+            controls, base, pixels_per_latent=factor, device=device, dtype=dtype
+        ),
     )
 
 

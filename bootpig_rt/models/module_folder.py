@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -106,6 +106,27 @@ class ModuleLoader:
             folder, UNET_STEM, config, lambda: _from_config(AutoencoderTiny, config)
         )
 
+    def control(self, folder: Path, check: Callable[[Mapping[str, Any]], None]) -> Any:
+        """A ControlNet; `check` refuses its configuration ahead of its weights."""
+        path = folder / "config.json"
+        config = read_json(path)
+        name = config.get("_class_name", ControlNetModel.__name__)
+        if name != ControlNetModel.__name__:
+            raise CheckpointError(
+                f"{path}: the control is of class {shown(name)}, expected "
+                f"{ControlNetModel.__name__}, a ControlNet in diffusers' layout",
+                path,
+            )
+        check_unet_config(config, path)
+        check(config)
+        return self._module(
+            folder,
+            UNET_STEM,
+            config,
+            lambda: _from_config(ControlNetModel, config),
+            role="control",  # wherever it lies, and whatever its folder is called
+        )
+
     def text_encoder(self, folder: Path, loras: LoraSet) -> Any:
         """A text encoder, with LoRAs where there are some."""
         config = read_json(folder / "config.json")
@@ -126,6 +147,7 @@ class ModuleLoader:
         *,
         dtype: torch.dtype | None = None,
         fuse: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        role: str | None = None,
     ) -> nn.Module:
         """Build without memory, compare with the file, then fill in the file's tensors."""
         try:
@@ -140,7 +162,8 @@ class ModuleLoader:
         expected = module.state_dict()
         tensors = renamed(read_weights(folder, stem), expected)
         check_names_and_shapes(tensors, expected, folder)
-        self.add(folder.name, canonical(config) + digest_tensors(tensors).encode())
+        name = folder.name if role is None else role
+        self.add(name, canonical(config) + digest_tensors(tensors).encode())
         if fuse is not None:  # while weights are as they are on disk, not rounded
             tensors = fuse(tensors)
         # A copy, because the file's own pages must not stay mapped: it may be replaced.

@@ -43,7 +43,10 @@ class Operation:
 
 
 def list_operations(unet: Any) -> Iterator[Operation]:
-    """The modules between `conv_in` and `conv_norm_out`, in the order that they run."""
+    """The modules between `conv_in` and `conv_norm_out`, in the order that they run.
+
+    A control has those down to the middle, and no way up.
+    """
     for block in unet.down_blocks:
         attentions = getattr(block, "attentions", None)
         for index, resnet in enumerate(block.resnets):
@@ -57,7 +60,7 @@ def list_operations(unet: Any) -> Iterator[Operation]:
     for transformer, resnet in zip(mid.attentions, mid.resnets[1:], strict=True):
         yield Operation(Kind.TRANSFORMER, transformer)
         yield Operation(Kind.RESNET, resnet)
-    for block in unet.up_blocks:
+    for block in getattr(unet, "up_blocks", ()):
         attentions = getattr(block, "attentions", None)
         for index, resnet in enumerate(block.resnets):
             yield Operation(Kind.RESNET, resnet, pop=True)

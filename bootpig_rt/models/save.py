@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from bootpig_rt.bundle.control import CONTROL_PREFIX
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.model_index import model_index_json
 from bootpig_rt.bundle.pair_config import TINY_VAE
@@ -93,7 +94,8 @@ def _write(pair: Pair, folder: Path, dtype: torch.dtype) -> None:
     unets: dict[str, Any] = {"base_unet": pair.base.unet}
     if not pair.config.shared_unet:
         unets["ref_unet"] = pair.reference.unet
-    modules = {**unets, "vae": pair.vae, TINY_VAE: pair.tiny_vae}
+    controls = {f"{CONTROL_PREFIX}{one.kind}": one.net.unet for one in pair.controls}
+    modules = {**unets, "vae": pair.vae, TINY_VAE: pair.tiny_vae, **controls}
     for name, module in modules.items():
         if module is None:
             continue

@@ -195,6 +195,7 @@ class BaseUNet(WalkedUNet):
         merge: MergeRule = "argmax",
         entry: Tensor | None = None,
         features: Tensor | None = None,
+        residuals: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
         """The model output, and the features of the deep blocks, which a later step may reuse.
 
@@ -213,6 +214,8 @@ class BaseUNet(WalkedUNet):
             entry: int32 [1] on the device: the entry of the table that this step reads.
             features: What an earlier call with this plan returned; the deep blocks are then left
                 out.
+            residuals: Of controls, for each skip connection and the middle block, in the order of
+                the caller's rows; empty for none.
 
         Returns:
             [B, C, h, w] in the order of the caller's rows, and [B, C', h, w] in that of the plan.
@@ -247,6 +250,7 @@ class BaseUNet(WalkedUNet):
             self_attention,
             picture_of_row=None if shared is None else shared.picture_of_row,
             features=features,
+            residuals=[plan.sort(one) for one in residuals],
         )
         return plan.restore(output), found
 
@@ -260,6 +264,7 @@ class BaseUNet(WalkedUNet):
         picture_of_row: Tensor | None = None,
         t_of_row: Tensor | None = None,
         features: Tensor | None = None,
+        residuals: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
         """All modules in order, with the self-attentions given: what `forward` and graphs share.
 
@@ -276,6 +281,9 @@ class BaseUNet(WalkedUNet):
                 a wait in every block and more memory.
             features: What an earlier walk of these rows returned as features of the deep blocks,
                 which are then left out; their self-attentions are not called.
+            residuals: Of controls, see `bootpig_rt.models.control`: those of each skip connection,
+                which are added to it, then that of the middle block, each [B, C_i, h_i, w_i];
+                empty for none. Not for a walk without the deep blocks.
 
         Returns:
             [B, C, h, w], and the features of the deep blocks, [B, C', h, w].
@@ -298,8 +306,12 @@ class BaseUNet(WalkedUNet):
         spread: Spread | None = None if picture_of_row is None else to_rows
 
         def run(ops: tuple[Operation, ...], x: Tensor) -> Tensor:
-            nonlocal layer, spread
+            nonlocal layer, spread, residuals
             for op in ops:
+                if op.pop and residuals:  # the way up begins
+                    *of_skips, of_middle = residuals
+                    x, residuals = x + of_middle, ()
+                    skips[:] = [skip + more for skip, more in zip(skips, of_skips, strict=True)]
                 if op.kind is not Kind.TRANSFORMER:
                     x = self._convolve(op, x, skips, temb)
                     continue
