@@ -49,12 +49,15 @@ if TYPE_CHECKING:
         SubjectMismatch,
     )
     from bootpig_rt.images.background import BackgroundRemover
+    from bootpig_rt.images.canny import canny_map
     from bootpig_rt.images.canvas import Canvas
+    from bootpig_rt.images.control import Control
     from bootpig_rt.pipeline import Pipeline
     from bootpig_rt.reference.schedule import ReferenceSchedule
     from bootpig_rt.reference.subject import Subject
     from bootpig_rt.reference.table_options import TableOptions
     from bootpig_rt.request import (
+        ControlParameters,
         GenerationResult,
         PictureParameters,
         PictureSettings,
@@ -76,6 +79,8 @@ _MODULE_OF_NAME = {
     "Canvas": "bootpig_rt.images.canvas",
     "CheckpointError": "bootpig_rt.errors",
     "ConfigError": "bootpig_rt.errors",
+    "Control": "bootpig_rt.images.control",
+    "ControlParameters": "bootpig_rt.request",
     "CredentialsError": "bootpig_rt.errors",
     "DeadlineExceeded": "bootpig_rt.errors",
     "DoneEvent": "bootpig_rt.engine.events",
@@ -120,6 +125,7 @@ _MODULE_OF_NAME = {
     "Timings": "bootpig_rt.request",
     "TorchOptions": "bootpig_rt.backends.options",
     "TunedSettings": "bootpig_rt.tuning",
+    "canny_map": "bootpig_rt.images.canny",
 }
 
 __all__ = [  # noqa: RUF022  the main path first, then the errors
@@ -130,6 +136,9 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "Timings",
     "Subject",
     "Canvas",
+    "Control",
+    "ControlParameters",
+    "canny_map",
     "ReferenceSchedule",
     "Approximation",
     "PictureSettings",

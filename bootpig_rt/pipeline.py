@@ -19,6 +19,7 @@ from bootpig_rt.approximation import Approximation
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import DECODERS, Decoder
 from bootpig_rt.backends.options import BackendOptions
+from bootpig_rt.bundle.control import ControlsArgument, to_control_folders
 from bootpig_rt.bundle.lora import LoraArgument, to_loras
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.shipped import default_model
@@ -32,6 +33,13 @@ from bootpig_rt.engine.warmup import DISC_PROMPT
 from bootpig_rt.errors import ParameterError, PromptError
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.canvas import Canvas
+from bootpig_rt.images.control import (
+    Control,
+    ControlImages,
+    ControlIntervals,
+    ControlScales,
+    load_controls,
+)
 from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.loaded_pair import LoadedPair
 from bootpig_rt.reference.encode import encode
@@ -69,11 +77,14 @@ class Pipeline(LoadedPair):
         lora: LoRAs of the base model, fused into the weights: paths, texts such as
             `style.safetensors:0.8`, or `Lora(path, scale)`. It needs weights and torch; a bundle
             that was built with them needs neither.
+        controls: ControlNets of the base model, in diffusers' layout, beside those that lie in the
+            pair's folder as `controlnet_KIND`: `{"depth": folder}`. They need torch; a bundle that
+            was built with them does not.
         decoder: What makes pictures of latents: `full`, the pair's autoencoder, or `tiny`, its tiny
             one, many times quicker and less exact. Which one it was is written into each picture.
 
     Raises:
-        CheckpointError: The folder is not a usable pair, or a LoRA does not fit it.
+        CheckpointError: The folder is not a usable pair, or a LoRA or a control does not fit it.
         BackendUnavailable: A package or the device is missing.
         ParameterError: An argument is unknown or out of range, or the pair has no such decoder.
     """
@@ -90,6 +101,7 @@ class Pipeline(LoadedPair):
         tables: TableOptions | SubjectStore | None = None,
         trust: str | PathLike[str] | None = None,
         lora: LoraArgument = None,
+        controls: ControlsArgument = None,
         decoder: Decoder = "full",
     ) -> None:
         """Load the pair."""
@@ -109,6 +121,7 @@ class Pipeline(LoadedPair):
             base_model=None if base_model is None else Path(base_model),
             trust=None if trust is None else Path(trust),
             loras=to_loras(lora),
+            controls=to_control_folders(controls),
         )
         if decoder not in loaded.spec.decoders:
             raise ParameterError(
@@ -141,6 +154,9 @@ class Pipeline(LoadedPair):
         mask_image: ImageSource | None = None,
         strength: float | None = None,
         mask_edge_px: int | None = None,
+        control_image: ControlImages = None,
+        control_scale: ControlScales = 1.0,
+        control_interval: ControlIntervals = WHOLE,
         tenant: str = "",
         on_event: OnEvent | None = None,
     ) -> GenerationResult:
@@ -174,6 +190,11 @@ class Pipeline(LoadedPair):
                 over may change. By default 1 with a mask, 0.8 without.
             mask_edge_px: Pixels inside the mask over which what is drawn fades into the image, 0 to
                 256; by default as many as a latent is wide.
+            control_image: Maps that the pictures follow, by the kind of the control that reads
+                them, such as `{"depth": "depth.png"}`; they give the pictures their size.
+            control_scale: How closely maps are followed, 0 to 10: a number for all of them, or one
+                for each, in order or by kind. 1 is as the control was trained.
+            control_interval: Share of the steps in which maps are followed, likewise.
             tenant: Whose call it is: tenants never share tables.
             on_event: Called with a `ReferenceEvent` after each launch of a reference pass and with
                 a `StepEvent` after each step; what it raises ends the call.
@@ -194,6 +215,9 @@ class Pipeline(LoadedPair):
             canvas = Canvas.load(image, mask_image)
         elif mask_image is not None:
             raise ParameterError("mask_image is given without an image; give both, or neither")
+        controls: tuple[Control, ...] = ()
+        if control_image is not None or control_scale != 1.0 or control_interval != WHOLE:
+            controls = load_controls(control_image, control_scale, control_interval)
         if subject is None:
             if reference_prompt is None:
                 reference_prompt = class_phrase([one for one, _ in prompts])
@@ -232,6 +256,7 @@ class Pipeline(LoadedPair):
                 canvas=canvas,
                 strength=strength,
                 mask_edge_px=mask_edge_px,
+                controls=controls,
                 tenant=tenant,
             )
             for one, first_seed in prompts

@@ -23,8 +23,9 @@ from bootpig_rt.checks import (
     check_strength,
 )
 from bootpig_rt.diffusion.noise_schedule import SOLVERS
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.errors import ParameterError, shown
 from bootpig_rt.images.canvas import MAX_EDGE_PX, Canvas
+from bootpig_rt.images.control import MAX_CONTROLS, Control
 from bootpig_rt.reference.schedule import WHOLE, ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 
@@ -59,6 +60,7 @@ class Request:
             are done. By default 1 with a mask, 0.8 without.
         mask_edge_px: Pixels inside the mask over which what is drawn fades into the canvas, 0 to
             256; by default as many as a latent is wide.
+        controls: Maps that they follow, at most one of a kind; a map gives them their size.
         tenant: Whose request it is: tenants take turns, and never share reference tables.
 
     Raises:
@@ -83,6 +85,7 @@ class Request:
     canvas: Canvas | None = None
     strength: float | None = None
     mask_edge_px: int | None = None
+    controls: tuple[Control, ...] = ()
     tenant: str = ""
 
     def __post_init__(self) -> None:
@@ -122,6 +125,25 @@ class Request:
                 put(self, name, check_int(name, size, 8, 4096, "leave it out for the pair's own"))
         if self.canvas is not None or self.strength is not None or self.mask_edge_px is not None:
             self._check_canvas()
+        if self.controls != ():
+            self._check_controls()
+
+    def _check_controls(self) -> None:
+        controls = self.controls
+        is_list = isinstance(controls, tuple | list)
+        if not is_list or not all(isinstance(one, Control) for one in controls):
+            raise ParameterError(
+                f"controls is {shown(controls)}, expected Controls; make one with "
+                'Control.load("depth", image)'
+            )
+        kinds = [one.kind for one in controls]
+        if len(controls) > MAX_CONTROLS or len(set(kinds)) < len(kinds):
+            raise ParameterError(
+                f"controls are {', '.join(kinds)}, expected at most {MAX_CONTROLS} and one of each "
+                "kind"
+            )
+        ordered = tuple(sorted(controls, key=lambda one: one.kind))  # as they are added up
+        object.__setattr__(self, "controls", ordered)
 
     def _check_canvas(self) -> None:
         canvas = self.canvas
@@ -179,6 +201,17 @@ class PictureSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlParameters:
+    """One map that a picture followed, and the sha256 of it and of the control that read it."""
+
+    kind: str
+    scale: float
+    interval: tuple[float, float]
+    map_fingerprint: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureParameters:
     """All that one picture was made from.
 
@@ -208,6 +241,7 @@ class PictureParameters:
     strength: float | None
     mask_edge_px: int | None
     canvas_fingerprint: str | None
+    controls: tuple[ControlParameters, ...]
     model: str
     model_fingerprint: str
     backend: str
@@ -218,7 +252,11 @@ class PictureParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for the text chunk of a PNG."""
-        return {**asdict(self), "guidance_interval": list(self.guidance_interval)}
+        values = {**asdict(self), "guidance_interval": list(self.guidance_interval)}
+        values["controls"] = [
+            {**one, "interval": list(one["interval"])} for one in values["controls"]
+        ]
+        return values
 
 
 @dataclass

@@ -129,6 +129,7 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         "strength": None,
         "mask_edge_px": None,
         "canvas_fingerprint": None,
+        "controls": [],
         "model": "tiny",
         "model_fingerprint": pipeline.spec.fingerprint,
         "backend": "torch",

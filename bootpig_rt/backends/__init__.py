@@ -19,6 +19,7 @@ from bootpig_rt.backends.options import (
     TorchOptions,
 )
 from bootpig_rt.bundle.bundle import Bundle, is_bundle, open_bundle, read_manifest
+from bootpig_rt.bundle.control import ControlFolder
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
@@ -101,6 +102,7 @@ def create_backend(
     base_model: str | Path | None = None,
     trust: str | Path | None = None,
     loras: tuple[Lora, ...] = (),
+    controls: tuple[ControlFolder, ...] = (),
 ) -> Backend:
     """Load a pair with the named backend.
 
@@ -121,6 +123,7 @@ def create_backend(
             the folder themselves, and what OpenVINO reads, are checked ahead of that, and torch's
             once more when they are loaded.
         loras: Fused into the weights, by torch alone, which `auto` then takes.
+        controls: Beside those that lie in the folder; likewise.
 
     Raises:
         BundleError: The bundle is damaged, not signed with the key to trust, or holds other weights
@@ -147,6 +150,11 @@ def create_backend(
             f"LoRA {loras[0].path} is given together with a key to trust, but nobody signed it; "
             "build a bundle with --lora and sign that, or leave the LoRA out"
         )
+    if trust is not None and controls:
+        raise ParameterError(
+            f"control {controls[0].path} is given together with a key to trust, but nobody signed "
+            "it; build a bundle with --control and sign that, or leave the control out"
+        )
     folder = Path(folder)
     if not folder.is_dir():  # ahead of packages: another backend would not help
         what = "is a file" if folder.exists() else "does not exist"
@@ -156,13 +164,20 @@ def create_backend(
         )
     if not is_bundle(folder):  # whose files are all compared with its manifest
         check_model_index(folder)
-    needs_weights = base_model is not None or bool(loras)
+    needs_weights = base_model is not None or bool(loras) or bool(controls)
     chosen = _backend_for(folder, needs_weights) if name == "auto" else name
     if loras and chosen != "torch":
         raise ParameterError(
             f"LoRA {loras[0].path} is given with backend {chosen}, whose graphs hold the weights "
             "that they were built with; build a bundle with bootpig-rt build-engine --lora FILE, "
             "or choose the backend torch"
+        )
+    if controls and chosen != "torch":
+        raise ParameterError(
+            f"control {controls[0].path} is given with backend {chosen}, whose bundles hold the "
+            "graphs of controls that they were built with; build a bundle with bootpig-rt "
+            f"build-engine --control {controls[0].kind}={controls[0].path}, or choose the backend "
+            "torch"
         )
     entry = BACKENDS[chosen]
     missing = _missing(entry)
@@ -171,6 +186,8 @@ def create_backend(
     settings = entry.options() if isinstance(backend, str) else backend
     if loras and isinstance(settings, TorchOptions):
         settings = replace(settings, loras=(*settings.loras, *loras))
+    if controls and isinstance(settings, TorchOptions):
+        settings = replace(settings, controls=(*settings.controls, *controls))
     if chosen in ("onnxruntime", "openvino") and not is_bundle(folder):
         raise ParameterError(
             f"{folder} holds no graphs for {chosen}; build them with bootpig-rt build-engine "

@@ -42,6 +42,14 @@ that and read them, for a U-Net that was made for inpainting."""
 
 
 @dataclass(frozen=True)
+class ControlSpec:
+    """A control of a loaded pair: what its maps show, and sha256 of weights and configuration."""
+
+    kind: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class PairSpec:
     """What the pipeline must know about a loaded pair.
 
@@ -70,6 +78,7 @@ class PairSpec:
             gave in an earlier step.
         decoders: What can make pictures of latents here.
         canvas: What steps do with a picture that is given.
+        controls: That can be asked for, by kind.
     """
 
     config: PairConfig
@@ -93,6 +102,7 @@ class PairSpec:
     keeps_features: bool = False
     decoders: tuple[Decoder, ...] = ("full",)
     canvas: CanvasUse = "blend"
+    controls: tuple[ControlSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,33 @@ class BatchCanvas:
 
 
 @dataclass(frozen=True)
+class BatchControl:
+    """One kind of control, of the pictures of a batch that have it.
+
+    Attributes:
+        kind: Of the control.
+        maps: float32 [3, H, W] in [0, 1], the distinct ones. Equal ones are the same object from
+            batch to batch, so that they are embedded once.
+        map_of_picture: int64 [B], indices into `maps`; -1 for a picture without this control.
+        scale: float32 [B], what its residuals are multiplied by.
+    """
+
+    kind: str
+    maps: tuple[FloatArray, ...]
+    map_of_picture: IntArray
+    scale: FloatArray
+
+    def of(self, pictures: IntArray) -> BatchControl:
+        """That of some pictures, by their indices."""
+        found = self.map_of_picture[pictures]
+        used = np.unique(found[found >= 0])
+        place = np.full(len(self.maps) + 1, -1, np.int64)  # -1 finds the last, which is -1
+        place[used] = np.arange(len(used))
+        maps = tuple(self.maps[index] for index in used)
+        return BatchControl(self.kind, maps, place[found], self.scale[pictures])
+
+
+@dataclass(frozen=True)
 class DenoiseBatch:
     """Everything that a batch of B pictures needs from the first step to the last.
 
@@ -167,6 +204,8 @@ class DenoiseBatch:
         features: Of each picture what `DenoiseRun.features` gave, where the first steps do not
             compute the deep blocks.
         canvas: Of the pictures; None: none has any.
+        controls: That act on some of the pictures in all of the steps, by kind; the batch has no
+            `deep_steps` then.
     """
 
     state: FloatArray
@@ -185,6 +224,7 @@ class DenoiseBatch:
     deep_steps: BoolArray | None = None
     features: tuple[DeviceArray, ...] = ()
     canvas: BatchCanvas | None = None
+    controls: tuple[BatchControl, ...] = ()
 
 
 class DenoiseRun(Protocol):
@@ -198,7 +238,8 @@ class DenoiseRun(Protocol):
 
         For each picture b `eps = uncond + s_image (image - uncond) + s_text (text_image - image)`,
         then `[sample, *history] = matrices[index, b] @ [sample, eps, *history]`, and where the
-        mask is 0 the sample is `weights[index, b] @ [given latents, noise]`.
+        mask is 0 the sample is `weights[index, b] @ [given latents, noise]`. Ahead of that each
+        control gives residuals for the rows of its pictures, which are scaled and added up.
         """
 
     def state(self) -> FloatArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bootpig_rt.backends.base import DECODERS, CanvasUse, Decoder, PairSpec
+from bootpig_rt.backends.base import DECODERS, CanvasUse, ControlSpec, Decoder, PairSpec
 from bootpig_rt.backends.host_table import LayerShape
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.pair_config import read_json, read_pair_config
@@ -72,6 +72,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         sides_px=(low, high),
         decoders=DECODERS if has_tiny else ("full",),
         keeps_features=any(graph.name == "shallow_step" for graph in manifest.graphs),
+        controls=tuple(ControlSpec(one.kind, one.fingerprint) for one in manifest.controls),
         canvas=_canvas(bundle, is_read=int(unet.get("in_channels", 4)) > channels),
     )
 
@@ -123,6 +124,31 @@ def self_attention_levels(unet: Mapping[str, Any]) -> tuple[int, ...]:
         level = len(down) - 1 - index
         levels += [level] * ((depth[level] + 1) * blocks[level]) if "CrossAttn" in kind else []
     return tuple(levels)
+
+
+def residual_shapes(
+    unet: Mapping[str, Any], height: int, width: int
+) -> tuple[tuple[int, int, int], ...]:
+    """Channels, height and width of what a control adds to each skip connection and the middle.
+
+    Args:
+        unet: A U-Net's configuration.
+        height: Of the latents.
+        width: Of the latents.
+    """
+    return tuple((count, height >> level, width >> level) for count, level in residuals_of(unet))
+
+
+def residuals_of(unet: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Channels of the same, and how often latents were halved before it."""
+    channels = [int(one) for one in unet["block_out_channels"]]
+    depth = [int(layers) for layers in _per_block(unet, "layers_per_block", 2)]
+    places = [(channels[0], 0)]
+    for level, count in enumerate(channels):
+        places += [(count, level)] * depth[level]
+        places += [(count, level + 1)] if level + 1 < len(channels) else []
+    places.append((channels[-1], len(channels) - 1))
+    return tuple(places)
 
 
 def _per_block(unet: Mapping[str, Any], name: str, default: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from bootpig_rt.backends.host_table import PRECISIONS, Precision
+from bootpig_rt.bundle.control import ControlFolder
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.checks import check_flag, check_int, check_name
 from bootpig_rt.errors import ParameterError
@@ -34,6 +35,7 @@ class TorchOptions:
         graphs_kept: Recordings of each kind that are kept, least recently used out first. Sizes are
             rounded up, so that a stream of mixed requests needs about a dozen.
         loras: Fused into the weights while they are loaded; `Pipeline(lora=...)` fills them in.
+        controls: Beside those of the pair's folder; `Pipeline(controls=...)` fills them in.
 
     Raises:
         ParameterError: A value is unknown, of the wrong type or out of range.
@@ -47,6 +49,7 @@ class TorchOptions:
     joined_products: bool = False
     graphs_kept: int = 32
     loras: tuple[Lora, ...] = ()
+    controls: tuple[ControlFolder, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""

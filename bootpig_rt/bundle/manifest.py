@@ -149,6 +149,18 @@ class PairInfo(_Part, frozen=True):
     loras: tuple[FusedLora, ...] = ()
 
 
+class ControlInfo(_Part, frozen=True):
+    """A control that the bundle has graphs for.
+
+    Attributes:
+        kind: What its maps show.
+        fingerprint: sha256 over its weights and configuration.
+    """
+
+    kind: Annotated[str, Meta(pattern="^[a-z][a-z0-9]{0,31}$")]
+    fingerprint: Sha256
+
+
 class SolverInfo(_Part, frozen=True):
     """The pair's default solver and number of steps; the graphs run any."""
 
@@ -264,6 +276,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
         parity: What the parity gate found.
         files: All files but `manifest.json` and `manifest.sig`.
         variants: Other precisions; not written where there are none.
+        controls: That it has graphs for, by kind; not written where there are none.
     """
 
     format: Literal[1] = FORMAT
@@ -281,6 +294,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     parity: ParityReport
     files: Annotated[tuple[FileInfo, ...], Meta(min_length=1)]
     variants: tuple[Variant, ...] = ()
+    controls: tuple[ControlInfo, ...] = ()
 
     def variant(self, precision: str) -> Variant | None:
         """The one of a precision, if there is one."""
@@ -299,8 +313,9 @@ class Manifest(_Part, frozen=True, kw_only=True):
         """
         values = msgspec.to_builtins(self)
         files = values.pop("files")
-        if not self.variants:
-            del values["variants"]
+        for name in ("variants", "controls"):
+            if not values[name]:
+                del values[name]
         if not self.pair.loras:
             del values["pair"]["loras"]
         values |= {"size_bytes": self.size_bytes, "files": files}

@@ -4,7 +4,8 @@ Pictures of one batch may be at different steps of different solvers. A run of t
 long as no picture's rows change: one that leaves its reference window or its guidance interval,
 that is done, or that joins, ends the run, and the next one goes on from the state that it left.
 Pictures whose next steps leave out the deep blocks at the same steps share a run; others of the
-batch have one beside it.
+batch have one beside it. So have those that follow maps: a plain picture never runs through their
+graphs.
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class Picture:
         following = np.flatnonzero(self.plan.changes[self.step + 1 :])
         return int(following[0]) + 1 if len(following) else len(self.plan.changes) - self.step
 
+    def is_controlled(self) -> bool:
+        """Whether the next step follows a map."""
+        return any(plan.acts[self.step] for plan in self.plan.controls)
+
     def reads_features(self, steps_ahead: int = 0) -> bool:
         """Whether the next step, or one behind it, leaves out the deep blocks."""
         deep, step = self.plan.deep_steps, self.step + steps_ahead
@@ -163,7 +168,7 @@ class Batch:
     def _parts(self) -> tuple[int, list[list[int]]]:
         """Steps of the next run, and the pictures of each of those that it consists of."""
         num_steps = min(picture.steps_alike() for picture in self.pictures)
-        if all(picture.plan.deep_steps is None for picture in self.pictures):
+        if all(one.plan.deep_steps is None and not one.plan.controls for one in self.pictures):
             return num_steps, [list(range(len(self.pictures)))]
         return in_step(self.pictures, num_steps)
 

@@ -14,6 +14,7 @@ from bootpig_rt.backends.base import Backend, BoolArray, Decoder, FloatArray, In
 from bootpig_rt.checks import wrap_seed
 from bootpig_rt.diffusion.solver import SolverName, SolverTable, solver_table
 from bootpig_rt.engine.canvas_plan import CanvasPlan, plan_canvas, strength_of
+from bootpig_rt.engine.control_plan import ControlPlan, control_parameters, plan_controls
 from bootpig_rt.engine.options import NO_LIMITS, Limits
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.reference_pass import TablePlan, plan_table
@@ -43,6 +44,7 @@ class Plan:
         deep_steps: bool [T], the step computes the deep blocks of the U-Net; None: all do.
         table: What the table of its subject is, before it is made; None without a subject.
         canvas: The given picture that it is drawn into; None for none.
+        controls: Maps that it follows, by kind.
     """
 
     parameters: PictureParameters
@@ -55,6 +57,7 @@ class Plan:
     deep_steps: BoolArray | None
     table: TablePlan | None
     canvas: CanvasPlan | None
+    controls: tuple[ControlPlan, ...] = ()
 
     def of_pictures(self, count: int) -> list[Plan]:
         """Plans of several pictures, which differ by their seeds alone."""
@@ -136,6 +139,11 @@ class Planner:
         scales[guided.start : guided.stop] = s_image, s_text
         changes = np.ones(steps, dtype=np.bool_)
         changes[1:] = (np.diff(entries >= 0) != 0) | (np.diff(scales, axis=0) != 0).any(axis=1)
+        controls: tuple[ControlPlan, ...] = ()
+        if request.controls:
+            controls = plan_controls(request, steps, (width, height), spec=spec)
+            for control in controls:
+                changes[1:] |= np.diff(control.acts)
         approximation, deep_steps = str(request.approximation), None
         if approximation != "none":
             deep_steps = self._deep_steps(approximation, changes)
@@ -162,6 +170,7 @@ class Planner:
             strength=strength,
             mask_edge_px=canvas.edge_px if canvas and canvas.canvas.mask is not None else None,
             canvas_fingerprint=canvas.canvas.fingerprint if canvas else None,
+            controls=control_parameters(controls, spec) if controls else (),
             model=config.name,
             model_fingerprint=spec.fingerprint,
             backend=self._backend.name,
@@ -173,22 +182,34 @@ class Planner:
         factor = spec.vae_scale_factor
         shape = (spec.latent_channels, height // factor, width // factor)
         return Plan(
-            parameters, solver, schedule, shape, entries, scales, changes, deep_steps, table, canvas
+            parameters=parameters,
+            solver=solver,
+            schedule=schedule,
+            latents_shape=shape,
+            entries=entries,
+            scales=scales,
+            changes=changes,
+            deep_steps=deep_steps,
+            table=table,
+            canvas=canvas,
+            controls=controls,
         )
 
     def _size(self, request: Request) -> tuple[int, int]:
-        """Width and height: those of the given picture, or what is asked for, or the pair's own.
+        """Width and height: those of what is given, or what is asked for, or the pair's own.
 
         Raises:
-            ParameterError: A given picture of another size than what is asked for.
+            ParameterError: A given picture or map of another size than what is asked for.
         """
         side = self._backend.spec.config.sample_size_px
-        if request.canvas is None:
+        given = request.canvas or (request.controls[0] if request.controls else None)
+        if given is None:
             return request.width or side, request.height or side
-        width, height = request.canvas.size
+        width, height = given.size
         if (request.width or width, request.height or height) != (width, height):
+            what = "image" if given is request.canvas else "control_image"
             raise ParameterError(
-                f"image is {width}x{height} px, but {request.width or width}x"
+                f"{what} is {width}x{height} px, but {request.width or width}x"
                 f"{request.height or height} px are asked for; resize the image, or leave out "
                 "width and height"
             )

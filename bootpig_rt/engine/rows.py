@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from bootpig_rt.backends.base import BatchCanvas, BoolArray, DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.backends.base import (
+    BatchCanvas,
+    BatchControl,
+    BoolArray,
+    DenoiseBatch,
+    FloatArray,
+    IntArray,
+)
 from bootpig_rt.diffusion.solver import BatchSolver
 from bootpig_rt.engine.text_states import Texts
 from bootpig_rt.reference.reference_table import ReferenceTable
@@ -75,7 +82,8 @@ def lay_out(
 
     Args:
         pictures: Of one size and one merge, none of them done; those that leave out deep blocks
-            in the next steps do so in the same ones.
+            in the next steps do so in the same ones; all of them follow maps in the next steps, or
+            none does.
         num_steps: T, steps in which no picture's rows change.
         texts: Among others those of the pictures' prompts, with their states.
         state: float32 [1 + K, B, C, h, w], of the pictures now.
@@ -127,7 +135,29 @@ def lay_out(
         deep_steps=deep_steps,
         features=tuple(picture.features for picture in pictures) if reads else (),
         canvas=canvas,
+        controls=_controls(pictures),
     )
+
+
+def _controls(pictures: Sequence[Picture]) -> tuple[BatchControl, ...]:
+    """The maps that pictures follow in the next steps, by kind."""
+    acting = [
+        (b, plan.control)
+        for b, picture in enumerate(pictures)
+        for plan in picture.plan.controls
+        if plan.acts[picture.step]
+    ]
+    made = []
+    for kind in sorted({control.kind for _, control in acting}):
+        of_kind = [(b, control) for b, control in acting if control.kind == kind]
+        maps = list({id(control.for_net): control.for_net for _, control in of_kind}.values())
+        place = {id(one): index for index, one in enumerate(maps)}
+        map_of_picture = np.full(len(pictures), -1, np.int64)
+        scale = np.zeros(len(pictures), np.float32)
+        for b, control in of_kind:
+            map_of_picture[b], scale[b] = place[id(control.for_net)], control.scale
+        made.append(BatchControl(kind, tuple(maps), map_of_picture, scale))
+    return tuple(made)
 
 
 def _canvas(pictures: Sequence[Picture], num_steps: int) -> BatchCanvas | None:

@@ -1,7 +1,8 @@
-"""Runs of pictures that leave out the deep blocks at different steps, side by side.
+"""Runs of pictures that leave out the deep blocks at different steps, or follow maps, side by side.
 
 A run computes the deep blocks of all its pictures in a step, or of none. So pictures that are in
-step share one, and a picture never gets features that it would not have alone.
+step share one, and a picture never gets features that it would not have alone. Steps that follow
+maps have graphs of their own, so those pictures share runs among themselves.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def in_step(pictures: Sequence[Picture], num_steps: int) -> tuple[int, list[list
     is_alike = (deep == deep[0]).all(axis=0)
     changes = np.flatnonzero(is_alike != is_alike[0])
     num_steps = int(changes[0]) if len(changes) else num_steps
-    parts: dict[bytes, list[int]] = {}
+    parts: dict[tuple[bool, bytes], list[int]] = {}
     for b, steps in enumerate(deep[:, :num_steps]):
-        parts.setdefault(steps.tobytes(), []).append(b)
+        parts.setdefault((pictures[b].is_controlled(), steps.tobytes()), []).append(b)
     return num_steps, list(parts.values())
 
 

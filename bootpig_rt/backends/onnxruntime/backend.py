@@ -196,6 +196,7 @@ class OnnxRuntimeBackend:
             graph_type=self._graph_type,
             device=self.device,
             shared=self.shared,
+            unet=self._unet,
         )
 
     def _by_rows(self, graph: str, name: str, values: FloatArray, output: str) -> FloatArray:

@@ -15,8 +15,11 @@ import numpy as np
 import onnxruntime as ort
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+from bootpig_rt.backends.bundle_spec import residual_shapes
+from bootpig_rt.backends.control_inputs import step_graph_name
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable
+from bootpig_rt.backends.onnxruntime.controls import Controls
 from bootpig_rt.backends.onnxruntime.sessions import (
     LAUNCH_ERRORS,
     Sessions,
@@ -34,12 +37,14 @@ class Shared:
     Attributes:
         tables: Of several subjects, side by side: `k_0`, `v_0`, ... -> [sum of E * R, H, M, D].
         texts: Projected: `text_k_0`, `text_v_0`, ... -> [P, S, H * D].
+        hints: Embedded maps of one control: `hints` -> [M, C0, h, w].
     """
 
     def __init__(self) -> None:
         """Nothing is made yet."""
         self.tables: Derived[Layers] = Derived()
         self.texts: Derived[Layers] = Derived()
+        self.hints: Derived[Layers] = Derived()
 
 
 class OnnxRuntimeRun:
@@ -50,7 +55,8 @@ class OnnxRuntimeRun:
         batch: What the steps read.
         graph_type: What the graphs read and write.
         device: `cpu` or `cuda:N`.
-        shared: What other runs made of the same tables and texts.
+        shared: What other runs made of the same tables, texts and maps.
+        unet: Configuration of the Base U-Net.
 
     Raises:
         OutOfDeviceMemory: There is no room for it.
@@ -64,10 +70,11 @@ class OnnxRuntimeRun:
         graph_type: np.dtype[Any],
         device: str,
         shared: Shared,
+        unet: Mapping[str, Any],
     ) -> None:
         """Upload what is on the host and bind all of it."""
         self._sessions, self._shared = sessions, shared
-        self._graph_type, self._device = graph_type, device
+        self._graph_type, self._device, self._unet = graph_type, device, unet
         try:
             self._upload(batch)
         except LAUNCH_ERRORS as error:
@@ -77,7 +84,8 @@ class OnnxRuntimeRun:
         device, graph_type = self._device, self._graph_type
         streams = any(isinstance(table, HostTable) for table in batch.tables)
         laid_out = step_inputs(batch, streams=streams)
-        self._graph = graph_name(batch.merge, laid_out.slots)
+        name_of = step_graph_name if batch.controls else graph_name
+        self._graph = name_of(batch.merge, laid_out.slots)
         self._session = self._sessions.get(self._graph)
         self._deep_steps = batch.deep_steps
         self._shallow: ort.InferenceSession | None = None
@@ -110,6 +118,21 @@ class OnnxRuntimeRun:
         }
         self._states = (to_device(first.copy(), device), empty(first.shape, np.float32, device))
         self._estimate = to_device(first[0].copy(), device)
+        self._controls: Controls | None = None
+        if batch.controls:
+            height, width = batch.state.shape[-2:]
+            self._controls = Controls(
+                self._sessions,
+                batch,
+                laid_out.order,
+                shapes=residual_shapes(self._unet, height, width),
+                inputs=self._inputs,
+                states=self._states,
+                graph_type=graph_type,
+                device=device,
+                hints=self._shared.hints,
+            )
+            self._inputs |= self._controls.residuals
         self._current = 0
         self._features: ort.OrtValue | None = None
         if batch.deep_steps is not None:
@@ -150,6 +173,8 @@ class OnnxRuntimeRun:
             if self._streamed is not None:
                 self._streamed.load(index)
             self._inputs["step"].update_inplace(np.array([index], dtype=np.int64))
+            if self._controls is not None:
+                self._controls.run(self._current)
             if self._deep_steps is None or self._deep_steps[index]:
                 self._session.run_with_iobinding(self._bindings[self._current])
             else:

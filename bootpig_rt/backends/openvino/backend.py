@@ -153,6 +153,7 @@ class OpenVINOBackend:
             sizes=tuple(sorted(set(options.buckets))),
             size=(side, side),
             layers=spec.reference_shapes,
+            unet=self._unet,
         )
 
     def prepare(self) -> None:

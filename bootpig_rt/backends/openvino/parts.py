@@ -43,6 +43,7 @@ def parts_of(
         fill; then what is left, with one reference and with several apart, whose graphs differ.
     """
     of_size = batch.state.shape[3:] == latent_size
+    of_size = of_size and not batch.controls  # their graphs have models of free shapes alone
     alike: dict[tuple[int, int], list[int]] = {}
     rest: dict[bool, list[int]] = {}
     for picture in range(batch.state.shape[1]):
@@ -99,6 +100,7 @@ def batch_of(batch: DenoiseBatch, pictures: Sequence[int]) -> DenoiseBatch:
             clip_weight=solver.clip_weight[:, chosen],
         ),
         canvas=None if batch.canvas is None else batch.canvas.of(chosen),
+        controls=tuple(control.of(chosen) for control in batch.controls),
     )
 
 

@@ -11,14 +11,18 @@ out the deep blocks of the U-Net, a third buffer holds the features that those g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import openvino as ov
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray
+from bootpig_rt.backends.bundle_spec import residual_shapes
+from bootpig_rt.backends.control_inputs import step_graph_name
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import NUMPY_TYPE, HostTable, LayerShape, TableDtype
 from bootpig_rt.backends.openvino.buckets import step_shapes
+from bootpig_rt.backends.openvino.controls import Controls
 from bootpig_rt.backends.openvino.launch import AnyArray, Launch
 from bootpig_rt.backends.openvino.models import OV_ERRORS, Models, failed
 from bootpig_rt.backends.openvino.parts import batch_of, parts_of
@@ -36,10 +40,12 @@ class Shared:
         sizes: Numbers of pictures that have a model of fixed shapes.
         size: Height and width of the pair's own latents.
         layers: H, M, D of the tables of references of the pair's own size.
+        unet: Configuration of the Base U-Net.
 
     Attributes:
         tables: Of several subjects, side by side: `k_0`, `v_0`, ... -> [sum of E * R, H, M, D].
         texts: Projected: `text_k_0`, `text_v_0`, ... -> [P, S, H * D].
+        hints: Embedded maps of one control: `hints` -> [M, C0, h, w].
     """
 
     def __init__(
@@ -51,13 +57,15 @@ class Shared:
         sizes: tuple[int, ...],
         size: tuple[int, int],
         layers: tuple[LayerShape, ...],
+        unet: Mapping[str, Any],
     ) -> None:
         """Nothing is made yet."""
         self.models, self.beside = models, beside
         self.native, self.sizes = native, sizes
-        self.size, self.layers = size, layers
+        self.size, self.layers, self.unet = size, layers, unet
         self.tables: Derived[Layers] = Derived()
         self.texts: Derived[Layers] = Derived()
+        self.hints: Derived[Layers] = Derived()
 
     def project(self, prompt_embeds: FloatArray) -> Layers:
         """Keys and values of all texts of a batch, made once while the batch's texts live."""
@@ -138,7 +146,8 @@ class PartRun:
         self._streamed: StreamedTables | None = None
         streams = any(isinstance(table, HostTable) for table in batch.tables)
         laid_out = step_inputs(batch, streams=streams)
-        self._graph = graph_name(batch.merge, laid_out.slots)
+        name_of = step_graph_name if batch.controls else graph_name
+        self._graph = name_of(batch.merge, laid_out.slots)
         self._deep_steps = batch.deep_steps
         self._num_pictures = int(batch.state.shape[1])
         # Held for other runs, which may come while this one lives.
@@ -160,6 +169,18 @@ class PartRun:
         self._current = 0
         self._step = np.zeros(1, np.int64)
         inputs |= {"state": self._states[0], "step": self._step}
+        self._controls: Controls | None = None
+        if batch.controls:
+            self._controls = Controls(
+                models,
+                batch,
+                laid_out.order,
+                shapes=residual_shapes(shared.unet, *batch.state.shape[-2:]),
+                inputs=inputs,
+                states=self._states,
+                hints=shared.hints,
+            )
+            inputs |= self._controls.residuals
 
         def model_of(graph: str) -> ov.CompiledModel:
             return models.get(graph, step_shapes(inputs, shared.layers) if is_fixed else ())
@@ -225,6 +246,8 @@ class PartRun:
         is_deep = self._deep_steps is None or bool(self._deep_steps[index])
         launch = self._launches[is_deep][self._current]
         try:
+            if self._controls is not None:
+                self._controls.run(self._current)
             launch.start()
         except OV_ERRORS as error:
             raise failed(f"running the graph {self._graph}", error) from error

@@ -23,7 +23,7 @@ from bootpig_rt.backends.base import (
     PassProgress,
     ReferencePass,
 )
-from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec
+from bootpig_rt.backends.bundle_spec import DECODER_GRAPHS, bundle_spec, residual_shapes
 from bootpig_rt.backends.cuda.memory import Cuda, DeviceArray
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.host_table import HostTable, TableDtype
@@ -40,6 +40,7 @@ from bootpig_rt.backends.tensorrt.tables import (
 )
 from bootpig_rt.backends.tiles import in_tiles
 from bootpig_rt.bundle.bundle import Bundle
+from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import BackendUnavailable, BundleError
 
 
@@ -92,6 +93,8 @@ class TensorRTBackend:
         runtime_name = f"{self._flavour.package} {trt.__version__}"
         self.spec: PairSpec = replace(spec, resident_dtype=spec.precision, runtime=runtime_name)
         self._tables: Derived[Layers] = Derived()
+        self.hints: Derived[Layers] = Derived()
+        self._unet = read_json(bundle.folder / "base_unet" / "config.json")
         # One stream and one scratch memory: launches of several threads take turns.
         self._lock = threading.RLock()
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
@@ -116,7 +119,7 @@ class TensorRTBackend:
         with self._lock:
             self._cuda.activate()
             pieces = [
-                self._run(engine, {"ids": ids[start : start + most]})["prompt_embeds"]
+                self.run(engine, {"ids": ids[start : start + most]})["prompt_embeds"]
                 for start in range(0, len(ids), most)
             ]
             return self._join(pieces)
@@ -152,10 +155,10 @@ class TensorRTBackend:
         layers: dict[str, DeviceArray] = {}
         with self._lock:
             self._cuda.activate()
-            states = self._upload(engine, {"prompt_embeds": prompt_embeds})["prompt_embeds"]
+            states = self.upload(engine, {"prompt_embeds": prompt_embeds})["prompt_embeds"]
             for launch in pass_launches(latents, timesteps, most):
                 texts = self._texts_of_rows(states, launch.references)
-                piece = self._run(engine, {**launch.inputs, "prompt_embeds": texts})
+                piece = self.run(engine, {**launch.inputs, "prompt_embeds": texts})
                 for name, part in piece.items():
                     if name not in layers:
                         shape = (total, *part.shape[1:])
@@ -203,7 +206,7 @@ class TensorRTBackend:
             BundleError: The bundle was built without it.
         """
         if name not in self._engines:
-            merge = name.removeprefix("denoise_step_")
+            merge = name.removeprefix("denoise_step_").removeprefix("controlled_step_")
             fix = f"--merge {merge}" if merge != name else "this version"
             raise BundleError(
                 f"the bundle has no engine {name}, only {', '.join(self._engines)}; "
@@ -211,16 +214,28 @@ class TensorRTBackend:
             )
         return self._engines[name]
 
-    def _run(
+    def run(
         self, engine: Engine, inputs: Mapping[str, np.ndarray[Any, Any] | DeviceArray]
     ) -> dict[str, DeviceArray]:
         """Upload, launch once, and return the outputs on the device."""
-        launch = Launch(engine, self._arena, self._cuda, inputs=self._upload(engine, inputs))
+        launch = self.launch(engine, self.upload(engine, inputs))
         launch.run()
         self._cuda.wait()
         return launch.outputs
 
-    def _upload(
+    def launch(self, engine: Engine, inputs: Mapping[str, DeviceArray]) -> Launch:
+        """An engine bound to arrays of the device."""
+        return Launch(engine, self._arena, self._cuda, inputs=inputs)
+
+    def zeros(self, engine: Engine, name: str, shape: tuple[int, ...]) -> DeviceArray:
+        """Zeros for an input of an engine."""
+        return self._cuda.upload(np.zeros(shape, np.float32), engine.spec(name).dtype)
+
+    def residual_shapes(self, rows: int, height: int, width: int) -> list[tuple[int, ...]]:
+        """Of what a control adds, for rows of some size of latents."""
+        return [(rows, *shape) for shape in residual_shapes(self._unet, height, width)]
+
+    def upload(
         self, engine: Engine, inputs: Mapping[str, np.ndarray[Any, Any] | DeviceArray]
     ) -> dict[str, DeviceArray]:
         """Host arrays -> device, in the types that the engine reads."""
@@ -239,7 +254,7 @@ class TensorRTBackend:
         with self._lock:
             self._cuda.activate()
             for start in range(0, len(values), most):
-                made = self._run(engine, {name: values[start : start + most]})[output]
+                made = self.run(engine, {name: values[start : start + most]})[output]
                 pieces.append(self._cuda.download(made).astype(np.float32))
         return np.concatenate(pieces)
 

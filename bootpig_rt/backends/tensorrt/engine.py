@@ -68,7 +68,8 @@ def check_input(graph: str, spec: TensorSpec, shape: Sequence[int]) -> None:
         raise ParameterError(
             f"{graph}: input {spec.name} has shape {list(shape)}, expected {list(spec.shape)}"
         )
-    kind = "denoise_step" if graph.startswith(("denoise_step", "shallow_step")) else graph
+    steps = ("denoise_step", "shallow_step", "controlled_step")
+    kind = "denoise_step" if graph.startswith(steps) else graph
     for axis, (size, least, most) in enumerate(zip(shape, spec.least, spec.most, strict=True)):
         if not least <= size <= most:
             what = _LIMITS.get((kind, spec.name, axis), f"along axis {axis} of {spec.name}")

@@ -17,8 +17,10 @@ from bootpig_rt.backends.base import (
     DenoiseBatch,
     FloatArray,
 )
+from bootpig_rt.backends.control_inputs import step_graph_name
 from bootpig_rt.backends.cuda.memory import CudaGraph, DeviceArray
 from bootpig_rt.backends.step_inputs import StepInputs, graph_name, room_for_features, step_inputs
+from bootpig_rt.backends.tensorrt.controls import Controls
 from bootpig_rt.backends.tensorrt.engine import Engine, Launch
 from bootpig_rt.backends.tensorrt.tables import (
     Table,
@@ -42,7 +44,8 @@ class TensorRTRun:
         laid_out: StepInputs = step_inputs(batch, streams=streams)
         tables: list[Table] = laid_out.tables
         self._joined = None if streams or not tables else backend.joined(tables)
-        engine = backend.engine(graph_name(batch.merge, laid_out.slots))
+        name_of = step_graph_name if batch.controls else graph_name
+        engine = backend.engine(name_of(batch.merge, laid_out.slots))
         with backend._lock:
             self._cuda.activate()
             numbers = np.arange(laid_out.num_steps, dtype=np.int64)
@@ -54,18 +57,22 @@ class TensorRTRun:
             arrays: dict[str, Any] = {
                 "step": np.zeros(1, np.int64),
                 **laid_out.arrays,
-                **backend._run(backend.engine("text_kv"), texts),
+                **backend.run(backend.engine("text_kv"), texts),
             }
-            inputs = backend._upload(engine, arrays)
+            inputs = backend.upload(engine, arrays)
             inputs |= self._table(engine, tables, streams)
             self._step, self._state = inputs["step"], inputs["state"]
-            deep = Launch(engine, backend._arena, self._cuda, inputs=inputs)
+            self._controls: Controls | None = None
+            if batch.controls:
+                self._controls = Controls(backend, batch, laid_out.order, inputs)
+                inputs |= self._controls.residuals
+            deep = backend.launch(engine, inputs)
             self._launches = {True: deep}
             self._deep_steps = batch.deep_steps
             if batch.deep_steps is not None and not batch.deep_steps.all():
                 inputs["features"] = deep.outputs["features"]
                 shallow = backend.engine(graph_name(batch.merge, laid_out.slots, is_deep=False))
-                self._launches[False] = Launch(shallow, backend._arena, self._cuda, inputs=inputs)
+                self._launches[False] = backend.launch(shallow, inputs)
             self._last = deep
             # The first launch also finishes kernels, so it is done on a state that is put back.
             first = self._cuda.download(self._state)
@@ -73,7 +80,8 @@ class TensorRTRun:
             for is_deep, launch in self._launches.items():
                 once = partial(self._once, launch)
                 once()
-                if launch.is_recordable():
+                ahead = [] if self._controls is None else self._controls.launches
+                if all(one.is_recordable() for one in (*ahead, launch)):
                     self._graphs[is_deep] = self._cuda.capture(once)
             self._cuda.copy_in(first, self._state)
             if batch.deep_steps is not None:
@@ -122,6 +130,8 @@ class TensorRTRun:
 
     def _once(self, launch: Launch) -> None:
         """The engine, then its result becomes the state that the next step reads."""
+        for control in () if self._controls is None else self._controls.launches:
+            control.run()
         launch.run()
         following = launch.outputs["next_state"]
         self._cuda.copy(following.address, self._state.address, following.nbytes)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bootpig_rt.backends.base import (
     DECODERS,
+    ControlSpec,
     Decoder,
     DenoiseBatch,
     FloatArray,
@@ -31,6 +32,7 @@ from bootpig_rt.backends.derived import Derived
 from bootpig_rt.backends.host_table import HostTable, Precision, TableDtype
 from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.tiles import in_tiles
+from bootpig_rt.backends.torch.controls import Hints
 from bootpig_rt.backends.torch.graphs import Lane, RecordedFunction
 from bootpig_rt.backends.torch.memory import within_memory
 from bootpig_rt.backends.torch.recorded import Recorded
@@ -85,6 +87,7 @@ def load(
             dtype=_DTYPES[precision],
             upcasts_vae=precision == "float16",
             loras=settings.loras,
+            controls=settings.controls,
         )
 
     pair = within_memory(
@@ -148,6 +151,8 @@ class TorchBackend:
         self.lane, self.reference_lane = (Lane(device, records=records) for _ in range(2))
         self.recorded = Recorded(kept)
         self.projected: Derived[ProjectedTexts] = Derived()
+        self.hints: Derived[Hints] = Derived()
+        self._controls = {control.kind: control.net for control in pair.controls}
         self._text = RecordedFunction(self._run_text, self.lane, kept=kept)
         self._encoder = RecordedFunction(self._run_encoder, self.lane, kept=kept)
         self._decoder = RecordedFunction(self._run_decoder, self.lane, kept=kept)
@@ -173,6 +178,7 @@ class TorchBackend:
             keeps_features=True,
             decoders=("full",) if pair.tiny_vae is None else DECODERS,
             canvas="read" if pair.base.reads_canvas else "blend",
+            controls=tuple(ControlSpec(one.kind, one.fingerprint) for one in pair.controls),
         )
 
     @property
@@ -255,7 +261,9 @@ class TorchBackend:
             return TorchRun(
                 batch,
                 base=self.pair.base,
+                controls=self._controls,
                 texts=self.projected,
+                hints=self.hints,
                 dtype=self.dtype,
                 lane=self.lane,
                 recorded=self.recorded,
@@ -278,6 +286,7 @@ class TorchBackend:
             with lane.work():
                 lane.forget()
         self.projected.clear()
+        self.hints.clear()
         with self.lane.work():
             self.recorded.clear()
             for each in (self._text, self._encoder, self._decoder, self._tiny_decoder):

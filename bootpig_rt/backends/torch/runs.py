@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
 from bootpig_rt.backends.derived import Derived
 from bootpig_rt.backends.step_inputs import NO_LIMIT, canvas_of, rows_of_each
 from bootpig_rt.backends.torch.buckets import Layout, lay_out
+from bootpig_rt.backends.torch.controls import Controls, Hints
 from bootpig_rt.backends.torch.graphs import Lane
 from bootpig_rt.backends.torch.recorded import Recorded, StepSlot
 from bootpig_rt.backends.torch.steps import MOST_HISTORY, StepProgram, StepTensors, take_step
 from bootpig_rt.backends.torch.tables import TableReader
+from bootpig_rt.models.control import Control
 from bootpig_rt.models.rows import plan_rows
 from bootpig_rt.models.unet import BaseUNet
 
@@ -36,7 +38,9 @@ class TorchRun:
     Args:
         batch: What the steps read.
         base: The Base U-Net.
+        controls: By kind.
         texts: What was projected for other runs.
+        hints: Maps that were embedded for other runs.
         dtype: That it computes in.
         lane: Where the steps run.
         recorded: Recordings that there are, where the lane keeps any.
@@ -48,7 +52,9 @@ class TorchRun:
         batch: DenoiseBatch,
         *,
         base: BaseUNet,
+        controls: Mapping[str, Control],
         texts: Derived[ProjectedTexts],
+        hints: Derived[Hints],
         dtype: torch.dtype,
         lane: Lane,
         recorded: Recorded,
@@ -58,9 +64,16 @@ class TorchRun:
         self._lane = lane
         self._within_memory = within_memory
         self._pictures, self._planes = batch.state.shape[1], 1 + batch.solver.history_size
+        records = lane.records and not batch.controls  # steps with controls run as they are
         with lane.work():
             self.reader = TableReader(batch.tables, batch.entry_of_step, lane.device, dtype)
-            self.whole = None if lane.records else self.reader.whole
+            self.whole = None if records else self.reader.whole
+            self._controls: Controls | None = None
+            if batch.controls:
+                states = _text_states(batch, lane, dtype)
+                self._controls = Controls(
+                    batch, nets=controls, states=states, dtype=dtype, lane=lane, hints=hints
+                )
 
             def project() -> ProjectedTexts:
                 layers = base.project_text(_text_states(batch, lane, dtype))
@@ -74,7 +87,7 @@ class TorchRun:
             self._deep_steps = batch.deep_steps
             self._slot: StepSlot | None = None
             place = layout.place
-            if not lane.records:
+            if not records:
                 plan = plan_rows(
                     torch.tensor(batch.ref_of_row),
                     sum(batch.num_references),
@@ -94,7 +107,7 @@ class TorchRun:
                 if plan.inverse is not None:
                     place = plan.inverse.cpu().numpy()
             entries = batch.entry_of_step[0] if self.whole is not None else None
-            planes = max(self._planes, 1 + MOST_HISTORY) if lane.records else self._planes
+            planes = max(self._planes, 1 + MOST_HISTORY) if records else self._planes
             self.tensors = _upload(batch, self._texts.tensor, layout, entries, planes, lane)
             self._rows: list[Tensor] = []  # of each picture, among those of the features
             if batch.deep_steps is not None:
@@ -105,7 +118,7 @@ class TorchRun:
                 self.tensors.features = self._texts.tensor.new_zeros(size)
                 for rows, given in zip(self._rows, batch.features, strict=False):
                     self.tensors.features[rows] = given
-            if not lane.records:
+            if not records:
                 return
             merge = batch.merge if max(slots for slots, _ in layout.kinds) > 1 else "argmax"
             shapes = [tuple(one.shape) for one in (self.tensors.state, self.tensors.text)]
@@ -140,7 +153,11 @@ class TorchRun:
                 entry = self.reader.read(index)
                 if entry is not None:
                     table = tuple((k.unsqueeze(0), v.unsqueeze(0)) for k, v in entry)
-            take_step(self._programs[is_deep], self.tensors, table)
+            residuals: Sequence[Tensor] = ()
+            if self._controls is not None:
+                now = self.tensors.timesteps[index]
+                residuals = self._controls.residuals(self.tensors.state[0], now)
+            take_step(self._programs[is_deep], self.tensors, table, residuals)
 
     def state(self) -> FloatArray:
         """Current sample, then history, float32 [1 + K, B, C, h, w]."""

@@ -6,6 +6,7 @@ steps of all runs of its bucket (`buckets.py`, `recorded.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -136,13 +137,19 @@ class StepProgram:
         return tuple(zip(parts[::2], parts[1::2], strict=True))
 
 
-def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLayers | None) -> None:
+def take_step(
+    program: StepProgram,
+    tensors: StepTensors,
+    table: ReferenceKVLayers | None,
+    residuals: Sequence[Tensor] = (),
+) -> None:
     """Do one step in place: U-Net rows, guidance, solver. No value is read on the host.
 
     Args:
         program: What to compute.
         tensors: Whose state is replaced by the next.
         table: L pairs [E, N_ref, H, M, D], read at this step's entry.
+        residuals: Of controls, for the rows; empty for none.
     """
 
     def now(per_step: Tensor) -> Tensor:
@@ -162,6 +169,7 @@ def take_step(program: StepProgram, tensors: StepTensors, table: ReferenceKVLaye
         merge=program.merge,
         entry=None if table is None else tensors.entries.index_select(0, tensors.step),
         features=None if program.is_deep else tensors.features,
+        residuals=residuals,
     )
     if program.is_deep and tensors.features.numel():
         tensors.features.copy_(features)
