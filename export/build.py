@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from bootpig_rt.bundle.bundle import Bundle, ParityReport, write_manifest
+from bootpig_rt.bundle.control import CONTROL_PREFIX, CONTROL_WEIGHTS, ControlFolder, all_controls
 from bootpig_rt.bundle.lora import Lora
+from bootpig_rt.bundle.manifest import ControlInfo
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.signing import check_private_key
 from bootpig_rt.errors import (
@@ -75,6 +77,7 @@ def build_engine(
     key: Path | None = None,
     overwrite: bool = False,
     loras: tuple[Lora, ...] = (),
+    controls: tuple[ControlFolder, ...] = (),
     progress: BuildProgress | None = None,
 ) -> BuildResult:
     """Build a bundle: all of it, or nothing in `output`.
@@ -90,6 +93,7 @@ def build_engine(
         key: Private key, PEM, to sign the manifest with.
         overwrite: Replace a folder that is a bundle.
         loras: Fused into the weights, which are then written anew.
+        controls: ControlNets that the bundle holds too, beside those that lie in `pair_folder`.
         progress: Told what is being done; called from the thread that builds.
 
     Raises:
@@ -100,8 +104,9 @@ def build_engine(
         StorageError: Disk full, read-only folder, or another build holds the output.
     """
     has_tiny = ((base_model or pair_folder) / TINY_VAE).is_dir()
-    options = replace(options, tiny_decoder=has_tiny)
-    order = Order(pair_folder, output, base_model, options, key, overwrite, loras)
+    kinds = tuple(one.kind for one in all_controls(pair_folder, controls))
+    options = replace(options, tiny_decoder=has_tiny, controls=kinds)
+    order = Order(pair_folder, output, base_model, options, key, overwrite, loras, controls)
     check_output(pair_folder, output, options, overwrite=overwrite)
     if key is not None:
         check_private_key(key)
@@ -151,9 +156,11 @@ def _build(order: Order, work: WorkFolder, track: Track) -> BuildResult:
             merges=options.merges,
             keeps_features=True,
             takes_masks=True,
+            takes_controls=True,
             progress=tell,
         )
     config = pair.config
+    controls = tuple(ControlInfo(one.kind, one.fingerprint) for one in pair.controls)
     if options.precision == "float16":  # in its place: two copies would not fit
         for module in pair.modules:
             nn.Module.half(module)
@@ -167,6 +174,7 @@ def _build(order: Order, work: WorkFolder, track: Track) -> BuildResult:
     on_way = replace(options, target="cpu", profile=profile) if options.is_engine else options
     fingerprint = reference.fingerprint
     manifest = describe_graphs(graphs, on_way, config, fingerprint, not_run, source_fingerprint)
+    manifest = structs.replace(manifest, controls=controls)
     write_manifest(graphs, manifest)
     on_graphs = place_of("cpu") if place.is_target and options.is_engine else place
     with track.part("compare", "comparing the graphs with torch") as tell:
@@ -192,6 +200,7 @@ def _build(order: Order, work: WorkFolder, track: Track) -> BuildResult:
         manifest = describe_engines(
             graphs, finished, options, config, fingerprint, report, source_fingerprint
         )
+        manifest = structs.replace(manifest, controls=controls)
         if place.is_target:
             write_manifest(finished, manifest)
             with track.part("compare", "comparing the engines with torch") as tell:
@@ -221,18 +230,24 @@ def _load_and_stage(order: Order, work: WorkFolder) -> tuple[Pair, str]:
     from bootpig_rt.models.load import load_pair
 
     options, graphs = order.options, work.path / GRAPHS
-    pair = load_pair(order.pair_folder, base_model=order.base_model, loras=order.loras)
+    pair = load_pair(
+        order.pair_folder,
+        base_model=order.base_model,
+        loras=order.loras,
+        controls=order.controls,
+    )
     fingerprint = pair.fingerprint
-    is_written_anew = order.base_model is not None or order.loras
+    is_single = all((one.path / CONTROL_WEIGHTS).is_file() for one in order.controls)
+    is_written_anew = order.base_model is not None or order.loras or not is_single
     files = None if is_written_anew else pair_files(order.pair_folder)
     if files is not None and options.weights == "float16":
         files = files if is_stored_half(order.pair_folder, files) else None
     if order.is_in_place:
-        check_in_place(order.pair_folder, files)
+        check_in_place(order.pair_folder, files, order.controls)
     check_free_space(order, pair.config)
     work.resume(build_key(options, fingerprint))
     if files is not None:
-        link_pair(order.pair_folder, files, graphs)
+        link_pair(order.pair_folder, files, graphs, order.controls)
         return pair, fingerprint
     is_exact = options.is_engine and options.precision == "float32"
     write_pair(pair, graphs, dtype=stored_type(pair, options.weights, is_exact=is_exact))
@@ -273,7 +288,8 @@ def _build_engines(order: Order, work: WorkFolder, track: Track) -> int:
 
     graphs, engines, resumed = work.path / GRAPHS, work.path / ENGINES, 0
     engines.mkdir(exist_ok=True)
-    for part in _RUNTIME_PARTS:
+    of_controls = [f"{CONTROL_PREFIX}{kind}" for kind in order.options.controls]
+    for part in (*_RUNTIME_PARTS, *of_controls):
         if not (graphs / part).is_dir():
             continue
         (engines / part).mkdir(exist_ok=True)

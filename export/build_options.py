@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
+from bootpig_rt.backends.control_inputs import CONTROL_GRAPHS, STEP_GRAPH
 from bootpig_rt.bundle.manifest import (
     GRAPH_TARGETS,
     PRECISIONS,
@@ -56,6 +57,7 @@ class BuildOptions:
         calibration: Folder with pictures of subjects to take their ranges from; empty: the drawings
             inside the package.
         tiny_decoder: The pair has a tiny autoencoder, whose decoder is a graph too.
+        controls: Kinds of the pair's controls, each of which has two graphs.
     """
 
     target: Target
@@ -67,6 +69,7 @@ class BuildOptions:
     int8: bool = False
     calibration: str = ""
     tiny_decoder: bool = False
+    controls: tuple[str, ...] = ()
 
     @property
     def is_engine(self) -> bool:
@@ -244,10 +247,11 @@ def _resolution(
 
 def graph_names(options: BuildOptions) -> tuple[str, ...]:
     """The graphs of a bundle, in the order in which they are built."""
+    kinds = ["denoise_step", "shallow_step", *[STEP_GRAPH] * bool(options.controls)]
+    of_controls = [f"{name}{kind}" for kind in options.controls for name in CONTROL_GRAPHS]
     steps = [
-        name
-        for kind in ("denoise_step", "shallow_step")
-        for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
+        name for kind in kinds for name in (kind, *(f"{kind}_{merge}" for merge in options.merges))
     ]
     decoders = ("vae_decoder", "tiny_decoder") if options.tiny_decoder else ("vae_decoder",)
-    return ("text_encoder", "text_kv", "vae_encoder", "reference_kv", *steps, *decoders)
+    first = ("text_encoder", "text_kv", "vae_encoder", "reference_kv")
+    return (*first, *steps, *of_controls, *decoders)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootpig_rt.bundle.bundle import Bundle, is_bundle
+from bootpig_rt.bundle.control import ControlFolder, all_controls
 from bootpig_rt.bundle.files import CACHE, MANIFEST, SIGNATURE
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.errors import (
@@ -36,6 +37,7 @@ class Order:
     key: Path | None
     overwrite: bool
     loras: tuple[Lora, ...]
+    controls: tuple[ControlFolder, ...]
 
     @property
     def is_in_place(self) -> bool:
@@ -88,6 +90,7 @@ def check_free_space(order: Order, config: PairConfig) -> None:
         order.options,
         num_graphs=count,
         is_written_anew=bool(order.loras),
+        controls=all_controls(order.pair_folder, order.controls),
     ).free_bytes
     free = shutil.disk_usage(order.output.parent).free
     if free < needed:

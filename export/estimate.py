@@ -6,6 +6,7 @@ Needs no torch and reads no weights, so `build-engine --dry-run` answers at once
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from bootpig_rt.backends.bundle_spec import self_attention_shapes
 from bootpig_rt.backends.host_table import TABLE_DTYPES, TableDtype, table_bytes
 from bootpig_rt.backends.tiles import MOST_LATENTS
+from bootpig_rt.bundle.control import CONTROL_PREFIX, ControlFolder
 from bootpig_rt.bundle.pair_config import TINY_VAE, PairConfig, read_json
 from bootpig_rt.checks import check_name
 from bootpig_rt.errors import CheckpointError
@@ -110,6 +112,7 @@ def estimate(
     *,
     num_graphs: int,
     is_written_anew: bool = False,
+    controls: Sequence[ControlFolder] = (),
     reference_schedule: str | None = None,
     table_dtype: str | None = None,
 ) -> Estimate:
@@ -122,6 +125,7 @@ def estimate(
         options: What is asked for.
         num_graphs: Files of graphs or engines.
         is_written_anew: The weights change, as by LoRAs, so none can be linked.
+        controls: All that the bundle will hold.
         reference_schedule: Of the reference table; the pair's own by default.
         table_dtype: How the table keeps its numbers; by default, and always where engines read it,
             as the graphs compute.
@@ -136,6 +140,9 @@ def estimate(
     for name in (*names, "vae", "text_encoder"):
         part = (folder if name.endswith("unet") else rest) / name
         parameters[name], stored[name] = _count(part)
+    for control in controls:
+        name = f"{CONTROL_PREFIX}{control.kind}"
+        parameters[name], stored[name] = _count(control.path)
     # Weights become second names of the pair's files where graphs can point into those.
     is_single = (folder / "pair.json").is_file() and not any(folder.glob("*/*.index.json"))
     total = sum(parameters.values())
@@ -148,7 +155,9 @@ def estimate(
         on_disk = min(on_disk, 2 * total)
     engines = 0
     # Those without deep blocks have few weights.
-    steps = (num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder) // 2
+    of_controls = 2 * len(options.controls)
+    kinds = 3 if options.controls else 2
+    steps = (num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder - of_controls) // kinds
     if options.is_engine:  # each engine holds the weights of its graph
         engines = width * (total + (steps - 1) * parameters["base_unet"])
         engines += width * parameters["base_unet"] if config.shared_unet else 0

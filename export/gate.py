@@ -75,12 +75,14 @@ def record_reference(
     steps: int | None = None,
     keeps_features: bool = False,
     takes_masks: bool = False,
+    takes_controls: bool = False,
     progress: Progress | None = None,
 ) -> Reference:
     """Run the gate's inputs through torch; `steps`, of the longest run, fit by default.
 
     `keeps_features` adds steps without deep blocks, where the backend under test has them, and
-    `takes_masks` pictures that are drawn into others.
+    `takes_masks` pictures that are drawn into others, and `takes_controls` those that follow maps,
+    where the pair has controls.
     """
     plan = make_plan(
         backend,
@@ -89,6 +91,7 @@ def record_reference(
         steps=steps,
         keeps_features=keeps_features,
         takes_masks=takes_masks,
+        takes_controls=takes_controls,
     )
     return Reference(plan, record(backend, plan, progress), backend.spec.fingerprint)
 

@@ -16,6 +16,7 @@ values, which have the type that the graphs compute in. This file knows no ONNX.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -269,8 +270,12 @@ class DenoiseStep(nn.Module):
         *text_and_table: Tensor,
         pairs: tuple[Tensor, Tensor, Tensor] | None = None,
         kept: Tensor | None = None,
+        residuals: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
-        """Take a step: with pairs all of the U-Net, with features that were kept its last block."""
+        """Take a step: with pairs all of the U-Net, with features that were kept its last block.
+
+        Residuals of controls, for the rows, are added to its skip connections and middle block.
+        """
 
         def now(per_step: Tensor) -> Tensor:
             return per_step.index_select(0, step).squeeze(0)
@@ -316,6 +321,7 @@ class DenoiseStep(nn.Module):
             picture_of_row=picture_of_row,
             t_of_row=now(timesteps).index_select(0, picture_of_row),
             features=kept,
+            residuals=residuals,
         )
         output = output.float()
 

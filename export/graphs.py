@@ -63,6 +63,7 @@ class Graph:
         axes: For each input its free axes, axis -> size.
         outputs: Names, in order.
         merge: Of the reference self-attentions; None for graphs without any.
+        control: The kind of the control whose weights it has, if it is one's.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Graph:
     axes: dict[str, dict[int, Any]]
     outputs: tuple[str, ...]
     merge: OpMerge | None = None
+    control: str = ""
 
 
 def build_graph(

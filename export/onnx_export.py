@@ -19,7 +19,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +31,11 @@ from onnxscript.optimizer import _optimizer
 from torch import nn
 
 from bootpig_rt import __version__
+from bootpig_rt.bundle.control import CONTROL_PREFIX
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.attention_text import ORT_DOMAIN
+from bootpig_rt.export.control_graphs import build_control_graph, is_control_graph
 from bootpig_rt.export.cpu_modules import for_cpu
 from bootpig_rt.export.dialect import OPSETS, Dialect
 from bootpig_rt.export.graphs import Graph, build_graph
@@ -41,6 +43,8 @@ from bootpig_rt.export.reference_op import function_body
 from bootpig_rt.export.stored_weights import StoredTensor, find_weights
 from bootpig_rt.export.translations import name_attention, translations
 from bootpig_rt.files.atomic import atomic_write_bytes
+from bootpig_rt.models.control import Control
+from bootpig_rt.models.control_folder import PairControl
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
@@ -73,7 +77,7 @@ def export_graph(
     """Write one graph of a pair, `folder/name.onnx`.
 
     Args:
-        name: One of `GRAPH_NAMES`, or `TINY_DECODER`.
+        name: One of `GRAPH_NAMES`, `TINY_DECODER`, or one of `build_control_graph`.
         pair: Loaded from `folder`, on the CPU.
         folder: Holds the weights that the graph points to.
         precision: What the graph computes in; text states and reference tables have this type.
@@ -98,7 +102,8 @@ def export_graph(
         )
     pair = _of_type(pair, dtype)
     traced = pair if dialect == "portable" else _for_cpu(pair)
-    graph = build_graph(name, traced, dtype=dtype, dialect=dialect)
+    build = build_control_graph if is_control_graph(name) else build_graph
+    graph = build(name, traced, dtype=dtype, dialect=dialect)
     return write_graph(
         graph,
         folder,
@@ -125,7 +130,7 @@ def write_graph(
         shared: Both U-Nets have the weights in `base_unet`.
         dialect: What it is written for.
     """
-    stored = _stored_parameters(graph.module, folder, shared=shared)
+    stored = _stored_parameters(graph, folder, shared=shared)
     model = _translate(graph, dialect)
     _optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, stored))
     _drop_traces(model)
@@ -166,6 +171,7 @@ def _of_type(pair: Pair, dtype: torch.dtype) -> Pair:
         vae=convert(pair.vae),
         text_encoder=convert(pair.text_encoder),
         tiny_vae=None if pair.tiny_vae is None else convert(pair.tiny_vae),
+        controls=_controls_of(pair, convert),
     )
 
 
@@ -173,18 +179,29 @@ def _for_cpu(pair: Pair) -> Pair:
     """The pair with modules that ONNX Runtime runs well; no parameter is copied."""
     base = for_cpu(pair.base.unet)
     reference = base if pair.reference.unet is pair.base.unet else for_cpu(pair.reference.unet)
-    return replace(pair, base=BaseUNet(base).eval(), reference=ReferenceUNet(reference).eval())
+    return replace(
+        pair,
+        base=BaseUNet(base).eval(),
+        reference=ReferenceUNet(reference).eval(),
+        controls=_controls_of(pair, for_cpu),
+    )
 
 
-def _stored_parameters(module: nn.Module, folder: Path, *, shared: bool) -> dict[str, StoredTensor]:
+def _controls_of(pair: Pair, change: Callable[[Any], Any]) -> tuple[PairControl, ...]:
+    return tuple(
+        replace(control, net=Control(change(control.net.unet)).eval()) for control in pair.controls
+    )
+
+
+def _stored_parameters(graph: Graph, folder: Path, *, shared: bool) -> dict[str, StoredTensor]:
     """Where each parameter of a traced module is stored, by its full name."""
     stored: dict[str, StoredTensor] = {}
-    for attribute, child in module.named_children():
-        prefix, part = f"{attribute}.", _PARTS[attribute]
-        owner: Any = child
-        if attribute in ("base", "reference"):
+    for attribute, child in graph.module.named_children():
+        prefix, owner = f"{attribute}.", child
+        part = _PARTS.get(attribute, f"{CONTROL_PREFIX}{graph.control}")
+        if attribute in ("base", "reference", "control"):
             prefix, owner = f"{attribute}.unet.", child.unet
-            part = "base_unet" if shared else part
+            part = "base_unet" if shared and attribute != "control" else part
         for name, tensor in find_weights(folder, part, owner).items():
             stored[prefix + name] = tensor
     return stored

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from bootpig_rt.backends.base import Backend, BatchCanvas, DenoiseBatch, FloatArray
+from bootpig_rt.backends.base import (
+    Backend,
+    BatchCanvas,
+    BatchControl,
+    DenoiseBatch,
+    FloatArray,
+)
 from bootpig_rt.bundle.manifest import ParityResult, Profile, finite_or_none
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
@@ -71,6 +77,8 @@ class Case:
         is_decoded: The latents are made into pictures.
         keeps_features: Every second step leaves out the deep blocks of the U-Net.
         has_mask: The last picture is drawn into a part of another.
+        has_maps: The first picture follows a map of each kind that the pair has controls for, and
+            the last picture one of the first kind.
     """
 
     name: str
@@ -83,6 +91,7 @@ class Case:
     is_decoded: bool = True
     keeps_features: bool = False
     has_mask: bool = False
+    has_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ def make_plan(
     steps: int | None = None,
     keeps_features: bool = False,
     takes_masks: bool = False,
+    takes_controls: bool = False,
 ) -> Plan:
     """The runs for a pair: all of what a bundle offers once, the default with all its steps.
 
@@ -150,6 +160,15 @@ def make_plan(
     if takes_masks:
         masked = dataclasses.replace(cases[0], name="masked", steps=few, has_mask=True)
         cases.append(dataclasses.replace(masked, is_decoded=False))
+    if takes_controls and spec.controls:
+        followed = [
+            dataclasses.replace(
+                case, name=f"controlled_{case.name}", steps=few, has_maps=True, is_decoded=False
+            )
+            for case in cases
+            if case.solver == config.default_solver and not case.has_mask
+        ]
+        cases += followed
     if keeps_features:
         cases += [
             dataclasses.replace(
@@ -160,7 +179,7 @@ def make_plan(
                 keeps_features=True,
             )
             for case in cases
-            if case.solver == config.default_solver and not case.has_mask
+            if case.solver == config.default_solver and not (case.has_mask or case.has_maps)
         ]
     return Plan(side, tuple(cases))
 
@@ -329,7 +348,24 @@ def _batch(
         merge=case.merge,
         deep_steps=np.arange(case.steps) % 2 == 0 if case.keeps_features else None,
         canvas=_canvas(case, shape) if case.has_mask else None,
+        controls=_controls(backend, plan, len(branches)) if case.has_maps else (),
     )
+
+
+def _controls(backend: Backend, plan: Plan, count: int) -> tuple[BatchControl, ...]:
+    """Coloured blocks as maps: what is compared is arithmetic."""
+    kinds = [control.kind for control in backend.spec.controls]
+    maps = tuple((_pictures(len(kinds) + 1, plan.side_px) + 1.0) / 2.0)
+    made = []
+    for number, kind in enumerate(kinds):
+        map_of_picture = np.full(count, -1, np.int64)
+        map_of_picture[0] = 0
+        own = (maps[number],)
+        if number == 0 and count > 1:
+            map_of_picture[-1], own = 1, (maps[0], maps[-1])
+        scale = np.linspace(1.0, 0.5, count, dtype=np.float32)
+        made.append(BatchControl(kind, own, map_of_picture, scale))
+    return tuple(made)
 
 
 def _canvas(case: Case, shape: tuple[int, int, int, int]) -> BatchCanvas:

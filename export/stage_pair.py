@@ -10,11 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from bootpig_rt.bundle.control import (
+    CONTROL_PREFIX,
+    CONTROL_WEIGHTS,
+    ControlFolder,
+    find_controls,
+)
 from bootpig_rt.bundle.files import list_files
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.pair_config import TINY_VAE, read_pair_config
@@ -44,6 +51,7 @@ def pair_files(folder: Path) -> list[str] | None:
         modules["ref_unet"] = UNET_STEM
     if (folder / TINY_VAE).is_dir():
         modules[TINY_VAE] = UNET_STEM
+    modules |= {control.path.name: UNET_STEM for control in find_controls(folder)}
     for name, stem in modules.items():
         files += [f"{name}/config.json", f"{name}/{stem}.safetensors"]
     if not all((folder / file).is_file() for file in files):
@@ -66,7 +74,9 @@ def is_stored_half(folder: Path, files: list[str]) -> bool:
     return True
 
 
-def check_in_place(folder: Path, files: list[str] | None) -> None:
+def check_in_place(
+    folder: Path, files: list[str] | None, controls: Sequence[ControlFolder] = ()
+) -> None:
     """Refuse to turn a pair's own folder into a bundle where that cannot end well.
 
     Raises:
@@ -79,6 +89,11 @@ def check_in_place(folder: Path, files: list[str] | None) -> None:
             "written anew: they are not one safetensors file a module that graphs can point into, "
             "or not float16 as --weights asks for, or LoRAs change them; choose another -o"
         )
+    if controls:
+        raise ParameterError(
+            f"{folder} cannot become a bundle in its own place with --control: copy "
+            f"{controls[0].path} there as {CONTROL_PREFIX}{controls[0].kind}, or choose another -o"
+        )
     for file in list_files(folder):
         if file.path not in files and not file.path.endswith(_GRAPH_SUFFIXES):
             raise ParameterError(
@@ -87,8 +102,12 @@ def check_in_place(folder: Path, files: list[str] | None) -> None:
             )
 
 
-def link_pair(source: Path, files: list[str], folder: Path) -> None:
+def link_pair(
+    source: Path, files: list[str], folder: Path, controls: Sequence[ControlFolder] = ()
+) -> None:
     """Give a pair with its `pair_files` a second place, where its weights are the same files.
+
+    So do ControlNets from elsewhere, each of one file of weights.
 
     The folder may hold what an earlier build left.
 
@@ -102,6 +121,11 @@ def link_pair(source: Path, files: list[str], folder: Path) -> None:
             link_or_copy(source / file, folder / file)
         else:  # small, and edited by hand now and then
             shutil.copyfile(source / file, folder / file)
+    for control in controls:
+        part = folder / f"{CONTROL_PREFIX}{control.kind}"
+        part.mkdir(exist_ok=True)
+        link_or_copy(control.path / CONTROL_WEIGHTS, part / CONTROL_WEIGHTS)
+        shutil.copyfile(control.path / "config.json", part / "config.json")
     if (source / CARD).is_file():
         shutil.copyfile(source / CARD, folder / CARD)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bootpig_rt.backends.bundle_spec import self_attention_levels
+from bootpig_rt.backends.bundle_spec import residuals_of, self_attention_levels
 from bootpig_rt.backends.tiles import cut
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, ParameterError
@@ -57,11 +57,13 @@ class PairShape:
         pixels_per_latent: Along a side.
         text_length: S, tokens of a prompt.
         level_of_layer: Of each self-attention how often the latents were halved before it.
+        level_of_residual: Likewise of what controls add.
     """
 
     pixels_per_latent: int
     text_length: int
     level_of_layer: tuple[int, ...]
+    level_of_residual: tuple[int, ...] = ()
 
 
 # graph -> input -> what its axes count; "" is an axis that graphs fix.
@@ -100,9 +102,24 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "ref_of_pair": ("steps", "reading_pairs", "references"),
         "features": ("rows", "", "height", "width"),
     },
+    "control_map": {"maps": ("batch", "", "map_height", "map_width")},
+    "control": {
+        "step": ("one",),
+        "state": ("state", "batch", "", "height", "width"),
+        "timesteps": ("steps", "batch"),
+        "prompt_embeds": ("prompts", "tokens", ""),
+        "hints": ("batch", "", "height", "width"),
+        "picture_of_control": ("control_rows",),
+        "text_of_control": ("control_rows",),
+        "hint_of_control": ("control_rows",),
+        "control_of_row": ("rows",),
+        "control_scale": ("rows",),
+    },
 }
 _TABLE = re.compile(r"[kv]_(\d+)")
 _TEXT = re.compile(r"text_[kv]_\d+")
+_RESIDUAL = re.compile(r"(?:residual|given)_(\d+)")
+_STEPS = ("denoise_step", "shallow_step", "controlled_step")
 
 
 def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
@@ -119,6 +136,7 @@ def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
     text = read_json(rest / "text_encoder" / "config.json")
     try:
         levels = self_attention_levels(unet)
+        of_residuals = tuple(level for _, level in residuals_of(unet))
         vae_levels = len(vae["block_out_channels"])
         tokens = int(text["max_position_embeddings"])
     except (KeyError, TypeError, ValueError) as error:
@@ -127,7 +145,7 @@ def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
             f"wrong one ({error}); copy the model folder again",
             folder,
         ) from error
-    return PairShape(2 ** (vae_levels - 1), tokens, levels)
+    return PairShape(2 ** (vae_levels - 1), tokens, levels, of_residuals)
 
 
 def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
@@ -149,6 +167,7 @@ def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
         "prompts": Range(1, min(2, 2 * batch), 2 * batch),
         "rows": Range(1, GUIDANCE_ROWS, GUIDANCE_ROWS * batch),
         "reading_rows": Range(0, GUIDANCE_ROWS - 1, (GUIDANCE_ROWS - 1) * batch),
+        "control_rows": Range(1, 2, 2 * batch),  # a picture's rows have two texts
         # Both of a picture's rows that read references read the same ones.
         "pairs": Range(1, 2, 2 * batch),
         "reading_pairs": Range(0, 1, batch),
@@ -161,6 +180,8 @@ def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
         "passes_in_table": Range(1, usual_steps, steps * references * batch),
         "height": side,
         "width": side,
+        "map_height": Range(*profile.resolution_px),
+        "map_width": Range(*profile.resolution_px),
         "tile": tile,
         "tile_px": tile_px,
     }
@@ -176,12 +197,13 @@ def input_ranges(
     """Smallest, usual and largest shape of each input of a graph.
 
     `inputs` gives sizes by name, -1 for an open axis; variants of the step are
-    `denoise_step_<merge>`, and those without deep blocks read a part of the same.
+    `denoise_step_<merge>`, those without deep blocks read a part of the same, and those with
+    controls more.
 
     Raises:
         ParameterError: The graph has an input or an open axis that its interface does not name.
     """
-    kind = "denoise_step" if graph.startswith(("denoise_step", "shallow_step")) else graph
+    kind = _kind(graph)
     if kind not in _AXES:
         raise ParameterError(f"graph is {graph!r}, expected one of: {', '.join(_AXES)}")
     ranges = axis_ranges(profile, shape)
@@ -191,10 +213,21 @@ def input_ranges(
     }
 
 
+def _kind(graph: str) -> str:
+    if graph.startswith(_STEPS):
+        return "denoise_step"
+    of_control = (kind for kind in ("control_map", "control") if graph.startswith(f"{kind}_"))
+    return next(of_control, graph)
+
+
 def _axes(kind: str, name: str, shape: PairShape) -> tuple[str, ...] | None:
     """What the axes of an input count; for a table its level stands in the third."""
     if kind == "denoise_step" and _TEXT.fullmatch(name):
         return ("rows", "tokens", "")
+    residual = _RESIDUAL.fullmatch(name)
+    if residual and int(residual[1]) < len(shape.level_of_residual):
+        level = shape.level_of_residual[int(residual[1])]
+        return ("rows", "", f"height {level}", f"width {level}")
     match = _TABLE.fullmatch(name)
     if kind == "denoise_step" and match and int(match[1]) < len(shape.level_of_layer):
         return ("passes_in_table", "", f"level {shape.level_of_layer[int(match[1])]}", "")
@@ -217,6 +250,9 @@ def _shape_range(
             area = 4 ** int(axis.removeprefix("level "))
             sides = zip(ranges["height"], ranges["width"], strict=True)
             columns.append(Range(*(height * width // area for height, width in sides)))
+        elif axis.startswith(("height ", "width ")):
+            side, level = axis.split()
+            columns.append(Range(*(size >> int(level) for size in ranges[side])))
         elif axis in ranges:
             columns.append(ranges[axis])
         else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootpig_rt.cli.bundle_text import all_parity_lines, bundle_folder, size_text, takes
-from bootpig_rt.cli.options import add_lora_argument, be_quiet_if_asked
+from bootpig_rt.cli.options import add_control_argument, add_lora_argument, be_quiet_if_asked
 from bootpig_rt.errors import EXIT_OK, CheckpointError, ParameterError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
     )
     add_lora_argument(parser)
+    add_control_argument(parser)
     parser.add_argument("--target", default="cpu", help="see below (default: cpu)")
     group = parser.add_argument_group("what it must take")
     group.add_argument(
@@ -128,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build the bundle and say where it is, or say what would be built."""
     be_quiet_if_asked(args)
+    from bootpig_rt.bundle.control import to_control_folders
     from bootpig_rt.bundle.lora import Lora
 
     pair = bundle_folder(args.pair)
@@ -135,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"pair {pair} is no folder; check --pair", pair)
     base_model = None if args.base_model is None else _base_model(args.base_model)
     loras = tuple(Lora.parse(text) for text in args.lora)
+    controls = to_control_folders(args.control)
     config = _config(pair, base_model)
     options = _options(args, config, pair, base_model)
     if args.dry_run:
@@ -160,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
             key=args.sign,
             overwrite=args.overwrite,
             loras=loras,
+            controls=controls,
             progress=progress,
         )
     seconds = time.perf_counter() - start
@@ -236,6 +240,7 @@ def _dry_run(
     pair: Path,
     base_model: Path | None,
 ) -> int:
+    from bootpig_rt.bundle.control import all_controls, to_control_folders
     from bootpig_rt.bundle.pair_config import TINY_VAE
     from bootpig_rt.export.build_options import graph_names
     from bootpig_rt.export.build_output import check_output
@@ -243,7 +248,12 @@ def _dry_run(
     from bootpig_rt.export.targets import target_status
 
     check_output(pair, args.output, options, overwrite=args.overwrite)
-    options = replace(options, tiny_decoder=((base_model or pair) / TINY_VAE).is_dir())
+    controls = all_controls(pair, to_control_folders(args.control))
+    options = replace(
+        options,
+        tiny_decoder=((base_model or pair) / TINY_VAE).is_dir(),
+        controls=tuple(control.kind for control in controls),
+    )
     names = graph_names(options)
     sizes = estimate(
         pair,
@@ -252,6 +262,7 @@ def _dry_run(
         options,
         num_graphs=len(names),
         is_written_anew=bool(args.lora),
+        controls=controls,
         reference_schedule=args.reference_schedule,
         table_dtype=args.table_dtype,
     )

@@ -35,6 +35,13 @@ def lora_lines(manifest: Manifest) -> list[str]:
     ]
 
 
+def control_lines(manifest: Manifest) -> list[str]:
+    """The controls that it has graphs for."""
+    return [
+        f"control    {control.kind}, {control.fingerprint[:12]}" for control in manifest.controls
+    ]
+
+
 def size_text(size_bytes: int) -> str:
     """A size as GB, MB or kB."""
     if size_bytes >= 1e9:

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootpig_rt.cli.bundle_text import all_parity_lines, bundle_folder, lora_lines, size_text, takes
+from bootpig_rt.cli.bundle_text import (
+    all_parity_lines,
+    bundle_folder,
+    control_lines,
+    lora_lines,
+    size_text,
+    takes,
+)
 from bootpig_rt.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -65,6 +72,7 @@ def _lines(bundle: Bundle, with_tensors: bool, layers: dict[str, dict[str, Any]]
         f"{len(manifest.files)} files, all as the manifest says",
         f"pair       {manifest.pair.name}, {manifest.pair.fingerprint[:12]}",
         *lora_lines(manifest),
+        *control_lines(manifest),
         f"target     {manifest.target}, {manifest.precision}, opset {manifest.opset}",
         f"runtime    {needs}",
         takes(manifest.profile),

@@ -30,6 +30,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
     )
     add_lora_argument(group)
+    add_control_argument(group)
     group.add_argument(
         "--decoder",
         metavar="NAME",
@@ -69,6 +70,19 @@ def add_lora_argument(parser: argparse._ActionsContainer) -> None:
         default=[],
         help="LoRA of the base model, fused into the weights as strongly as SCALE says (default: "
         "1); give it again for more. What runs it needs torch; a bundle built with it does not",
+    )
+
+
+def add_control_argument(parser: argparse._ActionsContainer) -> None:
+    """Which ControlNets are loaded beside the pair."""
+    parser.add_argument(
+        "--control",
+        metavar="KIND=DIR",
+        action="append",
+        default=[],
+        help="ControlNet of the base model, in diffusers' layout, beside those that lie in the "
+        "pair as controlnet_KIND; give it again for more. What runs it needs torch; a bundle built "
+        "with it does not",
     )
 
 
@@ -195,6 +209,7 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
         device=args.device,
         trust=args.trust,
         lora=args.lora,
+        controls=args.control,
         decoder=args.decoder,
         **options,
     )

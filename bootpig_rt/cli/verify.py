@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             steps=args.steps,
             keeps_features=bundle_spec(bundle).keeps_features,
             takes_masks=bundle_spec(bundle).canvas != "none",
+            takes_controls=bundle_spec(bundle).controls == torch_backend.spec.controls,
             progress=progress and (lambda what, share: progress(f"torch: {what}", share / 2)),
         )
         del torch_backend

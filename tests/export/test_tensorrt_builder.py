@@ -40,6 +40,7 @@ def pair(tmp_path: Path) -> Path:
             "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
             "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
             "layers_per_block": 2,
+            "block_out_channels": [8, 8],
         },
         "vae": {"block_out_channels": [8, 8, 8, 8]},
         "text_encoder": {"max_position_embeddings": 77},
@@ -384,7 +385,7 @@ def test_inputs_outside_the_interface_are_refused(
 
 
 def test_levels_follow_the_blocks_of_the_unet(pair: Path) -> None:
-    assert pair_shape(pair) == PairShape(8, 77, (0, 0, 1, 0, 0, 0))
+    assert pair_shape(pair) == PairShape(8, 77, (0, 0, 1, 0, 0, 0), (0, 0, 0, 1, 1, 1, 1))
     (pair / "vae" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="lacks a field"):
         pair_shape(pair)
