@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bootpig_rt.cli.control_options import add_map_arguments, read_maps
 from bootpig_rt.cli.options import (
     add_credentials_arguments,
     add_manner_arguments,
@@ -27,6 +28,7 @@ from bootpig_rt.errors import ParameterError
 
 if TYPE_CHECKING:
     from bootpig_rt.images.content_credentials import ContentCredentials
+    from bootpig_rt.images.control import Control
     from bootpig_rt.images.credentials_manifest import ReferenceOrigin
     from bootpig_rt.reference.subject import Subject
     from bootpig_rt.request import GenerationResult
@@ -110,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="pixels inside the mask over which the drawing fades in (default: those of a latent)",
     )
+    add_map_arguments(parser)
     add_credentials_arguments(parser)
     add_table_arguments(parser)
     add_model_arguments(parser)
@@ -123,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
     be_quiet_if_asked(args)
     output = check_output(args.output)
-    settings = _check_before_loading(args)
+    controls = read_maps(args)
+    settings = _check_before_loading(args, controls)
     tables = table_options(args)
     subject = None if args.subject is None else _subject(args.subject, args.store)
     references = [load_image(file) for file in args.reference]
@@ -145,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             image=args.image,
             mask_image=args.mask,
+            control_image=controls or None,
             on_event=on_event,
             **settings,
         )
@@ -181,7 +186,9 @@ def _subject(name: str, folder: str | None) -> Subject:
     return StoreFolder(store).load_subject(name)
 
 
-def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
+def _check_before_loading(
+    args: argparse.Namespace, controls: tuple[Control, ...]
+) -> dict[str, Any]:
     """Refuse what no pair could do, in a moment; the pipeline checks the rest.
 
     Returns:
@@ -225,7 +232,7 @@ def _check_before_loading(args: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError("--mask is given without --image; give both, or neither")
     canvas = None if args.image is None else Canvas.load(args.image, args.mask)
     for prompt in args.prompt or [None]:
-        Request(prompt=prompt, seed=args.seed, canvas=canvas, **settings)
+        Request(prompt=prompt, seed=args.seed, canvas=canvas, controls=controls, **settings)
     return settings
 
 
