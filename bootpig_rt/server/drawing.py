@@ -15,6 +15,7 @@ from bootpig_rt.reference.schedule import WHOLE
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 from bootpig_rt.server.calls import Call
+from bootpig_rt.server.controls import MapFile, controls_of
 from bootpig_rt.server.engine_client import Drawing, EngineClient
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.jobs import JobRecord
@@ -41,10 +42,12 @@ class Uploads:
     Attributes:
         references: Contents of image files; none for a kept subject, or none at all.
         canvas: The picture to draw into; None for none.
+        maps: That the pictures follow.
     """
 
     references: list[bytes]
     canvas: CanvasFiles | None = None
+    maps: list[MapFile] = field(default_factory=list)
 
 
 @dataclass
@@ -137,6 +140,7 @@ async def begin(
         height=height,
         guidance_interval=_interval(fields),
         tenant=call.tenant,
+        controls=await controls_of(uploads.maps, max_pixels=options.max_image_pixels),
         **await _canvas(options, fields, uploads.canvas),
     )
     names = ("prompt", "negative_prompt", "reference_prompt")

@@ -42,6 +42,7 @@ class ModelFacts:
         device: Where.
         max_batch: Pictures drawn at once.
         max_side_px: Largest width and height.
+        controls: Kinds of maps that its pictures can follow.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ModelFacts:
     device: str
     max_batch: int
     max_side_px: int
+    controls: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

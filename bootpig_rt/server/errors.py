@@ -35,6 +35,7 @@ PARAMS: Mapping[str, str] = {
     "reference_prompt": "reference_prompt",
     "reference_schedule": "reference_schedule",
     "approximation": "approximation",
+    "control": "controls",
     "noise_seed": "noise_seed",
     "prompt": "prompt",
     "solver": "solver",
@@ -122,7 +123,9 @@ def api_error(error: BaseException) -> ApiError:
         case PromptError():
             return ApiError(400, "invalid_prompt", str(error), param=_param(error) or "prompt")
         case ImageError():
-            param = "mask" if str(error).startswith("mask ") else "image"
+            told = str(error)
+            param = "mask" if told.startswith("mask ") else "image"
+            param = "controls" if told.startswith("control_image ") else param
             return ApiError(400, "invalid_image", str(error), param=param)
         case InputError():
             return ApiError(400, "invalid_value", str(error), param=_param(error))

@@ -31,6 +31,7 @@ from bootpig_rt.server.calls import (
     read_json,
     unless_gone,
 )
+from bootpig_rt.server.controls import map_files
 from bootpig_rt.server.drawing import Begun, CanvasFiles, Uploads, begin, close_job
 from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError, api_error
@@ -65,7 +66,8 @@ def image_routes(service: Service) -> APIRouter:
         """Draw a prompt, with a kept subject or with none."""
         service.check_ready()
         fields = validated(ImageFields, parse_json(await read_json(http)))
-        call, uploads = call_of(http), Uploads([])
+        call, uploads = call_of(http), Uploads([], maps=map_files(fields))
+        fields = fields.without_maps()
         return await _answer(service, http, call, fields, uploads, "image_generation")
 
     @routes.post("/v1/images/edits")
@@ -93,6 +95,8 @@ def image_routes(service: Service) -> APIRouter:
         uploads = Uploads(images)
         if mask is not None or fields.strength is not None:
             uploads = Uploads(images[1:], CanvasFiles(images[0], mask))
+        uploads.maps = map_files(fields)
+        fields = fields.without_maps()
         return await _answer(service, http, call_of(http), fields, uploads, "image_edit")
 
     return routes
@@ -316,9 +320,10 @@ def _finished(
 def _described(begun: Begun) -> dict[str, Any]:
     """What OpenAI's events say of every picture."""
     width, height = begun.fields.size_px()
-    side, canvas = begun.client.facts.size_px, begun.request.canvas
-    if canvas is not None:
-        width, height = canvas.size
+    side, request = begun.client.facts.size_px, begun.request
+    for given in (request.canvas, *request.controls):
+        if given is not None:
+            width, height = given.size
     return {
         "created_at": int(time.time()),
         "size": f"{width or side}x{height or side}",

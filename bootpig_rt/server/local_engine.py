@@ -177,6 +177,7 @@ class LocalEngine:
                 (spec.sides_px or (0, 1 << 20))[1],
                 options.limits.side_px or 1 << 20,
             ),
+            controls=tuple(control.kind for control in spec.controls),
         )
 
     async def prepare(

@@ -137,6 +137,7 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
         "max_side_px": facts.max_side_px,
         "max_references": facts.max_references,
         "is_few_step": facts.is_few_step,
+        "controls": list(facts.controls),
         "runtime": facts.runtime,
         "precision": facts.precision,
         "defaults": {

@@ -11,13 +11,14 @@ import binascii
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.diffusion.noise_schedule import SolverName
 from bootpig_rt.images.canvas import MAX_EDGE_PX
+from bootpig_rt.images.control import MAX_CONTROL_SCALE, MAX_CONTROLS
 from bootpig_rt.images.encode_image import ImageFormat
 from bootpig_rt.server.errors import ApiError
 
@@ -68,6 +69,27 @@ class Fields(BaseModel):
     """Of one body."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ControlFields(Fields):
+    """A map that a picture follows."""
+
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,31}$")] = Field(
+        description="Of the control that reads it: one of the model's `controls`."
+    )
+    image_url: Annotated[
+        str, Field(max_length=1 << 28, json_schema_extra={"pattern": _DATA_URL_TEXT})
+    ] = Field(description="A PNG, JPEG or WebP of the picture's size. No address is fetched.")
+    source: Literal["map", "photo"] = Field(
+        default="map",
+        description="`photo`: the image is one that the map is made of here, for outlines alone.",
+    )
+    scale: Annotated[float, Field(ge=0, le=MAX_CONTROL_SCALE, allow_inf_nan=False)] = Field(
+        default=1.0, description="How closely it is followed."
+    )
+    interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="Share of the steps in which it is: from, and to above it."
+    )
 
 
 class ImageFields(Fields):
@@ -125,6 +147,12 @@ class ImageFields(Fields):
     approximation: Annotated[str, Field(max_length=100, json_schema_extra=_APPROXIMATION)] = Field(
         default="none", description="What steps leave out to be quicker."
     )
+    controls: (
+        Annotated[list[ControlFields], Field(min_length=1, max_length=MAX_CONTROLS)] | None
+    ) = Field(
+        default=None,
+        description="Maps that the pictures follow, which give them their size; in a form as JSON.",
+    )
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Seconds in which the pictures must be done."
     )
@@ -134,6 +162,10 @@ class ImageFields(Fields):
     progress: bool = Field(
         default=False, description="A stream also tells of the queue and of steps."
     )
+
+    def without_maps(self) -> Self:
+        """All but the maps, which are large."""
+        return self.model_copy(update={"controls": None})
 
     def size_px(self) -> tuple[int, int] | tuple[None, None]:
         """Width and height; None for the model's own."""
@@ -290,6 +322,15 @@ def mask_bytes(mask: ImageUrl | None) -> bytes | None:
         ApiError: As `image_bytes`.
     """
     return None if mask is None else _data_url(mask.image_url, "mask.image_url")
+
+
+def map_bytes(controls: Iterable[ControlFields]) -> list[bytes]:
+    """Contents of the `data:` URLs of maps.
+
+    Raises:
+        ApiError: As `image_bytes`.
+    """
+    return [_data_url(one.image_url, f"controls.{at}.image_url") for at, one in enumerate(controls)]
 
 
 def _data_url(url: str, param: str) -> bytes:

@@ -146,8 +146,8 @@ def run_server(
     """
 
     @contextmanager
-    def run(*flags: str, **options: Any) -> Iterator[ServerProcess]:
-        running = _start(root, flags, tiny_bundle_folder, **options)
+    def run(*flags: str, model: Path | None = None, **options: Any) -> Iterator[ServerProcess]:
+        running = _start(root, flags, model or tiny_bundle_folder, **options)
         try:
             yield running
         finally:

@@ -245,6 +245,7 @@ class Model(BaseModel):
     max_side_px: Annotated[int, Field(ge=8)]
     max_references: Annotated[int, Field(ge=1)]
     is_few_step: bool
+    controls: list[str] = Field(description="Kinds of maps that its pictures can follow.")
     runtime: str
     precision: str
     defaults: Defaults

@@ -82,10 +82,11 @@ def _fields(
     for name in limits.keys() & properties.keys():
         value_of(properties[name]).update(limits[name])
     if "images" in properties:
-        (definition,) = definitions.values()
-        properties["images"]["items"] = definition
+        properties["images"]["items"] = definitions["ImageUrl"]
     if "mask" in properties:
-        properties["mask"]["anyOf"][0] = definition
+        properties["mask"]["anyOf"][0] = definitions["ImageUrl"]
+    if "controls" in properties:
+        value_of(properties["controls"])["items"] = definitions["ControlFields"]
     return schema
 
 
@@ -134,5 +135,6 @@ def _encoding(schema: Schema) -> Schema:
         "mask": "image/png, image/webp",
         "file": "application/octet-stream",
         "guidance_interval": "application/json",
+        "controls": "application/json",
     }
     return {name: {"contentType": types[name]} for name in types if name in schema["properties"]}

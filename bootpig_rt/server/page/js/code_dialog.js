@@ -49,6 +49,7 @@ export function mountCodeDialog(needsKey) {
     code.textContent = language === "curl" ? asCurl(call) : asPython(call);
     const hints = [
       shown.parameters["canvas_fingerprint"] ? "This one was drawn into a picture, which the code leaves out: send it and its mask to /v1/images/edits." : "",
+      hasMaps(shown) ? "It follows maps, which the code leaves out: send them as controls." : "",
       shown.subject_id ? "The server keeps the subject for a while only; its library says how long." : "",
       call.needsKey ? "Put the key into the variable BOOTPIG_KEY." : "",
       language === "python" ? "Needs pip install openai." : "",
@@ -64,6 +65,12 @@ export function mountCodeDialog(needsKey) {
     render();
     dialog.showModal();
   };
+}
+
+/** @param {Picture} picture */
+function hasMaps({ parameters }) {
+  const { controls } = parameters;
+  return Array.isArray(controls) && controls.length > 0;
 }
 
 /** @param {HTMLElement} node @returns {Promise<boolean>} */

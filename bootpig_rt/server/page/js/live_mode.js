@@ -42,7 +42,7 @@ export class LiveMode {
     this.#live = new Live({
       bodyOf: async (wish, signal) => {
         wish.subject_id = await parts.subject.idFor(wish.settings.model, signal);
-        return bodyOf({ ...wish.settings, ...parts.place.body() }, wish.subject_id);
+        return bodyOf({ ...wish.settings, ...parts.place.body(), ...parts.guide.body() }, wish.subject_id);
       },
       onPicture: (drawn, { settings, subject_id }, took_ms) => {
         const { subject, gallery, stage } = parts;

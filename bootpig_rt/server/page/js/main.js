@@ -11,6 +11,7 @@ import { mountExamples, promptOf } from "./examples.js";
 import { mountFigures } from "./figures.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
+import { Guide } from "./guide.js";
 import { mountKeyDialog } from "./key_dialog.js";
 import { Library } from "./library.js";
 import { LiveMode } from "./live_mode.js";
@@ -44,7 +45,8 @@ const references = new References({
 const subject = new SubjectChoice(references, () => referencePrompt.value.trim());
 const library = new Library(() => form.model?.id ?? "");
 const place = new Place(form);
-const parts = { form, subject, references, consent, stage, gallery, connection, place };
+const guide = new Guide(form);
+const parts = { form, subject, references, consent, stage, gallery, connection, place, guide };
 const studio = new Studio(parts);
 const live = new LiveMode(parts);
 
@@ -122,6 +124,7 @@ function showReferenceLimit() {
 async function meetServer() {
   if (connection.state !== "ready") return;
   form.offer(connection.models, connection.limits);
+  guide.offer();
   showReferenceLimit();
   showContact(connection.limits.contact);
   references.lookAgain();
@@ -191,11 +194,15 @@ composer.addEventListener("input", (event) => {
   else if (name === "model") {
     form.showDefaults();
     showReferenceLimit();
+    guide.offer();
   }
-  if (name === "model" || name === "size") place.fit();
+  if (name === "model" || name === "size") {
+    place.fit();
+    guide.fit();
+  }
   if (id !== "files" && name !== "mode") live.wish();
 });
-place.addEventListener("change", () => live.wish());
+for (const given of [place, guide]) given.addEventListener("change", () => live.wish());
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

@@ -21,6 +21,7 @@ const MOST_RETRIES = 10;
  * @property {import("./gallery.js").Gallery} gallery
  * @property {import("./connection.js").Connection} connection
  * @property {import("./place.js").Place} place
+ * @property {import("./guide.js").Guide} guide
  */
 
 export class Studio {
@@ -98,14 +99,14 @@ export class Studio {
    * @param {{controller: AbortController, requestId: string}} running
    */
   async #run(settings, running) {
-    const { subject, stage, gallery, connection, place } = this.#parts;
+    const { subject, stage, gallery, connection, place, guide } = this.#parts;
     const { signal } = running.controller;
     const start = performance.now();
     for (let isSecond = false; ; isSecond = true) {
       const id = await subject.idFor(settings.model, signal);
       try {
         const clock = new StepClock();
-        const body = bodyOf({ ...settings, ...place.body() }, id);
+        const body = bodyOf({ ...settings, ...place.body(), ...guide.body() }, id);
         for await (const event of draw(body, { requestId: running.requestId, signal })) {
           if (event.kind === "progress") {
             const { stage: part, done, total } = event.progress;

@@ -7,6 +7,7 @@
  * @property {number} size_px
  * @property {number} max_references
  * @property {boolean} is_few_step
+ * @property {string[]} [controls] kinds of maps that pictures can follow
  * @property {Record<string, string | number | null>} defaults
  *
  * @typedef {object} Limits what the server allows, as `GET /v1/limits` says
