@@ -13,7 +13,7 @@ from bootpig_rt.bundle.pair_config import Merge, PairConfig, ReferenceTimestep
 from bootpig_rt.diffusion.noise_schedule import PredictionType, SolverName
 from bootpig_rt.errors import ConfigError, describe_os_error
 
-StageName = Literal["vae", "base", "pair", "distill"]
+StageName = Literal["vae", "base", "pair", "distill", "control"]
 TimestepSampling = Literal["uniform", "middle", "logit_normal"]
 ChannelWeight = Literal["equal", "pixels"]
 VaeKind = Literal["kl", "patch", "patch_decoder"]
@@ -208,11 +208,20 @@ class DistillConfig(Table, frozen=True):
     substeps: Count = 1
 
 
+class ControlConfig(Table, frozen=True):
+    """Stage `control` only: what the maps show."""
+
+    # `depth`: the renderer's, where the shards hold it, else that of the small world; `canny`:
+    # outlines of the targets.
+    kind: Literal["depth", "canny"] = "depth"
+
+
 TABLES: dict[StageName, tuple[str, ...]] = {
     "vae": ("vae",),
     "base": ("unet", "diffusion", "pair"),
     "pair": ("diffusion", "pair"),
     "distill": ("diffusion", "distill"),
+    "control": ("diffusion", "control"),
 }
 """The tables that each stage reads, beside [samples] and [optimizer]."""
 
@@ -225,7 +234,7 @@ class TrainConfig(Table, frozen=True):
     data: str = "data/train"
     validation_data: str = ""
     # Stage `base` starts from a finished VAE, and so does a decoder alone; `pair` from a base, a
-    # pair or a Stable Diffusion folder, `distill` from a pair.
+    # pair or a Stable Diffusion folder, `distill` and `control` from a pair.
     start_from: str = ""
     steps: Count = 1000
     # Of one process, in one of `accumulate` parts of a step.
@@ -264,6 +273,7 @@ class TrainConfig(Table, frozen=True):
     diffusion: DiffusionConfig = DiffusionConfig()
     pair: PairSettings = PairSettings()
     distill: DistillConfig = DistillConfig()
+    control: ControlConfig = ControlConfig()
 
     def __post_init__(self) -> None:
         """Refuse settings that the stage would ignore: what a start knows cannot be said again."""
@@ -284,6 +294,11 @@ class TrainConfig(Table, frozen=True):
         if self.stage == "vae" and self.samples.buckets:
             raise ConfigError(
                 "stage 'vae' trains on pictures of one size, references too: take out "
+                "samples.buckets"
+            )
+        if self.stage == "control" and self.samples.buckets:
+            raise ConfigError(
+                "stage 'control' trains on pictures of the pair's own size: take out "
                 "samples.buckets"
             )
         if self.samples.resident:

@@ -23,9 +23,12 @@ from bootpig_rt.models.weights import digest_tensors
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.caches import make_missing
 from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.data import DiffusionData
 from bootpig_rt.training.estimate import Plan, make_plan
+from bootpig_rt.training.maps import read_maps, store_maps
 from bootpig_rt.training.model_card import write_card
 from bootpig_rt.training.open_data import (
+    VALIDATION_SAMPLES,
     cache_folder,
     open_data,
     open_samples,
@@ -36,6 +39,7 @@ from bootpig_rt.training.provenance import FILE, provenance
 from bootpig_rt.training.shards import read_manifest
 from bootpig_rt.training.stage import Stage
 from bootpig_rt.training.stages.base import BaseStage
+from bootpig_rt.training.stages.control import ControlStage
 from bootpig_rt.training.stages.distill import DistillStage
 from bootpig_rt.training.stages.pair import PairStage
 from bootpig_rt.training.stages.vae import VALIDATION_PICTURES, VaeStage
@@ -80,8 +84,18 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
         latent_multiple=start.base.size_multiple,
         start=start,
     )
+    if config.stage == "control":
+        return _control_stage(config, start, data), start.fingerprint
     kind = PairStage if config.stage == "pair" else DistillStage
     return kind(config, start, data), start.fingerprint
+
+
+def _control_stage(config: TrainConfig, start: Pair, data: DiffusionData) -> ControlStage:
+    side, kind = data.train.sizing.reference_px, config.control.kind
+    maps = store_maps(data.samples, kind, side, cache_folder(config))
+    held_out = open_validation(config, VALIDATION_SAMPLES)
+    of_held_out = None if held_out is None else read_maps(held_out, kind, side)
+    return ControlStage(config, start, data, maps, of_held_out)
 
 
 def _tokenizer_of(config: TrainConfig) -> Path:

@@ -112,6 +112,10 @@ class Samples:
         """The samples of a shard."""
         return range(int(self._bounds[shard]), int(self._bounds[shard + 1]))
 
+    def shard_path(self, shard: int) -> Path:
+        """The tar file of a shard."""
+        return self._shards[shard].path
+
     def texts(self, sample: int) -> tuple[str, str]:
         """Caption and reference prompt."""
         shard, row = self.locate(sample)

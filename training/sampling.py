@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bootpig_rt.diffusion.solver import SolverTable
+from bootpig_rt.models.control import Control
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers
@@ -85,13 +86,21 @@ class Drawer:
     """One U-Net with what it reads for a batch: gives its output at any latents and timestep.
 
     The base is the teacher's or the student's; the pair gives the merge and the scale of reference
-    keys. Without `guidance` the `text_image` row alone is computed.
+    keys. Without `guidance` the `text_image` row alone is computed. `control` is a module and the
+    embedded maps of the pictures, [B, C0, h, w].
     """
 
     def __init__(
-        self, base: BaseUNet, conditions: Conditions, pair: Pair, guidance: Guidance | None
+        self,
+        base: BaseUNet,
+        conditions: Conditions,
+        pair: Pair,
+        guidance: Guidance | None,
+        *,
+        control: tuple[Control, Tensor] | None = None,
     ) -> None:
         """Project the references, once for all steps, and lay out the rows."""
+        self._control = control
         self._base, self._guidance, self._merge = base, guidance, pair.config.merge
         self.table: ReferenceKVLayers = ()
         if conditions.features is not None:
@@ -113,7 +122,13 @@ class Drawer:
         steps = torch.full((len(rows),), t, device=rows.device)
         table = self.table or None
         plan = None if table is None else self._rows
-        output: Tensor = self._base(rows, steps, self._embeds, table, plan, merge=self._merge)
+        residuals: tuple[Tensor, ...] = ()
+        if self._control is not None:
+            control, hints = self._control
+            residuals = control(rows, steps, self._embeds, torch.cat([hints] * copies))
+        output, _ = self._base.draw(
+            rows, steps, self._embeds, table, plan, merge=self._merge, residuals=residuals
+        )
         output = output.float()
         if self._guidance is None:
             return output

@@ -17,6 +17,7 @@ from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.config import (
     TABLES,
+    ControlConfig,
     DiffusionConfig,
     DistillConfig,
     OptimizerConfig,
@@ -140,6 +141,7 @@ def make_config(samples: Path) -> MakeConfig:
             "diffusion": DiffusionConfig(),
             "pair": PairSettings(),
             "distill": DistillConfig(),
+            "control": ControlConfig(),
         }
         used = {"samples", "optimizer", *TABLES[stage]}
         tables = {

@@ -28,7 +28,7 @@ STAGES = [path for path in sorted(FOLDER.glob("*.toml")) if not path.stem.starts
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
 def test_every_config_of_the_repository_is_valid(path: Path) -> None:
     config = load_config(path, [])
-    assert config.stage in ("vae", "base", "pair", "distill")
+    assert config.stage in ("vae", "base", "pair", "distill", "control")
     assert config.steps > 100
 
 

@@ -13,7 +13,7 @@ from bootpig_rt.diffusion.solver import NoiseSchedule, solver_table
 from bootpig_rt.models.latent_scale import LatentScale
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.rows import RowPlan
-from bootpig_rt.models.unet import WalkedUNet
+from bootpig_rt.models.unet import ReferenceKVLayers, WalkedUNet
 from bootpig_rt.training.config import TrainConfig
 from bootpig_rt.training.data import DiffusionData
 from bootpig_rt.training.draws import Draws
@@ -118,13 +118,29 @@ class DiffusionStage:
         table = pair.base.project_reference(features, ref_scale=pair.config.ref_scale)
         ref_of_row = torch.full((count, batch.ref_of_row.shape[1]), -1, dtype=torch.long)
         ref_of_row[: batch.kept] = batch.ref_of_row
-        predicted = pair.base(
-            noisy, t.to(device), states[:count], table, ref_of_row, merge=pair.config.merge
+        samples = indices[torch.tensor(batch.order)].tolist()
+        predicted = self._draw(
+            noisy, t.to(device), states[:count], table, ref_of_row, samples
         ).float()
         loss, figures = self._weighed(predicted, batch.latents, noise, alphas, batch.masks)
         if not batch.kept:
             loss = loss + nothing_of(table)
         return loss, figures
+
+    def _draw(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        states: Tensor,
+        table: ReferenceKVLayers,
+        ref_of_row: Tensor,
+        samples: list[int],
+    ) -> Tensor:
+        """The base's prediction for the rows of a batch, of which `samples` are the numbers."""
+        drawn: Tensor = self.pair.base(
+            noisy, t, states, table, ref_of_row, merge=self.pair.config.merge
+        )
+        return drawn
 
     def _weighed(
         self, predicted: Tensor, latents: Tensor, noise: Tensor, alphas: Tensor, masks: Tensor
