@@ -64,6 +64,14 @@ ABOUT = {
         "inside the mask's border. Pixels outside the mask that changed are counted. Changes are "
         "to the subject's own reference, picture by picture.",
     ),
+    "control": (
+        "Pictures that follow depth maps",
+        "The renderer's depth of a held-out subject in a scene is given beside prompt and "
+        "reference. A small estimator, trained on the renderer's pictures, tells the depth of what "
+        "was drawn: `depth` is its mean distance to the picture's own map, `chance` to that of "
+        "another picture, `followed` to the map that was given; the row `renderer` is the "
+        "estimator's own error. Changes are to no map, picture by picture.",
+    ),
     "latency": (
         "From process start to picture",
         "Whole processes, with and without their files in the system's cache, then every part of a "

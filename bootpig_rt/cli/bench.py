@@ -31,7 +31,7 @@ examples:
 _STUDENT = Path("runs/distill/result")
 _SUITES = (
     "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "inpaint",
-    "latency", "kernels", "builds", "serving", "soak",
+    "control", "latency", "kernels", "builds", "serving", "soak",
 )  # fmt: skip
 _ROUNDS = 20
 
