@@ -16,6 +16,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from bootpig_rt.diffusion.solver import solver_table
+from bootpig_rt.errors import ConfigError
 from bootpig_rt.models.control import Control
 from bootpig_rt.models.control_folder import PairControl
 from bootpig_rt.models.load import Pair
@@ -49,6 +50,9 @@ class ControlStage(DiffusionStage):
         data: Samples.
         maps: Of the samples.
         validation_maps: float32 [N, 3, S, S], of the held-out ones; None where there are none.
+
+    Raises:
+        ConfigError: The pair was made for inpainting.
     """
 
     def __init__(
@@ -59,6 +63,11 @@ class ControlStage(DiffusionStage):
         maps: StoredMaps,
         validation_maps: Tensor | None,
     ) -> None:
+        if start.base.reads_canvas:
+            raise ConfigError(
+                f"start_from {config.start_from} was made for inpainting, expected a pair whose "
+                "Base U-Net reads latents alone: a control reads no mask"
+            )
         for module in start.modules:
             module.requires_grad_(False)
         torch.manual_seed(config.seed)
