@@ -358,7 +358,7 @@ def write_tiny_controls(folder: Path) -> None:
             torch.manual_seed(seed)
             net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8))
             for parameter in net.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter += 0.3 * torch.randn_like(parameter)
         net.save_pretrained(folder / f"controlnet_{kind}")
 
 

@@ -24,6 +24,9 @@ def generate(controlled_pair_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     Image.fromarray(grey).save("depth.png")
     rgb = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
     Image.fromarray(rgb).save("photo.png")
+    dog = Image.new("RGBA", (32, 32))
+    dog.paste((200, 30, 30, 255), (6, 8, 26, 24))
+    dog.save("dog.png")
 
     def run(*words: str, model: str = str(controlled_pair_folder)) -> int:
         return main(

@@ -214,10 +214,12 @@ def test_what_cannot_be_followed_is_refused_at_submit(
     assert torch_drawer.engine.num_waiting == 0
 
 
-def test_a_pair_without_controls_says_how_to_get_one(tiny_pair_folder: Path) -> None:
+def test_a_pair_without_controls_says_how_to_get_one(
+    tiny_pair_folder: Path, red: Image.Image
+) -> None:
     plain = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
     with pytest.raises(ParameterError, match="it has none; put the ControlNet beside the pair"):
-        plain("a dog", control_image={"depth": depth_of(1)})
+        plain("a dog, in snow", reference_images=red, control_image={"depth": depth_of(1)})
 
 
 def test_two_maps_of_one_kind_are_refused() -> None:
@@ -226,11 +228,14 @@ def test_two_maps_of_one_kind_are_refused() -> None:
 
 
 def test_a_control_from_elsewhere_draws_as_one_beside_the_pair(
-    controlled_pair_folder: Path, tiny_pair_folder: Path, torch_drawer: Pipeline
+    controlled_pair_folder: Path,
+    tiny_pair_folder: Path,
+    torch_drawer: Pipeline,
+    red: Image.Image,
 ) -> None:
     folder = controlled_pair_folder / "controlnet_depth"
     other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", controls={"depth": folder})
-    given = {"control_image": {"depth": depth_of(1)}, "seed": 1, "control_scale": 0.7}
+    given = {"reference_images": red, "control_image": {"depth": depth_of(1)}, "seed": 1}
     first, second = (pipe("a dog, in snow", **given) for pipe in (other, torch_drawer))
     np.testing.assert_array_equal(np.asarray(first.images[0]), np.asarray(second.images[0]))
 
