@@ -29,22 +29,8 @@ def generate(controlled_pair_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     dog.save("dog.png")
 
     def run(*words: str, model: str = str(controlled_pair_folder)) -> int:
-        return main(
-            [
-                "generate",
-                "--model",
-                model,
-                "--backend",
-                "torch",
-                "--seed",
-                "3",
-                "--steps",
-                "2",
-                "--prompt",
-                PROMPT,
-                *words,
-            ]
-        )
+        usual = "generate --backend torch --seed 3 --steps 2 --reference dog.png --model"
+        return main([*usual.split(), model, "--prompt", PROMPT, *words])
 
     return run
 

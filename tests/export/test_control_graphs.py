@@ -139,7 +139,7 @@ def test_the_gate_compares_pictures_that_follow_maps(
     got = record(create_backend("onnxruntime", controlled_bundle_folder, device="cpu"), plan)
     for name in ("controlled_one_reference.first_step", "controlled_one_reference.latents"):
         for ours, theirs in zip(got[name], wanted[name], strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
     plain = replace(plan, cases=(replace(cases[0], has_maps=False),))
     free = record(torch_backend, plain)
     name = "controlled_one_reference.latents"

@@ -106,7 +106,8 @@ def test_a_finished_stage_is_a_pair_with_the_control(
     assert [row.shape[1:] for row in figures.rows] == [(16, 16, 3)] * 4
     pipe = Pipeline(result, backend="torch", device="cpu")
     lines = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
-    pipe("a dog", control_image={"canny": lines}, num_inference_steps=2, seed=1)
+    dog = pipe.encode_subject(lines, "a photo of a dog")
+    pipe("a dog", subject=dog, control_image={"canny": lines}, num_inference_steps=2, seed=1)
 
 
 def test_maps_are_kept_and_equal_those_that_are_read(samples: Path, tmp_path: Path) -> None:
