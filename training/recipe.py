@@ -22,6 +22,7 @@ from bootpig_rt.errors import ConfigError, describe_os_error
 from bootpig_rt.files.atomic import atomic_write_text
 from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.config import Amount, Count, Size, Table, TrainConfig, load_config
+from bootpig_rt.training.splits import Split
 from bootpig_rt.training.synthesize import SynthesisConfig, synthesize
 from bootpig_rt.training.world import load_subjects
 
@@ -40,7 +41,7 @@ class SamplesOfRecipe(Table, frozen=True):
     name: str
     # A folder that is there already, relative to the recipe's file; nothing is made then.
     folder: str = ""
-    split: str = "train"
+    split: Split = "train"
     # `drawn`, or `3d`, which needs the extra `render`.
     world: Literal["drawn", "3d"] = "drawn"
     # To the settings of the 3-D world, as on the command line: "drawing_share=0.5".
