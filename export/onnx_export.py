@@ -197,10 +197,11 @@ def _stored_parameters(graph: Graph, folder: Path, *, shared: bool) -> dict[str,
     """Where each parameter of a traced module is stored, by its full name."""
     stored: dict[str, StoredTensor] = {}
     for attribute, child in graph.module.named_children():
-        prefix, owner = f"{attribute}.", child
+        prefix = f"{attribute}."
+        owner: Any = child
         part = _PARTS.get(attribute, f"{CONTROL_PREFIX}{graph.control}")
         if attribute in ("base", "reference", "control"):
-            prefix, owner = f"{attribute}.unet.", child.unet
+            prefix, owner = f"{attribute}.unet.", owner.unet
             part = "base_unet" if shared and attribute != "control" else part
         for name, tensor in find_weights(folder, part, owner).items():
             stored[prefix + name] = tensor

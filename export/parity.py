@@ -360,7 +360,7 @@ def _controls(backend: Backend, plan: Plan, count: int) -> tuple[BatchControl, .
     for number, kind in enumerate(kinds):
         map_of_picture = np.full(count, -1, np.int64)
         map_of_picture[0] = 0
-        own = (maps[number],)
+        own: tuple[FloatArray, ...] = (maps[number],)
         if number == 0 and count > 1:
             map_of_picture[-1], own = 1, (maps[0], maps[-1])
         scale = np.linspace(1.0, 0.5, count, dtype=np.float32)

@@ -38,7 +38,8 @@ def card_depth(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         card += float(ground[foot])
     share = mask.astype(np.float32) / 255.0
     depth = share * card + (1.0 - share) * ground[:, np.newaxis]
-    return np.rint(255.0 * depth).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(255.0 * depth).astype(np.uint8)
+    return grey
 
 
 def metric_depth(depth: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -54,4 +55,5 @@ def metric_depth(depth: NDArray[np.uint16]) -> NDArray[np.uint8]:
     inverse = 1.0 / np.maximum(depth.astype(np.float64), 1.0)
     low, high = inverse.min(), inverse.max()
     share = (inverse - low) / (high - low) if high > low else np.zeros_like(inverse)
-    return np.rint(255.0 * share).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(255.0 * share).astype(np.uint8)
+    return grey

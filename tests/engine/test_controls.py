@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
-from bootpig_rt.engine.rows import lay_out
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.control import Control
@@ -185,7 +184,6 @@ def test_runs_without_an_acting_map_are_plain(torch_drawer: Pipeline) -> None:
     acts = [control.acts.tolist() for control in plan.controls]
     assert acts == [[False] * 2 + [True] * 4 + [False] * 2]
     assert np.flatnonzero(plan.changes[1:]).tolist() == [1, 5]
-    assert lay_out.__doc__  # the rows of a batch say which pictures follow what
 
 
 @pytest.mark.parametrize(
@@ -235,7 +233,11 @@ def test_a_control_from_elsewhere_draws_as_one_beside_the_pair(
 ) -> None:
     folder = controlled_pair_folder / "controlnet_depth"
     other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", controls={"depth": folder})
-    given = {"reference_images": red, "control_image": {"depth": depth_of(1)}, "seed": 1}
+    given: dict[str, Any] = {
+        "reference_images": red,
+        "control_image": {"depth": depth_of(1)},
+        "seed": 1,
+    }
     first, second = (pipe("a dog, in snow", **given) for pipe in (other, torch_drawer))
     np.testing.assert_array_equal(np.asarray(first.images[0]), np.asarray(second.images[0]))
 

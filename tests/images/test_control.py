@@ -68,7 +68,8 @@ def test_a_photo_is_no_map() -> None:
 def test_a_map_is_sent_without_what_is_made_of_it() -> None:
     control = Control.load("depth", GREY, scale=0.5)
     assert control.for_net is control.for_net
-    assert (control.for_net.shape, control.for_net.dtype) == ((3, 8, 8), np.float32)
+    assert control.for_net.shape == (3, 8, 8)
+    assert control.for_net.dtype == np.float32
     data = pickle.dumps(control)
     assert len(data) < 1000
     again = pickle.loads(data)

@@ -113,9 +113,9 @@ def test_a_finished_stage_is_a_pair_with_the_control(
 def test_maps_are_kept_and_equal_those_that_are_read(samples: Path, tmp_path: Path) -> None:
     opened = Samples(samples, tmp_path)
     for kind in ("depth", "canny"):
-        stored = store_maps(opened, kind, 16, tmp_path)  # type: ignore[arg-type]
-        again = store_maps(opened, kind, 16, tmp_path)  # type: ignore[arg-type]
-        every = read_maps(opened, kind, 16)  # type: ignore[arg-type]
+        stored = store_maps(opened, kind, 16, tmp_path)
+        again = store_maps(opened, kind, 16, tmp_path)
+        every = read_maps(opened, kind, 16)
         assert torch.equal(stored.of(range(len(opened))), every)
         assert torch.equal(again.of([5, 23]), every[[5, 23]])
         assert every.shape == (24, 3, 16, 16)

@@ -7,6 +7,7 @@ it gave, and leaves the sum where the next one reads it; the step reads that of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Controls:
         self._launches: list[tuple[ort.InferenceSession, tuple[Any, Any]]] = []
         spare: list[list[ort.OrtValue]] = []
         for laid_out in control_inputs(batch, order):
-            embedded = hints.of(laid_out.maps, lambda one=laid_out: self._embed(one))
+            embedded = hints.of(laid_out.maps, partial(self._embed, laid_out))
             session = sessions.get(f"control_{laid_out.kind}")
             bound = {
                 **{name: to_device(array, device) for name, array in laid_out.arrays().items()},

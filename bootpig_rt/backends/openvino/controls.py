@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Controls:
         self._held: list[Layers] = []
         self._launches: list[tuple[Launch, ...]] = []
         for laid_out in control_inputs(batch, order):
-            embedded = hints.of(laid_out.maps, lambda one=laid_out: self._embed(one))
+            embedded = hints.of(laid_out.maps, partial(self._embed, laid_out))
             self._held.append(embedded)
             bound = {
                 **laid_out.arrays(),

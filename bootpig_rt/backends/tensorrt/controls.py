@@ -6,6 +6,7 @@ Each adds what it gives to what the ones before it gave; the step reads what the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ class Controls:
         self._hints: list[Layers] = []
         for laid_out in control_inputs(batch, order):
             engine = backend.engine(f"control_{laid_out.kind}")
-            embedded = backend.hints.of(laid_out.maps, lambda one=laid_out: self._embed(one))
+            embedded = backend.hints.of(laid_out.maps, partial(self._embed, laid_out))
             self._hints.append(embedded)
             if not self.residuals:
                 height, width = batch.state.shape[-2:]
