@@ -115,6 +115,24 @@ def check_kind(kind: object) -> str:
     return kind
 
 
+def check_sizes(value: object) -> tuple[int, ...]:
+    """Return what a picture's sizes are said to be, six whole numbers 0..16384.
+
+    Raises:
+        ParameterError: Anything else.
+    """
+    numbers_given: tuple[Any, ...] = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(numbers_given) != 6 or not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 16384 for n in numbers_given
+    ):
+        raise ParameterError(
+            f"sizes is {value!r:.80}, expected six whole numbers 0..16384: height and width of the "
+            "original, top and left of the crop, height and width of the target, such as "
+            "(1024, 1024, 0, 0, 1024, 1024)"
+        )
+    return numbers_given
+
+
 def check_strength(value: object) -> float:
     """Return how much of a given picture is drawn anew, over 0 up to 1.
 

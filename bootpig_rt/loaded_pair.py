@@ -28,7 +28,6 @@ from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 from bootpig_rt.storage.store import SubjectStore
-from bootpig_rt.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class LoadedPair:
         self._backend, self.store = backend, store
         self._background_remover = background_remover
         self._decoder = decoder
-        self._tokenizer = Tokenizer.from_folder(self.spec.tokenizer_folder)
+        self._tokenizer = self.spec.tokenizer()
         self.engine = self._engine(store, max_batch)
 
     def _engine(self, store: SubjectStore, max_batch: int) -> Engine:

@@ -150,6 +150,7 @@ class Pipeline(LoadedPair):
         approximation: Approximation | str = "none",
         width: int | None = None,
         height: int | None = None,
+        sizes: tuple[int, ...] | None = None,
         image: ImageSource | None = None,
         mask_image: ImageSource | None = None,
         strength: float | None = None,
@@ -183,6 +184,7 @@ class Pipeline(LoadedPair):
             approximation: `none`, `cache:K` or `cache:K+window:A-B`, see `Approximation`.
             width: Of the pictures, in pixels.
             height: Of the pictures, in pixels.
+            sizes: What a pair of Stable Diffusion XL is told of them, see `Request`.
             image: A picture to draw into, or from; it gives the pictures their size.
             mask_image: Black and white, of the same size: white is drawn, black comes out as it
                 is. Without it all of the image is drawn over.
@@ -253,6 +255,7 @@ class Pipeline(LoadedPair):
                 approximation=approximation,
                 width=width,
                 height=height,
+                sizes=sizes,
                 canvas=canvas,
                 strength=strength,
                 mask_edge_px=mask_edge_px,

@@ -19,6 +19,7 @@ from bootpig_rt.checks import (
     check_prompt,
     check_seed,
     check_share,
+    check_sizes,
     check_steps,
     check_strength,
 )
@@ -55,6 +56,9 @@ class Request:
         approximation: What steps leave out, see `Approximation`; `none` leaves out nothing.
         width: Of the pictures, in pixels.
         height: Of the pictures, in pixels.
+        sizes: What a pair of Stable Diffusion XL is told of them: height and width of the original,
+            top and left of the crop, height and width of the target; by default those of a whole
+            picture of their own size.
         canvas: A given picture that they are drawn into where its mask says, or from.
         strength: How much of the canvas is drawn anew, over 0 up to 1: the share of the steps that
             are done. By default 1 with a mask, 0.8 without.
@@ -82,6 +86,7 @@ class Request:
     approximation: Approximation | str = "none"
     width: int | None = None
     height: int | None = None
+    sizes: tuple[int, ...] | None = None
     canvas: Canvas | None = None
     strength: float | None = None
     mask_edge_px: int | None = None
@@ -123,6 +128,8 @@ class Request:
             size = getattr(self, name)
             if size is not None:
                 put(self, name, check_int(name, size, 8, 4096, "leave it out for the pair's own"))
+        if self.sizes is not None:
+            put(self, "sizes", check_sizes(self.sizes))
         if self.canvas is not None or self.strength is not None or self.mask_edge_px is not None:
             self._check_canvas()
         if self.controls != ():
@@ -238,6 +245,7 @@ class PictureParameters:
     table_dtype: str | None
     width: int
     height: int
+    sizes: tuple[int, ...]
     strength: float | None
     mask_edge_px: int | None
     canvas_fingerprint: str | None
@@ -252,7 +260,8 @@ class PictureParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for the text chunk of a PNG."""
-        values = {**asdict(self), "guidance_interval": list(self.guidance_interval)}
+        lists = {"guidance_interval": list(self.guidance_interval), "sizes": list(self.sizes)}
+        values = {**asdict(self), **lists}
         values["controls"] = [
             {**one, "interval": list(one["interval"])} for one in values["controls"]
         ]

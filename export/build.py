@@ -24,6 +24,7 @@ from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.manifest import ControlInfo
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.signing import check_private_key
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.errors import (
     BootPIGError,
     ParityError,
@@ -52,7 +53,16 @@ PARITY_SUFFIX = ".parity-report"
 
 
 GRAPHS, ENGINES = "graphs", "engines"
-_RUNTIME_PARTS = ("base_unet", "vae", "text_encoder", "tokenizer", "scheduler", TINY_VAE)
+_RUNTIME_PARTS = (
+    "base_unet",
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    TEXT_ENCODER_2,
+    TOKENIZER_2,
+    "scheduler",
+    TINY_VAE,
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,8 @@ def _build(order: Order, work: WorkFolder, track: Track) -> BuildResult:
     controls = tuple(ControlInfo(one.kind, one.fingerprint) for one in pair.controls)
     if options.precision == "float16":  # in its place: two copies would not fit
         for module in pair.modules:
-            nn.Module.half(module)
+            if module is not pair.vae or not pair.keeps_vae_wide:
+                nn.Module.half(module)
     resumed = _export(order, pair, work, track)
     _release(pair)  # it would not fit beside the new backend's copy
     del pair

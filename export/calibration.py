@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, PairSpec
-from bootpig_rt.backends.step_inputs import StepInputs, graph_name, step_inputs
+from bootpig_rt.backends.step_inputs import OF_PAIRS, StepInputs, graph_name, step_inputs
 from bootpig_rt.diffusion.solver import BatchSolver, solver_table
 from bootpig_rt.engine.rows import PictureBranches, plan_guidance
 from bootpig_rt.errors import ImageError, ParameterError
@@ -25,7 +25,6 @@ from bootpig_rt.images.image_input import load_image
 from bootpig_rt.reference.encode import prepare
 from bootpig_rt.reference.reference_pass import reference_latents
 from bootpig_rt.reference.schedule import ReferenceSchedule
-from bootpig_rt.text.tokenizer import Tokenizer
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
 Launch: TypeAlias = Callable[[str, Mapping[str, np.ndarray[Any, Any]]], Arrays]
@@ -204,7 +203,7 @@ class _Drawer:
         config = spec.config
         self._solver = solver_table(config.default_solver, spec.noise_schedule, steps)
         self._schedule = ReferenceSchedule.default_for(config.reference_timestep)
-        self._tokenizer = Tokenizer.from_folder(spec.tokenizer_folder)
+        self._tokenizer = spec.tokenizer()
         self._side = (side_px or config.sample_size_px) // spec.vae_scale_factor
 
     def draw(
@@ -283,7 +282,12 @@ class _Drawer:
         text = self._launch(
             "text_kv", {"prompt_embeds": states, "text_of_row": laid_out.text_of_row}
         )
-        return {**laid_out.arrays, **text, **table}
+        arrays = {
+            name: array
+            for name, array in laid_out.arrays.items()
+            if "added" not in text or name not in OF_PAIRS
+        }
+        return {**arrays, **text, **table}
 
 
 def _ignore(_: str) -> None:

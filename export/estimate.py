@@ -19,6 +19,7 @@ from bootpig_rt.backends.host_table import TABLE_DTYPES, TableDtype, table_bytes
 from bootpig_rt.backends.tiles import MOST_LATENTS
 from bootpig_rt.bundle.control import CONTROL_PREFIX, ControlFolder
 from bootpig_rt.bundle.pair_config import TINY_VAE, PairConfig, read_json
+from bootpig_rt.bundle.text_parts import has_two_texts, text_encoders
 from bootpig_rt.checks import check_name
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.export.build_options import BuildOptions
@@ -42,6 +43,9 @@ _GRAPH_BYTES = 400_000
 # Bytes of activations that a decoder keeps at once, in pictures of its first width.
 _DECODER_PICTURES = 3
 
+
+_NARROWER: tuple[TableDtype, ...] = ("float16", "float8")
+"""How tables are kept where memory is short: half of each other in this order."""
 
 _INT8_BYTES = 1.3
 """A number of a step graph in int8: with a fifteenth of them in float32, and scales."""
@@ -73,6 +77,22 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class TableSize:
+    """A reference table of one reference of the usual size, by how its numbers are kept.
+
+    Attributes:
+        dtype: How they are kept.
+        whole_bytes: All entries: on the device, on the host, or in a folder on the disk.
+        step_bytes: On the device at a step, where the whole stays on the host: the entry that is
+            read and the next one.
+    """
+
+    dtype: TableDtype
+    whole_bytes: int
+    step_bytes: int
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Expected sizes, in bytes.
 
@@ -83,6 +103,7 @@ class Estimate:
         table_entries: E of a reference table, with the pair's default steps.
         table_dtype: What the numbers of the table lie on the device in.
         reference_schedule: Of the table.
+        tables: What it takes in this type and in narrower ones.
         usual: Memory for one picture of the usual size with one reference.
         largest: Memory for a full batch of the largest pictures with the most references.
     """
@@ -93,6 +114,7 @@ class Estimate:
     table_entries: int
     table_dtype: TableDtype
     reference_schedule: str
+    tables: tuple[TableSize, ...]
     usual: Memory
     largest: Memory
 
@@ -120,7 +142,7 @@ def estimate(
 
     Args:
         folder: Holds the U-Nets.
-        rest: Holds `vae`, `text_encoder`, `tokenizer` and `scheduler`.
+        rest: Holds `vae`, text encoders, tokenizers and `scheduler`.
         config: Of the pair.
         options: What is asked for.
         num_graphs: Files of graphs or engines.
@@ -137,7 +159,8 @@ def estimate(
     stored, parameters = {}, {}
     names = ["base_unet"] if config.shared_unet else ["base_unet", "ref_unet"]
     names += [TINY_VAE] if options.tiny_decoder else []
-    for name in (*names, "vae", "text_encoder"):
+    unet = read_json(folder / "base_unet" / "config.json")
+    for name in (*names, "vae", *text_encoders(unet)):
         part = (folder if name.endswith("unet") else rest) / name
         parameters[name], stored[name] = _count(part)
     for control in controls:
@@ -147,6 +170,11 @@ def estimate(
     is_single = (folder / "pair.json").is_file() and not any(folder.glob("*/*.index.json"))
     total = sum(parameters.values())
     width = _BYTES_OF[options.precision]
+    vae = read_json(rest / "vae" / "config.json")
+    # An autoencoder of Stable Diffusion XL computes in float32 unless it was mended for float16.
+    wide = 0
+    if width == 2 and has_two_texts(unet) and vae.get("force_upcast", True):
+        wide = 2 * parameters["vae"]
     on_disk = sum(stored.values())
     is_wide = on_disk > 2 * total
     is_linked = folder == rest and is_single and not (options.weights == "float16" and is_wide)
@@ -159,7 +187,7 @@ def estimate(
     kinds = 3 if options.controls else 2
     steps = (num_graphs - NUM_FIXED_GRAPHS - options.tiny_decoder - of_controls) // kinds
     if options.is_engine:  # each engine holds the weights of its graph
-        engines = width * (total + (steps - 1) * parameters["base_unet"])
+        engines = wide + width * (total + (steps - 1) * parameters["base_unet"])
         engines += width * parameters["base_unet"] if config.shared_unet else 0
     graphs = num_graphs * _GRAPH_BYTES
     if (
@@ -172,11 +200,16 @@ def estimate(
     if table_dtype is not None:
         check_name("table_dtype", table_dtype, TABLE_DTYPES)
         dtype = dtype if options.is_engine else cast("TableDtype", table_dtype)
-    unet = read_json(folder / "base_unet" / "config.json")
-    decoder_width = read_json(rest / "vae" / "config.json")["block_out_channels"][0]
+    decoder_width = vae["block_out_channels"][0]
     shape = pair_shape(folder, rest)
     profile = options.profile
-    held = engines if options.is_engine else width * total
+    held = engines if options.is_engine else width * total + wide
+    usual_side = profile.resolution_px[1] // shape.pixels_per_latent
+    usual_layers = self_attention_shapes(unet, usual_side, usual_side)
+
+    def table_size(kept: TableDtype) -> TableSize:
+        one = table_bytes(usual_layers, num_entries=1, num_references=1, dtype=kept)
+        return TableSize(kept, entries * one, min(2, entries) * one)
 
     def memory(side_px: int, batch: int, references: int) -> Memory:
         side = side_px // shape.pixels_per_latent
@@ -198,6 +231,7 @@ def estimate(
         table_entries=entries,
         table_dtype=dtype,
         reference_schedule=str(schedule),
+        tables=tuple(table_size(kept) for kept in dict.fromkeys([dtype, *_NARROWER])),
         usual=memory(profile.resolution_px[1], 1, 1),
         largest=memory(profile.resolution_px[2], profile.max_batch, profile.max_references),
     )

@@ -1,7 +1,7 @@
 """What the graphs of a pair compute, as torch modules: tensors in, tensors out.
 
     text_encoder   ids -> prompt_embeds
-    text_kv        prompt_embeds, text_of_row -> text_k_0, text_v_0, text_k_1, text_v_1, ...
+    text_kv        prompt_embeds, text_of_row -> text_k_0, text_v_0, text_k_1, text_v_1, ..., added
     vae_encoder    pixels -> latents
     reference_kv   latents, noise, alpha, sigma, timesteps, prompt_embeds -> k_0, v_0, k_1, v_1, ...
     denoise_step   everything that one step of a batch needs -> next_state, estimate, features
@@ -11,7 +11,9 @@
 
 No value is read while tracing: sizes follow from shapes, so one graph serves every solver, number
 of steps, schedule and batch. Inputs and outputs are float32 or int64, except text states, keys and
-values, which have the type that the graphs compute in. This file knows no ONNX.
+values, which have the type that the graphs compute in. `added`, what texts add to the embedding of
+timesteps, is there for pairs of Stable Diffusion XL alone; their steps read it, and no pairs of
+rows, which differ from the first block on. This file knows no ONNX.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
 
 class TextEncoder(nn.Module):
-    """ids int64 [P, S] -> prompt_embeds [P, S, E]."""
+    """ids int64 [P, S] -> prompt_embeds [P, S, E]; of two encoders as `TwoTextEncoders` says."""
 
     def __init__(self, text_encoder: Any) -> None:
-        """Wrap a CLIP text model."""
+        """Wrap a CLIP text model, or two as one."""
         super().__init__()
         self.text_encoder = text_encoder
 
@@ -63,10 +65,13 @@ class TextTable(nn.Module):
             text_of_row: int64 [N], which of them each row reads.
 
         Returns:
-            text_k_0, text_v_0, text_k_1, text_v_1, ...: L pairs [N, S, H_l * D_l].
+            text_k_0, text_v_0, text_k_1, text_v_1, ...: L pairs [N, S, H_l * D_l]; then added
+            [N, T], where texts add something to the embedding of timesteps.
         """
-        layers = self.base.project_text(prompt_embeds)
-        return tuple(part.index_select(0, text_of_row) for layer in layers for part in layer)
+        parts = [part for layer in self.base.project_text(prompt_embeds) for part in layer]
+        _, added = self.base.split_text(prompt_embeds)
+        parts += [] if added is None else [added]
+        return tuple(part.index_select(0, text_of_row) for part in parts)
 
 
 class VaeEncoder(nn.Module):
@@ -275,12 +280,15 @@ class DenoiseStep(nn.Module):
         """Take a step: with pairs all of the U-Net, with features that were kept its last block.
 
         Residuals of controls, for the rows, are added to its skip connections and middle block.
+        Where texts add something, that leads `text_and_table`.
         """
 
         def now(per_step: Tensor) -> Tensor:
             return per_step.index_select(0, step).squeeze(0)
 
         sample, history = state[0], state[1:]
+        added = text_and_table[0] if self.base.added_width else None
+        text_and_table = text_and_table if added is None else text_and_table[1:]
         layers = list(zip(text_and_table[::2], text_and_table[1::2], strict=True))
         count = len(self._layers)
         # The walk counts all layers; those that are left out read neither text nor table.
@@ -322,6 +330,7 @@ class DenoiseStep(nn.Module):
             t_of_row=now(timesteps).index_select(0, picture_of_row),
             features=kept,
             residuals=residuals,
+            added=added,
         )
         output = output.float()
 
@@ -348,6 +357,19 @@ class DenoiseStep(nn.Module):
         return (next_state, estimate, features) if kept is None else (next_state, estimate)
 
 
+class SizedStep(DenoiseStep):
+    """A step of a pair whose texts add something to timesteps, so that rows are no pairs."""
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Take a step.
+
+        Args:
+            arguments: Those of `DenoiseStep` but for the pairs; ahead of text and table `added`
+                [N, T].
+        """
+        return self._take(*arguments)
+
+
 class ShallowStep(DenoiseStep):
     """A step that computes the last block of the U-Net, on features of an earlier step."""
 
@@ -362,7 +384,7 @@ class ShallowStep(DenoiseStep):
         Args:
             features: [N, C', h, w], what `denoise_step` gave for the same rows.
             arguments: Those of `DenoiseStep` but for the pairs, and text and table of the layers
-                that are left.
+                that are left; ahead of these `added`, where the step with all blocks reads it.
 
         Returns:
             next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bootpig_rt.backends.step_inputs import OF_PAIRS
 from bootpig_rt.bundle.pair_config import MERGES, TINY_VAE
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.dialect import Dialect
@@ -21,6 +22,7 @@ from bootpig_rt.export.graph_modules import (
     DenoiseStep,
     ReferenceTable,
     ShallowStep,
+    SizedStep,
     TextEncoder,
     TextTable,
     TinyDecoder,
@@ -29,6 +31,7 @@ from bootpig_rt.export.graph_modules import (
 )
 from bootpig_rt.export.reference_op import OpMerge
 from bootpig_rt.models.load import Pair
+from bootpig_rt.models.text_encoders import ids_length, states_shape
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
 GRAPH_NAMES = (
@@ -91,7 +94,7 @@ def build_graph(
         raise ParameterError(f"graph is {name!r}, but the pair has no folder {TINY_VAE}")
     if name in ("vae_encoder", "vae_decoder", TINY_DECODER):
         return _vae_graph(name, pair)
-    text_length = int(pair.text_encoder.config.max_position_embeddings)
+    text_length = states_shape(pair.text_encoder)[0]
     if name == "text_kv":
         return text_graph(pair.base, text_length, dtype)
     if name == "reference_kv":
@@ -108,18 +111,17 @@ def build_graph(
 
 
 def _text_graph(pair: Pair) -> Graph:
-    length = int(pair.text_encoder.config.max_position_embeddings)
     return Graph(
         name="text_encoder",
         module=TextEncoder(pair.text_encoder),
-        inputs={"ids": torch.zeros(3, length, dtype=torch.int64)},
+        inputs={"ids": torch.zeros(3, ids_length(pair.text_encoder), dtype=torch.int64)},
         axes={"ids": {0: Dim("prompts", min=1)}},
         outputs=("prompt_embeds",),
     )
 
 
 def text_graph(base: BaseUNet, text_length: int, dtype: torch.dtype) -> Graph:
-    """`text_kv` of a U-Net; `text_length` is S."""
+    """`text_kv` of a U-Net; `text_length` is the rows of the text states."""
     return Graph(
         name="text_kv",
         module=TextTable(base),
@@ -164,7 +166,7 @@ def reference_graph(
     text_length: int,
     dtype: torch.dtype,
 ) -> Graph:
-    """`reference_kv` of two U-Nets; `text_length` is S."""
+    """`reference_kv` of two U-Nets; `text_length` is the rows of the text states."""
     multiple = base.size_multiple
     rows = Dim("references", min=1)
     size = {2: multiple * Dim("_height", min=1), 3: multiple * Dim("_width", min=1)}
@@ -198,7 +200,9 @@ def step_graph(
     *,
     is_shallow: bool = False,
 ) -> Graph:
-    """`denoise_step`, or `denoise_step_<merge>` for another merge than `one`; S is given.
+    """`denoise_step`, or `denoise_step_<merge>` for another merge than `one`.
+
+    `text_length` is the rows of the text states, S and those of what is added.
 
     `is_shallow` gives `shallow_step` in place of it, for U-Nets with blocks that are not deep.
     """
@@ -263,12 +267,18 @@ def step_graph(
     }
     if merge != "one":
         axes["ref_of_row"][2] = axes["ref_of_pair"][2] = free["R"]
+    if is_shallow or base.added_width:
+        inputs = {name: value for name, value in inputs.items() if name not in OF_PAIRS}
+        axes = {name: axis for name, axis in axes.items() if name not in OF_PAIRS}
     if is_shallow:
         features = torch.zeros(rows, base.deep_channels(), *inputs["state"].shape[3:], dtype=dtype)
-        of_pairs = ("pair_of_row", "picture_of_pair", "ref_of_pair")
-        inputs = {"features": features} | {k: v for k, v in inputs.items() if k not in of_pairs}
-        axes = {name: axis for name, axis in axes.items() if name not in of_pairs}
+        inputs = {"features": features, **inputs}
         axes["features"] = {0: free["N"], 2: size[3], 3: size[4]}
+    if base.added_width:
+        width = base.unet.add_embedding.linear_2.out_features
+        inputs["added"] = torch.zeros(rows, width, dtype=dtype)
+        axes["added"] = {0: free["N"]}
+        text_length -= -(-base.added_width // _text_width(base))
     layers = [i for i in range(base.num_layers) if not (is_shallow and i in base.deep_layers)]
     for layer in layers:
         for kind in "kv":
@@ -283,6 +293,8 @@ def step_graph(
             inputs[name] = torch.zeros(entries, heads, 10 + layer, inner // heads, dtype=dtype)
             axes[name] = {0: free["F"], 2: tokens}
     step, module = ("shallow_step", ShallowStep) if is_shallow else ("denoise_step", DenoiseStep)
+    if base.added_width and not is_shallow:
+        module = SizedStep
     return Graph(
         name=step if merge == "one" else f"{step}_{merge}",
         module=module(base, merge, dialect),
@@ -296,8 +308,9 @@ def step_graph(
 
 
 def text_names(base: BaseUNet) -> tuple[str, ...]:
-    """`text_k_0`, `text_v_0`, ...: outputs of `text_kv` and inputs of `denoise_step`."""
-    return tuple(f"text_{name}" for name in table_names(base))
+    """`text_k_0`, `text_v_0`, ..., `added`: outputs of `text_kv`, inputs of `denoise_step`."""
+    added = ("added",) if base.added_width else ()
+    return (*(f"text_{name}" for name in table_names(base)), *added)
 
 
 def table_names(base: BaseUNet) -> tuple[str, ...]:

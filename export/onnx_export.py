@@ -33,6 +33,7 @@ from torch import nn
 from bootpig_rt import __version__
 from bootpig_rt.bundle.control import CONTROL_PREFIX
 from bootpig_rt.bundle.pair_config import TINY_VAE
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2
 from bootpig_rt.errors import EngineError, ParameterError
 from bootpig_rt.export.attention_text import ORT_DOMAIN
 from bootpig_rt.export.control_graphs import build_control_graph, is_control_graph
@@ -46,6 +47,7 @@ from bootpig_rt.files.atomic import atomic_write_bytes
 from bootpig_rt.models.control import Control
 from bootpig_rt.models.control_folder import PairControl
 from bootpig_rt.models.load import Pair
+from bootpig_rt.models.text_encoders import TwoTextEncoders
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
 METADATA_KEY = "bootpig_rt"
@@ -168,7 +170,7 @@ def _of_type(pair: Pair, dtype: torch.dtype) -> Pair:
         pair,
         base=BaseUNet(base).eval(),
         reference=ReferenceUNet(reference).eval(),
-        vae=convert(pair.vae),
+        vae=nn.Module.to(pair.vae, torch.float32) if pair.keeps_vae_wide else convert(pair.vae),
         text_encoder=convert(pair.text_encoder),
         tiny_vae=None if pair.tiny_vae is None else convert(pair.tiny_vae),
         controls=_controls_of(pair, convert),
@@ -203,8 +205,15 @@ def _stored_parameters(graph: Graph, folder: Path, *, shared: bool) -> dict[str,
         if attribute in ("base", "reference", "control"):
             prefix, owner = f"{attribute}.unet.", owner.unet
             part = "base_unet" if shared and attribute != "control" else part
-        for name, tensor in find_weights(folder, part, owner).items():
-            stored[prefix + name] = tensor
+        owners = {prefix: (part, owner)}
+        if isinstance(owner, TwoTextEncoders):
+            owners = {
+                f"{prefix}first.": (part, owner.first),
+                f"{prefix}second.": (TEXT_ENCODER_2, owner.second),
+            }
+        for prefix, (part, owner) in owners.items():
+            for name, tensor in find_weights(folder, part, owner).items():
+                stored[prefix + name] = tensor
     return stored
 
 

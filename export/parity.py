@@ -31,7 +31,6 @@ from bootpig_rt.engine.rows import PictureBranches, plan_guidance
 from bootpig_rt.export.parity_limits import Limits
 from bootpig_rt.reference.reference_pass import reference_latents
 from bootpig_rt.reference.schedule import ReferenceSchedule
-from bootpig_rt.text.tokenizer import Tokenizer
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -264,7 +263,7 @@ def _run_graphs(backend: Backend, plan: Plan, recorder: _Recorder) -> None:
     """One launch of each graph but the step."""
     spec = backend.spec
     rng = np.random.default_rng(_SEED)
-    tokenizer = Tokenizer.from_folder(spec.tokenizer_folder)
+    tokenizer = spec.tokenizer()
     references = max(case.references for case in plan.cases)
     side = plan.side_px // spec.vae_scale_factor
     shape = (spec.latent_channels, side, side)
@@ -293,7 +292,7 @@ def _run_graphs(backend: Backend, plan: Plan, recorder: _Recorder) -> None:
 def _run_case(backend: Backend, plan: Plan, case: Case, recorder: _Recorder) -> None:
     """From noise to pictures: what the first step puts out, the last latents, the pictures."""
     spec = backend.spec
-    tokenizer = Tokenizer.from_folder(spec.tokenizer_folder)
+    tokenizer = spec.tokenizer()
     solver = solver_table(case.solver, spec.noise_schedule, case.steps)
     timesteps = case.schedule.timesteps(solver.timesteps)
     latents = reference_latents(

@@ -24,7 +24,9 @@ from bootpig_rt.bundle.control import (
 )
 from bootpig_rt.bundle.files import list_files
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
-from bootpig_rt.bundle.pair_config import TINY_VAE, read_pair_config
+from bootpig_rt.bundle.model_index import with_tiny
+from bootpig_rt.bundle.pair_config import TINY_VAE, read_json, read_pair_config
+from bootpig_rt.bundle.text_parts import text_parts
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.build_options import Weights
 from bootpig_rt.export.work_folder import link_or_copy, remove
@@ -46,7 +48,9 @@ def pair_files(folder: Path) -> list[str] | None:
         return None
     config = read_pair_config(folder / "pair.json")
     files = ["pair.json", "scheduler/scheduler_config.json"]
-    modules = {"base_unet": UNET_STEM, "vae": UNET_STEM, "text_encoder": TEXT_STEM}
+    texts = text_parts(read_json(folder / "base_unet" / "config.json"))
+    encoders = [part for part in texts if part.startswith("text_encoder")]
+    modules = {"base_unet": UNET_STEM, "vae": UNET_STEM, **dict.fromkeys(encoders, TEXT_STEM)}
     if not config.shared_unet:
         modules["ref_unet"] = UNET_STEM
     if (folder / TINY_VAE).is_dir():
@@ -56,10 +60,12 @@ def pair_files(folder: Path) -> list[str] | None:
         files += [f"{name}/config.json", f"{name}/{stem}.safetensors"]
     if not all((folder / file).is_file() for file in files):
         return None
-    with safe_open(folder / "text_encoder" / f"{TEXT_STEM}.safetensors", framework="pt") as stream:
-        if not any(name.startswith("text_model.") for name in stream.keys()):
-            return None
-    optional = [INDEX_FILE, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]
+    for part in encoders:
+        with safe_open(folder / part / f"{TEXT_STEM}.safetensors", framework="pt") as stream:
+            if not any(name.startswith("text_model.") for name in stream.keys()):
+                return None
+    tokenizers = [part for part in texts if part not in encoders]
+    optional = [INDEX_FILE, *(f"{part}/{name}" for part in tokenizers for name in TOKENIZER_FILES)]
     return files + [file for file in optional if (folder / file).is_file()]
 
 
@@ -126,6 +132,9 @@ def link_pair(
         part.mkdir(exist_ok=True)
         link_or_copy(control.path / CONTROL_WEIGHTS, part / CONTROL_WEIGHTS)
         shutil.copyfile(control.path / "config.json", part / "config.json")
+    if (folder / TINY_VAE).is_dir() and INDEX_FILE in files:
+        index = folder / INDEX_FILE
+        index.write_text(with_tiny(index.read_text(encoding="utf-8")), encoding="utf-8")
     if (source / CARD).is_file():
         shutil.copyfile(source / CARD, folder / CARD)
 

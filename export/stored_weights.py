@@ -58,7 +58,8 @@ def find_weights(folder: Path, part: str, module: nn.Module) -> dict[str, Stored
     """
     expected = module.state_dict()
     found: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder / part, TEXT_STEM if part == "text_encoder" else UNET_STEM):
+    stem = TEXT_STEM if part.startswith("text_encoder") else UNET_STEM
+    for path in _weight_files(folder / part, stem):
         for name, stored in _read_header(path, path.relative_to(folder).as_posix()):
             like: dict[str, Tensor] = {
                 name: torch.empty(stored.shape, dtype=stored.dtype, device="meta")

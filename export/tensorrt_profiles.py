@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bootpig_rt.backends.bundle_spec import residuals_of, self_attention_levels
 from bootpig_rt.backends.tiles import cut
 from bootpig_rt.bundle.pair_config import read_json
+from bootpig_rt.bundle.text_parts import NUM_SIZES, has_two_texts, text_shape
 from bootpig_rt.errors import CheckpointError, ParameterError
 
 if TYPE_CHECKING:
@@ -58,18 +59,25 @@ class PairShape:
         text_length: S, tokens of a prompt.
         level_of_layer: Of each self-attention how often the latents were halved before it.
         level_of_residual: Likewise of what controls add.
+        added_rows: Rows of text states beside S, of a pair with two text encoders.
     """
 
     pixels_per_latent: int
     text_length: int
     level_of_layer: tuple[int, ...]
     level_of_residual: tuple[int, ...] = ()
+    added_rows: int = 0
+
+    @property
+    def ids_length(self) -> int:
+        """Numbers of a prompt: S, or those for two text encoders and sizes."""
+        return 2 * self.text_length + NUM_SIZES if self.added_rows else self.text_length
 
 
 # graph -> input -> what its axes count; "" is an axis that graphs fix.
 _AXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "text_encoder": {"ids": ("prompts", "tokens")},
-    "text_kv": {"prompt_embeds": ("prompts", "tokens", ""), "text_of_row": ("rows",)},
+    "text_encoder": {"ids": ("prompts", "ids")},
+    "text_kv": {"prompt_embeds": ("prompts", "states", ""), "text_of_row": ("rows",)},
     "vae_encoder": {"pixels": ("images", "", "tile_px", "tile_px")},
     "vae_decoder": {"latents": ("batch", "", "tile", "tile")},
     "tiny_decoder": {"latents": ("batch", "", "tile", "tile")},
@@ -79,7 +87,7 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "alpha": ("passes",),
         "sigma": ("passes",),
         "timesteps": ("passes",),
-        "prompt_embeds": ("passes", "tokens", ""),
+        "prompt_embeds": ("passes", "states", ""),
     },
     "denoise_step": {
         "step": ("one",),
@@ -101,6 +109,7 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "picture_of_pair": ("pairs",),
         "ref_of_pair": ("steps", "reading_pairs", "references"),
         "features": ("rows", "", "height", "width"),
+        "added": ("rows", ""),
     },
     "control_map": {"maps": ("batch", "", "map_height", "map_width")},
     "control": {
@@ -139,13 +148,14 @@ def pair_shape(folder: Path, base_model: Path | None = None) -> PairShape:
         of_residuals = tuple(level for _, level in residuals_of(unet))
         vae_levels = len(vae["block_out_channels"])
         tokens = int(text["max_position_embeddings"])
+        added_rows = text_shape(unet, text)[0] - tokens if has_two_texts(unet) else 0
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: a config.json of base_unet, vae or text_encoder lacks a field or has a "
             f"wrong one ({error}); copy the model folder again",
             folder,
         ) from error
-    return PairShape(2 ** (vae_levels - 1), tokens, levels, of_residuals)
+    return PairShape(2 ** (vae_levels - 1), tokens, levels, of_residuals, added_rows)
 
 
 def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
@@ -175,7 +185,9 @@ def axis_ranges(profile: Profile, shape: PairShape) -> dict[str, Range]:
         "steps": Range(1, usual_steps, steps),
         "state": Range(1, 1 + MAX_HISTORY, 1 + MAX_HISTORY),
         "columns": Range(2, 2 + MAX_HISTORY, 2 + MAX_HISTORY),
-        "tokens": Range(shape.text_length, shape.text_length, shape.text_length),
+        "tokens": Range(*[shape.text_length] * 3),
+        "states": Range(*[shape.text_length + shape.added_rows] * 3),
+        "ids": Range(*[shape.ids_length] * 3),
         # Any picture of a batch may show its own subject, each step reads its own entry.
         "passes_in_table": Range(1, usual_steps, steps * references * batch),
         "height": side,

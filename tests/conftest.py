@@ -107,6 +107,7 @@ class MakeTinyPair(Protocol):
         shallow: bool = ...,
         patches: bool = ...,
         inpainting: bool = ...,
+        xl: bool = ...,
         **config: Any,
     ) -> Path:
         """Write a random pair and return its folder."""
@@ -122,6 +123,8 @@ def make_tiny_pair() -> MakeTinyPair:
     With `patches` the autoencoder is a `PatchAutoencoder` whose six channels have a mean and a
     standard deviation each.
     With `inpainting` the U-Nets have nine input channels.
+    With `xl` it is shaped like Stable Diffusion XL: a first block that attends to nothing, two
+    transformer blocks in a row, two text encoders and sizes.
     Further keywords become fields of `pair.json`.
     """
 
@@ -134,21 +137,34 @@ def make_tiny_pair() -> MakeTinyPair:
         shallow: bool = False,
         patches: bool = False,
         inpainting: bool = False,
+        xl: bool = False,
         **config: Any,
     ) -> Path:
         import torch
         from diffusers import UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         from bootpig_rt.bundle.pair_config import PairConfig
         from bootpig_rt.models.load import Pair
         from bootpig_rt.models.save import save_pair
+        from bootpig_rt.models.text_encoders import TwoTextEncoders
         from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
 
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer_folder = folder / "tokenizer_source"
         _write_tiny_tokenizer(tokenizer_folder)
         kind, channels = ("", (16,)) if shallow else ("CrossAttn", (16, 32))
+        downs, ups = [f"{kind}DownBlock2D"] * len(channels), [f"{kind}UpBlock2D"] * len(channels)
+        more: dict[str, Any] = {"cross_attention_dim": 16}
+        if xl:
+            downs[0], ups[-1] = "DownBlock2D", "UpBlock2D"
+            more = {
+                "cross_attention_dim": 16 + 24,
+                "transformer_layers_per_block": (1, 2),
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 24 + 6 * 8,
+            }
         read = 9 if inpainting else 6 if patches else 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -159,28 +175,37 @@ def make_tiny_pair() -> MakeTinyPair:
                     out_channels=6 if patches else 4,
                     block_out_channels=channels,
                     layers_per_block=1,
-                    down_block_types=(f"{kind}DownBlock2D",) * len(channels),
-                    up_block_types=(f"{kind}UpBlock2D",) * len(channels),
+                    down_block_types=tuple(downs),
+                    up_block_types=tuple(ups),
                     attention_head_dim=tuple(width // 8 for width in channels),
-                    cross_attention_dim=16,
                     norm_num_groups=4,
                     use_linear_projection=True,
+                    **more,
                 )
                 for _ in range(2)
             )
             vae: Any = make_patch_autoencoder() if patches else make_autoencoder_kl()
-            text = CLIPTextConfig(
-                vocab_size=len(json.loads((tokenizer_folder / "vocab.json").read_text())),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=24,
-                bos_token_id=514,
-                eos_token_id=515,
-                pad_token_id=515,
-            )
-            text_encoder = CLIPTextModel(text)
+            text: dict[str, Any] = {
+                "vocab_size": len(json.loads((tokenizer_folder / "vocab.json").read_text())),
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2 if xl else 1,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 24,
+                "bos_token_id": 514,
+                "eos_token_id": 515,
+                "pad_token_id": 515,
+            }
+            text_encoder: Any = CLIPTextModel(CLIPTextConfig(**text))
+            if xl:
+                wide = {**text, "hidden_size": 24, "projection_dim": 24, "num_hidden_layers": 3}
+                second = CLIPTextModelWithProjection(CLIPTextConfig(**wide, hidden_act="gelu"))
+                text_encoder = TwoTextEncoders(
+                    text_encoder,
+                    second,
+                    base.config,
+                    zeros_for_empty=bool(config.get("zeros_for_empty_prompt")),
+                )
         scheduler = {
             "num_train_timesteps": 1000,
             "beta_start": 0.00085,
@@ -199,6 +224,7 @@ def make_tiny_pair() -> MakeTinyPair:
             scheduler=scheduler,
             config=PairConfig(**{**defaults, **config}),
             fingerprint="",
+            tokenizer_2_folder=_second_tokenizer(folder) if xl else None,
         )
         saved = save_pair(pair, folder / "pair", dtype=torch.float32)
         if published:
@@ -389,6 +415,16 @@ def inpainting_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
 
 
 @pytest.fixture(scope="session")
+def xl_pair_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
+    """A tiny pair shaped like Stable Diffusion XL, whose empty prompts are zeros; copy it too."""
+
+    def fill(folder: Path) -> Path:
+        return make_tiny_pair(folder, xl=True, zeros_for_empty_prompt=True)
+
+    return share("xl_pair", fill) / "pair"
+
+
+@pytest.fixture(scope="session")
 def published_layout_folder(make_tiny_pair: MakeTinyPair, share: Share) -> Path:
     """`base_unet` and `ref_unet` of a random pair; `base_model` beside it holds the rest."""
     return share("published_pair", lambda folder: make_tiny_pair(folder, published=True)) / "pair"
@@ -463,6 +499,15 @@ def _write_tiny_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
+def _second_tokenizer(folder: Path) -> Path:
+    """The same vocabulary with "!", which is number 0, as padding."""
+    second = folder / "tokenizer_2_source"
+    _write_tiny_tokenizer(second)
+    settings = second / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "pad_token": "!"}))
+    return second
+
+
 class MakeSDFolder(Protocol):
     """`make_sd_folder(folder, version, ...)`, see the fixture."""
 
@@ -473,7 +518,7 @@ class MakeSDFolder(Protocol):
 
 @pytest.fixture(scope="session")
 def make_sd_folder() -> MakeSDFolder:
-    """Random weights in the layout of published folders, `2.1-base` or `1.x`; returns the folder.
+    """Random weights in the layout of published folders, `2.1-base`, `1.x` or `xl`; gives it back.
 
     File names, tensor names and configurations are theirs. Channels are divided by 10 or 20 and
     depths cut unless `full_size`; the text width and, in 1.x, the 8 heads stay.
@@ -484,10 +529,11 @@ def make_sd_folder() -> MakeSDFolder:
     ) -> Path:
         import torch
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         folder.mkdir(parents=True)
         unet, vae, text, scheduler = _sd_configs(version, full_size)
+        text_2 = _xl_configs(full_size, unet, vae, text, scheduler) if version == "xl" else None
         with torch.device("meta"):
             build_unet: Any = UNet2DConditionModel
             build_vae: Any = AutoencoderKL
@@ -496,6 +542,9 @@ def make_sd_folder() -> MakeSDFolder:
                 "vae": (build_vae(**vae), {"_class_name": "AutoencoderKL", **vae}),
                 "text_encoder": (CLIPTextModel(CLIPTextConfig(**text)), text),
             }
+            if text_2 is not None:
+                second = CLIPTextModelWithProjection(CLIPTextConfig(**text_2))
+                modules["text_encoder_2"] = (second, text_2)
         generator = torch.Generator().manual_seed(0)
         for name, (module, config) in modules.items():
             _write_random_module(folder / name, module, config, generator, getattr(torch, dtype))
@@ -504,7 +553,14 @@ def make_sd_folder() -> MakeSDFolder:
         settings.write_text(json.dumps({**json.loads(settings.read_text()), **_SD_TOKENIZER}))
         (folder / "scheduler").mkdir()
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
+        if version == "xl":
+            index = {"_class_name": "StableDiffusionXLPipeline"}
+            index["force_zeros_for_empty_prompt"] = True
+            shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
+            settings = folder / "tokenizer_2" / "tokenizer_config.json"
+            settings.write_text(json.dumps({**json.loads(settings.read_text()), "pad_token": "!"}))
+        (folder / "model_index.json").write_text(json.dumps(index))
         if version == "1.x":  # parts of 1.x folders that no pair has, here as a pickle
             (folder / "safety_checker").mkdir()
             (folder / "safety_checker" / "pytorch_model.bin").write_bytes(b"not to be opened")
@@ -595,6 +651,100 @@ def _sd_configs(version: str, full_size: bool) -> tuple[dict[str, Any], ...]:
     return unet, vae, text, scheduler
 
 
+def _xl_configs(
+    full_size: bool,
+    unet: dict[str, Any],
+    vae: dict[str, Any],
+    text: dict[str, Any],
+    scheduler: dict[str, Any],
+) -> dict[str, Any]:
+    """Make those of 1.x those of XL's base, and return that of its second text encoder."""
+    cross = "CrossAttn"
+    unet |= {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20] if full_size else [1, 2, 4],
+        "block_out_channels": [320, 640, 1280] if full_size else [16, 32, 64],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", *[f"{cross}DownBlock2D"] * 2],
+        "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128 if full_size else 8,
+        "transformer_layers_per_block": [1, 2, 10] if full_size else [1, 2, 3],
+        "up_block_types": [*[f"{cross}UpBlock2D"] * 2, "UpBlock2D"],
+        "use_linear_projection": True,
+    }
+    vae |= {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+    text |= {"num_hidden_layers": 12 if full_size else 2}
+    scheduler |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    return {
+        **text,
+        "architectures": ["CLIPTextModelWithProjection"],
+        "hidden_act": "gelu",
+        "hidden_size": 1280,
+        "intermediate_size": 5120 if full_size else 64,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 32 if full_size else 2,
+        "projection_dim": 1280,
+    }
+
+
+@pytest.fixture(scope="session")
+def make_xl_headers() -> Callable[[Path], Path]:
+    """A function that writes a pair of the published sizes of XL whose weights are holes.
+
+    Files are sparse: headers say the shapes, and no block of the disk holds the numbers.
+    """
+
+    def make(folder: Path) -> Path:
+        import torch
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        from bootpig_rt.bundle.pair_config import PairConfig
+
+        unet, vae, text, scheduler = _sd_configs("1.x", True)
+        text_2 = _xl_configs(True, unet, vae, text, scheduler)
+        build_unet: Any = UNet2DConditionModel
+        build_vae: Any = AutoencoderKL
+        with torch.device("meta"):
+            modules = {
+                "base_unet": (build_unet(**unet), unet),
+                "vae": (build_vae(**vae), vae),
+                "text_encoder": (CLIPTextModel(CLIPTextConfig(**text)), text),
+                "text_encoder_2": (CLIPTextModelWithProjection(CLIPTextConfig(**text_2)), text_2),
+            }
+        for name, (module, config) in modules.items():
+            (folder / name).mkdir(parents=True)
+            (folder / name / "config.json").write_text(json.dumps(config))
+            stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
+            _write_holes(folder / name / f"{stem}.safetensors", module)
+        (folder / "scheduler").mkdir()
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        pair = PairConfig(name="xl", sample_size_px=1024, shared_unet=True)
+        (folder / "pair.json").write_text(pair.to_json())
+        return folder
+
+    return make
+
+
+def _write_holes(path: Path, module: Any) -> None:
+    """A safetensors file in float16 with the shapes of a module and nothing behind its header."""
+    header, end = {}, 0
+    for name, tensor in module.state_dict().items():
+        size = 2 * tensor.numel()
+        header[name] = {
+            "dtype": "F16",
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+
+
 def _write_random_module(
     folder: Path, module: Any, config: dict[str, Any], generator: Any, dtype: Any
 ) -> None:
@@ -615,7 +765,7 @@ def _write_random_module(
                 name = name.replace(today, old)
         prefix = "text_model." if folder.name == "text_encoder" else ""
         tensors[name if name.startswith(prefix) else prefix + name] = tensor
-    stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
+    stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -126,6 +126,7 @@ def test_every_parameter_is_recorded(pipeline: Pipeline, dog: Subject) -> None:
         "table_dtype": "float32",
         "width": 40,
         "height": 48,
+        "sizes": [],
         "strength": None,
         "mask_edge_px": None,
         "canvas_fingerprint": None,

@@ -95,18 +95,19 @@ class DiffusionData:
         self._ahead = ReadAhead(self._read, config.samples.readers)
 
     def ids(self, texts: list[str]) -> Tensor:
-        """Tokenise texts to int64 [N, S]; the first that is cut is told in the log."""
+        """Tokenise texts to int64 [N, S], as `Tokenizer` does; tell the first that is cut."""
         ids = self.tokenizer(texts, tells_cut=False)
         if not self._told_cut:
-            full = np.flatnonzero(ids[:, -2] != self.tokenizer.pad_id).tolist()
-            cut = [n for n in full if self.tokenizer.num_tokens(texts[n]) > ids.shape[1]]
+            length = self.tokenizer.max_length
+            full = np.flatnonzero(ids[:, length - 2] != self.tokenizer.pad_id).tolist()
+            cut = [n for n in full if self.tokenizer.num_tokens(texts[n]) > length]
             if cut:
                 self._told_cut = True
                 logger.warning(
                     "a caption has %d tokens, the text encoder reads %d, the end is ignored; so it "
                     "is with any other that is as long: %r",
                     self.tokenizer.num_tokens(texts[cut[0]]),
-                    ids.shape[1],
+                    length,
                     texts[cut[0]],
                 )
         return torch.from_numpy(ids)

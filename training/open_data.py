@@ -70,7 +70,7 @@ def open_data(
             tokenizer,
             start.text_encoder,
             cache,
-            tokenizer_folder=start.tokenizer_folder,
+            tokenizer_folders=[start.tokenizer_folder, start.tokenizer_2_folder],
             device=device,
         )
     validation = None

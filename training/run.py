@@ -79,7 +79,7 @@ def build_stage(config: TrainConfig, device: torch.device) -> tuple[Stage, str]:
     data = open_data(
         config,
         start.vae,
-        Tokenizer.from_folder(start.tokenizer_folder),
+        start.tokenizer(),
         device,
         latent_multiple=start.base.size_multiple,
         start=start,

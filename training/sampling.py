@@ -14,7 +14,9 @@ from bootpig_rt.diffusion.solver import SolverTable
 from bootpig_rt.models.control import Control
 from bootpig_rt.models.load import Pair
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
+from bootpig_rt.models.text_encoders import TwoTextEncoders
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers
+from bootpig_rt.text.tokenizer import whole_picture
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,39 @@ def encode_conditions(
     references: Tensor,
     reference_ids: Tensor,
     ref_of_row: Tensor,
+    *,
+    like: Tensor,
 ) -> Conditions:
     """Read prompts, and references once at t = 0.
 
     Tokens of the prompts are int64 [B, S], of the empty prompt [1, S], of the references [N, S];
     references are clean latents [N, C, h, w], N may be 0; `ref_of_row` is int64 [B, R], -1 for
-    none.
+    none. `like` are latents of the size of what is drawn, which pairs may be told.
     """
     states = pair.text_encoder(torch.cat([ids, empty_ids, reference_ids]))[0]
     count = len(ids)
+    states = told_size(pair, states, count + 1, like)
     features = None
     if len(references):
         clean = torch.zeros(len(references), dtype=torch.long, device=references.device)
         features = pair.reference(references, clean, states[count + 1 :])
     negative = states[count : count + 1].expand(count, -1, -1)
     return Conditions(states[:count], negative, features, ref_of_row)
+
+
+def told_size(pair: Pair, states: Tensor, count: int, latents: Tensor) -> Tensor:
+    """Text states of which the first ones are told the size of the pictures of some latents.
+
+    A pair that is told no sizes has its states as they are; the rest are references, which have the
+    pair's own size.
+    """
+    text: object = pair.text_encoder
+    if not isinstance(text, TwoTextEncoders):
+        return states
+    factor = 2 ** (len(pair.vae.config.block_out_channels) - 1)
+    height, width = (factor * side for side in latents.shape[-2:])
+    told = text.told_sizes(states[:count], whole_picture(width, height))
+    return torch.cat([told, states[count:]])
 
 
 class Drawer:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from bootpig_rt.bundle.pair_config import PairConfig, trained_size_px
+from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.errors import CheckpointError
+from bootpig_rt.models.init_pair import check_parts, untrained_config
 from bootpig_rt.models.load import Pair, assemble_pair, load_pair, load_vae
 from bootpig_rt.training.compose import REFERENCE_LENGTH
 from bootpig_rt.training.config import PairSettings
@@ -42,12 +43,8 @@ def load_start(folder: Path, device: torch.device) -> Pair:
             "Stable Diffusion folder; finish the stage before: its result/ is the start",
             folder,
         )
-    unet = folder / "unet"
-    config = PairConfig(
-        name=folder.resolve().name,
-        sample_size_px=trained_size_px(unet, folder / "vae"),
-        shared_unet=True,
-    )
+    check_parts(folder)
+    unet, config = folder / "unet", untrained_config(folder, folder.resolve().name)
     return assemble_pair(unet, unet, folder, config, device=device)
 
 

@@ -68,7 +68,7 @@ def store_texts(
     text_encoder: Any,
     cache: Path,
     *,
-    tokenizer_folder: Path,
+    tokenizer_folders: Sequence[Path | None],
     device: torch.device,
 ) -> StoredTexts:
     """Map the text states of a data set; make those that are missing.
@@ -78,14 +78,16 @@ def store_texts(
         tokenizer: Of the text encoder.
         text_encoder: Frozen; its weights are part of the files' names.
         cache: Folder for them, of all data sets.
-        tokenizer_folder: Of the tokenizer; so are its files.
+        tokenizer_folders: Of the tokenizer, one or two; so are their files.
         device: Where the text encoder is.
 
     Raises:
         StorageError: A file cannot be written, or is damaged.
     """
     settings: list[Any] = [FORMAT, digest_tensors(text_encoder.state_dict())]
-    settings += [_digest(tokenizer_folder)]
+    settings += [_digest(folder) for folder in tokenizer_folders if folder is not None]
+    if tokenizer.sizes:
+        settings += [tokenizer.sizes, text_encoder.zeros_for_empty]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     folder = cache / f"texts-{digest[:16]}"
     files = [

@@ -25,6 +25,7 @@ from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.student import student_bundle
 from bootpig_rt.benchmarks.way import Bench, Journal, Ready, Way
 from bootpig_rt.models.load import load_pair
+from bootpig_rt.models.text_encoders import states_shape
 from bootpig_rt.request import Request
 from bootpig_rt.tuning import rows_of_steps
 
@@ -175,18 +176,18 @@ def _row_work(folder: Path) -> tuple[float, float]:
     pair = load_pair(folder)
     side = pair.config.sample_size_px // 2 ** (len(pair.vae.config.block_out_channels) - 1)
     noise = torch.zeros(1, int(pair.base.unet.config.in_channels), side, side)
-    length = int(pair.text_encoder.config.max_position_embeddings)
-    width = int(pair.text_encoder.config.hidden_size)
-    t, states = torch.zeros(1, dtype=torch.int64), torch.zeros(1, length, width)
+    t, states = torch.zeros(1, dtype=torch.int64), torch.zeros(1, *states_shape(pair.text_encoder))
     refs = torch.zeros(1, 1, dtype=torch.int64)
     found = []
     with torch.inference_mode():
         table = pair.base.project_reference(pair.reference(noise, t, states))
-        text = pair.base.project_text(states)
+        text, (_, added) = pair.base.project_text(states), pair.base.split_text(states)
         features = None
         for _ in range(2):
             with FlopCounterMode(display=False) as counter:
-                _, features = pair.base.draw(noise, t, text, table, refs, features=features)
+                _, features = pair.base.draw(
+                    noise, t, text, table, refs, features=features, added=added
+                )
             found.append(counter.get_total_flops() / 2)
     return found[0], found[1]
 

@@ -23,6 +23,7 @@ from bootpig_rt.backends.host_table import HostTable, LayerShape, Precision, Tab
 from bootpig_rt.bundle.pair_config import Merge, PairConfig
 from bootpig_rt.diffusion.solver import BatchSolver, NoiseSchedule
 from bootpig_rt.errors import NumericalError
+from bootpig_rt.text.tokenizer import Sizes, Tokenizer, whole_picture
 
 DeviceArray: TypeAlias = Any
 """An array that only the backend that made it can read."""
@@ -58,12 +59,15 @@ class PairSpec:
         fingerprint: sha256 over weights and configurations.
         noise_schedule: Of training.
         tokenizer_folder: Where the vocabulary lies.
+        tokenizer_2_folder: That of the second text encoder; None: there is none, and text states
+            are told no sizes.
         latent_channels: C.
         vae_scale_factor: Pixels of a picture per latent, along a side.
         size_multiple_px: Width and height must be multiples of this.
         reference_shapes: Heads, tokens and head dim of each self-attention for a reference of the
             pair's size: what the bytes of a table follow from.
-        text_shape: S and E of the text states of a prompt; None: not known ahead of a prompt.
+        text_shape: Rows and width of the text states of a prompt, S and E where nothing is added;
+            None: not known ahead of a prompt.
         precision: What the pair computes in.
         runtime: Name and version of what computes, "onnxruntime 1.32.0".
         table_dtype: How tables keep their numbers unless the user says otherwise: the type that
@@ -103,6 +107,27 @@ class PairSpec:
     decoders: tuple[Decoder, ...] = ("full",)
     canvas: CanvasUse = "blend"
     controls: tuple[ControlSpec, ...] = ()
+    tokenizer_2_folder: Path | None = None
+
+    @property
+    def reads_sizes(self) -> bool:
+        """Text states are told the sizes of the picture, as those of Stable Diffusion XL."""
+        return self.tokenizer_2_folder is not None
+
+    def sizes_of(self, width: int, height: int) -> Sizes:
+        """What a whole picture of this size is told: it is neither scaled nor cropped."""
+        return whole_picture(width, height) if self.reads_sizes else ()
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the vocabularies; references are told the size that the pair was trained on.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, or of another kind of tokenizer.
+        """
+        side = self.config.sample_size_px
+        return Tokenizer.from_folder(
+            self.tokenizer_folder, self.tokenizer_2_folder, sizes=self.sizes_of(side, side)
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +297,11 @@ class Backend(Protocol):
     spec: PairSpec
 
     def encode_text(self, ids: IntArray) -> DeviceArray:
-        """Token ids int64 [N, S] -> text states [N, S, E]."""
+        """Ids of `Tokenizer` -> text states [N, S, E].
+
+        int64 [N, S]; or, of a pair with two text encoders, [N, 2 S + 6], whose states have more
+        rows: what is added to the embedding of timesteps, see `bundle.text_parts`.
+        """
 
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """Pixels float32 [N, 3, H, W] in [-1, 1] -> scaled latents float32 [N, C, h, w].

@@ -9,6 +9,7 @@ from bootpig_rt.backends.base import DECODERS, CanvasUse, ControlSpec, Decoder, 
 from bootpig_rt.backends.host_table import LayerShape
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.bundle.pair_config import read_json, read_pair_config
+from bootpig_rt.bundle.text_parts import TOKENIZER_2, has_two_texts, text_shape
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.errors import CheckpointError, ConfigError
 
@@ -40,7 +41,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         unet_levels = len(unet["block_out_channels"])
         vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         side = pair_config.sample_size_px // vae_scale
-        text_shape = (int(text["max_position_embeddings"]), int(text["hidden_size"]))
+        shape_of_text = text_shape(unet, text)
         shapes = self_attention_shapes(unet, side, side)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -62,7 +63,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         vae_scale_factor=vae_scale,
         size_multiple_px=vae_scale * 2 ** (unet_levels - 1),
         reference_shapes=shapes,
-        text_shape=text_shape,
+        text_shape=shape_of_text,
         precision=manifest.precision,
         table_dtype=manifest.precision,
         joins_tables=True,
@@ -74,6 +75,7 @@ def bundle_spec(bundle: Bundle) -> PairSpec:
         keeps_features=any(graph.name == "shallow_step" for graph in manifest.graphs),
         controls=tuple(ControlSpec(one.kind, one.fingerprint) for one in manifest.controls),
         canvas=_canvas(bundle, is_read=int(unet.get("in_channels", 4)) > channels),
+        tokenizer_2_folder=folder / TOKENIZER_2 if has_two_texts(unet) else None,
     )
 
 

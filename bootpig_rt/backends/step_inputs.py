@@ -22,6 +22,10 @@ NO_LIMIT = 3e38
 """`clip_range` of a solver that does not clamp x0."""
 
 
+OF_PAIRS = ("pair_of_row", "picture_of_pair", "ref_of_pair")
+"""What steps lack whose rows differ from the first block on: those of pairs that are told sizes."""
+
+
 @dataclass(frozen=True, eq=False)
 class StepInputs:
     """What the graph reads, but for text states and tables, which are on the device already.

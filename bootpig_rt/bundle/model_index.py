@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bootpig_rt.bundle.pair_config import PairConfig, read_json
+from bootpig_rt.bundle.pair_config import TINY_VAE, PairConfig, read_json
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.diffusion.noise_schedule import SolverName
 from bootpig_rt.errors import CheckpointError, shown
 
@@ -31,16 +32,28 @@ AUTOENCODER_LIBRARIES = {"PatchAutoencoder": "bootpig_rt.models.patch_autoencode
 """Where an autoencoder's class lies, if it is none of diffusers'."""
 
 
-def model_index_json(config: PairConfig, *, autoencoder: str, diffusers_version: str) -> str:
+_TINY = ["diffusers", "AutoencoderTiny"]
+
+
+def model_index_json(
+    config: PairConfig,
+    *,
+    autoencoder: str,
+    diffusers_version: str,
+    has_tiny: bool = False,
+    has_two_texts: bool = False,
+) -> str:
     """The text of `model_index.json`, with a final newline.
 
     Args:
         config: Of the pair.
         autoencoder: Class of its autoencoder, `AutoencoderKL`.
         diffusers_version: Of the package that wrote the parts.
+        has_tiny: It has a tiny autoencoder.
+        has_two_texts: It has a second text encoder and tokenizer.
     """
     unet = ["diffusers", "UNet2DConditionModel"]
-    values = {
+    values: dict[str, Any] = {
         "_class_name": PIPELINE,
         "_diffusers_version": diffusers_version,
         "base_unet": unet,
@@ -50,7 +63,31 @@ def model_index_json(config: PairConfig, *, autoencoder: str, diffusers_version:
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "vae": [AUTOENCODER_LIBRARIES.get(autoencoder, "diffusers"), autoencoder],
     }
+    if has_tiny:
+        values[TINY_VAE] = _TINY
+    if has_two_texts:
+        values[TEXT_ENCODER_2] = ["transformers", "CLIPTextModelWithProjection"]
+        values[TOKENIZER_2] = ["transformers", "CLIPTokenizer"]
     return json.dumps(values, indent=2) + "\n"
+
+
+def says_zeros(base_model: Path) -> bool:
+    """Whether empty prompts are zeros for a base model of two text encoders, by its index.
+
+    As diffusers has it where the index does not say; without an index they are not.
+
+    Raises:
+        CheckpointError: The index is damaged.
+    """
+    path = base_model / FILE
+    if not path.is_file():
+        return False
+    return bool(read_json(path).get("force_zeros_for_empty_prompt", True))
+
+
+def with_tiny(text: str) -> str:
+    """The text of an index of a pair that a tiny autoencoder was put into afterwards."""
+    return json.dumps({**json.loads(text), TINY_VAE: _TINY}, indent=2) + "\n"
 
 
 def check_model_index(folder: Path) -> None:

@@ -52,6 +52,8 @@ class PairConfig:
         image_guidance_scale: Default weight of `image - uncond`.
         text_guidance_scale: Default weight of `text_image - image`.
         shared_unet: Both U-Nets have the same weights; the folder then holds no `ref_unet`.
+        zeros_for_empty_prompt: The text states of an empty prompt are zeros, as a base model of two
+            text encoders may have been trained; not written where they are not.
         loras: What was fused into the weights; not written where there are none.
 
     Raises:
@@ -70,6 +72,7 @@ class PairConfig:
     image_guidance_scale: float = 4.0
     text_guidance_scale: float = 6.5
     shared_unet: bool = False
+    zeros_for_empty_prompt: bool = False
     loras: tuple[FusedLora, ...] = ()
     format: int = FORMAT
 
@@ -82,9 +85,10 @@ class PairConfig:
             )
         if not isinstance(self.name, str) or not self.name.strip():
             raise ConfigError(f"name is {shown(self.name)}, expected text")
-        if not isinstance(self.shared_unet, bool):
-            got = shown(self.shared_unet)
-            raise ConfigError(f"shared_unet is {got}, expected true or false")
+        for name in ("shared_unet", "zeros_for_empty_prompt"):
+            if not isinstance(getattr(self, name), bool):
+                got = shown(getattr(self, name))
+                raise ConfigError(f"{name} is {got}, expected true or false")
         for name, low, high in (
             ("sample_size_px", 8, 4096),
             ("max_references", 1, 1024),
@@ -136,8 +140,9 @@ class PairConfig:
         """The text of `pair.json`, fields in a fixed order, with a final newline."""
         values = asdict(self)
         values["loras"] = msgspec.to_builtins(self.loras)
-        if not self.loras:
-            del values["loras"]
+        for name in ("loras", "zeros_for_empty_prompt"):
+            if not values[name]:
+                del values[name]
         return json.dumps({"format": values.pop("format"), **values}, indent=2) + "\n"
 
 

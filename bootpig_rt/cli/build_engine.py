@@ -306,6 +306,11 @@ def _size_lines(sizes: Estimate) -> list[str]:
         }
         shown = ", ".join(f"{part} {size_text(size)}" for part, size in parts.items())
         lines.append(f"memory     {size_text(memory.total_bytes)} for {name}: {shown}")
+    tables = "; ".join(
+        f"{table.dtype} {size_text(table.whole_bytes)}, {size_text(table.step_bytes)} a step"
+        for table in sizes.tables
+    )
+    lines.append(f"tables     of a reference, whole on device, host or disk, or streamed: {tables}")
     return lines
 
 

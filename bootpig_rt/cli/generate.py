@@ -91,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--width", type=int, metavar="PX", help="of a picture")
     group.add_argument("--height", type=int, metavar="PX", help="of a picture")
+    group.add_argument(
+        "--sizes",
+        metavar="H,W,TOP,LEFT,H,W",
+        help="what a pair of Stable Diffusion XL is told of original, crop and target",
+    )
     group = parser.add_argument_group("drawing into a picture")
     group.add_argument(
         "--image", metavar="FILE", help="picture to draw into, or from; it gives the size"
@@ -225,6 +230,7 @@ def _check_before_loading(
         "approximation": args.approximation,
         "width": args.width,
         "height": args.height,
+        "sizes": None if args.sizes is None else _sizes(args.sizes),
         "strength": args.strength,
         "mask_edge_px": args.mask_edge,
     }
@@ -234,6 +240,12 @@ def _check_before_loading(
     for prompt in args.prompt or [None]:
         Request(prompt=prompt, seed=args.seed, canvas=canvas, controls=controls, **settings)
     return settings
+
+
+def _sizes(text: str) -> tuple[object, ...]:
+    """Numbers of a list with commas; what is none stays a text, for the check to name."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(int(part) if part.isascii() and part.isdecimal() else part for part in parts)
 
 
 def write_pictures(

@@ -16,12 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.epilog = (
         "MODEL holds unet/, vae/, text_encoder/, tokenizer/ and scheduler/, with weights as\n"
-        "safetensors: Stable Diffusion 1.x or 2.x. Where a hub can be reached and the package\n"
+        "safetensors: Stable Diffusion 1.x or 2.x; or XL, with text_encoder_2/ and tokenizer_2/\n"
+        "beside them. Where a hub can be reached and the package\n"
         "huggingface_hub is installed, it may be an id there. The pair's two U-Nets are both that\n"
         "of MODEL, stored once: training starts from it, and it draws at once without training.\n\n"
         "examples:\n"
         "  bootpig-rt init-pair --base-model models/stable-diffusion-2-1-base -o pair\n"
-        "  bootpig-rt init-pair --base-model stabilityai/stable-diffusion-2-1-base -o pair"
+        "  bootpig-rt init-pair --base-model stabilityai/stable-diffusion-2-1-base -o pair\n"
+        "  bootpig-rt init-pair --base-model models/sdxl-turbo --few-steps 1 -o pair"
     )
     parser.add_argument("--base-model", metavar="MODEL", required=True, help="folder or hub id")
     parser.add_argument(
@@ -40,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.86,
         metavar="SHARE",
         help="longest side of the subject over the side of a prepared reference (default: 0.86)",
+    )
+    parser.add_argument(
+        "--few-steps",
+        type=int,
+        metavar="N",
+        help="MODEL draws in N steps without guidance, as Turbo and Lightning do: the pair's "
+        "defaults are Euler's steps at trailing timesteps, with both guidance scales 1",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a pair of that name")
     parser.add_argument("--json", action="store_true", help="print a json object")
@@ -61,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         name=name,
         dtype=getattr(torch, args.dtype),
         subject_share=args.subject_share,
+        few_steps=args.few_steps,
         overwrite=args.overwrite,
     )
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())

@@ -108,7 +108,8 @@ class NoiseSchedule:
 
         Absent keys take diffusers' defaults, with one exception: `clip_sample` is off unless it is
         there and true. (DDIM there clips by default, which is right for pixels and wrong for
-        latents.) Keys that belong to a scheduler's class and not to the schedule are ignored.
+        latents.) Keys that belong to a scheduler's class and not to the schedule are ignored: so
+        that of an Euler scheduler, whose steps are those of DDIM, ends at alpha_bar = 1.
 
         Args:
             config: The parsed json.
@@ -139,12 +140,13 @@ class NoiseSchedule:
         if _flag(config, "rescale_betas_zero_snr", False):
             bars = _rescale_zero_terminal_snr(bars)
         clips = _flag(config, "clip_sample", False)
+        is_euler = str(config.get("_class_name")).startswith("Euler")
         return cls(
             alphas_cumprod=bars,
             prediction_type=config.get("prediction_type", "epsilon"),
             spacing=config.get("timestep_spacing"),
             steps_offset=config.get("steps_offset", 0),
-            set_alpha_to_one=_flag(config, "set_alpha_to_one", True),
+            set_alpha_to_one=is_euler or _flag(config, "set_alpha_to_one", True),
             final_sigmas_type=config.get("final_sigmas_type", "zero"),
             clip_sample_range=_number(config, "clip_sample_range", 1.0) if clips else None,
         )

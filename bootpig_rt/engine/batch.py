@@ -130,7 +130,9 @@ class Batch:
         if self.run is None:
             num_steps, parts = self._parts()
             wanted = [picture.plan.parameters for picture in self.pictures]
-            texts = text_states.of([t for p in wanted for t in (p.prompt, p.negative_prompt)])
+            texts = text_states.of(
+                [(t, p.sizes) for p in wanted for t in (p.prompt, p.negative_prompt)]
+            )
             before, start = start, time.perf_counter()
             self._text_ms, self._denoise_ms = 1e3 * (start - before), 0.0
             self.done = self.num_rows = 0

@@ -101,6 +101,14 @@ class Planner:
             steps = min(config.default_steps, spec.max_steps or config.default_steps)
         width, height = self._size(request)
         self._check_sizes(request, limits, steps, width, height)
+        sizes: tuple[int, ...] = ()
+        if spec.tokenizer_2_folder is not None:
+            sizes = request.sizes or spec.sizes_of(width, height)
+        elif request.sizes is not None:
+            raise ParameterError(
+                "sizes is given, but this pair is told no sizes: that is for pairs of Stable "
+                "Diffusion XL; leave it out"
+            )
         given, first = request.canvas, 0
         strength: float | None = None
         canvas: CanvasPlan | None = None
@@ -167,6 +175,7 @@ class Planner:
             table_dtype=table.key.dtype if table else None,
             width=width,
             height=height,
+            sizes=sizes,
             strength=strength,
             mask_edge_px=canvas.edge_px if canvas and canvas.canvas.mask is not None else None,
             canvas_fingerprint=canvas.canvas.fingerprint if canvas else None,

@@ -105,11 +105,12 @@ def lay_out(
                 count += table.key.num_references
             first = slots[slot][1]
             references = tuple(range(first, first + table.key.num_references))
-        prompt, negative_prompt = plan.parameters.prompt, plan.parameters.negative_prompt
-        scales = plan.scales[picture.step].tolist()
-        branches.append(
-            PictureBranches(names.index(prompt), names.index(negative_prompt), references, *scales)
+        wanted = plan.parameters
+        prompt, negative_prompt = (
+            names.index((text, wanted.sizes)) for text in (wanted.prompt, wanted.negative_prompt)
         )
+        scales = plan.scales[picture.step].tolist()
+        branches.append(PictureBranches(prompt, negative_prompt, references, *scales))
     rows = plan_guidance(branches)
     entry_of_step = np.array([entries for _, entries in slots], dtype=np.int64)
     deep_steps, canvas = _deep_steps(pictures, num_steps), _canvas(pictures, num_steps)

@@ -10,13 +10,16 @@ from typing import TypeAlias
 import numpy as np
 
 from bootpig_rt.backends.base import Backend, FloatArray
-from bootpig_rt.text.tokenizer import Tokenizer
+from bootpig_rt.text.tokenizer import Sizes, Tokenizer
 
 _KEPT_TEXTS = 64
 """20 MB at the sizes of SD 2.1."""
 
 
-Texts: TypeAlias = tuple[tuple[str, ...], FloatArray]
+Text: TypeAlias = tuple[str, Sizes]
+"""A prompt and the sizes that it is told with."""
+
+Texts: TypeAlias = tuple[tuple[Text, ...], FloatArray]
 """Distinct texts, and their states float32 [P, S, E], one entry each."""
 
 
@@ -31,11 +34,11 @@ class TextStates:
     def __init__(self, backend: Backend, tokenizer: Tokenizer) -> None:
         """Start empty."""
         self._backend, self._tokenizer = backend, tokenizer
-        self._kept: OrderedDict[str, FloatArray] = OrderedDict()
-        self._last: tuple[tuple[str, ...], FloatArray] | None = None
+        self._kept: OrderedDict[Text, FloatArray] = OrderedDict()
+        self._last: Texts | None = None
         self._lock = Lock()
 
-    def of(self, texts: Sequence[str]) -> Texts:
+    def of(self, texts: Sequence[Text]) -> Texts:
         """States of some texts; those that are not kept take one launch.
 
         While the last answer holds all that is asked for, and not much more, it is given again, the
@@ -50,7 +53,8 @@ class TextStates:
             states = {text: self._kept[text] for text in wanted if text in self._kept}
         missing = [text for text in wanted if text not in states]
         if missing:
-            made = self._backend.encode_text(self._tokenizer(missing, tells_cut=False))
+            prompts, sizes = zip(*missing, strict=True)
+            made = self._backend.encode_text(self._tokenizer(prompts, sizes=sizes, tells_cut=False))
             for text, state in zip(missing, self._backend.download_states(made), strict=True):
                 states[text] = state.copy()  # not a view, which would keep all of them
         answer = tuple(wanted), np.stack([states[text] for text in wanted])

@@ -14,6 +14,7 @@ from typing import Any
 
 from bootpig_rt.bundle.control import CONTROL_PREFIX
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.errors import BackendUnavailable, CheckpointError
 from bootpig_rt.models.load import TOKENIZER_FILES
 from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
@@ -22,13 +23,14 @@ logger = logging.getLogger(__name__)
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-_STEM_OF_MODULE = {"unet": UNET_STEM, "vae": UNET_STEM, "text_encoder": TEXT_STEM}
+_TEXTS = {"text_encoder": TEXT_STEM, TEXT_ENCODER_2: TEXT_STEM}
+_STEM_OF_MODULE = {"unet": UNET_STEM, "vae": UNET_STEM, **_TEXTS}
 _STEM_OF_PART = {
     "base_unet": UNET_STEM,
     "ref_unet": UNET_STEM,
     "vae": UNET_STEM,
     "tiny_vae": UNET_STEM,
-    "text_encoder": TEXT_STEM,
+    **_TEXTS,
 }
 _PAIR_FILES = ("pair.json", INDEX_FILE, "README.md", "manifest.json", "manifest.sig")
 
@@ -44,7 +46,7 @@ def base_model_folder(name: str | Path) -> Path:
         BackendUnavailable: An id, and `huggingface_hub` is not installed.
     """
     expected = "a Stable Diffusion folder or an id such as stabilityai/stable-diffusion-2-1-base"
-    return _folder_or_id(name, "base model", expected) or _fetch(str(name), wanted_files)
+    return _folder_or_id(name, "base model", expected) or _fetch(str(name), wanted_model_files)
 
 
 def pair_folder(name: str | Path, *, revision: str | None = None) -> Path:
@@ -73,6 +75,17 @@ def _folder_or_id(name: str | Path, what: str, expected: str) -> Path | None:
             f"{what} {folder} {found}, expected {expected}; check the path", folder
         )
     return None
+
+
+def wanted_model_files(names: Iterable[str]) -> list[str]:
+    """The files of a listing that `init-pair` reads; sorted.
+
+    Args:
+        names: As for `wanted_files`.
+    """
+    listing = list(names)
+    # The one setting in it that the parts do not hold is whether empty prompts are zeros.
+    return sorted([*wanted_files(listing), *(name for name in [INDEX_FILE] if name in listing)])
 
 
 def wanted_pair_files(names: Iterable[str]) -> list[str]:
@@ -107,7 +120,7 @@ def wanted_files(
     wanted: list[str] = []
     for path in map(PurePosixPath, listing):
         folder = str(path.parent)
-        is_tokenizer = folder == "tokenizer" and path.name in TOKENIZER_FILES
+        is_tokenizer = folder in ("tokenizer", TOKENIZER_2) and path.name in TOKENIZER_FILES
         is_config = folder in stem_of_module and path.name == "config.json"
         if is_tokenizer or is_config or str(path) == "scheduler/scheduler_config.json":
             wanted.append(str(path))

@@ -1,9 +1,10 @@
 """A pair on disk, in two layouts, read into modules that are checked before anyone runs them.
 
 - Ours, one folder: `pair.json`, `base_unet`, `ref_unet`, `vae`, `text_encoder`, `tokenizer`,
-  `scheduler`; where there are some, a `tiny_vae` and controls, `controlnet_KIND`; and
-  `model_index.json`, which folders of earlier versions lack.
-- The published trainer's: `base_unet` and `ref_unet`, with the other four in the Stable Diffusion
+  `scheduler`; of Stable Diffusion XL `text_encoder_2` and `tokenizer_2`; where there are some, a
+  `tiny_vae` and controls, `controlnet_KIND`; and `model_index.json`, which folders of earlier
+  versions lack.
+- The published trainer's: `base_unet` and `ref_unet`, with the others in the Stable Diffusion
   folder that the pair was trained from.
 
 `bootpig_rt.models.save` writes ours.
@@ -24,7 +25,7 @@ from transformers import CLIPTextModel
 
 from bootpig_rt.bundle.control import ControlFolder, all_controls
 from bootpig_rt.bundle.lora import Lora
-from bootpig_rt.bundle.model_index import check_model_index
+from bootpig_rt.bundle.model_index import check_model_index, says_zeros
 from bootpig_rt.bundle.pair_config import (
     TINY_VAE,
     PairConfig,
@@ -33,13 +34,16 @@ from bootpig_rt.bundle.pair_config import (
     read_pair_config,
     trained_size_px,
 )
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2, has_two_texts, text_parts
 from bootpig_rt.diffusion.noise_schedule import NoiseSchedule
 from bootpig_rt.errors import CheckpointError, ConfigError
 from bootpig_rt.models.control_folder import PairControl, load_controls
 from bootpig_rt.models.lora import LoraSet
 from bootpig_rt.models.module_folder import ModuleLoader, canonical
 from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
+from bootpig_rt.models.text_encoders import TwoTextEncoders, states_shape
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
+from bootpig_rt.text.tokenizer import Tokenizer, whole_picture
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -60,7 +64,7 @@ class Pair:
         vae: Autoencoder between pixels and latents.
         tiny_vae: A small one for the same latents, for previews and quick pictures; None: there is
             none.
-        text_encoder: CLIP text encoder; the states are its `last_hidden_state`.
+        text_encoder: CLIP text encoder, or two as one; the states are its `last_hidden_state`.
         tokenizer_folder: Where the vocabulary lies.
         scheduler: Contents of `scheduler_config.json`.
         config: Contents of `pair.json`.
@@ -73,13 +77,37 @@ class Pair:
     base: BaseUNet
     reference: ReferenceUNet
     vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoder
-    text_encoder: CLIPTextModel
+    text_encoder: CLIPTextModel | TwoTextEncoders
     tokenizer_folder: Path
     scheduler: dict[str, Any]
     config: PairConfig
     fingerprint: str
     tiny_vae: AutoencoderTiny | None = None
     controls: tuple[PairControl, ...] = ()
+    tokenizer_2_folder: Path | None = None
+    """Where the vocabulary of the second text encoder lies; None: there is none."""
+
+    @property
+    def keeps_vae_wide(self) -> bool:
+        """The autoencoder computes in float32 whatever the rest does.
+
+        So that of Stable Diffusion XL, unless it is one that was mended for float16 and says so by
+        `force_upcast`; those of 1.x and 2.x run in float16 whatever theirs says.
+        """
+        return self.tokenizer_2_folder is not None and bool(
+            getattr(self.vae.config, "force_upcast", False)
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the vocabularies; prompts are told the size that the pair was trained on.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, or of another kind of tokenizer.
+        """
+        side = self.config.sample_size_px
+        return Tokenizer.from_folder(
+            self.tokenizer_folder, self.tokenizer_2_folder, sizes=whole_picture(side, side)
+        )
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -103,14 +131,14 @@ def load_pair(
 
     Args:
         folder: The pair.
-        base_model: For the published layout: the Stable Diffusion folder with `vae`,
-            `text_encoder`, `tokenizer` and `scheduler`. By default they lie in `folder`.
+        base_model: For the published layout: the Stable Diffusion folder with `vae`, text encoders,
+            tokenizers and `scheduler`. By default they lie in `folder`.
         device: Where the modules go.
         dtype: Type of the weights in memory; on disk they may be float32, float16 or bfloat16.
         upcasts_vae: The autoencoder stays in float32 where its configuration says `force_upcast`,
             which is diffusers' default: in float16 the activations of Stable Diffusion's overflow.
-        loras: Fused into Base U-Net and text encoder, beside those that are in the weights already;
-            see `bootpig_rt.models.lora`.
+        loras: Fused into Base U-Net and text encoders, beside those that are in the weights
+            already; see `bootpig_rt.models.lora`.
         controls: Beside those that lie in `folder` as `controlnet_KIND`.
 
     Raises:
@@ -163,7 +191,7 @@ def assemble_pair(
     Args:
         base_unet: Folder of the Base U-Net.
         ref_unet: Folder of the Reference U-Net; the same folder means one U-Net for both.
-        rest: Holds `vae`, `text_encoder`, `tokenizer` and `scheduler`.
+        rest: Holds `vae`, text encoders, tokenizers and `scheduler`.
         config: Settings of the pair; by default those of the published trainer.
         device: Where the modules go.
         dtype: Type of the weights in memory.
@@ -181,21 +209,36 @@ def assemble_pair(
     ref_module = base_module if ref_unet == base_unet else load.unet(ref_unet)
     vae = load.vae(rest / "vae", upcasts=upcasts_vae)
     tiny_vae = load.tiny_vae(rest / TINY_VAE) if (rest / TINY_VAE).is_dir() else None
-    text_encoder = load.text_encoder(rest / "text_encoder", lora_set)
-    scheduler = _read_scheduler(rest / "scheduler" / "scheduler_config.json")
-    tokenizer_folder = rest / "tokenizer"
-    _check_tokenizer(tokenizer_folder)
+    tokenizers = [rest / part for part in text_parts(base_module.config) if "tokenizer" in part]
+    for folder in tokenizers:
+        _check_tokenizer(folder)
     if config is None:
         config = published_pair_config(trained_size_px(base_unet, rest / "vae"))
+        zeros = has_two_texts(base_module.config) and says_zeros(rest)
+        config = replace(config, zeros_for_empty_prompt=zeros)
+    text_encoder = load.text_encoder(rest / "text_encoder", lora_set)
+    if has_two_texts(base_module.config):
+        text_encoder = TwoTextEncoders(
+            text_encoder,
+            load.text_encoder_2(rest / TEXT_ENCODER_2, lora_set),
+            base_module.config,
+            zeros_for_empty=config.zeros_for_empty_prompt,
+        ).eval()
+    else:
+        lora_set.fuse("text_encoder_2", {})  # refuses layers for what is not there
+    scheduler = _read_scheduler(rest / "scheduler" / "scheduler_config.json")
     base, reference = BaseUNet(base_module), ReferenceUNet(ref_module)
     _check_fit(base_unet.parent, base, reference, vae=vae, text_encoder=text_encoder)
     if tiny_vae is not None:
         _check_tiny(rest / TINY_VAE, tiny_vae, vae)
     load.add("scheduler", canonical(scheduler))
-    for name in TOKENIZER_FILES[:3]:
-        path = tokenizer_folder / name
-        load.add(name, path.read_bytes() if path.is_file() else b"")
+    for folder in tokenizers:
+        for name in TOKENIZER_FILES[:3]:
+            path = folder / name
+            load.add(name, path.read_bytes() if path.is_file() else b"")
     load.add("pair", f"{config.reference_timestep} {config.ref_scale}".encode())
+    if config.zeros_for_empty_prompt:
+        load.add("zeros_for_empty_prompt", b"")
     for lora in lora_set.fused:
         load.add("lora", f"{lora.sha256} {lora.config_sha256} {lora.scale!r}".encode())
     config = replace(config, loras=(*config.loras, *lora_set.fused))
@@ -205,7 +248,7 @@ def assemble_pair(
         reference=reference.eval(),
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer_folder=tokenizer_folder,
+        tokenizer_folder=tokenizers[0],
         scheduler=scheduler,
         config=config,
         fingerprint=digest.hexdigest(),
@@ -213,6 +256,7 @@ def assemble_pair(
         controls=load_controls(
             controls, base, pixels_per_latent=factor, device=device, dtype=dtype
         ),
+        tokenizer_2_folder=tokenizers[1] if len(tokenizers) > 1 else None,
     )
 
 
@@ -251,7 +295,9 @@ def _check_folders(folder: Path, rest: Path) -> None:
         )
     if rest != folder and not rest.is_dir():
         raise CheckpointError(f"base model {rest} is not a folder; check the path", rest)
-    names = ("vae", "text_encoder", "tokenizer", "scheduler")
+    # A damaged configuration is told of where it is read.
+    path = folder / "base_unet" / "config.json"
+    names = ("vae", *text_parts(read_json(path) if path.is_file() else {}), "scheduler")
     missing = [name for name in names if not (rest / name).is_dir()]
     if missing:
         fix = (
@@ -259,7 +305,10 @@ def _check_folders(folder: Path, rest: Path) -> None:
             if (folder / "pair.json").is_file() or rest != folder
             else "give base_model, the Stable Diffusion folder that the pair was trained from"
         )
-        raise CheckpointError(f"{rest} has no {missing[0]} folder; {fix}", rest)
+        why = ""
+        if missing[0] in (TEXT_ENCODER_2, TOKENIZER_2):
+            why = ", and its U-Net reads two text encoders, as those of Stable Diffusion XL do"
+        raise CheckpointError(f"{rest} has no {missing[0]} folder{why}; {fix}", rest)
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -274,6 +323,9 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _read_scheduler(path: Path) -> dict[str, Any]:
     scheduler = read_json(path)
+    if str(scheduler.get("_class_name")).startswith("Euler"):
+        # What such a scheduler does, said in the key that is part of the fingerprint.
+        scheduler["set_alpha_to_one"] = True
     try:
         NoiseSchedule.from_config(scheduler)
     except ConfigError as error:
@@ -289,7 +341,13 @@ def _check_fit(
     Raises:
         CheckpointError: Names both sides and their sizes.
     """
-    latent, text = vae.config.latent_channels, text_encoder.config.hidden_size
+    latent, text = vae.config.latent_channels, states_shape(text_encoder)[1]
+    if base.added_width != reference.added_width:
+        raise CheckpointError(
+            f"{folder}: base_unet and ref_unet add {base.added_width} and {reference.added_width} "
+            "numbers to their timesteps, expected as many; copy both from one pair",
+            folder,
+        )
     if base.layer_shapes() != reference.layer_shapes():
         raise CheckpointError(
             f"{folder}: base_unet and ref_unet have different self-attentions; "

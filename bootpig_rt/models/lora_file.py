@@ -22,9 +22,10 @@ from bootpig_rt.bundle.files import measure
 from bootpig_rt.bundle.lora import FusedLora, Lora
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, shown
+from bootpig_rt.models.lora_names import as_diffusers
 from bootpig_rt.models.weights import read_file
 
-Part: TypeAlias = Literal["unet", "text_encoder"]
+Part: TypeAlias = Literal["unet", "text_encoder", "text_encoder_2"]
 
 NAMES_IN_FOLDER = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"
@@ -41,8 +42,17 @@ _ENDS: dict[str, re.Pattern[str]] = {
         "alpha": r"(?:\.lora|_lora|\.lora_linear_layer)?\.alpha",
     }.items()
 }
-_FLAT: dict[str, Part] = {"lora_unet_": "unet", "lora_te_": "text_encoder"}
-_DOTTED: dict[str, Part] = {"unet.": "unet", "text_encoder.": "text_encoder"}
+_FLAT: dict[str, Part] = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}
+_DOTTED: dict[str, Part] = {
+    "unet.": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+}
 _PEFT = "base_model.model."
 _OF_TEXT = ("text_model.", "encoder.layers.", "text_projection")
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
@@ -197,7 +207,8 @@ def _split(key: str) -> tuple[str, Layer] | None:
 def _layer(name: str) -> Layer:
     for prefix, part in _FLAT.items():
         if name.startswith(prefix):
-            return Layer(part, name.removeprefix(prefix), True)
+            module = name.removeprefix(prefix)
+            return Layer(part, as_diffusers(module) if part == "unet" else module, True)
     found: Part | None = None
     for prefix, dotted in _DOTTED.items():
         if name.startswith(prefix):

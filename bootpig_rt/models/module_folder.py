@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import CheckpointError, shown
@@ -136,6 +136,17 @@ class ModuleLoader:
             config,
             lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)),
             fuse=_fuse(loras, "text_encoder"),
+        )
+
+    def text_encoder_2(self, folder: Path, loras: LoraSet) -> Any:
+        """The second text encoder, which has a projection, likewise."""
+        config = read_json(folder / "config.json")
+        return self._module(
+            folder,
+            TEXT_STEM,
+            config,
+            lambda: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config)),
+            fuse=_fuse(loras, "text_encoder_2"),
         )
 
     def _module(

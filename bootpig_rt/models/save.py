@@ -19,6 +19,7 @@ from bootpig_rt.bundle.control import CONTROL_PREFIX
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.model_index import model_index_json
 from bootpig_rt.bundle.pair_config import TINY_VAE
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.errors import (
     BootPIGError,
     NumericalError,
@@ -28,6 +29,7 @@ from bootpig_rt.errors import (
 )
 from bootpig_rt.models.load import TOKENIZER_FILES, Pair
 from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
+from bootpig_rt.models.text_encoders import TwoTextEncoders
 from bootpig_rt.models.weights import is_finite
 
 
@@ -102,18 +104,25 @@ def _write(pair: Pair, folder: Path, dtype: torch.dtype) -> None:
         config = json.loads(module.to_json_string())
         tensors = module.state_dict()
         _write_module(folder / name, config, tensors, UNET_STEM, dtype)
+    text: Any = pair.text_encoder
+    first = text.first if isinstance(text, TwoTextEncoders) else text
     # The prefix is what published checkpoints have, whichever version of transformers reads them.
     states = {
         name if name.startswith("text_model.") else f"text_model.{name}": tensor
-        for name, tensor in pair.text_encoder.state_dict().items()
+        for name, tensor in first.state_dict().items()
     }
-    config = pair.text_encoder.config.to_dict()
-    _write_module(folder / "text_encoder", config, states, TEXT_STEM, dtype)
-    (folder / "tokenizer").mkdir()
-    for name in TOKENIZER_FILES:
-        source = pair.tokenizer_folder / name
-        if source.is_file():
-            _write_bytes(folder / "tokenizer" / name, source.read_bytes())
+    _write_module(folder / "text_encoder", first.config.to_dict(), states, TEXT_STEM, dtype)
+    if isinstance(text, TwoTextEncoders):
+        states, config = text.second.state_dict(), text.second.config.to_dict()
+        _write_module(folder / TEXT_ENCODER_2, config, states, TEXT_STEM, dtype)
+    tokenizers = {"tokenizer": pair.tokenizer_folder, TOKENIZER_2: pair.tokenizer_2_folder}
+    for part, given in tokenizers.items():
+        if given is None:
+            continue
+        (folder / part).mkdir()
+        for name in TOKENIZER_FILES:
+            if (given / name).is_file():
+                _write_bytes(folder / part / name, (given / name).read_bytes())
     (folder / "scheduler").mkdir()
     _write_bytes(folder / "scheduler" / "scheduler_config.json", _json_bytes(pair.scheduler))
     _write_bytes(folder / "pair.json", pair.config.to_json().encode())
@@ -126,6 +135,8 @@ def index_of(pair: Pair) -> str:
         pair.config,
         autoencoder=type(pair.vae).__name__,
         diffusers_version=diffusers.__version__,
+        has_tiny=pair.tiny_vae is not None,
+        has_two_texts=pair.tokenizer_2_folder is not None,
     )
 
 

@@ -30,6 +30,7 @@ from bootpig_rt.models.operations import (
     transform,
 )
 from bootpig_rt.models.rows import RowPlan, plain_rows, plan_rows
+from bootpig_rt.models.text_encoders import unpack
 from bootpig_rt.models.walked_unet import WalkedUNet
 
 __all__ = ["BaseUNet", "ReferenceKVLayers", "ReferenceUNet", "TextKVLayers", "WalkedUNet"]
@@ -68,7 +69,8 @@ class ReferenceUNet(WalkedUNet):
             latents: [N, C, h, w], noised to `t` (or clean ones, for a pair trained on t = 0). One
                 made for inpainting reads zeros in the place of mask and given picture.
             t: [N], timesteps.
-            prompt_embeds: [N, S, E], text states of the reference prompt.
+            prompt_embeds: [N, S, E], text states of the reference prompt; with the rows of what
+                is added, where the U-Net adds something to its timesteps.
 
         Returns:
             L tensors [N, M_l, C_l], in the order down, mid, up.
@@ -81,6 +83,9 @@ class ReferenceUNet(WalkedUNet):
         self._check(latents, t, prompt_embeds)
         features: list[Tensor] = []
         temb = self._time_embedding(t, latents)
+        prompt_embeds, added = self.split_text(prompt_embeds)
+        if added is not None:
+            temb = temb + added
         x = self.unet.conv_in(latents)
         skips = [x]
         for op in self._ops:
@@ -151,10 +156,12 @@ class BaseUNet(WalkedUNet):
         return tuple(layers)
 
     def project_text(self, prompt_embeds: Tensor) -> TextKVLayers:
-        """Text states [B, S, E] -> keys and values of every cross-attention.
+        """Text states -> keys and values of every cross-attention.
 
-        They stay the same from step to step.
+        They stay the same from step to step, and so does what `split_text` says is added.
         """
+        if self.added_width:
+            prompt_embeds = unpack(prompt_embeds, self.added_width)[0]
         layers: list[KV] = []
         for transformer in self._transformers:
             layers += self._run(transformer, text_keys_and_values, prompt_embeds)
@@ -196,6 +203,7 @@ class BaseUNet(WalkedUNet):
         entry: Tensor | None = None,
         features: Tensor | None = None,
         residuals: Sequence[Tensor] = (),
+        added: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The model output, and the features of the deep blocks, which a later step may reuse.
 
@@ -216,6 +224,8 @@ class BaseUNet(WalkedUNet):
                 out.
             residuals: Of controls, for each skip connection and the middle block, in the order of
                 the caller's rows; empty for none.
+            added: [B, T], what `split_text` says of the rows' texts, where those are given as
+                keys and values and the U-Net adds something to its timesteps.
 
         Returns:
             [B, C, h, w] in the order of the caller's rows, and [B, C', h, w] in that of the plan.
@@ -226,6 +236,10 @@ class BaseUNet(WalkedUNet):
         shared = ref_of_row.shared if isinstance(ref_of_row, RowPlan) else None
         states = prompt_embeds if isinstance(prompt_embeds, Tensor) else prompt_embeds[0][0]
         self._check(latents, t, states, is_shared=shared is not None)
+        if isinstance(prompt_embeds, Tensor):
+            prompt_embeds, added = self.split_text(prompt_embeds)
+        elif self.added_width and added is None:
+            raise ParameterError("keys and values of texts alone, expected what they add as well")
         table, plan = self._plan(states.shape[0], reference_kv, ref_of_row, merge)
 
         def attend(layer: int, attn: Any, tokens: Tensor, rows: RowPlan) -> Tensor:
@@ -236,7 +250,7 @@ class BaseUNet(WalkedUNet):
             )
 
         def self_attention(layer: int, attn: Any, tokens: Tensor) -> Tensor:
-            if layer == 0 and shared is not None:
+            if layer == 0 and shared is not None and added is None:
                 pairs = attend(layer, attn, tokens[shared.picture_of_pair], shared.plan)
                 return pairs[shared.pair_of_row]
             return attend(layer, attn, tokens, plan)
@@ -251,6 +265,7 @@ class BaseUNet(WalkedUNet):
             picture_of_row=None if shared is None else shared.picture_of_row,
             features=features,
             residuals=[plan.sort(one) for one in residuals],
+            added=None if added is None else plan.sort(added),
         )
         return plan.restore(output), found
 
@@ -265,17 +280,19 @@ class BaseUNet(WalkedUNet):
         t_of_row: Tensor | None = None,
         features: Tensor | None = None,
         residuals: Sequence[Tensor] = (),
+        added: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All modules in order, with the self-attentions given: what `forward` and graphs share.
 
         Args:
             latents: [B, C, h, w].
             t: [B], timesteps.
-            text: States of the rows' prompts, [B, S, E], or what `project_text` made of them.
+            text: States of the rows' tokens, [B, S, E], or what `project_text` made of them.
             self_attention: Called for each self-attention, 0 to L - 1.
             picture_of_row: int64 [B], the entry of `latents` and `t` that each row starts from.
                 All up to the first self-attention is then computed once for each entry, and that
                 attention is called with the tokens of the entries and returns those of the rows.
+                With `added` rows differ from the first block on, and only `conv_in` is shared.
             t_of_row: [B], the timesteps of the rows, to be embedded for them once more. By default
                 the embedding of the entries is picked; TensorRT spreads that over two streams, with
                 a wait in every block and more memory.
@@ -284,12 +301,20 @@ class BaseUNet(WalkedUNet):
             residuals: Of controls, see `bootpig_rt.models.control`: those of each skip connection,
                 which are added to it, then that of the middle block, each [B, C_i, h_i, w_i];
                 empty for none. Not for a walk without the deep blocks.
+            added: [B, T], added to the time embedding of the rows.
 
         Returns:
             [B, C, h, w], and the features of the deep blocks, [B, C', h, w].
         """
         temb = self._time_embedding(t, latents)
         x = self.unet.conv_in(latents)
+        if added is not None:
+            if picture_of_row is not None:
+                x, temb = pick_rows(x, picture_of_row), pick_rows(temb, picture_of_row)
+                if t_of_row is not None:
+                    temb = self._time_embedding(t_of_row, latents)
+                picture_of_row = None
+            temb = temb + added
         skips = [x]
         layer = 0
 

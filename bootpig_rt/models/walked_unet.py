@@ -15,6 +15,7 @@ from bootpig_rt.models.operations import (
     Operation,
     list_operations,
 )
+from bootpig_rt.models.text_encoders import unpack
 from bootpig_rt.models.unet_config import check_unet_config
 
 Around = Callable[..., Any]
@@ -57,6 +58,31 @@ class WalkedUNet(nn.Module):
     def reads_canvas(self) -> bool:
         """Made for inpainting: beside C channels it reads a mask, and C of a given picture."""
         return int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
+
+    @property
+    def added_width(self) -> int:
+        """Numbers of a text's pooled state and of sizes that timesteps are read with; 0 for none.
+
+        They lie in the last rows of the text states, see `bootpig_rt.bundle.text_parts`.
+        """
+        config = self.unet.config
+        is_added = config.addition_embed_type == "text_time"
+        return int(config.projection_class_embeddings_input_dim) if is_added else 0
+
+    def split_text(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What cross-attentions read of text states, and what is added to the time embedding.
+
+        Args:
+            states: [N, S, E], or [N, S + A, E] where something is added.
+
+        Returns:
+            [N, S, E], and [N, T] of the width of the time embedding; None where nothing is added.
+        """
+        if not self.added_width:
+            return states, None
+        tokens, added = unpack(states, self.added_width)
+        embedded: Tensor = self.unet.add_embedding(added)
+        return tokens, embedded
 
     @property
     def num_layers(self) -> int:

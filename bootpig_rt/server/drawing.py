@@ -132,6 +132,7 @@ async def begin(
         text_guidance_scale=fields.text_guidance_scale,
         num_images_per_prompt=fields.n,
         seed=fields.seed,
+        sizes=None if fields.sizes is None else tuple(fields.sizes),
         solver=fields.solver,
         merge=fields.merge,
         reference_schedule=fields.reference_schedule,

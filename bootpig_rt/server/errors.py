@@ -44,6 +44,7 @@ PARAMS: Mapping[str, str] = {
     "solver": "solver",
     "merge": "merge",
     "seed": "seed",
+    "sizes": "sizes",
     "strength": "strength",
     "mask_edge_px": "mask_edge_px",
     "mask_image": "mask",

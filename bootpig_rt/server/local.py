@@ -91,6 +91,7 @@ def load_local(
     """
     start = time.perf_counter()
     remover = None if options.remove_background is None else load_remover(options.remove_background)
+    is_default = name == next(iter(model_folders(options)))
     pipeline = Pipeline(
         folder,
         backend=backend_settings(
@@ -103,6 +104,7 @@ def load_local(
         tables=TableOptions(folder=options.store, device_bytes=options.device_table_bytes),
         trust=options.trust,
         decoder=options.decoder,
+        lora=options.lora if is_default else None,
     )
     try:
         sizes = sorted({min(size, pipeline.max_batch) for size in options.warmup_batches})

@@ -31,6 +31,8 @@ class ServerOptions:
         threads: Of ONNX Runtime or OpenVINO; one for each core by default.
         precision: Of OpenVINO, `auto`, `float32`, `bfloat16` or `int8`; of torch likewise.
         decoder: Of latents to pictures: `full`, or `tiny` where the pair has a tiny autoencoder.
+        lora: LoRA files, FILE or FILE:SCALE, fused into the weights of `model`, which torch then
+            runs; those of `models` stay as they are.
         remove_background: `grabcut` or an ONNX file: cuts subjects out of references.
         warmup_batches: Batch sizes that are drawn before the service is ready.
         host: Address to listen on. Another than loopback needs keys, or `insecure`.
@@ -92,6 +94,7 @@ class ServerOptions:
     threads: int | None = None
     precision: str | None = None
     decoder: DecoderName = "full"
+    lora: tuple[str, ...] = ()
     remove_background: str | None = None
     warmup_batches: tuple[int, ...] = (1,)
 

@@ -139,6 +139,14 @@ class ImageFields(Fields):
     seed: Seed | None = Field(
         default=None, description="Of the first picture; a random one if left out."
     )
+    sizes: (
+        Annotated[list[Annotated[int, Field(ge=0, le=16384)]], Field(min_length=6, max_length=6)]
+        | None
+    ) = Field(
+        default=None,
+        description="What a model of Stable Diffusion XL is told: height and width of the "
+        "original, top and left of the crop, height and width of the target.",
+    )
     solver: SolverName | None = None
     merge: Merge | None = Field(default=None, description="How several references are combined.")
     reference_schedule: (

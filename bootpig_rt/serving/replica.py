@@ -32,7 +32,6 @@ from bootpig_rt.serving.messages import (
     sendable,
 )
 from bootpig_rt.serving.subject_storage import SubjectStorage
-from bootpig_rt.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class EngineReplica:
         return Description(
             self._engine.facts,
             pipeline.spec,
-            Tokenizer.from_folder(pipeline.spec.tokenizer_folder),
+            pipeline.spec.tokenizer(),
             pipeline.store.options,
         )
 

@@ -63,6 +63,7 @@ INPUTS = (
     TritonTensor("APPROXIMATION", "TYPE_STRING", field="approximation"),
     TritonTensor("WIDTH", "TYPE_INT32", field="width"),
     TritonTensor("HEIGHT", "TYPE_INT32", field="height"),
+    TritonTensor("SIZES", "TYPE_INT32", (6,), field="sizes"),
     TritonTensor("TENANT", "TYPE_STRING", field="tenant"),
     TritonTensor("PREVIEW_EVERY", "TYPE_INT32"),
 )
@@ -115,6 +116,9 @@ def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
     fields: dict[str, Any] = {}
     for one in INPUTS:
         if one.field and one.name in tensors:
+            if one.dims != (1,):
+                fields[one.field] = tuple(tensors[one.name].ravel().tolist())
+                continue
             value = _one(one.name, tensors[one.name])
             fields[one.field] = _text(one.name, value) if one.kind == "TYPE_STRING" else value
     if "strength" in fields:

@@ -2,6 +2,7 @@
 
 The ids are those of transformers' CLIPTokenizer, computed by the `tokenizers` package alone. This
 file knows nothing about embeddings; what a prompt may be is the caller's business (`check_prompt`).
+Where a pair has two text encoders, the ids of both and the picture's sizes are one row of numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from bootpig_rt.errors import CheckpointError, describe_os_error
 logger = logging.getLogger(__name__)
 
 TokenIds: TypeAlias = npt.NDArray[np.int64]
+
+Sizes: TypeAlias = tuple[int, ...]
+"""Height and width of the original, top and left of the crop, height and width of the target: what
+a pair of two text encoders is told of a picture beside its prompt. Empty for other pairs."""
 
 _MAX_LENGTH = 77
 # Configurations say "no limit" with a number like 1e30. No text encoder here is that long.
@@ -60,6 +65,11 @@ class SpecialTokens:
     added: dict[str, AddedToken]
 
 
+def whole_picture(width: int, height: int) -> Sizes:
+    """What is said of a picture that is neither scaled nor cropped."""
+    return height, width, 0, 0, height, width
+
+
 class Tokenizer:
     """Turns prompts into rows of token ids of one length. Safe to share between threads.
 
@@ -68,7 +78,12 @@ class Tokenizer:
         bos_id: Stands before every prompt.
         eos_id: Stands behind every prompt.
         pad_id: Fills the rest of the row.
+        sizes: What prompts are told with, unless it is said; empty where there is no second text
+            encoder.
     """
+
+    _second: Tokenizer | None = None
+    sizes: Sizes = ()
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special: SpecialTokens) -> None:
         """Take over a tokenizer; `from_folder` makes one.
@@ -87,13 +102,21 @@ class Tokenizer:
         self.pad_id = vocabulary[special.pad]
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+    def from_folder(
+        cls,
+        folder: str | os.PathLike[str],
+        second: str | os.PathLike[str] | None = None,
+        *,
+        sizes: Sizes = (),
+    ) -> Tokenizer:
         """Read the `tokenizer` folder of a Stable Diffusion model.
 
         Args:
             folder: Holds `tokenizer.json`, or `vocab.json` and `merges.txt`; and optionally
                 `tokenizer_config.json` and `special_tokens_map.json`, which name the special
                 tokens and the length.
+            second: `tokenizer_2` of a pair with two text encoders.
+            sizes: Six numbers that its prompts are told with, unless it is said.
 
         Raises:
             CheckpointError: A file is missing, damaged, or of another kind of tokenizer.
@@ -101,19 +124,30 @@ class Tokenizer:
         folder = Path(folder)
         special = _read_special_tokens(folder)
         vocabulary, merges = _check_vocabulary(*_read_vocabulary(folder), special, folder)
-        return cls(_build_clip(vocabulary, merges, special), special)
+        made = cls(_build_clip(vocabulary, merges, special), special)
+        if second is not None:
+            made._second, made.sizes = cls.from_folder(second), sizes
+        return made
 
-    def __call__(self, prompts: Sequence[str], *, tells_cut: bool = True) -> TokenIds:
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        sizes: Sequence[Sizes] | None = None,
+        tells_cut: bool = True,
+    ) -> TokenIds:
         """Turn prompts into ids.
 
         A prompt that is too long is cut, as by the published pipelines.
 
         Args:
             prompts: N texts that were checked; empty ones are fine here, guidance needs one.
+            sizes: Of each prompt's picture, for a pair of two text encoders; by default `sizes`.
             tells_cut: Log a warning for a prompt that is cut, as `tell_cut` does.
 
         Returns:
-            int64 [N, S]: begin token, words, end token, padding.
+            int64 [N, S]: begin token, words, end token, padding. With two text encoders
+            [N, 2 S + 6]: ids for the first, ids for the second, sizes.
         """
         ids = np.full((len(prompts), self.max_length), self.pad_id, np.int64)
         for row, prompt in enumerate(prompts):
@@ -121,7 +155,11 @@ class Tokenizer:
             if len(tokens) > self.max_length:
                 tokens = [*tokens[: self.max_length - 1], self.eos_id]
             ids[row, : len(tokens)] = tokens
-        return ids
+        if self._second is None:
+            return ids
+        told = np.array([self.sizes] * len(prompts) if sizes is None else sizes, np.int64)
+        more = self._second(prompts, tells_cut=False)
+        return np.concatenate([ids, more, told.reshape(len(prompts), -1)], axis=1)
 
     def tell_cut(self, *prompts: str) -> None:
         """Log a warning for each prompt that is too long: its end is ignored.

@@ -62,6 +62,7 @@ def tensors(history: int, text_widths: tuple[int, ...]) -> StepTensors:
         estimate=empty(PICTURES, 4, 8, 8),
         step=empty(1, dtype=torch.int64),
         text=empty(6, 24, 2 * sum(text_widths), dtype=torch.float16),
+        added=empty(6, 0, dtype=torch.float16),
         image_scale=empty(PICTURES),
         text_scale=empty(PICTURES),
         timesteps=empty(STEPS, PICTURES, dtype=torch.int64),

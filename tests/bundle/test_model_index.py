@@ -15,6 +15,7 @@ from bootpig_rt.bundle.model_index import FILE, check_model_index
 from bootpig_rt.bundle.shipped import default_model, few_step_model
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError
+from bootpig_rt.export.stage_pair import link_pair, pair_files
 from bootpig_rt.models.hub import pair_folder, wanted_pair_files
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.models.save import save_pair
@@ -50,6 +51,17 @@ def test_saving_a_pair_writes_the_index_of_what_it_holds(
         "bootpig_rt.models.patch_autoencoder",
         "PatchAutoencoder",
     ]
+
+
+def test_a_tiny_autoencoder_is_in_the_index_of_what_is_saved_and_of_what_is_built(
+    pair_with_tiny_folder: Path, tmp_path: Path
+) -> None:
+    saved = save_pair(load_pair(pair_with_tiny_folder), tmp_path / "again")
+    assert index_of(saved)["tiny_vae"] == ["diffusers", "AutoencoderTiny"]
+    files = pair_files(pair_with_tiny_folder)
+    assert files is not None
+    link_pair(pair_with_tiny_folder, files, tmp_path / "bundle")
+    assert index_of(tmp_path / "bundle") == index_of(saved)
 
 
 def test_the_shipped_pairs_are_sealed_with_their_index_and_have_a_card() -> None:

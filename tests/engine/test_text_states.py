@@ -32,10 +32,14 @@ def text_states() -> tuple[TextStates, list[int]]:
     return TextStates(backend, tokenizer), backend.launches
 
 
+def plain(*asked: str) -> list[tuple[str, tuple[int, ...]]]:
+    return [(text, ()) for text in asked]
+
+
 def numbers(texts: TextStates, *asked: str) -> dict[str, float]:
-    names, states = texts.of(asked)
+    names, states = texts.of(plain(*asked))
     assert states.shape == (len(names), 1, 1)
-    return dict(zip(names, states.ravel().tolist(), strict=True))
+    return {name: float(value) for (name, _), value in zip(names, states.ravel(), strict=True)}
 
 
 def test_only_prompts_that_are_new_are_encoded_in_one_launch() -> None:
@@ -48,20 +52,20 @@ def test_only_prompts_that_are_new_are_encoded_in_one_launch() -> None:
 
 def test_an_answer_that_holds_all_that_is_asked_for_is_given_again() -> None:
     texts, _ = text_states()
-    first = texts.of(("a", "aa", "", "aaa"))
-    assert texts.of(("aa", "a")) is first  # whoever left takes nothing along
-    assert texts.of(("aa",)) is not first  # but it does not stay for ever
-    assert texts.of(("aa", "b")) is not first
+    first = texts.of(plain("a", "aa", "", "aaa"))
+    assert texts.of(plain("aa", "a")) is first  # whoever left takes nothing along
+    assert texts.of(plain("aa")) is not first  # but it does not stay for ever
+    assert texts.of(plain("aa", "b")) is not first
 
 
 def test_prompts_that_were_not_used_for_long_are_forgotten() -> None:
     texts, launches = text_states()
-    texts.of(("old", "often"))
+    texts.of(plain("old", "often"))
     for number in range(100):
-        texts.of((str(number), "often"))
-    texts.of(("often",))
+        texts.of(plain(str(number), "often"))
+    texts.of(plain("often"))
     assert len(launches) == 101
-    texts.of(("old",))
+    texts.of(plain("old"))
     assert len(launches) == 102
 
 
@@ -69,7 +73,7 @@ def test_a_list_longer_than_what_is_kept_is_encoded_once() -> None:
     texts, launches = text_states()
     many = [str(number) for number in range(500)]
     for _ in range(2):
-        assert texts.of(many)[1].shape == (500, 1, 1)
+        assert texts.of(plain(*many))[1].shape == (500, 1, 1)
     assert launches == [500]
 
 
@@ -77,10 +81,10 @@ def test_states_from_the_cache_are_those_of_the_encoder(pipeline: Pipeline) -> N
     prompts = ["a dog", "a cat, in snow", ""]
     texts = TextStates(pipeline._backend, pipeline._tokenizer)
     for prompt in prompts:
-        texts.of((prompt,))
+        texts.of(plain(prompt))
     states = pipeline._backend.encode_text(pipeline._tokenizer(prompts))
     expected = pipeline._backend.download_states(states)
-    np.testing.assert_allclose(texts.of(prompts)[1], expected, atol=1e-6)
+    np.testing.assert_allclose(texts.of(plain(*prompts))[1], expected, atol=1e-6)
 
 
 def test_a_prompt_that_is_cut_is_told_of_at_every_request(

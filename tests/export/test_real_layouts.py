@@ -23,6 +23,7 @@ from bootpig_rt.cli.main import main
 from bootpig_rt.export.onnx_export import export_graph
 from bootpig_rt.models.init_pair import init_pair
 from bootpig_rt.models.load import Pair, load_pair
+from bootpig_rt.models.text_encoders import states_shape
 
 VERSIONS = ("2.1-base", "1.x")
 GRAPHS = ("text_encoder", "text_kv", "vae_encoder", "reference_kv", "denoise_step", "vae_decoder")
@@ -67,7 +68,7 @@ def test_the_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape).astype(np.float32)
 
-    length = pair.text_encoder.config.max_position_embeddings
+    length, _ = states_shape(pair.text_encoder)
     ids = rng.integers(0, 500, (2, length))
     (states,) = session(exported, "text_encoder").run(None, {"ids": ids})
     with torch.inference_mode():
@@ -146,7 +147,7 @@ def test_the_graphs_compute_a_step_as_torch_does(exported: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [*VERSIONS, "xl"])
 def test_checkpoints_of_the_authors_layout_become_a_bundle_that_draws(
     version: str, make_sd_folder: Any, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ torch = pytest.importorskip("torch", reason="diffusers needs torch")
 diffusers = pytest.importorskip("diffusers", reason="the pipeline is diffusers'")
 
 from bootpig_rt.integrations.diffusers import BootPIGPipeline  # noqa: E402
+from bootpig_rt.models.load import load_pair  # noqa: E402
+from bootpig_rt.models.save import save_pair  # noqa: E402
 
 WORDS = {"prompt": "a dog, on a beach", "reference_prompt": "a photo of a dog"}
 LIMIT = 2
@@ -97,6 +99,29 @@ def test_both_ways_of_the_pipeline_give_the_same_pictures(
     assert (
         difference(first[0], drawn(eager, disc, **{**settings, "generator": seeded(4)})[0]) > LIMIT
     )
+
+
+def test_a_pair_of_two_text_encoders_draws_the_same_both_ways(
+    xl_pair_folder: Path, disc: Image.Image, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"output_type": "pil", "num_inference_steps": 3, "width": 64}
+    eager = BootPIGPipeline.from_pretrained(xl_pair_folder)
+    engine = BootPIGPipeline.from_pretrained(xl_pair_folder, backend="torch", device="cpu")
+    for pipe in (eager, engine):
+        pipe.set_progress_bar_config(disable=True)
+    mine, theirs = (drawn(pipe, disc, **settings)[0] for pipe in (eager, engine))
+    assert difference(mine, theirs) <= LIMIT
+    eager.save_pretrained(tmp_path / "saved")
+    again = BootPIGPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    assert difference(drawn(again, disc, **settings)[0], mine) == 0
+
+
+def test_a_tiny_autoencoder_comes_along(pair_with_tiny_folder: Path, tmp_path: Path) -> None:
+    pair = save_pair(load_pair(pair_with_tiny_folder), tmp_path / "pair")
+    BootPIGPipeline.from_pretrained(pair).save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["tiny_vae"] == ["diffusers", "AutoencoderTiny"]
 
 
 def test_a_pair_with_patches_or_one_unet_for_both_draws_the_same_both_ways(
@@ -219,7 +244,7 @@ def test_save_load_optional_components(eager: Any, disc: Image.Image, tmp_path: 
 
 def test_components_function_and_from_pipe_keep_the_settings(eager: Any, disc: Any) -> None:
     names = {"vae", "text_encoder", "tokenizer", "base_unet", "ref_unet", "scheduler"}
-    assert set(eager.components) == names
+    assert set(eager.components) == names | {"text_encoder_2", "tokenizer_2", "tiny_vae"}
     again = BootPIGPipeline.from_pipe(eager)
     again.set_progress_bar_config(disable=True)
     assert again.pair_config == eager.pair_config

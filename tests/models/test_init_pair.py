@@ -161,9 +161,9 @@ def _edit(**changes: Any) -> Any:
         (_leave_a_pickle, "a pickle"),
         (_truncate, "truncated or damaged"),
         (_edit(sample_size=[64, 96]), r"sample_size is \[64, 96\]"),
-        (_edit(addition_embed_type="text_time"), "addition_embed_type is 'text_time'"),
+        (_edit(addition_embed_type="text_image"), "addition_embed_type is 'text_image'"),
     ],
-    ids=["part missing", "pickle", "truncated", "not square", "SDXL"],
+    ids=["part missing", "pickle", "truncated", "not square", "other architecture"],
 )
 def test_a_folder_that_cannot_be_a_pair_is_refused_and_nothing_is_left(
     damage: Any, message: str, make_sd_folder: Any, tmp_path: Path

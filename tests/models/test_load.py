@@ -212,8 +212,8 @@ BAD_FOLDERS: dict[str, tuple[Spoil, str]] = {
         "prediction_type is 'flow'",
     ),
     "option": (
-        lambda f: _change_json(f / "base_unet/config.json", addition_embed_type="text_time"),
-        "addition_embed_type is 'text_time', supported: None",
+        lambda f: _change_json(f / "base_unet/config.json", addition_embed_type="text_image"),
+        "addition_embed_type is 'text_image', supported: None or 'text_time'",
     ),
     "block": (
         lambda f: _change_json(f / "ref_unet/config.json", down_block_types=["AttnDownBlock2D"]),

@@ -47,7 +47,7 @@ def of_half_a_file(folder: Path, unet: str) -> None:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing": (without_a_part, "text_encoder"),
     "transformer": (with_a_transformer, "unet"),
-    "xl": (with_the_unet_of_xl, "use a Stable Diffusion 1.x or 2.x U-Net"),
+    "xl": (with_the_unet_of_xl, "has no text_encoder_2 folder"),
     "pickle": (with_a_pickle, "a pickle, which can run code when it is opened"),
     "half": (of_half_a_file, "is truncated or damaged"),
 }

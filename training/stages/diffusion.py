@@ -29,7 +29,13 @@ from bootpig_rt.training.losses import (
 )
 from bootpig_rt.training.pictures import subject_difference, to_uint8
 from bootpig_rt.training.resident import ResidentData
-from bootpig_rt.training.sampling import Conditions, Drawer, encode_conditions, guidance_of
+from bootpig_rt.training.sampling import (
+    Conditions,
+    Drawer,
+    encode_conditions,
+    guidance_of,
+    told_size,
+)
 from bootpig_rt.training.stage import Validation, trainable
 
 VALIDATION_STEPS = 12
@@ -108,6 +114,7 @@ class DiffusionStage:
             states = pair.text_encoder(torch.cat([batch.ids, reference_ids]))[0]
         elif not batch.kept:
             states = torch.cat([states, states[:1]])
+        states = told_size(pair, states, count, batch.latents)
         reference_t = _reference_timesteps(pair.config, t, draws, owner)
         reference_noise = draws.normal(*references.shape[1:], of=owner)
         level = torch.where(
@@ -207,7 +214,7 @@ class DiffusionStage:
     ) -> Tensor:
         """Text encoder and both U-Nets: what is compiled whole."""
         pair = self.pair
-        states = pair.text_encoder(ids)[0]
+        states = told_size(pair, pair.text_encoder(ids)[0], len(noisy), noisy)
         features = pair.reference(references, reference_t, states[len(noisy) :])
         table = pair.base.project_reference(features, ref_scale=pair.config.ref_scale)
         drawn: Tensor = pair.base(
@@ -270,6 +277,7 @@ def validation_conditions(
         references,
         data.ids(latents.reference_prompts).to(device),
         torch.arange(len(references))[:, None],
+        like=latents.targets,
     )
     return conditions, references
 

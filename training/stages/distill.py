@@ -205,7 +205,13 @@ class DistillStage:
         if not batch.kept:  # the keys and values of one are made, for nothing
             references, reference_ids = torch.zeros_like(batch.latents[:1]), empty
         return encode_conditions(
-            self.teacher, batch.ids, empty, references, reference_ids, ref_of_row
+            self.teacher,
+            batch.ids,
+            empty,
+            references,
+            reference_ids,
+            ref_of_row,
+            like=batch.latents,
         )
 
     # Validation and result -----------------------------------------------------------------------

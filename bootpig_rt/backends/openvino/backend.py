@@ -254,7 +254,11 @@ class OpenVINOBackend:
             ]
         return [
             ("vae_encoder", (("pixels", (1, 3, *self._size_px)),)),
-            ("text_encoder", () if text is None else (("ids", (1, text[0])),)),
+            # What is told sizes reads more numbers than its states have rows.
+            (
+                "text_encoder",
+                () if text is None or spec.reads_sizes else (("ids", (1, text[0])),),
+            ),
             ("text_kv", ()),
             ("vae_decoder", (("latents", (1, channels, *side)),)),
         ]

@@ -43,6 +43,7 @@ from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.models.joined import join_products
 from bootpig_rt.models.latent_scale import LatentScale
 from bootpig_rt.models.load import Pair, load_pair
+from bootpig_rt.models.text_encoders import states_shape
 from bootpig_rt.models.vae import decode, encode
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ class TorchBackend:
         self._pass = RecordedFunction(self._run_reference, self.reference_lane, kept=kept)
         self._texts_done: Any = None  # event behind the last text states
 
-        unet_config, vae, text = pair.base.unet.config, self._vae, pair.text_encoder.config
+        unet_config, vae = pair.base.unet.config, self._vae
         vae_scale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.spec = PairSpec(
             config=pair.config,
@@ -171,7 +172,7 @@ class TorchBackend:
             vae_scale_factor=vae_scale,
             size_multiple_px=vae_scale * 2 ** (len(unet_config.block_out_channels) - 1),
             reference_shapes=_reference_shapes(pair, pair.config.sample_size_px // vae_scale),
-            text_shape=(int(text.max_position_embeddings), int(text.hidden_size)),
+            text_shape=states_shape(pair.text_encoder),
             runtime=f"torch {torch.__version__}",
             precision=_NAMES.get(self.dtype, "float32"),
             table_dtype=_NAMES.get(self.dtype, "float32"),
@@ -179,6 +180,7 @@ class TorchBackend:
             decoders=("full",) if pair.tiny_vae is None else DECODERS,
             canvas="read" if pair.base.reads_canvas else "blend",
             controls=tuple(ControlSpec(one.kind, one.fingerprint) for one in pair.controls),
+            tokenizer_2_folder=pair.tokenizer_2_folder,
         )
 
     @property
@@ -300,7 +302,8 @@ class TorchBackend:
     # What runs on the device: tensors in, tensors out, no value read on the host.
 
     def _run_text(self, ids: Tensor) -> Sequence[Tensor]:
-        return (self.pair.text_encoder(ids).last_hidden_state,)
+        states: Tensor = self.pair.text_encoder(ids).last_hidden_state
+        return (states,)
 
     def _run_encoder(self, pixels: Tensor) -> Sequence[Tensor]:
         vae = self._vae

@@ -26,10 +26,14 @@ from bootpig_rt.models.unet import BaseUNet
 
 @dataclass(frozen=True, eq=False)
 class ProjectedTexts:
-    """Keys and values of distinct texts, [P, S, sum of 2 H * D], and the widths of the parts."""
+    """Keys and values of distinct texts, [P, S, sum of 2 H * D], and the widths of the parts.
+
+    `added` [P, T] is what they add to the embedding of timesteps; T is 0 where nothing is.
+    """
 
     tensor: Tensor
     widths: tuple[int, ...]
+    added: Tensor
 
 
 class TorchRun:
@@ -76,10 +80,12 @@ class TorchRun:
                 )
 
             def project() -> ProjectedTexts:
-                layers = base.project_text(_text_states(batch, lane, dtype))
+                states = _text_states(batch, lane, dtype)
+                layers, added = base.project_text(states), base.split_text(states)[1]
+                added = states.new_zeros(len(states), 0) if added is None else added
                 parts = [part for layer in layers for part in layer]
                 widths = tuple(keys.shape[-1] for keys, _ in layers)
-                return ProjectedTexts(torch.cat(parts, dim=-1), widths)
+                return ProjectedTexts(torch.cat(parts, dim=-1), widths, added)
 
             self._texts = texts.of([batch.prompt_embeds], project)
             widths = self._texts.widths
@@ -108,7 +114,7 @@ class TorchRun:
                     place = plan.inverse.cpu().numpy()
             entries = batch.entry_of_step[0] if self.whole is not None else None
             planes = max(self._planes, 1 + MOST_HISTORY) if records else self._planes
-            self.tensors = _upload(batch, self._texts.tensor, layout, entries, planes, lane)
+            self.tensors = _upload(batch, self._texts, layout, entries, planes, lane)
             self._rows: list[Tensor] = []  # of each picture, among those of the features
             if batch.deep_steps is not None:
                 self._rows = [
@@ -191,7 +197,7 @@ def _text_states(batch: DenoiseBatch, lane: Lane, dtype: torch.dtype) -> Tensor:
 
 def _upload(
     batch: DenoiseBatch,
-    texts: Tensor,
+    texts: ProjectedTexts,
     layout: Layout,
     entries: IntArray | None,
     planes: int,
@@ -214,12 +220,13 @@ def _upload(
     state = np.pad(batch.state, [(0, planes - len(batch.state)), *[(0, 0)] * 4])
     history = (0, planes - 1 - solver.history_size)
     matrices = np.pad(solver.matrices, [(0, 0), (0, 0), history, history])
-    tensors = pictures(state, 1)
+    tensors, text_of_row = pictures(state, 1), lane.upload(layout.text_of_row)
     return StepTensors(
         state=tensors,
         estimate=tensors[0].clone(),
         step=lane.upload(np.zeros(1, np.int64)),
-        text=texts.index_select(0, lane.upload(layout.text_of_row)),
+        text=texts.tensor.index_select(0, text_of_row),
+        added=texts.added.index_select(0, text_of_row),
         image_scale=pictures(batch.image_guidance_scale, 0),
         text_scale=pictures(batch.text_guidance_scale, 0),
         timesteps=pictures(solver.timesteps, 1),
@@ -237,5 +244,5 @@ def _upload(
         picture_of_pair=lane.upload(layout.picture_of_pair),
         refs=lane.upload(layout.refs),
         refs_of_pair=lane.upload(layout.refs_of_pair),
-        features=texts.new_zeros(0),
+        features=texts.tensor.new_zeros(0),
     )

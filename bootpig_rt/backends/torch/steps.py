@@ -33,6 +33,7 @@ class StepTensors:
         estimate: float32 [B, C, h, w], x0 of the last step; written.
         step: int64 [1], the step to do.
         text: [N, S, sum of 2 H * D], keys and values of the rows' texts for every layer.
+        added: [N, T], what their texts add to the embedding of timesteps; T is 0 where nothing is.
         image_scale: float32 [B].
         text_scale: float32 [B].
         timesteps: int64 [T, B].
@@ -59,6 +60,7 @@ class StepTensors:
     estimate: Tensor
     step: Tensor
     text: Tensor
+    added: Tensor
     image_scale: Tensor
     text_scale: Tensor
     timesteps: Tensor
@@ -170,6 +172,7 @@ def take_step(
         entry=None if table is None else tensors.entries.index_select(0, tensors.step),
         features=None if program.is_deep else tensors.features,
         residuals=residuals,
+        added=tensors.added if tensors.added.shape[1] else None,
     )
     if program.is_deep and tensors.features.numel():
         tensors.features.copy_(features)

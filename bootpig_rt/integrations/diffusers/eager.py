@@ -54,6 +54,10 @@ def draw_eagerly(pipe: Any, call: Call) -> BootPIGPipelineOutput:
         negative_prompt_embeds=call.negative_prompt_embeds,
         reference_prompt_embeds=call.reference_prompt_embeds,
     )
+    if call.prompt_embeds is None:
+        texts = pipe._told_size(texts, call.width, call.height)
+    if call.negative_prompt_embeds is None:
+        negatives = pipe._told_size(negatives, call.width, call.height)
     config, scheduler, device = pipe.pair_config, pipe.scheduler, pipe._execution_device
     scheduler.set_timesteps(call.steps, device=device)
     timesteps = scheduler.timesteps

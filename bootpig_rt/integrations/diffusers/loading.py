@@ -17,17 +17,19 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from packaging.version import Version
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from bootpig_rt.backends.options import BackendOptions
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.bundle.pair_config import (
+    TINY_VAE,
     PairConfig,
     published_pair_config,
     read_json,
     read_pair_config,
 )
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.integrations.diffusers.folders import copy_pair, finish_folder
@@ -40,6 +42,7 @@ from bootpig_rt.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
+_OPTIONAL = (TEXT_ENCODER_2, TOKENIZER_2, TINY_VAE)
 _PARTS = ("vae", "text_encoder", "tokenizer", "base_unet", "ref_unet", "scheduler")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
@@ -55,10 +58,14 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         ref_unet: Reference U-Net; None: the Base U-Net reads the reference as well.
         scheduler: Any that takes steps from a U-Net's output.
         pair: Contents of `pair.json`; by default those of the published trainer.
+        text_encoder_2: The second one, with a projection, of Stable Diffusion XL.
+        tokenizer_2: Of that one.
+        tiny_vae: A tiny autoencoder, which comes along and is not drawn with; engines have
+            `decoder="tiny"` for that.
     """
 
-    model_cpu_offload_seq = "text_encoder->ref_unet->base_unet->vae"
-    _optional_components = ["ref_unet"]  # noqa: RUF012  as diffusers has it
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->ref_unet->base_unet->vae"
+    _optional_components = ["ref_unet", *_OPTIONAL]  # noqa: RUF012  as diffusers has it
 
     def __init__(
         self,
@@ -69,6 +76,9 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         ref_unet: UNet2DConditionModel | None,
         scheduler: SchedulerMixin,
         pair: dict[str, Any] | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        tiny_vae: AutoencoderTiny | None = None,
     ) -> None:
         """Register the components."""
         super().__init__()
@@ -79,6 +89,9 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
             base_unet=base_unet,
             ref_unet=ref_unet,
             scheduler=scheduler,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            tiny_vae=tiny_vae,
         )
         self.register_to_config(pair=pair)
         self.background_remover: BackgroundRemover | None = None

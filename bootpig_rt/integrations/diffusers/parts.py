@@ -8,7 +8,9 @@ import diffusers
 from transformers import CLIPTokenizer
 
 from bootpig_rt.bundle.model_index import SCHEDULERS
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.models.load import Pair
+from bootpig_rt.models.text_encoders import TwoTextEncoders
 
 
 def modules_of(pair: Pair) -> dict[str, Any]:
@@ -16,14 +18,25 @@ def modules_of(pair: Pair) -> dict[str, Any]:
     kind = getattr(diffusers, SCHEDULERS[pair.config.default_solver])
     scheduler = kind.from_config(pair.scheduler)
     keep_unclipped(scheduler, pair.scheduler)
+    text: Any = pair.text_encoder
     return {
         "vae": pair.vae,
-        "text_encoder": pair.text_encoder,
+        "text_encoder": text.first if isinstance(text, TwoTextEncoders) else text,
         "tokenizer": CLIPTokenizer.from_pretrained(pair.tokenizer_folder),
+        "tiny_vae": pair.tiny_vae,
+        **_second_texts(pair),
         "base_unet": pair.base.unet,
         "ref_unet": None if pair.config.shared_unet else pair.reference.unet,
         "scheduler": scheduler,
     }
+
+
+def _second_texts(pair: Pair) -> dict[str, Any]:
+    text: Any = pair.text_encoder
+    if not isinstance(text, TwoTextEncoders):
+        return {}
+    second = CLIPTokenizer.from_pretrained(pair.tokenizer_2_folder)
+    return {TEXT_ENCODER_2: text.second, TOKENIZER_2: second}
 
 
 def keep_unclipped(scheduler: Any, config: dict[str, Any]) -> None:

@@ -33,7 +33,9 @@ from bootpig_rt.integrations.diffusers.output import (
     canvas_of,
 )
 from bootpig_rt.integrations.diffusers.seeds import Generators
+from bootpig_rt.models.text_encoders import TwoTextEncoders
 from bootpig_rt.reference.schedule import ReferenceSchedule
+from bootpig_rt.text.tokenizer import whole_picture
 
 logger = logging.getLogger(__name__)
 
@@ -228,14 +230,36 @@ class BootPIGPipeline(PairComponents):
     def _states(self, texts: list[str]) -> Tensor:
         """Text states [P, S, E] of the text encoder."""
         length = self.tokenizer.model_max_length
+        device = self._execution_device
         for text in texts:
             num = len(self.tokenizer(text).input_ids)
             if num > length:
                 logger.warning(
                     "a prompt of %d tokens is cut to the %d that the pair reads", num, length
                 )
-        ids = self.tokenizer(
-            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        states: Tensor = self.text_encoder(ids.to(self._execution_device)).last_hidden_state
+        both = [self.tokenizer, self.tokenizer_2] if self.tokenizer_2 else [self.tokenizer]
+        ids = [
+            one(
+                texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for one in both
+        ]
+        encoder: Any = self.text_encoder
+        if self.tokenizer_2:
+            encoder, side = self._two_text_encoders(), self.pair_config.sample_size_px
+            ids.append(torch.tensor([whole_picture(side, side)] * len(texts)))
+        states: Tensor = encoder(torch.cat(ids, dim=1).to(device)).last_hidden_state
         return states
+
+    def _two_text_encoders(self) -> TwoTextEncoders:
+        """Both text encoders as one."""
+        zeros = self.pair_config.zeros_for_empty_prompt
+        return TwoTextEncoders(
+            self.text_encoder, self.text_encoder_2, self.base_unet.config, zeros_for_empty=zeros
+        )
+
+    def _told_size(self, states: Tensor, width: int, height: int) -> Tensor:
+        """Text states that are told the size of what is drawn, where the pair is told sizes."""
+        if not self.tokenizer_2:
+            return states
+        return self._two_text_encoders().told_sizes(states, whole_picture(width, height))

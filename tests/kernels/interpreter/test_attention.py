@@ -82,6 +82,25 @@ def test_head_dims_that_are_no_powers_of_two(
     assert_as_exact_as_eager(out, eager, _exact(case).run(eager_ops.attention))
 
 
+@pytest.mark.parametrize(("heads", "tokens"), [(10, 128), (20, 64)])
+@pytest.mark.parametrize("first_delta_row", [None, 0])
+def test_heads_of_stable_diffusion_xl(
+    make_case: Any,
+    assert_as_exact_as_eager: Any,
+    heads: int,
+    tokens: int,
+    first_delta_row: int | None,
+) -> None:
+    """Its two levels, 10 heads over 4096 tokens and 20 over 1024, with whole tiles of them."""
+    sizes = {"heads": heads, "head_dim": 64, "tokens": tokens, "ref_tokens": tokens}
+    case = make_case([[-1], [0]], dtype=torch.float16, **sizes)
+    out, _ = case.run(launch_attention, first_delta_row=first_delta_row)
+    rows = 2 if first_delta_row is None else first_delta_row
+    eager, _ = case.run(eager_ops.attention_deltas, first_delta_row=rows)
+    oracle, _ = _exact(case).run(eager_ops.attention_deltas, first_delta_row=rows)
+    assert_as_exact_as_eager(out, eager, oracle)
+
+
 @pytest.mark.parametrize("first_delta_row", [None, 0])
 def test_an_empty_reference_has_no_effect(make_case: Any, first_delta_row: int | None) -> None:
     case = make_case([[0, 1]], ref_tokens=0, tokens=40)

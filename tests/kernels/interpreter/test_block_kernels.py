@@ -46,7 +46,9 @@ def _assert_as_exact_as_the_type(
 @pytest.mark.parametrize("most_pixels", [ONE_LAUNCH, THREE_LAUNCHES])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("channels", "groups", "side"), [(40, 4, 5), (32, 32, 3), (96, 2, 16)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "side"), [(40, 4, 5), (32, 32, 3), (96, 2, 16), (960, 32, 3)]
+)
 def test_the_group_norm_equals_the_oracle(
     dtype: torch.dtype, channels: int, groups: int, side: int, silu: bool, most_pixels: int
 ) -> None:

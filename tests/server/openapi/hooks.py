@@ -132,6 +132,10 @@ def _mend(body: dict[str, Any]) -> None:
     interval = body.get("guidance_interval")
     if isinstance(interval, list) and _is_share(interval):
         body["guidance_interval"] = [0.0, max([0.01, *interval])]
+    sizes = body.get("sizes")
+    if isinstance(sizes, list) and len(sizes) == 6:
+        if all(type(each) is int and 0 <= each <= 16384 for each in sizes):
+            del body["sizes"]  # the model here is told none
     schedule = body.get("reference_schedule")
     if isinstance(schedule, str):
         body["reference_schedule"] = _WINDOW.sub("window:0-0.9", schedule)
