@@ -18,6 +18,7 @@ from bootpig_rt.export.reference_op import OpMerge
 from bootpig_rt.models.control import Control
 from bootpig_rt.models.control_folder import PairControl
 from bootpig_rt.models.load import Pair
+from bootpig_rt.models.text_encoders import states_shape
 
 _MAP, _RESIDUALS = CONTROL_GRAPHS
 
@@ -44,7 +45,7 @@ def build_control_graph(
     """
     if not pair.controls:
         raise ParameterError(f"graph is {name!r}, but the pair has no controls")
-    text_length = int(pair.text_encoder.config.max_position_embeddings)
+    text_length = states_shape(pair.text_encoder)[0]
     if name.startswith(STEP_GRAPH):
         merge = name.removeprefix(STEP_GRAPH).removeprefix("_") or "one"
         control = pair.controls[0].net

@@ -117,6 +117,8 @@ class ControlledStep(DenoiseStep):
             next_state [1 + K, B, C, h, w] and estimate (x0) [B, C, h, w], float32.
         """
         residuals, rest = arguments[: self._num_residuals], arguments[self._num_residuals :]
+        if self.base.added_width:  # rows are no pairs, see `SizedStep`
+            return self._take(*rest, residuals=residuals)[:2]
         after = _NUM_BEFORE_PAIRS + _NUM_PAIRS
         pair_of_row, picture_of_pair, ref_of_pair = rest[_NUM_BEFORE_PAIRS:after]
         state, estimate, _ = self._take(

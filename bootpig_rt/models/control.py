@@ -27,6 +27,8 @@ _ALIKE: dict[str, object] = {
     "transformer_layers_per_block": 1,
     "cross_attention_dim": 1280,
     "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "projection_class_embeddings_input_dim": None,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
 }
@@ -75,7 +77,8 @@ class Control(WalkedUNet):
         Args:
             latents: [N, C, h, w], the noised ones of the pictures.
             t: [N], timesteps.
-            prompt_embeds: [N, S, E], text states.
+            prompt_embeds: [N, S, E], text states; of Stable Diffusion XL with what is added
+                to timesteps, as `split_text` takes them.
             hints: [N, C0, h, w], of `embed`.
 
         Returns:
@@ -91,14 +94,16 @@ class Control(WalkedUNet):
                 f"hints have shape {list(hints.shape)}, expected {latents.shape[0]} rows of "
                 f"{latents.shape[2]} x {latents.shape[3]}: a map has the size of the picture"
             )
+        text, added = self.split_text(prompt_embeds)
         temb = self._time_embedding(t, latents)
+        temb = temb if added is None else temb + added
         x = self.unet.conv_in(latents) + hints
         skips = [x]
         for op in self._ops:
             if op.kind is not Kind.TRANSFORMER:
                 x = self._convolve(op, x, skips, temb)
                 continue
-            x = self._run(op.module, transform, x, prompt_embeds, _attend, None)
+            x = self._run(op.module, transform, x, text, _attend, None)
             if op.push:
                 skips.append(x)
         nets = (*self.unet.controlnet_down_blocks, self.unet.controlnet_mid_block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from bootpig_rt.export.build_options import build_options
 from bootpig_rt.export.graphs import build_graph
 from bootpig_rt.export.onnx_export import export_graph
 from bootpig_rt.export.tensorrt_profiles import input_ranges, pair_shape
+from bootpig_rt.images.control import Control
 from bootpig_rt.models.attention import join_heads, split_heads
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline
@@ -187,8 +189,10 @@ def some_requests(pipeline: Pipeline) -> list[Request]:
 
 
 @pytest.mark.slow
-def test_a_bundle_of_it_draws_as_torch_does(xl_pair_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(xl_pair_folder, tmp_path / "pair")
+def test_a_bundle_of_it_draws_as_torch_does(
+    xl_pair_folder: Path, write_controls: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    folder = write_controls(xl_pair_folder, tmp_path / "pair").parent
     config = load_pair(folder).config
     for target in ("cpu", "openvino"):
         options = build_options(
@@ -205,10 +209,16 @@ def test_a_bundle_of_it_draws_as_torch_does(xl_pair_folder: Path, tmp_path: Path
     ):
         assert pipeline.spec.reads_sizes
         assert pipeline.spec.text_shape == (26, 40)
-        made = pipeline.generate(some_requests(pipeline)).images
+        slope = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+        mapped = [
+            replace(request, controls=(Control.load("depth", slope),))
+            for request in some_requests(pipeline)[:3]
+        ]
+        made = pipeline.generate([*some_requests(pipeline), *mapped]).images
         drawn.append(np.stack([np.asarray(image, int) for image in made]))
     for other in drawn[1:]:
         assert np.abs(drawn[0] - other).max() <= 2
+    assert np.abs(drawn[0][0] - drawn[0][5]).max() > 2  # the map changes a picture
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from bootpig_rt.errors import CheckpointError, ParameterError
+from bootpig_rt.models.control import Control
 from bootpig_rt.models.rows import plan_rows
 from bootpig_rt.models.text_encoders import pack
 from bootpig_rt.models.unet import BaseUNet, ReferenceUNet
@@ -214,3 +215,28 @@ def test_pairs_without_sizes_have_no_such_part(make_unet: Any) -> None:
     states = torch.randn(1, TOKENS, WIDTH)
     assert base.split_text(states) == (states, None)
     assert base.added_width == 0
+
+
+def test_a_control_is_that_of_diffusers_and_its_residuals_reach_the_base(
+    unets: tuple[Any, Any],
+) -> None:
+    unet, _ = unets
+    net = seeded(
+        ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8)), 3
+    ).eval()
+    given = Given(unet, 3)
+    maps = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(4)).double()
+    with torch.no_grad():
+        down, middle = net(*given.plain, maps, added_cond_kwargs=given.added, return_dict=False)
+        expected = unet(
+            *given.plain,
+            added_cond_kwargs=given.added,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
+        control = Control(net)
+        residuals = control(given.latents, given.t, given.states, control.embed(maps))
+        drawn, _ = BaseUNet(unet).draw(given.latents, given.t, given.states, residuals=residuals)
+    for got, wanted in zip(residuals, [*down, middle], strict=True):
+        close(got, wanted)
+    close(drawn, expected)
