@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from bootpig_rt.images.canny import canny_map
 from bootpig_rt.images.control import Control
-from bootpig_rt.reference.schedule import WHOLE
 from bootpig_rt.server.calls import check_formats
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.schema import ImageFields, map_bytes
@@ -38,7 +37,7 @@ def map_files(fields: ImageFields) -> list[MapFile]:
         if one.source == "photo" and one.kind != "canny":
             text = f"maps of kind {one.kind} are not made here, those of canny are; send the map"
             raise ApiError(400, "invalid_value", text, param=f"controls.{at}.source")
-        first, last = one.interval or WHOLE
+        first, last = one.interval
         made.append(MapFile(one.kind, data, one.source == "photo", one.scale, (first, last)))
     return made
 

@@ -87,8 +87,9 @@ class ControlFields(Fields):
     scale: Annotated[float, Field(ge=0, le=MAX_CONTROL_SCALE, allow_inf_nan=False)] = Field(
         default=1.0, description="How closely it is followed."
     )
-    interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
-        default=None, description="Share of the steps in which it is: from, and to above it."
+    interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(
+        default=[0.0, 1.0],
+        description="Share of the steps in which it is: from, and to above it.",
     )
 
 
