@@ -127,6 +127,7 @@ def lay_out(
         tables=tuple(table.data for table, _ in slots.values()),
         num_references=tuple(table.key.num_references for table, _ in slots.values()),
         entry_of_step=entry_of_step.reshape(len(slots), num_steps),
+        controls=_controls(pictures),
         solver=BatchSolver.of(
             [picture.plan.solver for picture in pictures],
             starts=[picture.step for picture in pictures],
@@ -136,7 +137,6 @@ def lay_out(
         deep_steps=deep_steps,
         features=tuple(picture.features for picture in pictures) if reads else (),
         canvas=canvas,
-        controls=_controls(pictures),
     )
 
 

@@ -44,9 +44,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     get = Models.get
 
-    def count_model(self: Models, graph: str, *rest: Any) -> Any:
+    def count_model(self: Models, graph: str, *rest: Any, **options: Any) -> Any:
         names.append(graph)
-        return get(self, graph, *rest)
+        return get(self, graph, *rest, **options)
 
     monkeypatch.setattr(Sessions, "launch", count)
     monkeypatch.setattr(Models, "get", count_model)

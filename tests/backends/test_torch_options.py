@@ -123,7 +123,7 @@ def test_latents_guidance_and_solver_stay_in_float32(
     pipeline.generate([Request(prompt=PROMPT, subject=None, seed=0)])
     tensors = vars(seen[0].tensors)
     narrow = {name for name, one in tensors.items() if one.dtype in (torch.float16, torch.bfloat16)}
-    assert narrow == (set() if precision == "float32" else {"text", "features"})
+    assert narrow == (set() if precision == "float32" else {"text", "added", "features"})
 
 
 @pytest.mark.parametrize(

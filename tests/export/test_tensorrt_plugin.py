@@ -343,7 +343,11 @@ class _FullTensorRT:
 def _write_configs(folder: Path) -> None:
     """The configurations that a build reads beside the graph."""
     configs: dict[str, dict[str, Any]] = {
-        "base_unet": {"down_block_types": ["CrossAttn"], "up_block_types": ["CrossAttn"]},
+        "base_unet": {
+            "down_block_types": ["CrossAttn"],
+            "up_block_types": ["CrossAttn"],
+            "block_out_channels": [8],
+        },
         "vae": {"block_out_channels": [8, 8, 8, 8]},
         "text_encoder": {"max_position_embeddings": 77},
     }
