@@ -19,7 +19,7 @@ from PIL import Image
 
 from bootpig_rt.benchmarks.depth_estimator import DepthJudge
 from bootpig_rt.benchmarks.judged import Jury, Quality, ends_of
-from bootpig_rt.benchmarks.ours import OurWay, torch_threads
+from bootpig_rt.benchmarks.ours import OurWay, backends_here, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
@@ -73,7 +73,8 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
     """
     settings.check_only(CASES)
     with torch_threads(settings.threads):
-        ours = OurWay(settings.pair, threads=settings.threads)
+        backend = backends_here(settings.pair, settings.device)[0]  # training leaves no graphs
+        ours = OurWay(settings.pair, backend=backend, threads=settings.threads)
         if KIND not in [control.kind for control in ours.pipe.spec.controls]:
             raise ParameterError(
                 f"{settings.pair} has no control of kind {KIND}; name a pair that has one with "
