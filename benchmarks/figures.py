@@ -212,18 +212,27 @@ def _soak(results: Path) -> str:
     return "\n\n".join([*result.remarks, table, _page("soak-cpu")])
 
 
-def _inpaint(results: Path) -> str:
-    """Subjects drawn into given scenes, beside controls."""
-    result = _result(results, "inpaint-cpu")
-    if result is None:
-        return _NOT_YET
-    keep = ("network", "scene", "psnr_db", "perceptual", "seam_levels", "changed_outside")
-    kept = [(name, name + end) for name in keep for end in ("", "_low", "_high")]
-    shown = []
-    for row in result.rows:
-        values = {key: row.values[key] for _, key in kept if key in row.values}
-        shown.append(msgspec.structs.replace(row, values=values))
-    return "\n\n".join([markdown(shown), _page("inpaint-cpu")])
+def _judged(name: str, keep: tuple[str, ...]) -> Callable[[Path], str]:
+    """The table of a suite that judges pictures beside controls, with some of its values."""
+
+    def table(results: Path) -> str:
+        result = _result(results, f"{name}-cpu")
+        if result is None:
+            return _NOT_YET
+        kept = [each + end for each in keep for end in ("", "_low", "_high")]
+        shown = []
+        for row in result.rows:
+            values = {key: row.values[key] for key in kept if key in row.values}
+            shown.append(msgspec.structs.replace(row, values=values))
+        return "\n\n".join([markdown(shown), _page(f"{name}-cpu")])
+
+    return table
+
+
+_inpaint = _judged(
+    "inpaint", ("network", "scene", "psnr_db", "perceptual", "seam_levels", "changed_outside")
+)
+_control = _judged("control", ("depth", "chance", "network", "psnr_db", "scene"))
 
 
 def _page(name: str) -> str:
@@ -287,6 +296,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "serving": _serving,
     "soak": _soak,
     "inpaint": _inpaint,
+    "control": _control,
     "evaluation": _evaluation,
     "pages": _pages,
     "curve": _curve,

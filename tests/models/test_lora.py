@@ -86,6 +86,8 @@ def test_every_layout_adds_alpha_over_rank_times_up_times_down(
         assert torch.equal(mine, theirs)
 
 
+# Of diffusers, on the noise schedule of the tiny pair.
+@pytest.mark.filterwarnings("ignore:(?s).*steps_offset:FutureWarning")
 @pytest.mark.parametrize("layout", ["kohya", "diffusers", "old diffusers"])
 def test_diffusers_own_loader_fuses_the_same_weights(
     plain: Pair,
@@ -99,6 +101,8 @@ def test_diffusers_own_loader_fuses_the_same_weights(
     from transformers import CLIPTokenizer
 
     modules = r"base_unet/.*(attn[12]\.to_[qkv]|to_out\.0)|text_encoder/.*(q|v)_proj"
+    if layout == "kohya":  # of its names for text encoders diffusers 0.42 infers no layout
+        modules = modules.partition("|text_encoder")[0]
     path = tmp_path / "style.safetensors"
     # Of alpha in the metadata of a file the version of diffusers decides; without it all agree.
     alpha = 1.0 if layout == "kohya" else None
@@ -120,7 +124,7 @@ def test_diffusers_own_loader_fuses_the_same_weights(
     ours = weights_of(load_pair(tiny_pair_folder, loras=[Lora(path, 0.6)]))
     fused, before = weights_of(theirs), weights_of(plain)
     changed = {name for name in fused if not torch.equal(fused[name], before[name])}
-    assert any("text_encoder" in name for name in changed)
+    assert any("text_encoder" in name for name in changed) == (layout != "kohya")
     assert any("base_unet" in name for name in changed)
     for name, weight in fused.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-6, msg=name)
