@@ -45,7 +45,16 @@ class BootPIGPipelineTests(Base):  # type: ignore[misc]  # diffusers has no type
 
     def get_dummy_components(self) -> dict[str, Any]:
         """The tiny pair."""
-        return modules_of(load_pair(Path(os.environ["BOOTPIG_RT_TINY_PAIR"])))
+        pair = load_pair(Path(os.environ["BOOTPIG_RT_TINY_PAIR"]))
+        return {"text_encoder_2": None, "tokenizer_2": None, **modules_of(pair)}
+
+    @unittest.skip("looks the class up in the package diffusers")
+    def test_encode_prompt_works_in_isolation(self, *_: Any) -> None:
+        """Not for pipelines of other packages."""
+
+    @unittest.skip("tries ConsistencyDecoderVAE, which no pair may have")
+    def test_multi_vae(self) -> None:
+        """Autoencoders of pairs are told when they load."""
 
     def get_dummy_inputs(self, device: Any, seed: int = 0) -> dict[str, Any]:
         """A subject and a prompt."""

@@ -35,4 +35,4 @@ def test_the_common_pipeline_tests_pass(root: Path, tiny_pair_folder: Path, tmp_
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     last = done.stdout.strip().splitlines()[-1]
     passed = int(last.split(" passed")[0].split()[-1])
-    assert passed >= 25, last
+    assert passed >= 24, last
