@@ -120,6 +120,7 @@ def _cpu(results: Path) -> str:
     """One table: a block for each size, each against the strongest published way of its run."""
     lines = ["| | ms | faster than the strongest published way |", "|---|---:|---:|"]
     told: list[tuple[str, str]] = []
+    is_busy = False
     for file, title, names in _CPU_BLOCKS:
         result = _result(results, file)
         if result is None:
@@ -135,13 +136,15 @@ def _cpu(results: Path) -> str:
             about = ", ".join(filter(None, (seen.name, f"{seen.threads} threads", seen.arithmetic)))
             page = f"[{title[:1].lower()}{title[1:]}](docs/results/{file}.md)"
             told.append((f"{about}, commit {seen.commit}", page))
+            is_busy |= seen.is_busy
     if len(lines) == 2:
         return _NOT_YET
     where = [
         f"{about}. All ways: {', '.join(page for other, page in told if other == about)}."
         for about in dict.fromkeys(about for about, _ in told)
     ]
-    return "\n\n".join(["\n".join(lines), *where])
+    busy = " The machine was busy or uneven: ratios suffer little, times are not worth quoting."
+    return "\n\n".join(["\n".join(lines), " ".join(where) + busy * is_busy])
 
 
 def _targets(results: Path) -> str:

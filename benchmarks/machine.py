@@ -122,7 +122,9 @@ class Watch:
         if self._before is not None and after is not None and wall_s > 0:
             total = after[0] - self._before[0]
             ours = after[1] - self._before[1]
-            others = round(min(1.0, max(0.0, (total - ours) / (wall_s * cores))), 4)
+            # Of all cores: others may be on those that this process keeps off.
+            everywhere = wall_s * (os.cpu_count() or cores)
+            others = round(min(1.0, max(0.0, (total - ours) / everywhere)), 4)
         return Machine(
             processor=processor(),
             cores=cores,

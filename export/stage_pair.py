@@ -26,7 +26,7 @@ from bootpig_rt.bundle.files import list_files
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.model_index import with_tiny
 from bootpig_rt.bundle.pair_config import TINY_VAE, read_json, read_pair_config
-from bootpig_rt.bundle.text_parts import text_parts
+from bootpig_rt.bundle.text_parts import text_encoders, text_parts
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.export.build_options import Weights
 from bootpig_rt.export.work_folder import link_or_copy, remove
@@ -48,8 +48,8 @@ def pair_files(folder: Path) -> list[str] | None:
         return None
     config = read_pair_config(folder / "pair.json")
     files = ["pair.json", "scheduler/scheduler_config.json"]
-    texts = text_parts(read_json(folder / "base_unet" / "config.json"))
-    encoders = [part for part in texts if part.startswith("text_encoder")]
+    unet = read_json(folder / "base_unet" / "config.json")
+    encoders = text_encoders(unet)
     modules = {"base_unet": UNET_STEM, "vae": UNET_STEM, **dict.fromkeys(encoders, TEXT_STEM)}
     if not config.shared_unet:
         modules["ref_unet"] = UNET_STEM
@@ -64,7 +64,7 @@ def pair_files(folder: Path) -> list[str] | None:
         with safe_open(folder / part / f"{TEXT_STEM}.safetensors", framework="pt") as stream:
             if not any(name.startswith("text_model.") for name in stream.keys()):
                 return None
-    tokenizers = [part for part in texts if part not in encoders]
+    tokenizers = [part for part in text_parts(unet) if part not in encoders]
     optional = [INDEX_FILE, *(f"{part}/{name}" for part in tokenizers for name in TOKENIZER_FILES)]
     return files + [file for file in optional if (folder / file).is_file()]
 

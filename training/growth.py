@@ -9,7 +9,6 @@ pieces are known, whose mean they begin as.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bootpig_rt.bundle.pair_config import read_json
 from bootpig_rt.errors import ConfigError
 from bootpig_rt.models.load import Pair
 from bootpig_rt.text.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from bootpig_rt.training.buckets import fit_reference
 from bootpig_rt.training.latents import StoredLatents, encode
 
 PICTURES = 256
-"""From which the maps between latents are fitted; of each 256 tokens for 64 unknowns and fewer."""
+"""From which the maps between latents are fitted: each has as many equations as tokens."""
 
 _FIRST, _LAST = ("conv_in.weight", "conv_in.bias"), ("conv_out.weight", "conv_out.bias")
 _END_OF_WORD = "</w>"
@@ -99,8 +99,8 @@ def _fit(x: Tensor, y: Tensor) -> LinearMap:
 
 def _words(old: Tensor, vocabulary: Path, old_folder: Path) -> Tensor:
     """Embeddings of a new vocabulary, [V, width], from those of an old one."""
-    tokens = _tokens(vocabulary)
-    old_tokens, tokenizer = _tokens(old_folder), Tokenizer.from_folder(old_folder)
+    tokens, old_tokens = (read_json(one / "vocab.json") for one in (vocabulary, old_folder))
+    tokenizer = Tokenizer.from_folder(old_folder)
     found = torch.zeros(len(tokens), old.shape[1])
     for token, row in tokens.items():
         if token in old_tokens:
@@ -110,11 +110,6 @@ def _words(old: Tensor, vocabulary: Path, old_folder: Path) -> Tensor:
         ids = tokenizer([spelled], tells_cut=False)[0]
         pieces = [n for n in ids.tolist() if n not in (tokenizer.bos_id, tokenizer.eos_id)]
         found[row] = old[pieces].mean(0) if pieces else old.mean(0)
-    return found
-
-
-def _tokens(folder: Path) -> dict[str, int]:
-    found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     return found
 
 

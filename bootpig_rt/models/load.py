@@ -220,7 +220,7 @@ def assemble_pair(
     if has_two_texts(base_module.config):
         text_encoder = TwoTextEncoders(
             text_encoder,
-            load.text_encoder_2(rest / TEXT_ENCODER_2, lora_set),
+            load.text_encoder(rest / TEXT_ENCODER_2, lora_set),
             base_module.config,
             zeros_for_empty=config.zeros_for_empty_prompt,
         ).eval()

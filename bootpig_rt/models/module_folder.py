@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from bootpig_rt.bundle.pair_config import read_json
+from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2
 from bootpig_rt.errors import CheckpointError, shown
 from bootpig_rt.models.lora import LoraSet
 from bootpig_rt.models.lora_file import Part
@@ -128,25 +129,15 @@ class ModuleLoader:
         )
 
     def text_encoder(self, folder: Path, loras: LoraSet) -> Any:
-        """A text encoder, with LoRAs where there are some."""
-        config = read_json(folder / "config.json")
+        """A text encoder, with LoRAs where there are some; `text_encoder_2` has a projection."""
+        config, is_second = read_json(folder / "config.json"), folder.name == TEXT_ENCODER_2
+        kind: Any = CLIPTextModelWithProjection if is_second else CLIPTextModel
         return self._module(
             folder,
             TEXT_STEM,
             config,
-            lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)),
-            fuse=_fuse(loras, "text_encoder"),
-        )
-
-    def text_encoder_2(self, folder: Path, loras: LoraSet) -> Any:
-        """The second text encoder, which has a projection, likewise."""
-        config = read_json(folder / "config.json")
-        return self._module(
-            folder,
-            TEXT_STEM,
-            config,
-            lambda: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config)),
-            fuse=_fuse(loras, "text_encoder_2"),
+            lambda: kind(CLIPTextConfig.from_dict(config)),
+            fuse=_fuse(loras, "text_encoder_2" if is_second else "text_encoder"),
         )
 
     def _module(

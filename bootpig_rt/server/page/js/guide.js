@@ -1,6 +1,7 @@
 /** The map that pictures follow: a file of it, or a photo whose outlines the server makes. */
 
 import { byId, el, show } from "./dom.js";
+import { cover } from "./images.js";
 import { toast } from "./toast.js";
 
 const READABLE = ["image/png", "image/jpeg", "image/webp"];
@@ -76,15 +77,7 @@ export class Guide extends EventTarget {
     const size = this.#form.read().size ?? this.#form.ownSize;
     const [width = 0, height = 0] = size.split("x").map(Number);
     if (!this.#given || !(width > 0 && height > 0)) return;
-    this.#picture.width = width;
-    this.#picture.height = height;
-    const context = /** @type {CanvasRenderingContext2D} */ (this.#picture.getContext("2d"));
-    context.fillStyle = "#000"; // under transparent pixels
-    context.fillRect(0, 0, width, height);
-    context.imageSmoothingQuality = "high";
-    const scale = Math.max(width / this.#given.width, height / this.#given.height);
-    const [w, h] = [this.#given.width * scale, this.#given.height * scale];
-    context.drawImage(this.#given, (width - w) / 2, (height - h) / 2, w, h);
+    cover(this.#picture, this.#given, { width, height, ground: "#000" });
   }
 
   /**

@@ -2,6 +2,7 @@
 
 import { announce } from "./announce.js";
 import { byId, show } from "./dom.js";
+import { cover } from "./images.js";
 import { Mask } from "./mask.js";
 import { Missing } from "./subject.js";
 import { toast } from "./toast.js";
@@ -88,15 +89,7 @@ export class Place extends EventTarget {
     const [width = 0, height = 0] = size.split("x").map(Number);
     if (!this.#given || size === this.#size || !(width > 0 && height > 0)) return;
     this.#size = size;
-    this.#picture.width = width;
-    this.#picture.height = height;
-    const context = /** @type {CanvasRenderingContext2D} */ (this.#picture.getContext("2d"));
-    context.fillStyle = "#fff"; // under transparent pixels
-    context.fillRect(0, 0, width, height);
-    context.imageSmoothingQuality = "high";
-    const scale = Math.max(width / this.#given.width, height / this.#given.height);
-    const [w, h] = [this.#given.width * scale, this.#given.height * scale];
-    context.drawImage(this.#given, (width - w) / 2, (height - h) / 2, w, h);
+    cover(this.#picture, this.#given, { width, height, ground: "#fff" });
     this.#painter.style.setProperty("--ratio", `${width} / ${height}`);
     this.#mask.resize(width, height);
     byId("brush-width", HTMLInputElement).value = String(Math.round((100 * this.#mask.width_px) / width));
