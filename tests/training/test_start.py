@@ -189,6 +189,7 @@ def test_a_start_that_is_nothing_is_refused_without_asking_a_network(tmp_path: P
 def test_references_are_prepared_as_large_as_those_of_the_samples() -> None:
     assert subject_share({"settings": {"triplets": {"fill": 0.86}}}) == 0.86
     assert subject_share({"settings": {"fit": {"subject_share": 0.7}}}) == 0.7
+    assert subject_share({"settings": {"world": {"reference_length": 0.64}}}) == 0.64
     assert subject_share({"settings": {"world": {}}}) == REFERENCE_LENGTH
 
 
