@@ -20,6 +20,7 @@
 #                minutes. Interrupted, it goes on where it was
 # make ship   put a trained pair and its student into the package, with graphs, card and logs; minutes.
 #             PAIR=runs/recipe-128/pair/result STUDENT=runs/recipe-128/distill/result
+#             SET=image_guidance_scale=3 changes what the pair draws with
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -148,7 +149,7 @@ PAIR ?= runs/recipe-128/pair/result
 STUDENT ?= runs/recipe-128/distill/result
 
 ship: $(VENV)/.dev-installed
-	@$(BIN)/python tests/tools/ship.py --pair $(PAIR) --student $(STUDENT)
+	@$(BIN)/python tests/tools/ship.py --pair $(PAIR) --student $(STUDENT) $(SET:%=--set %)
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

@@ -83,6 +83,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
+    from bootpig_rt.bundle.pair_config import read_pair_config
+    from bootpig_rt.bundle.shipped import default_model
     from bootpig_rt.checks import check_int
     from bootpig_rt.files.atomic import atomic_write_text
     from bootpig_rt.training.evaluation.evaluate import build_judges, evaluate, planned_shots
@@ -99,7 +101,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     sprites = load_sprites(args.data or Path("data"))
     subjects = choose_subjects(sprites, load_splits(), config)
     about: dict[str, object] = {"name": "renderer"}
-    size_px = 64
+    model = default_model() if args.model is None else args.model
+    size_px = read_pair_config(model / "pair.json").sample_size_px
     generator: Generator | None = None
     if args.renderer:
         generator = RendererGenerator(subjects, config, size_px=size_px, blur_px=0.8, noise=6.0)

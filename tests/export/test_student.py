@@ -158,6 +158,7 @@ def order(tool: Any, tiny_pair_folder: Path, student_folder: Path, tmp_path: Pat
         name="mine",
         assets=assets,
         logs=tmp_path / "logs",
+        settings={"image_guidance_scale": 2.5},
     )
 
 
@@ -199,6 +200,11 @@ def test_a_pair_and_its_student_take_the_place_of_those_in_the_package(
         "provenance.json",
     }
     assert "/somewhere" not in "".join(p.read_text() for p in (tmp_path / "logs").iterdir())
+    told = json.loads((tmp_path / "logs" / "provenance.json").read_text())
+    assert told["shipped"] == {
+        "fingerprint": pair.pair.fingerprint,
+        "set_by_hand": {"name": "mine", "subject_share": 0.64, "image_guidance_scale": 2.5},
+    }
 
 
 @pytest.mark.usefixtures("graphs_of_tiny")

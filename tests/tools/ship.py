@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from string import Template
 from typing import Any
@@ -59,6 +59,7 @@ class Order:
         assets: Folder of the package that holds `pair` and `student`.
         logs: Folder for the logs of the training.
         most_mb: Pair and student may take so many million bytes.
+        settings: What the pair's `pair.json` is to say otherwise than the stage wrote.
     """
 
     pair: Path
@@ -67,6 +68,7 @@ class Order:
     assets: Path = ROOT / "bootpig_rt" / "assets"
     logs: Path = ROOT / "training" / "logs"
     most_mb: float = MOST_MB
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def work(self) -> Path:
@@ -100,7 +102,8 @@ def ship(order: Order) -> list[str]:
         shutil.copy(source / CARD_FILE, pair / CARD_FILE)
         shutil.rmtree(student, ignore_errors=True)
         difference_of(student).unlink(missing_ok=True)
-        settings = {"name": f"{order.name}-turbo", "subject_share": _share(order.pair)}
+        config = read_pair_config(pair / "pair.json")
+        settings = {"name": f"{order.name}-turbo", "subject_share": config.subject_share}
         build_student(pair, order.student, student, settings=settings)
         kept = order.work / "student"
         _keep_difference(student, kept)
@@ -122,7 +125,8 @@ def _copy_source(order: Order, source: Path) -> None:
             shutil.copytree(order.pair / name, source / name)
     shutil.copy(order.pair / "model_index.json", source / "model_index.json")
     config = read_pair_config(order.pair / "pair.json")
-    config = replace(config, name=order.name, subject_share=_share(order.pair))
+    known = {"name": order.name, "subject_share": _share(order.pair)}
+    config = replace(config, **{**known, **order.settings})
     (source / "pair.json").write_text(config.to_json(), encoding="utf-8")
     (source / CARD_FILE).write_text(card(order), encoding="utf-8")
 
@@ -218,10 +222,26 @@ def _write_logs(order: Order) -> list[str]:
         atomic_write_text(
             order.logs / f"{stage}_config.json", json.dumps(settings, indent=1) + "\n"
         )
-    record = _without_places(_record(order.student) or _record(order.pair))
-    atomic_write_text(order.logs / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
+    atomic_write_text(order.logs / PROVENANCE_FILE, json.dumps(_shipped(order), indent=1) + "\n")
     missing = [stage for stage in runs if stage not in found]
     return [f"logs of {', '.join(found)}" + f"; not found: {', '.join(missing)}" * bool(missing)]
+
+
+def _shipped(order: Order) -> dict[str, Any]:
+    """The record of the pair, with what was changed when it was put into the package."""
+    trained = read_pair_config(order.pair / "pair.json")
+    shipped = read_pair_config(order.assets / "pair" / "pair.json")
+    changed = {
+        field.name: getattr(shipped, field.name)
+        for field in fields(shipped)
+        if getattr(shipped, field.name) != getattr(trained, field.name)
+    }
+    manifest = open_bundle(order.assets / "pair").manifest
+    about = {"fingerprint": manifest.pair.fingerprint, "set_by_hand": changed}
+    record: dict[str, Any] = _without_places(_record(order.pair))
+    student: dict[str, Any] = _without_places(_record(order.student))
+    told = {name: value for name, value in student.items() if name != "start"}
+    return {**record, "shipped": about, "student": told}
 
 
 def _runs(order: Order) -> Iterator[tuple[str, Path]]:
@@ -348,6 +368,14 @@ def _student_text(record: Mapping[str, Any]) -> str:
     return f"{config['steps']} steps of {samples} pictures in stage `distill`"
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", type=Path, required=True, help="result of stage pair")
@@ -356,8 +384,14 @@ def main() -> int:
     parser.add_argument("--assets", type=Path, default=Order.assets, help="folder in the package")
     parser.add_argument("--logs", type=Path, default=Order.logs, help="for logs of the training")
     parser.add_argument("--most-mb", type=float, default=MOST_MB, help=f"default: {MOST_MB:g}")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="settings",
+        help="of pair.json, as in image_guidance_scale=3",
+    )  # fmt: skip
+    args = vars(parser.parse_args())
+    args["settings"] = dict(map(_setting, args["settings"]))
     try:
-        lines = ship(Order(**vars(parser.parse_args())))
+        lines = ship(Order(**args))
     except BootPIGError as error:
         sys.stderr.write(f"ship: error: {error}\n")
         return error.exit_code
