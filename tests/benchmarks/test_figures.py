@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -135,13 +134,8 @@ def test_no_gate_allows_more_than_five_times_what_is_measured() -> None:
             assert limit <= 5 * value * 1.001, f"{result.suite}: {limit} where {value} is measured"
 
 
-def test_make_figures_and_the_training_recipe_write_different_data(root: Path) -> None:
+def test_make_figures_trains_nothing(root: Path) -> None:
     asked = ["make", "-n", "figures", "VENV=.venv"]
     done = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=True)
-    made = set(re.findall(r"synthesize -o (\S+)", done.stdout))
-    assert len(made) == 2
-    for path in (root / "training" / "configs").glob("*.toml"):
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
-        assert not made & {config.get("data"), config.get("validation_data")}
-    trained = next(line for line in done.stdout.splitlines() if "validation_data=" in line)
-    assert all(folder in trained for folder in made)
+    assert "bench --suite quality" in done.stdout
+    assert not re.search(r"bootpig-rt (train|synthesize)", done.stdout)
