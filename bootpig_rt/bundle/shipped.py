@@ -11,9 +11,15 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from bootpig_rt.bundle.difference import SUFFIX, apply_difference, whole_name
+from bootpig_rt.checks import check_name
 from bootpig_rt.errors import CheckpointError, StorageError, describe_os_error
+
+Variant: TypeAlias = Literal["full", "fast"]
+"""Of the pair inside the package: itself, or its student."""
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
@@ -63,6 +69,27 @@ def few_step_model() -> Path | None:
         ) from error
     _FOLDERS.append(whole)
     return Path(whole.name)
+
+
+def packaged_model(variant: Variant) -> Path:
+    """Folder of the pair inside the package, or of its student.
+
+    Raises:
+        CheckpointError: This installation has none.
+        ParameterError: Another variant.
+        StorageError: There is no room for temporary files.
+    """
+    check_name("variant", variant, VARIANTS)
+    if variant == "full":
+        return default_model()
+    student = few_step_model()
+    if student is None:
+        raise CheckpointError(
+            f"no student inside the package ({_ASSETS / 'student'}); draw with the pair itself, or "
+            "install the package again",
+            _ASSETS / "student",
+        )
+    return student
 
 
 def is_put_together(folder: Path) -> bool:
