@@ -5,6 +5,8 @@
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
 # make screenshots   the pictures of the page in docs/assets; needs Chromium (apt-get install chromium)
+# make pictures   the other pictures of the documentation, with the pair inside the package; a minute.
+#                 PHOTOS=DIR adds subjects of photographs, a folder of them each
 # make docs   the documentation as a site, in site/; open site/index.html
 # make fuzz   read a hundred thousand damaged pictures, files and requests; minutes. Interrupted, it goes
 #             on where it was. INPUTS=1000000 reads more, SEED=20 reads others
@@ -36,7 +38,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report gpu road ship clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots pictures fuzz mutants lint format bench-smoke figures report smoke-report gpu road ship clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -65,6 +67,9 @@ jumps: $(VENV)/.dev-installed
 
 screenshots: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/screenshots.py
+
+pictures: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/pictures.py $(PHOTOS:%=--photos %)
 
 INPUTS ?= 100000
 SEED ?= 19

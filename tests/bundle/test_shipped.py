@@ -27,14 +27,15 @@ def test_the_few_step_pair_is_a_whole_bundle_that_draws_in_steps_of_one_row() ->
         assert result.parameters[0].num_inference_steps == config.default_steps == 4
 
 
-def test_it_has_a_name_in_python_and_on_the_command_line(tmp_path: Path) -> None:
+def test_it_has_a_name_in_python_and_on_the_command_line(root: Path, tmp_path: Path) -> None:
+    owl = root / "bootpig_rt" / "assets" / "subjects" / "owl.png"
     with Pipeline(variant="fast") as pipe:
         assert pipe.spec.config.default_steps == 4
-        expected = pipe("a photo of an owl", seed=1).parameters[0]
-    assert main(["generate", "--fast", "--prompt", "a photo of an owl", "--seed", "1",
-                 "-o", str(tmp_path / "fast.png"), "--quiet"]) == 0  # fmt: skip
+        fingerprint = pipe.spec.fingerprint
+    words = ["generate", "--fast", "--reference", str(owl), "--prompt", "a photo of an owl, at sea"]
+    assert main([*words, "-o", str(tmp_path / "fast.png"), "--quiet"]) == 0
     drawn = read_parameters(tmp_path / "fast.png")
-    assert drawn["model_fingerprint"] == expected.model_fingerprint
+    assert drawn["model_fingerprint"] == fingerprint
     assert drawn["num_inference_steps"] == 4
 
 
