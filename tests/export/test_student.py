@@ -193,6 +193,8 @@ def test_a_pair_and_its_student_take_the_place_of_those_in_the_package(
     text = (order.assets / "pair" / "README.md").read_text()
     assert "$" not in text
     assert "1720 openly" in text
+    assert "No photographs." in text
+    assert "Poly Haven" not in text
     assert "75% drawn, 25% rendered grounds." in text
     logs = {path.name for path in (tmp_path / "logs").iterdir()}
     assert logs == {

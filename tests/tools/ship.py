@@ -310,6 +310,12 @@ def card(order: Order) -> str:
         reference_timestep=config.reference_timestep,
         training=training_table(record),
         data=_data_text(record),
+        photographs=(
+            "Photographs are behind the subjects where a scene is a panorama, and nowhere else."
+            if _has_panoramas(record)
+            else "No photographs."
+        ),
+        panoramas="| panoramas | Poly Haven | CC0-1.0 |\n" * _has_panoramas(record),
         held_out=_held_out_text(),
         scores=score_tables(read_facts(folder).get("scores", {})),
         student_steps=read_pair_config(order.student / "pair.json").default_steps,
@@ -341,6 +347,11 @@ def _data_text(record: Mapping[str, Any]) -> str:
         f"licensed models, in true views, and {subjects['drawings']} drawings of six emoji sets, "
         f"which are {world['drawing_share']:.0%} of the subjects; scenes are {scenes}."
     )
+
+
+def _has_panoramas(record: Mapping[str, Any]) -> bool:
+    world = ((record.get("data") or {}).get("settings") or {}).get("world") or {}
+    return bool((world.get("scenes") or {}).get("panorama"))
 
 
 def _shares(scenes: Mapping[str, float]) -> list[float]:
