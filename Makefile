@@ -22,7 +22,7 @@
 #                minutes. Interrupted, it goes on where it was
 # make ship   put a trained pair and its student into the package, with graphs, card and logs; minutes.
 #             PAIR=runs/recipe-128/pair/result STUDENT=runs/recipe-128/distill/result
-#             SET=image_guidance_scale=3 changes what the pair draws with
+#             SET=image_guidance_scale=3 changes what the pair draws with; CARD=1 writes its card anew
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -154,7 +154,7 @@ PAIR ?= runs/recipe-128/pair/result
 STUDENT ?= runs/recipe-128/distill/result
 
 ship: $(VENV)/.dev-installed
-	@$(BIN)/python tests/tools/ship.py --pair $(PAIR) --student $(STUDENT) $(SET:%=--set %)
+	@$(BIN)/python tests/tools/ship.py --pair $(PAIR) --student $(STUDENT) $(SET:%=--set %) $(CARD:%=--card)
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

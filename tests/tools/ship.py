@@ -5,7 +5,8 @@ make ship PAIR=runs/recipe-128/pair/result STUDENT=runs/recipe-128/distill/resul
 Makes what ships: graphs for a CPU beside float16 weights, compared with torch; of the student what
 differs alone; the model card; logs and settings of all stages in training/logs. The curve of
 another pair is removed. Nothing in the package changes before all is done and small enough.
-Interrupted, the same command goes on where it was.
+Interrupted, the same command goes on where it was. With CARD=1 the card alone is written anew, with
+what `evaluate --model PAIR` has measured since.
 """
 
 from __future__ import annotations
@@ -317,7 +318,7 @@ def card(order: Order) -> str:
         ),
         panoramas="| panoramas | Poly Haven | CC0-1.0 |\n" * _has_panoramas(record),
         held_out=_held_out_text(),
-        scores=score_tables(read_facts(folder).get("scores", {})),
+        scores=score_tables(scores) if (scores := read_facts(folder).get("scores")) else "",
         student_steps=read_pair_config(order.student / "pair.json").default_steps,
         student_training=_student_text(_record(order.student)),
     )
@@ -399,10 +400,17 @@ def main() -> int:
         "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="settings",
         help="of pair.json, as in image_guidance_scale=3",
     )  # fmt: skip
+    parser.add_argument(
+        "--card", action="store_true", help="write the model card anew, as after an evaluation"
+    )
     args = vars(parser.parse_args())
+    is_card = args.pop("card")
     args["settings"] = dict(map(_setting, args["settings"]))
     try:
-        lines = ship(Order(**args))
+        order = Order(**args)
+        if is_card:
+            atomic_write_text(order.assets / "pair" / CARD_FILE, card(order))
+        lines = [str(order.assets / "pair" / CARD_FILE)] if is_card else ship(order)
     except BootPIGError as error:
         sys.stderr.write(f"ship: error: {error}\n")
         return error.exit_code
