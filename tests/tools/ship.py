@@ -397,7 +397,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=Order.logs, help="for logs of the training")
     parser.add_argument("--most-mb", type=float, default=MOST_MB, help=f"default: {MOST_MB:g}")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="settings",
+        "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", dest="settings",
         help="of pair.json, as in image_guidance_scale=3",
     )  # fmt: skip
     parser.add_argument(
