@@ -53,7 +53,8 @@ class _Weights:
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """A view of one tensor."""
         begin, end, shape, kind = self.places[name]
-        return self.data[begin:end].view(_TYPES[kind]).reshape(shape)
+        found: npt.NDArray[Any] = self.data[begin:end].view(_TYPES[kind]).reshape(shape)
+        return found
 
 
 def write_difference(base: Path, changed: Path, output: Path) -> None:
