@@ -102,9 +102,10 @@ def test_references_are_cut_out_and_begin_alike(world: Any) -> None:
     _, studio, (crate, _) = world
     one, two = (reference_views(crate, 0, count, studio) for count in (1, 2))
     assert [len(one), len(two)] == [1, 2]
-    assert np.array_equal(one[0], two[0])
-    assert not np.array_equal(two[0], two[1])
-    alpha = np.asarray(two[1])[..., 3]
+    first, again, other = (np.asarray(picture) for picture in (one[0], *two))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(again, other)
+    alpha = other[..., 3]
     assert alpha.min() == 0
     assert alpha.max() == 255
 

@@ -219,7 +219,7 @@ def summary(
     rows = [n for n, shot in enumerate(arm.shots) if whom is None or shot.subject in whom]
     whose = [arm.shots[n].subject for n in rows]
     captions = [subjects[arm.shots[n].subject].captions[arm.shots[n].prompt] for n in rows]
-    hits = {
+    hits: dict[str, list[bool]] = {
         "identity": [arm.found.chosen[n] == 0 for n in rows],
         "identity_of_the_given_reference": [
             arm.found.chosen[n] == _given(arm.shots[n], subjects) for n in rows
@@ -230,7 +230,8 @@ def summary(
         ],
     }
     values = {name: [found[n] for n in rows] for name, found in arm.found.measures.items()}
-    return {name: rounded(rate(found, whose)) for name, found in {**hits, **values}.items()}
+    rates = {name: rounded(rate(found, whose)) for name, found in hits.items()}
+    return rates | {name: rounded(rate(found, whose)) for name, found in values.items()}
 
 
 def _given(shot: Shot, subjects: Sequence[WorldSubject]) -> int:
