@@ -44,6 +44,10 @@ SPLIT_OF: Mapping[WorldGroup, Split] = {
 MAX_OTHERS = 2
 """Of the look-alikes, so many at most are other models or artists."""
 
+MIN_APART = 12.0
+"""Least mean difference of levels, 0 to 255, at which colours count as others."""
+
+_HALF = 127
 _AZIMUTHS = (35.0, -40.0, 110.0, -115.0)
 _CARD_AZIMUTHS = (12.0, -16.0, 4.0, -8.0)
 _ELEVATION = 16.0
@@ -199,17 +203,24 @@ def _candidates(
     found = [_coloured(own, studio, rng)]
     found += [_coloured(other, studio, rng) for other in others[:MAX_OTHERS]]
     del found[config.candidates :]
-    # Turns that are far from each other and from the own colours.
+    # Turns that are far from each other and from the own colours; what has none gets patterns.
     missing = config.candidates - len(found)
-    for k in range(missing):
-        turn = 360 * (k + 1) / (missing + 1)
-        first = found[0]
-        found.append(
-            LookAlike(own, hue_deg=turn)
-            if first.named is None
-            else LookAlike(own, _other_look(rng, {one.named for one in found}))
-        )
+    turns = [LookAlike(own, hue_deg=360 * (k + 1) / (missing + 1)) for k in range(missing)]
+    if found[0].named is None and all(_looks_apart(found[0], one, studio) for one in turns):
+        return (*found, *turns)
+    for _ in range(missing):
+        found.append(LookAlike(own, _other_look(rng, {one.named for one in found})))
     return tuple(found)
+
+
+def _looks_apart(one: LookAlike, other: LookAlike, studio: Studio) -> bool:
+    """Whether the colours of two candidates of one shape can be told apart."""
+    first, second = (
+        np.asarray(view_of(each, View(_AZIMUTHS[0], _ELEVATION), studio)) for each in (one, other)
+    )
+    inside = first[..., 3] > _HALF
+    apart = np.abs(first[inside, :3].astype(float) - second[inside, :3]).mean()
+    return bool(apart > MIN_APART)
 
 
 def _coloured(identity: Identity, studio: Studio, rng: np.random.Generator) -> LookAlike:
@@ -257,19 +268,21 @@ def reference_views(
     The first ones are the same whatever the count.
     """
     candidate = subject.candidates[which]
-    is_card = candidate.identity.is_drawing
-    mesh, look = studio.mesh_of(candidate.identity), candidate.look(studio)
+    if candidate.identity.is_drawing:
+        views = [View(azimuth, 6.0) for azimuth in _CARD_AZIMUTHS[:count]]
+    else:
+        views = [View(azimuth, _ELEVATION) for azimuth in _AZIMUTHS[:count]]
+    return [view_of(candidate, view, studio) for view in views]
+
+
+def view_of(one: LookAlike, view: View, studio: Studio) -> Image.Image:
+    """A candidate on nothing in neutral light, RGBA."""
+    mesh, look, is_card = studio.mesh_of(one.identity), one.look(studio), one.identity.is_drawing
     white = np.ones(3, np.float32)
-    pictures = []
-    for azimuth in (_CARD_AZIMUTHS if is_card else _AZIMUTHS)[:count]:
-        view = View(azimuth, 6.0 if is_card else _ELEVATION)
-        light = daylight(azimuth + 25, 50, sky=white, ground=white, level=1.0)
-        camera = frame_subject(mesh.positions, view, Frame(_LENGTH))
-        found = studio.renderer.render(mesh, camera, light, Backdrop(), look=look, is_flat=is_card)
-        pictures.append(
-            Image.fromarray(np.dstack([straight(found.picture, found.mask), found.mask]))
-        )
-    return pictures
+    light = daylight(view.azimuth_deg + 25, 50, sky=white, ground=white, level=1.0)
+    camera = frame_subject(mesh.positions, view, Frame(_LENGTH))
+    found = studio.renderer.render(mesh, camera, light, Backdrop(), look=look, is_flat=is_card)
+    return Image.fromarray(np.dstack([straight(found.picture, found.mask), found.mask]))
 
 
 def straight(picture: Pixels, mask: Pixels) -> Pixels:
