@@ -5,6 +5,8 @@
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
 # make screenshots   the pictures of the page in docs/assets; needs Chromium (apt-get install chromium)
+# make pictures   the other pictures of the documentation, with the pair inside the package; a minute.
+#                 PHOTOS=DIR adds subjects of photographs, a folder of them each
 # make docs   the documentation as a site, in site/; open site/index.html
 # make fuzz   read a hundred thousand damaged pictures, files and requests; minutes. Interrupted, it goes
 #             on where it was. INPUTS=1000000 reads more, SEED=20 reads others
@@ -18,6 +20,9 @@
 #                commands small, on a CPU
 # make road      from a Stable Diffusion folder to a picture over HTTP, every command, at small size; ten
 #                minutes. Interrupted, it goes on where it was
+# make ship   put a trained pair and its student into the package, with graphs, card and logs; minutes.
+#             PAIR=runs/recipe-128/pair/result STUDENT=runs/recipe-128/distill/result
+#             SET=image_guidance_scale=3 changes what the pair draws with; CARD=1 writes its card anew
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -33,7 +38,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps screenshots fuzz mutants lint format bench-smoke figures report smoke-report gpu road clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots pictures fuzz mutants lint format bench-smoke figures report smoke-report gpu road ship clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -62,6 +67,9 @@ jumps: $(VENV)/.dev-installed
 
 screenshots: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/screenshots.py
+
+pictures: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/pictures.py $(PHOTOS:%=--photos %)
 
 INPUTS ?= 100000
 SEED ?= 19
@@ -92,19 +100,14 @@ bench-smoke: $(VENV)/.dev-installed
 ROUNDS ?=
 SMOKE ?=
 SUITES := baselines full-size full-size-512 shares reference quality inpaint latency kernels builds serving soak
-DATA := bench/data
 ifeq ($(SMOKE),)
 RESULTS := benchmarks/results
 STAMPS := bench/figures
-STUDENT := bench/student
-TRAIN_FLAGS :=
 BENCH_FLAGS := $(ROUNDS:%=--rounds %)
 EVALUATION := small
 else
 RESULTS := bench/smoke/results
 STAMPS := bench/smoke/figures
-STUDENT := bench/smoke/student
-TRAIN_FLAGS := steps=2 max_samples=64 validate_every=2
 BENCH_FLAGS := --smoke
 EVALUATION := tiny
 endif
@@ -117,17 +120,10 @@ figures: $(PARTS:%=$(STAMPS)/%)
 $(STAMPS)/data: | $(VENV)/.dev-installed
 	@mkdir -p $(STAMPS) $(RESULTS) bench
 	@$(BIN)/bootpig-rt fetch-data -o data
-	@$(BIN)/bootpig-rt synthesize -o $(DATA)/train --samples 4000 --seed 300
-	@$(BIN)/bootpig-rt synthesize -o $(DATA)/validation --split held_out_identity --samples 32 --seed 7
 	@touch $@
 
-$(STAMPS)/student: $(STAMPS)/data
-	@$(BIN)/bootpig-rt train training/configs/distill.toml start_from=bootpig_rt/assets/pair \
-		data=$(DATA)/train validation_data=$(DATA)/validation output=$(STUDENT) $(TRAIN_FLAGS)
-	@touch $@
-
-$(STAMPS)/suite-%: $(STAMPS)/student
-	@$(BIN)/bootpig-rt bench --suite $* $(BENCH_FLAGS) --student $(STUDENT)/result -o $(RESULTS)/$*-cpu.json
+$(STAMPS)/suite-%: $(STAMPS)/data
+	@$(BIN)/bootpig-rt bench --suite $* $(BENCH_FLAGS) -o $(RESULTS)/$*-cpu.json
 	@touch $@
 
 $(STAMPS)/golden: $(STAMPS)/data
@@ -153,6 +149,12 @@ gpu: $(VENV)/.dev-installed
 # The drawings of `fetch-data` are judged on where they are there; plain shapes stand in otherwise.
 road: $(VENV)/.dev-installed
 	@$(BIN)/python -m bootpig_rt.training.road -o bench/road
+
+PAIR ?= runs/recipe-128/pair/result
+STUDENT ?= runs/recipe-128/distill/result
+
+ship: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/ship.py --pair $(PAIR) --student $(STUDENT) $(SET:%=--set %) $(CARD:%=--card)
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

@@ -110,7 +110,7 @@ def _bare(row: Any) -> Any:
 
 
 _CPU_BLOCKS = (
-    ("baselines-cpu", "The small pair, 64 px", _SHOWN_CPU),
+    ("baselines-cpu", "The small pair, {size_px} px", _SHOWN_CPU),
     ("full-size-cpu", "Size of Stable Diffusion 2.1, 256 px", _SHOWN_FULL),
     ("full-size-512-cpu", "Size of Stable Diffusion 2.1, 512 px", _SHOWN_FULL),
 )
@@ -125,6 +125,7 @@ def _cpu(results: Path) -> str:
         result = _result(results, file)
         if result is None:
             continue
+        title = title.format(size_px=result.settings.get("size_px", "?"))
         lines.append(f"| **{title}** | | |")
         strongest = {row.ratio.to for row in result.rows if row.ratio is not None}
         group = result.rows[0].group

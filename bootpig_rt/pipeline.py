@@ -22,7 +22,7 @@ from bootpig_rt.backends.options import BackendOptions
 from bootpig_rt.bundle.control import ControlsArgument, to_control_folders
 from bootpig_rt.bundle.lora import LoraArgument, to_loras
 from bootpig_rt.bundle.pair_config import TINY_VAE
-from bootpig_rt.bundle.shipped import default_model
+from bootpig_rt.bundle.shipped import Variant, packaged_model
 from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
 from bootpig_rt.curve import curve_path, load_curve
 from bootpig_rt.engine.engine import Engine
@@ -80,6 +80,8 @@ class Pipeline(LoadedPair):
         controls: ControlNets of the base model, in diffusers' layout, beside those that lie in the
             pair's folder as `controlnet_KIND`: `{"depth": folder}`. They need torch; a bundle that
             was built with them does not.
+        variant: Of the pair inside the package: `full`, or `fast`, its student, which draws in
+            a few steps of one row each.
         decoder: What makes pictures of latents: `full`, the pair's autoencoder, or `tiny`, its tiny
             one, many times quicker and less exact. Which one it was is written into each picture.
 
@@ -102,6 +104,7 @@ class Pipeline(LoadedPair):
         trust: str | PathLike[str] | None = None,
         lora: LoraArgument = None,
         controls: ControlsArgument = None,
+        variant: Variant = "full",
         decoder: Decoder = "full",
     ) -> None:
         """Load the pair."""
@@ -113,7 +116,12 @@ class Pipeline(LoadedPair):
                 "SubjectStore, such as TableOptions(folder=...)"
             )
         store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
-        self._folder = default_model() if model is None else Path(model)
+        self._folder = packaged_model(variant) if model is None else Path(model)
+        if variant != "full" and model is not None:
+            raise ParameterError(
+                f"got variant {variant!r} and a model, expected one of them: variants are of the "
+                "pair inside the package; a student of another pair is a folder of its own"
+            )
         loaded = create_backend(
             backend,
             self._folder,

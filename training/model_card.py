@@ -74,10 +74,10 @@ def write_card(folder: Path) -> Path:
         name=config.name,
         size_px=config.sample_size_px,
         architecture=_architecture(folder, config),
-        training=_training(record),
+        training=training_table(record),
         data=_data(record),
         licences=_licences(facts.get("licences", {})),
-        scores=_scores(facts.get("scores", {})),
+        scores=score_tables(facts.get("scores", {})),
         panel=_panel(facts.get("panel")),
         max_references=config.max_references,
         schedule=_SCHEDULES[config.reference_timestep],
@@ -202,7 +202,8 @@ def _architecture(folder: Path, config: PairConfig) -> str:
     )
 
 
-def _training(record: Mapping[str, Any]) -> str:
+def training_table(record: Mapping[str, Any]) -> str:
+    """The stages that a `provenance.json` tells of, the last first."""
     if not record:
         return "Not trained by this package, or its `provenance.json` is lost."
     lines = [
@@ -268,7 +269,8 @@ def _licences(stated: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _scores(scores: Mapping[str, Sequence[Row]]) -> str:
+def score_tables(scores: Mapping[str, Sequence[Row]]) -> str:
+    """The tables of what `evaluate` measured, by suite."""
     if not scores:
         return "Not evaluated: `bootpig-rt evaluate --model FOLDER` adds its scores here."
     parts = []

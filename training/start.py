@@ -77,10 +77,12 @@ def subject_share(manifest: Mapping[str, Any]) -> float:
     """How large the references of samples show their subject: `subject_share` of `pair.json`.
 
     Args:
-        manifest: Of the samples: a bootstrap and an import say it, the small world has one.
+        manifest: Of the samples: a bootstrap, an import and the 3-D world say it, the drawn world
+            has one.
     """
     settings = manifest.get("settings") or {}
-    for table, name in (("triplets", "fill"), ("fit", "subject_share")):
+    tables = (("triplets", "fill"), ("fit", "subject_share"), ("world", "reference_length"))
+    for table, name in tables:
         if name in (settings.get(table) or {}):
             return float(settings[table][name])
     return REFERENCE_LENGTH

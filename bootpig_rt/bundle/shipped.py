@@ -1,7 +1,8 @@
 """The pairs inside the package; of the few-step one only what differs from the other is kept.
 
 Distilling trains the Base U-Net alone. The graphs, the Reference U-Net and all else are the shipped
-pair's to the last bit, so the package holds them once.
+pair's to the last bit, so the package holds them once; and of the Base U-Net what was added to it,
+in eight bits.
 """
 
 from __future__ import annotations
@@ -10,8 +11,15 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
+from bootpig_rt.bundle.difference import SUFFIX, apply_difference, whole_name
+from bootpig_rt.checks import check_name
 from bootpig_rt.errors import CheckpointError, StorageError, describe_os_error
+
+Variant: TypeAlias = Literal["full", "fast"]
+"""Of the pair inside the package: itself, or its student."""
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
@@ -40,6 +48,7 @@ def few_step_model() -> Path | None:
     It is a bundle: whoever loads it compares every file with its manifest.
 
     Raises:
+        CheckpointError: A file of the package is damaged.
         StorageError: There is no room for temporary files.
     """
     student, teacher = _ASSETS / "student", _ASSETS / "pair"
@@ -49,13 +58,38 @@ def few_step_model() -> Path | None:
         whole = tempfile.TemporaryDirectory(prefix="bootpig-rt-student-")
         no_caches = shutil.ignore_patterns(".*")
         shutil.copytree(teacher, whole.name, dirs_exist_ok=True, ignore=no_caches)
-        shutil.copytree(student, whole.name, dirs_exist_ok=True)
+        shutil.copytree(student, whole.name, dirs_exist_ok=True, ignore=no_caches)
+        for difference in Path(whole.name).rglob(f"*{SUFFIX}"):
+            weights = whole_name(difference)
+            apply_difference(weights, difference, weights)
+            difference.unlink()
     except OSError as error:
         raise StorageError(
             f"cannot put the few-step pair together: {describe_os_error(error)}"
         ) from error
     _FOLDERS.append(whole)
     return Path(whole.name)
+
+
+def packaged_model(variant: Variant) -> Path:
+    """Folder of the pair inside the package, or of its student.
+
+    Raises:
+        CheckpointError: This installation has none.
+        ParameterError: Another variant.
+        StorageError: There is no room for temporary files.
+    """
+    check_name("variant", variant, VARIANTS)
+    if variant == "full":
+        return default_model()
+    student = few_step_model()
+    if student is None:
+        raise CheckpointError(
+            f"no student inside the package ({_ASSETS / 'student'}); draw with the pair itself, or "
+            "install the package again",
+            _ASSETS / "student",
+        )
+    return student
 
 
 def is_put_together(folder: Path) -> bool:

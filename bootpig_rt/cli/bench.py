@@ -28,7 +28,6 @@ examples:
   bootpig-rt bench --from runs.json --report pages     # pages of an earlier run
 """
 
-_STUDENT = Path("runs/distill/result")
 _SUITES = (
     "baselines", "full-size", "full-size-512", "shares", "reference", "quality", "inpaint",
     "control", "latency", "kernels", "builds", "serving", "soak",
@@ -73,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--student", type=Path, metavar="DIR",
-        help=f"a pair that stage `distill` wrote, for suite quality (default: {_STUDENT} where "
-        "there is one)",
+        help="a pair that stage `distill` wrote, for suite quality (default for the packaged pair: "
+        "the packaged student)",
     )  # fmt: skip
     parser.add_argument(
         "--url", default="", metavar="URL",
@@ -159,9 +158,13 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
     from bootpig_rt.benchmarks.pairs import default_pair
     from bootpig_rt.benchmarks.settings import Settings, progress_bar
     from bootpig_rt.benchmarks.suites import ON_CUDA, run_suite
+    from bootpig_rt.bundle.shipped import few_step_model
     from bootpig_rt.checks import check_int
 
     names = list(dict.fromkeys(args.suite or ["baselines"]))
+    student = args.student
+    if student is None and args.model is None and "quality" in names:
+        student = few_step_model()
     others = [name for name in names if name not in ON_CUDA]
     if args.device == "cuda" and others:
         raise ParameterError(
@@ -178,7 +181,7 @@ def _results(args: argparse.Namespace) -> list[SuiteResult]:
         is_smoke=args.smoke,
         data=args.data,
         work=args.work,
-        student=args.student or (_STUDENT if _STUDENT.is_dir() else None),
+        student=student,
         only=tuple(args.only),
         url=args.url,
         minutes=check_int("--minutes", args.minutes, 1, 10_000, "30 is usual"),

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bootpig_rt.cli import dreambench_options, evaluate_dreambench
+from bootpig_rt.cli import dreambench_options, evaluate_dreambench, evaluate_world
 
 NAME = "evaluate"
 HELP = "measure a pair: identity, fidelity, scenes and controls, on subjects never seen in training"
@@ -16,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
         "--suite",
-        choices=["small", "tuning", "tiny", "dreambench"],
+        choices=["small", "tuning", "tiny", "world", "world-tiny", "dreambench"],
         default="small",
-        help="small: 50 subjects, 8 prompts; tuning: 30 other subjects, to choose "
-        "settings by; tiny: a trial of a minute; dreambench: photographs, as in papers "
-        "(default: small)",
+        help="small: 50 drawings, 8 prompts; tuning: 30 other ones, to choose settings by; tiny: a "
+        "trial of a minute; world: 48 models and drawings of the 3-D world among look-alikes, and "
+        "world-tiny: a trial of it; dreambench: photographs, as in papers (default: small)",
     )
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="folder of the pair (default: the packaged one)"
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         return evaluate_dreambench.run(args)
     args.output.mkdir(parents=True, exist_ok=True)
     with held(args.output, "evaluation"):
-        return _evaluate(args)
+        return evaluate_world.run(args) if args.suite.startswith("world") else _evaluate(args)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -83,6 +83,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
+    from bootpig_rt.bundle.pair_config import read_pair_config
+    from bootpig_rt.bundle.shipped import default_model
     from bootpig_rt.checks import check_int
     from bootpig_rt.files.atomic import atomic_write_text
     from bootpig_rt.training.evaluation.evaluate import build_judges, evaluate, planned_shots
@@ -99,7 +101,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     sprites = load_sprites(args.data or Path("data"))
     subjects = choose_subjects(sprites, load_splits(), config)
     about: dict[str, object] = {"name": "renderer"}
-    size_px = 64
+    model = default_model() if args.model is None else args.model
+    size_px = read_pair_config(model / "pair.json").sample_size_px
     generator: Generator | None = None
     if args.renderer:
         generator = RendererGenerator(subjects, config, size_px=size_px, blur_px=0.8, noise=6.0)

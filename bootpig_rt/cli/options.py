@@ -25,6 +25,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FOLDER", help="pair to run; the one shipped by default")
     group.add_argument(
+        "--fast",
+        action="store_true",
+        help="the shipped pair's student: a few steps of one row each",
+    )
+    group.add_argument(
         "--base-model",
         metavar="FOLDER",
         help="Stable Diffusion folder, for a pair that holds the two U-Nets alone",
@@ -210,6 +215,7 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
         trust=args.trust,
         lora=args.lora,
         controls=args.control,
+        variant="fast" if args.fast else "full",
         decoder=args.decoder,
         **options,
     )

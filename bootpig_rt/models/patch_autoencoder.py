@@ -11,6 +11,7 @@ it, so crops train what pictures need.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -88,9 +89,26 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         """Latents of pixels [N, 3, H, W]; there is no chance in them."""
         return Encoded(self.encoder(pixels))
 
-    def decode(self, latents: Tensor) -> Decoded:
-        """Pixels of latents that are not scaled."""
-        return Decoded(self.decoder(latents))
+    @overload
+    def decode(
+        self, latents: Tensor, return_dict: Literal[True] = ..., generator: object = ...
+    ) -> Decoded: ...
+
+    @overload
+    def decode(
+        self, latents: Tensor, return_dict: Literal[False], generator: object = ...
+    ) -> tuple[Tensor]: ...
+
+    def decode(
+        self, latents: Tensor, return_dict: bool = True, generator: object = None
+    ) -> Decoded | tuple[Tensor]:
+        """Pixels of latents that are not scaled.
+
+        `return_dict` and `generator` are what pipelines of diffusers say: False gives the pixels in
+        a tuple, and there is no chance.
+        """
+        pixels: Tensor = self.decoder(latents)
+        return Decoded(pixels) if return_dict else (pixels,)
 
 
 class PatchEncoder(nn.Module):

@@ -22,9 +22,11 @@ from bootpig_rt.benchmarks.ways import (
     new,
     our_way,
     published_ways,
+    text_pipeline,
 )
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BootPIGError
+from bootpig_rt.models.load import load_pair
 
 # Inside diffusers' schedulers, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -184,3 +186,9 @@ def test_the_shapes_of_attention_are_those_of_the_pair(pair_folder: Path) -> Non
 def test_the_modules_of_the_published_way_are_its_own(truth: Truth) -> None:
     one, other = (PublishedWay(truth.pair()) for _ in range(2))
     assert one._base is not other._base
+
+
+def test_diffusers_draws_with_an_autoencoder_of_ours(patch_pair_folder: Path) -> None:
+    pipe = text_pipeline(load_pair(patch_pair_folder), "ddim")
+    drawn = pipe("a dog", num_inference_steps=1, width=32, height=32, output_type="np")
+    assert drawn.images[0].shape == (32, 32, 3)

@@ -46,6 +46,8 @@ def test_a_latent_stands_for_a_patch_and_no_side_is_fixed() -> None:
         latents = vae.encode(torch.zeros(2, 3, 24, 12)).latents
         assert latents.shape == (2, 5, 6, 3)
         assert vae.decode(latents).sample.shape == (2, 3, 24, 12)
+        (pixels,) = vae.decode(latents, return_dict=False, generator=None)  # as diffusers asks
+        assert torch.equal(pixels, vae.decode(latents).sample)
 
 
 def test_what_is_far_away_changes_nothing() -> None:

@@ -2,7 +2,8 @@
 
 The shipped base was trained with references. Here its self-attentions begin anew, silent, and are
 trained on captions and pictures alone, all else frozen: stage `pair` with every reference left out.
-Needs the samples of the recipe in training/README.md. Run it again to go on after an interruption.
+Has to be run again whenever another pair ships. Needs samples of the pair's size, those of the
+recipe in training/README.md or others: data=FOLDER. Run it again to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> None:
         WORK.mkdir(parents=True, exist_ok=True)
         write_small(WORK / "silent", attention="silent")
     changes = [f"{key}={value}" for key, value in SETTINGS.items()]
-    words = ["train", "training/configs/pair.toml", *changes, *sys.argv[1:]]
+    words = ["train", "training/configs/pair-128.toml", *changes, *sys.argv[1:]]
     subprocess.run([sys.executable, "-m", "bootpig_rt", *words], check=True)
     keep_text_attention(WORK / "run" / "result", TEXT_ATTENTION)
     print(TEXT_ATTENTION)

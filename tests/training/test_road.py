@@ -19,6 +19,7 @@ from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.cli.main import build_parser
 from bootpig_rt.errors import ConfigError, EngineError, ParameterError
 from bootpig_rt.models.init_pair import init_pair
+from bootpig_rt.models.latent_scale import LatentScale
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.text.tokenizer import Tokenizer
 from bootpig_rt.training.evaluation.suite import SUITES, choose_subjects
@@ -26,6 +27,8 @@ from bootpig_rt.training.road.drive import Road, _Done, drive
 from bootpig_rt.training.road.folders import (
     sd21_configs,
     self_attention,
+    side_px,
+    with_plain_scale,
     write_sd21,
     write_small,
 )
@@ -102,7 +105,7 @@ def test_diffusers_draws_from_the_folder_as_it_is(
     assert type(drawer).__name__ == "StableDiffusionPipeline"
     drawer.set_progress_bar_config(disable=True)
     drawn = drawer("a photo of an owl, in the middle of a snowy field", num_inference_steps=2)
-    assert drawn.images[0].size == (64, 64)
+    assert drawn.images[0].size == (side_px(), side_px())
     caption = "a photo of a school bus, on the left of a sandy beach"
     tokens = drawer.tokenizer(caption, padding="max_length")
     ours = Tokenizer.from_folder(folder / "tokenizer")([caption])[0].tolist()
@@ -115,7 +118,7 @@ def test_the_folder_becomes_a_pair(
 ) -> None:
     folder: Path = request.getfixturevalue(name)
     config = init_pair(folder, tmp_path / "pair", dtype=torch.float32)
-    assert config.sample_size_px == 64
+    assert config.sample_size_px == side_px()
     pair = load_pair(tmp_path / "pair")
     expected = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert pair.scheduler["prediction_type"] == expected["prediction_type"]
@@ -128,6 +131,22 @@ def test_the_small_base_is_the_shipped_one_but_for_its_self_attentions(small: Pa
     assert ours.keys() == shipped.keys()
     for name, tensor in shipped.items():
         assert torch.equal(ours[name], tensor.float()) != (name in attentions), name
+
+
+def test_an_autoencoder_that_scales_by_channel_scales_by_nothing_in_the_folder(
+    patch_pair_folder: Path,
+) -> None:
+    vae: Any = load_pair(patch_pair_folder).vae
+    plain, scale = with_plain_scale(vae), LatentScale(vae)
+    assert LatentScale(plain).numbers() == [[0.0], [1.0]]
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        latents = scale.scaled(vae.encode(pixels).latents)
+        torch.testing.assert_close(plain.encode(pixels).latents, latents, rtol=1e-4, atol=1e-5)
+        wanted = vae.decode(scale.unscaled(latents)).sample
+        inside = (..., slice(12, 20), slice(12, 20))  # away from the border
+        found = plain.decode(latents).sample
+    torch.testing.assert_close(found[inside], wanted[inside], rtol=1e-3, atol=1e-4)
 
 
 def test_silent_self_attentions_add_nothing(tmp_path: Path) -> None:
@@ -205,7 +224,7 @@ def test_the_whole_road_goes_from_a_folder_to_a_picture_and_goes_on_where_it_was
     command += ["--batch", "4", "--subjects", "3"]
     subprocess.run(command, check=True)
     with Image.open(out / "picture.png") as picture:
-        assert picture.size == (64, 64)
+        assert picture.size == (side_px(), side_px())
         assert "c2pa" not in picture.info
     page = (out / "report.html").read_text()
     assert "plain shapes" in page

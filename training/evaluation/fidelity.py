@@ -47,7 +47,7 @@ RING = 0.05
 
 
 @dataclass(frozen=True)
-class _Views:
+class ShiftedViews:
     """A drawing in V views, and what the correlation with a picture needs of them.
 
     `colours` float64 [V, S, S, 3], times alpha; `alpha` float64 [V, S, S], 0..1; `spectra` of
@@ -81,20 +81,20 @@ class FidelityJudge:
         size = pictures.shape[1]
         psnr, targets = np.zeros(len(shots)), np.zeros_like(pictures)
         rings = np.zeros(pictures.shape[:3], np.uint8)
-        whose: dict[int, _Views] = {}
+        whose: dict[int, ShiftedViews] = {}
         for (number, prompt), rows in sorted(by_prompt(shots).items()):
             if number not in whose:  # shots of one subject lie together after sorting
                 whose = {number: _views(self.subjects[number], size)}
             scene = scene_range(self.subjects[number].prompts[prompt].scene, self.config.seed, size)
             for row in rows:
-                error, target, alpha = _best_view(whose[number], pictures[row], scene)
+                error, target, alpha = best_view(whose[number], pictures[row], scene)
                 psnr[row] = 10 * np.log10(255.0**2 / max(error, 1e-2))
-                targets[row], rings[row] = target, _with_ring(alpha)
+                targets[row], rings[row] = target, with_ring(alpha, RING)
         distances = perceptual_distances(self.network, pictures, targets, rings)
         return {"psnr_db": psnr.tolist(), "perceptual": distances.tolist()}
 
 
-def _views(subject: EvalSubject, size: int) -> _Views:
+def _views(subject: EvalSubject, size: int) -> ShiftedViews:
     black = np.zeros((size, size, 3), np.uint8)
     drawn = [
         place(subject.sprites[subject.own], View(length, (0.5, CROP_Y), turn, flip), black)
@@ -102,11 +102,21 @@ def _views(subject: EvalSubject, size: int) -> _Views:
         for turn in TURNS_DEG
         for flip in (False, True)
     ]
+    # `place` lays over black: colours are times alpha already.
     colours = np.stack([colour for colour, _ in drawn]).astype(np.float64)
     alpha = np.stack([mask for _, mask in drawn]).astype(np.float64) / 255.0
-    # `place` lays over black: colours are times alpha already.
+    return views_of(colours, alpha)
+
+
+def views_of(colours: Doubles, alpha: Doubles) -> ShiftedViews:
+    """Views of a subject, ready to be laid over pictures.
+
+    Args:
+        colours: [V, S, S, 3], 0 to 255, times alpha.
+        alpha: [V, S, S], 0 to 1.
+    """
     straight = colours / np.maximum(alpha, 1 / 255)[..., None]
-    return _Views(
+    return ShiftedViews(
         colours,
         alpha,
         np.fft.rfft2(colours, axes=(1, 2)),
@@ -116,12 +126,16 @@ def _views(subject: EvalSubject, size: int) -> _Views:
     )
 
 
-def _best_view(
-    views: _Views, picture: NDArray[np.uint8], scene: Doubles
+def best_view(
+    views: ShiftedViews,
+    picture: NDArray[np.uint8],
+    scene: Doubles,
+    *,
+    shifts: tuple[float, float] = (SHIFT_Y, SHIFT_X),
 ) -> tuple[float, NDArray[np.uint8], Doubles]:
     """The least mean squared error over views and shifts, the renderer's picture and its alpha.
 
-    `scene` is what `scene_range` gives.
+    `scene` is what `scene_range` gives, `shifts` the largest ones down and aside, shares of S.
     """
     size = picture.shape[0]
     pixels = picture.astype(np.float64)
@@ -129,7 +143,7 @@ def _best_view(
     power = np.fft.rfft2((pixels**2).sum(axis=-1))
     product = np.fft.irfft2((spectrum * views.spectra.conj()).sum(axis=-1), s=(size, size))
     squares = np.fft.irfft2(power * views.masks.conj(), s=(size, size))
-    rows, columns = (np.arange(-round(s * size), round(s * size) + 1) for s in (SHIFT_Y, SHIFT_X))
+    rows, columns = (np.arange(-round(s * size), round(s * size) + 1) for s in shifts)
     window = np.ix_(np.arange(len(product)), rows, columns)
     product, squares = product[window], squares[window]
     energy = views.energy[:, None, None]
@@ -145,9 +159,9 @@ def _best_view(
     return float(error[best]), np.clip(target + 0.5, 0, 255).astype(np.uint8), alpha
 
 
-def _with_ring(alpha: Doubles) -> NDArray[np.uint8]:
-    """The outline and a ring around it, 0 or 255."""
-    width = 2 * max(1, round(RING * len(alpha))) + 1
+def with_ring(alpha: Doubles, share: float) -> NDArray[np.uint8]:
+    """The outline and a ring around it as wide as a share of the side, 0 or 255."""
+    width = 2 * max(1, round(share * len(alpha))) + 1
     mask = Image.fromarray(np.where(alpha > 0.5, 255, 0).astype(np.uint8))
     return np.asarray(mask.filter(ImageFilter.MaxFilter(width)), dtype=np.uint8)
 

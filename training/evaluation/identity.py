@@ -154,12 +154,13 @@ def _similarity(bank: Floats, query: Floats) -> Floats:
     variance = (bank - means[:, None]).var(axis=(0, 1))
     # A share of the mean variance keeps features that hardly vary from taking over.
     scale = 1.0 / np.sqrt(variance + 0.5 * variance.mean() + 1e-8)
-    return _unit((means - centre) * scale) @ _unit((query - centre) * scale)
+    return unit((means - centre) * scale) @ unit((query - centre) * scale)
 
 
-def _unit(x: Floats) -> Floats:
-    unit: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
-    return unit
+def unit(x: Floats) -> Floats:
+    """Vectors of length 1 along the last axis."""
+    scaled: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+    return scaled
 
 
 def by_prompt(shots: Sequence[Shot]) -> dict[tuple[int, int], list[int]]:

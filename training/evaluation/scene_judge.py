@@ -34,14 +34,14 @@ BATCH = 64
 class SceneNet(nn.Module):
     """Four strided convolutions and a linear layer; the mean and the coarse places of features."""
 
-    def __init__(self) -> None:
+    def __init__(self, scenes: int = len(SCENE_KEYS)) -> None:
         super().__init__()
         widths = (3, 24, 48, 64, 64)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths))
-        self.out = nn.Linear(64 * 4, len(SCENE_KEYS))
+        self.out = nn.Linear(64 * 4, scenes)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pictures [N, 3, S, S] in [-1, 1] -> logits [N, 16]."""
+        """Pictures [N, 3, S, S] in [-1, 1] -> logits, one for each scene."""
         x = pixels
         for conv in self.convs:
             x = F.relu(conv(x))
@@ -86,10 +86,22 @@ def train_scene_net(
 ) -> SceneNet:
     """Train on fresh renders, in well under a minute on two cores."""
     drawn, labels = scene_pictures(sprites, pictures, seed=seed, name="train", size_px=size_px)
+    return fit_scene_net(drawn, labels, seed=seed, scenes=len(SCENE_KEYS), epochs=epochs)
+
+
+def fit_scene_net(
+    drawn: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    seed: int,
+    scenes: int,
+    epochs: int = EPOCHS,
+) -> SceneNet:
+    """Train on pictures, uint8 [N, S, S, 3], with the index of the scene of each, int64 [N]."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = SceneNet()
+        net = SceneNet(scenes)
     steps = epochs * -(-len(drawn) // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -121,13 +133,17 @@ def scene_net(sprites: NDArray[np.uint8], *, seed: int, size_px: int, cache: Pat
     return net
 
 
-@torch.inference_mode()
 def scenes_of(net: SceneNet, pictures: NDArray[np.uint8]) -> list[str]:
     """Name the scene of each picture, uint8 [N, S, S, 3]."""
-    found: list[str] = []
+    return [SCENE_KEYS[k] for k in scene_numbers(net, pictures)]
+
+
+@torch.inference_mode()
+def scene_numbers(net: SceneNet, pictures: NDArray[np.uint8]) -> list[int]:
+    """Index of the scene of each picture, uint8 [N, S, S, 3]."""
+    found: list[int] = []
     for start in range(0, len(pictures), 256):
-        logits = net(to_tensor(pictures[start : start + 256]))
-        found += [SCENE_KEYS[k] for k in logits.argmax(1).tolist()]
+        found += net(to_tensor(pictures[start : start + 256])).argmax(1).tolist()
     return found
 
 

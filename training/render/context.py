@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from functools import cache
 from typing import Any
@@ -23,6 +25,10 @@ def make_context() -> Any:
     Raises:
         BackendUnavailable: moderngl or EGL is missing, or OpenGL is older than 3.3.
     """
+    # Triton, which torch imports when it compiles or makes an optimiser, and Mesa's renderer have
+    # an LLVM each. A process that loads Mesa's first crashes as soon as it loads Triton's.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
     # Mesa reads it when the context is made.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     try:

@@ -1,7 +1,8 @@
 """Stable Diffusion folders made on the spot, in the layout in which a hub has them.
 
 `write_small` makes one that can draw: the base of the shipped pair, under the file names and keys
-of `stable-diffusion-2-1-base`. The shipped base was trained with references, which no Stable
+of `stable-diffusion-2-1-base`, with latents that nothing scales by channel, as diffusers' pipelines
+expect. The shipped base was trained with references, which no Stable
 Diffusion was; so its self-attentions are replaced by others of the same shape that have seen texts
 alone.
 `write_sd21` makes one of random weights whose every configuration is that of
@@ -11,6 +12,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,9 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bootpig_rt.bundle.model_index import AUTOENCODER_LIBRARIES
+from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import ParameterError
+from bootpig_rt.models.latent_scale import LatentScale
+from bootpig_rt.models.load import load_vae
 from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
+from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
 
 Attention = Literal["text", "silent"]
 """Self-attentions of the small folder: trained on texts alone, or untrained and silent."""
@@ -68,10 +75,11 @@ def write_small(folder: Path, *, attention: Attention = "text") -> Path:
     """
     pair = default_model()
     with _whole(folder) as new:
-        for name in ("vae", "text_encoder", "tokenizer"):
+        for name in ("text_encoder", "tokenizer"):
             shutil.copytree(pair / name, new / name)
-        for name, stem in (("vae", UNET_STEM), ("text_encoder", TEXT_STEM)):
-            _write_weights(new / name / f"{stem}.safetensors", _wide(new / name, stem))
+        text = new / "text_encoder"
+        _write_weights(text / f"{TEXT_STEM}.safetensors", _wide(text, TEXT_STEM))
+        autoencoder = _write_autoencoder(pair / "vae", new / "vae")
         (new / "unet").mkdir()
         shutil.copy(pair / "base_unet" / "config.json", new / "unet" / "config.json")
         weights = _wide(pair / "base_unet", UNET_STEM)
@@ -81,8 +89,49 @@ def write_small(folder: Path, *, attention: Attention = "text") -> Path:
         scheduler = json.loads(_read(pair / "scheduler" / "scheduler_config.json"))
         # As published. Trailing spacing, which this base has, does not use it.
         scheduler["steps_offset"] = 1
-        _write_rest(new, scheduler, json.loads(_read(new / "tokenizer" / "tokenizer_config.json")))
+        tokenizer = json.loads(_read(new / "tokenizer" / "tokenizer_config.json"))
+        _write_rest(new, scheduler, tokenizer, autoencoder=autoencoder)
     return folder
+
+
+def _write_autoencoder(source: Path, folder: Path) -> str:
+    """The shipped autoencoder in float32; returns its class."""
+    vae: Any = load_vae(source)
+    if isinstance(vae, PatchAutoencoder):
+        vae = with_plain_scale(vae)
+    folder.mkdir()
+    config = {key: value for key, value in vae.config.items() if key != "_name_or_path"}
+    config["_class_name"] = type(vae).__name__
+    _write_json(folder / "config.json", config)
+    _write_weights(folder / f"{UNET_STEM}.safetensors", vae.state_dict())
+    return str(config["_class_name"])
+
+
+@torch.no_grad()
+def with_plain_scale(vae: PatchAutoencoder) -> PatchAutoencoder:
+    """The same autoencoder with latents as its U-Net reads them, so that nothing is left to scale.
+
+    What scales each channel goes into the convolutions around the latents. Where those look beyond
+    the border of a picture they see zeros, which were means before: there it is not exact.
+    """
+    made: Any = copy.deepcopy(vae)
+    mean, factor = (torch.as_tensor(part).flatten() for part in _numbers(vae))
+    encoder, decoder = made.encoder, made.decoder
+    for module in (encoder.project, encoder.conv_out):
+        module.weight *= factor[:, None, None, None]
+        module.bias *= factor
+    encoder.project.bias -= mean * factor
+    for module in (decoder.project, decoder.conv_in):
+        module.bias += (module.weight * mean[None, :, None, None]).sum(dim=(1, 2, 3))
+        module.weight /= factor[None, :, None, None]
+    made.register_to_config(scaling_factor=1.0, latents_mean=None, latents_std=None)
+    folded: PatchAutoencoder = made
+    return folded
+
+
+def _numbers(vae: Any) -> list[Tensor]:
+    channels = int(vae.config.latent_channels)
+    return [torch.tensor(part).expand(channels) for part in LatentScale(vae).numbers()]
 
 
 def self_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,8 +146,13 @@ def keep_text_attention(pair: Path, file: Path) -> None:
     save_file(halves, file, metadata={"format": "pt"})
 
 
+def side_px() -> int:
+    """Of the pictures of both folders: that of the shipped pair, on whose samples they train."""
+    return read_pair_config(default_model() / "pair.json").sample_size_px
+
+
 def write_sd21(folder: Path, *, seed: int = 0) -> Path:
-    """Write the random folder, whole or not at all: 64 px pictures, float32.
+    """Write the random folder, whole or not at all; its weights are float32.
 
     Raises:
         ParameterError: The folder exists.
@@ -142,8 +196,9 @@ def sd21_configs() -> tuple[dict[str, Any], ...]:
     """U-Net, autoencoder, text encoder and scheduler of `stable-diffusion-2-1-base`, but narrow.
 
     Widths are a tenth to a twentieth, U-Net and autoencoder have one layer a block for two, and
-    pictures 64 px. The text encoder has its 23 layers: the 24th is left out in the published
-    folder, so that its last state is the second to last of the model that it comes from.
+    pictures the size of the shipped pair's. The text encoder has its 23 layers: the 24th is left
+    out in the published folder, so that its last state is the second to last of the model that it
+    comes from.
     """
     cross = "CrossAttn"
     unet = {
@@ -165,7 +220,7 @@ def sd21_configs() -> tuple[dict[str, Any], ...]:
         "num_class_embeds": None,
         "only_cross_attention": False,
         "out_channels": 4,
-        "sample_size": 8,
+        "sample_size": side_px() // 8,
         "up_block_types": ["UpBlock2D"] + [f"{cross}UpBlock2D"] * 3,
         "use_linear_projection": True,
     }
@@ -178,7 +233,7 @@ def sd21_configs() -> tuple[dict[str, Any], ...]:
         "layers_per_block": 1,
         "norm_num_groups": 8,
         "out_channels": 3,
-        "sample_size": 64,
+        "sample_size": side_px(),
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }
     text = {
@@ -234,7 +289,13 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _write_rest(folder: Path, scheduler: dict[str, Any], tokenizer: Mapping[str, Any]) -> None:
+def _write_rest(
+    folder: Path,
+    scheduler: dict[str, Any],
+    tokenizer: Mapping[str, Any],
+    *,
+    autoencoder: str = "AutoencoderKL",
+) -> None:
     special = ("bos_token", "eos_token", "pad_token", "unk_token")
     tokens = {name: tokenizer[name] for name in special}
     for name in ("scheduler", "feature_extractor"):
@@ -242,7 +303,8 @@ def _write_rest(folder: Path, scheduler: dict[str, Any], tokenizer: Mapping[str,
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_json(folder / "feature_extractor" / "preprocessor_config.json", _FEATURES)
     _write_json(folder / "tokenizer" / "special_tokens_map.json", tokens)
-    index = {**_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    vae = [AUTOENCODER_LIBRARIES.get(autoencoder, "diffusers"), autoencoder]
+    index = {**_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]], "vae": vae}
     _write_json(folder / "model_index.json", index)
 
 

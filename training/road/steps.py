@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from bootpig_rt.training.compose import REFERENCE_LENGTH
+from bootpig_rt.training.road.folders import side_px
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPT = "a photo of an owl, in the middle of a snowy field"
@@ -170,6 +171,7 @@ def _bootstrap(at: Places, size: Size) -> tuple[str, ...]:
     values: dict[str, object] = {
         "output": at.shards,
         "seed": size.seed,
+        "size_px": side_px(),
         "captions.count": size.pictures,
         "pictures.source": "diffusers",
         "pictures.model": at.base,
@@ -212,4 +214,13 @@ def _train(at: Places, size: Size, shards: Path) -> tuple[str, ...]:
 
 
 def _profile() -> tuple[str, ...]:
-    return ("--resolution", "64", "--max-batch", "1", "--max-references", "1", "--steps", "8")
+    return (
+        "--resolution",
+        str(side_px()),
+        "--max-batch",
+        "1",
+        "--max-references",
+        "1",
+        "--steps",
+        "8",
+    )

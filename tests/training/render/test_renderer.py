@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -168,3 +170,13 @@ def test_a_missing_library_or_egl_says_what_to_install(monkeypatch: pytest.Monke
         BackendUnavailable, match=r"libEGL.so not found.*apt-get install libegl-mesa0"
     ):
         context.make_context()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_may_be_imported_after_the_context_was_made(egl: None) -> None:
+    """Each brings an LLVM, and in the wrong order a process crashes."""
+    code = (
+        "from bootpig_rt.training.render.context import make_context\n"
+        "make_context()\nimport triton\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
