@@ -245,7 +245,7 @@ class LoadedPair:
             solver=solver,
             reference_schedule=reference_schedule,
         )
-        plan = self.engine.planner.plan(request)
+        plan = self.engine.planner.plan(request, is_asked_for=False)
         return table_bytes(
             self.spec.reference_shapes,
             num_entries=len(plan.schedule.timesteps(plan.solver.timesteps)),

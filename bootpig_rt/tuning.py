@@ -91,7 +91,7 @@ def tune(
         if point.fingerprint != spec.fingerprint and not students:
             continue
         if settings.approximation == "none" or spec.keeps_features:
-            plan = engine.planner.plan(replace(request, **settings))
+            plan = engine.planner.plan(replace(request, **settings), is_asked_for=False)
             planned.append((point, times.picture_ms(plan)))
     return choose(curve, planned, target_ms=target_ms, min_fidelity=min_fidelity)
 

@@ -9,7 +9,12 @@ from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.backends.cuda.devices import cuda_devices
 from bootpig_rt.backends.host_table import Precision
-from bootpig_rt.backends.options import BackendOptions, OnnxRuntimeOptions, OpenVINOOptions
+from bootpig_rt.backends.options import (
+    FLOAT32_GRAPHS,
+    BackendOptions,
+    OnnxRuntimeOptions,
+    OpenVINOOptions,
+)
 from bootpig_rt.bundle.manifest import ParityReport, ParityResult, Profile, Target, Variant
 from bootpig_rt.bundle.pair_config import Merge
 from bootpig_rt.errors import BackendUnavailable, ParameterError
@@ -116,7 +121,7 @@ def compare_backend(
     passed = all(result.passed for result in results)
     report = ParityReport(
         status="passed" if passed else "failed",
-        reason=place.reason,
+        reason="; ".join(part for part in (place.reason, _remark(backend.name, precision)) if part),
         backend=backend.name,
         device=backend.device,
         results=results,
@@ -139,6 +144,12 @@ def compare_variants(
     except BackendUnavailable as error:
         report = ParityReport("not run", str(error))
     return (Variant("bfloat16", report),)
+
+
+def _remark(backend: str, precision: Precision) -> str:
+    """Which graphs a precision leaves in float32; empty for none."""
+    wide = FLOAT32_GRAPHS.get(precision, ()) if backend == OpenVINOOptions.name else ()
+    return f"in float32: {', '.join(wide)}" if wide else ""
 
 
 def _settings(folder: Path, place: Place, precision: Precision) -> str | BackendOptions:

@@ -45,7 +45,9 @@ class OpenVINORunner:
         """Nothing is loaded yet."""
         self._folder, self._read = folder, read
         config = {"INFERENCE_PRECISION_HINT": "f32"}
-        self._models = Models(ov.Core(), self._write, config=config, narrow=None, cache=None)
+        self._models = Models(
+            ov.Core(), self._write, config=lambda _: config, narrow=None, cache=None
+        )
 
     def shapes(self, name: str) -> dict[str, Sequence[Any]]:
         """Inputs of a graph and their shapes; what is no number may vary."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,26 @@ def test_a_pipeline_tunes_by_the_curve_of_its_pair_and_by_no_other(
     save_curve(Curve("tiny", "ef", "full", 5, 10, {}, "", points), path)
     with pytest.raises(ParameterError, match="the curve is of pair tiny ef, this is"):
         pipeline.tune(target_ms=1e6, curve=path)
+
+
+def test_tuning_tells_of_no_approximation_that_nobody_asked_for(
+    pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each point is planned to count its rows; what is then drawn with one says so as ever."""
+    mine = pipeline.spec.fingerprint
+    path = curve_path(tmp_path / "pair")
+    points = (
+        point("full", 1.0, mine),
+        point("anchor:7", 0.9, mine, reference_schedule="anchor:7"),
+        point("stride:3", 0.8, mine, reference_schedule="stride:3"),
+    )
+    save_curve(Curve("tiny", mine, "full", 5, 10, {}, "", points), path)
+    with caplog.at_level(logging.INFO, "bootpig_rt"):
+        pipeline.tune(min_fidelity=0.1, curve=path)
+        assert "is an approximation" not in caplog.text
+        subject = pipeline.encode_subject(_image(), "a dog")
+        pipeline("a dog", subject=subject, num_inference_steps=1, reference_schedule="anchor:7")
+    assert caplog.text.count("reference schedule anchor:7 is an approximation") == 1
 
 
 def _image() -> Any:

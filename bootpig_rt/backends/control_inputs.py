@@ -7,12 +7,16 @@ controls before it gave.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
+
+T = TypeVar("T")
 
 STEP_GRAPH = "controlled_step"
 """Name of the graph of steps that controls act in; `controlled_step_<merge>` for several
@@ -90,6 +94,35 @@ def control_inputs(batch: DenoiseBatch, order: IntArray | None = None) -> list[C
             )
         )
     return made
+
+
+def bind_in_turn(
+    controls: Iterable[ControlInputs],
+    nothing: T,
+    room: Callable[[], T],
+    bind: Callable[[ControlInputs, T, T], object],
+) -> T:
+    """Bind controls one after another: each adds what it gives to what those before it gave.
+
+    Two buffers take turns, however many controls there are: what one of them reads is free again
+    for the next but one.
+
+    Args:
+        controls: In the order in which they are added up.
+        nothing: Zeros, which the first one reads; nobody writes there.
+        room: Makes a buffer.
+        bind: (control, what it reads, where it writes).
+
+    Returns:
+        Where the last one writes.
+    """
+    given = nothing
+    free: T | None = None
+    for control in controls:
+        made = room() if free is None else free
+        bind(control, given, made)
+        given, free = made, None if given is nothing else given
+    return given
 
 
 def step_graph_name(merge: str, slots: int) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from bootpig_rt.cli.options import add_control_argument
 from bootpig_rt.errors import EXIT_OK, ParameterError
 
 NAME = "export-triton"
@@ -55,11 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="decoupled: previews on the way, over gRPC streams"
     )
+    add_control_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a json object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the repository and say how it is run."""
+    from bootpig_rt.bundle.control import to_control_folders
     from bootpig_rt.bundle.shipped import default_model
     from bootpig_rt.serving.triton_repository import TritonOptions, export_repository
 
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         store=args.store,
         trust=args.trust,
         is_streaming=args.stream,
+        controls=to_control_folders(args.control),
     )
     size_bytes = export_repository(args.model or default_model(), args.folder, options)
     if args.json:

@@ -86,8 +86,16 @@ class Planner:
         self._trained = ReferenceSchedule.default_for(backend.spec.config.reference_timestep)
         self._told: set[ReferenceSchedule] = set()
 
-    def plan(self, request: Request, limits: Limits = NO_LIMITS) -> Plan:
+    def plan(
+        self, request: Request, limits: Limits = NO_LIMITS, *, is_asked_for: bool = True
+    ) -> Plan:
         """The plan of a request's first picture.
+
+        Args:
+            request: What is drawn.
+            limits: Of whoever draws it.
+            is_asked_for: Somebody wants the picture, so an approximation is told of; otherwise only
+                what it would take is asked.
 
         Raises:
             SubjectMismatch: A subject of another pair or size.
@@ -121,7 +129,7 @@ class Planner:
             canvas = plan_canvas(given, solver, strength, edge_px=edge_px, spec=spec)
         all_steps, steps = steps, solver.num_steps  # from here on those that really run
 
-        schedule = self._schedule(request)
+        schedule = self._schedule(request, is_told=is_asked_for)
         schedule_text = str(schedule)
         guided = steps_of_share(request.guidance_interval, steps)
         if not guided:
@@ -286,7 +294,7 @@ class Planner:
             self._solvers[name, steps, first] = found
         return found
 
-    def _schedule(self, request: Request) -> ReferenceSchedule:
+    def _schedule(self, request: Request, *, is_told: bool) -> ReferenceSchedule:
         """The pair's own unless another is asked for; it is told of once if it is less exact."""
         if request.reference_schedule is None:
             return self._trained
@@ -296,7 +304,7 @@ class Planner:
         if schedule.timestep > last:
             raise ParameterError(f"reference schedule is {schedule}, expected a timestep 0..{last}")
         trained = spec.config.reference_timestep
-        if schedule not in self._told and not schedule.is_exact_for(trained):
+        if is_told and schedule not in self._told and not schedule.is_exact_for(trained):
             self._told.add(schedule)
             logger.info(
                 "reference schedule %s is an approximation: this pair was trained with reference "

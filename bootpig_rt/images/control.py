@@ -144,16 +144,19 @@ def _maker(kind: str) -> str:
     return "canny_map(photo), --make-map canny=PHOTO"
 
 
-def check_control_scale(value: Any) -> float:
+def check_control_scale(value: Any, name: str = "control_scale") -> float:
     """Return how closely a map is followed, 0 to 10.
+
+    Args:
+        value: Anything.
+        name: How the user calls it.
 
     Raises:
         ParameterError: Anything else.
     """
-    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= MAX_CONTROL_SCALE:
+    if not is_number(value) or isinstance(value, bool) or not 0 <= value <= MAX_CONTROL_SCALE:
         raise ParameterError(
-            f"control_scale is {shown(value)}, expected a number from 0 to "
+            f"{name} is {shown(value)}, expected a number from 0 to "
             f"{MAX_CONTROL_SCALE:g}; 1 is as the control was trained"
         )
     return float(value)
@@ -197,8 +200,8 @@ def load_controls(
             'such as {"depth": "depth.png"}'
         )
     kinds = list(images)
-    every_scale = _for_each("control_scale", scales, kinds, _is_number)
-    every_interval = _for_each("control_interval", intervals, kinds, _is_share)
+    every_scale = for_each_kind("control_scale", scales, kinds, is_number)
+    every_interval = for_each_kind("control_interval", intervals, kinds, is_share)
     made = []
     for kind, image in images.items():
         scale, interval = every_scale[kind], every_interval[kind]
@@ -223,17 +226,25 @@ def _distinct(controls: Any) -> Any:
     return controls
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is one number, not one for each map."""
     return isinstance(value, int | float | np.floating)
 
 
-def _is_share(value: Any) -> bool:
+def is_share(value: Any) -> bool:
+    """Whether it is one share of the steps, not one for each map."""
     is_pair = isinstance(value, tuple | list) and len(value) == 2
-    return is_pair and all(_is_number(one) for one in value)
+    return is_pair and all(is_number(one) for one in value)
 
 
-def _for_each(name: str, given: Any, kinds: list[str], is_one: Any) -> dict[str, Any]:
-    """One value a kind.
+def for_each_kind(name: str, given: Any, kinds: list[str], is_one: Any) -> dict[str, Any]:
+    """One value a kind, of a value for all, of a sequence in order, or by kind.
+
+    Args:
+        name: How the user calls it.
+        given: What was given.
+        kinds: That have maps, in order.
+        is_one: Whether it is a value for all.
 
     Raises:
         ParameterError: Too few or too many, or for kinds that have no map.

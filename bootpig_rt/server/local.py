@@ -105,6 +105,7 @@ def load_local(
         trust=options.trust,
         decoder=options.decoder,
         lora=options.lora if is_default else None,
+        controls=options.control if is_default else None,
     )
     try:
         sizes = sorted({min(size, pipeline.max_batch) for size in options.warmup_batches})

@@ -33,6 +33,8 @@ class ServerOptions:
         decoder: Of latents to pictures: `full`, or `tiny` where the pair has a tiny autoencoder.
         lora: LoRA files, FILE or FILE:SCALE, fused into the weights of `model`, which torch then
             runs; those of `models` stay as they are.
+        control: ControlNets, KIND=DIR, beside those that lie in the folder of `model`, which torch
+            then runs; those of `models` have their own.
         remove_background: `grabcut` or an ONNX file: cuts subjects out of references.
         warmup_batches: Batch sizes that are drawn before the service is ready.
         host: Address to listen on. Another than loopback needs keys, or `insecure`.
@@ -95,6 +97,7 @@ class ServerOptions:
     precision: str | None = None
     decoder: DecoderName = "full"
     lora: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
     remove_background: str | None = None
     warmup_batches: tuple[int, ...] = (1,)
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from bootpig_rt import __version__
 from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.bundle.bundle import is_bundle
+from bootpig_rt.bundle.control import CONTROL_PREFIX, ControlFolder, all_controls
 from bootpig_rt.checks import check_int
 from bootpig_rt.errors import CheckpointError, ParameterError, StorageError, describe_os_error
 from bootpig_rt.serving.triton_tensors import INPUTS, OUTPUTS, TritonTensor
@@ -47,6 +49,8 @@ class TritonOptions:
         store: Folder of reference tables, as Triton's process sees it.
         trust: Public key, PEM: only a bundle signed with its private key is loaded.
         is_streaming: Decoupled: previews on the way, over gRPC streams.
+        controls: ControlNets that are put beside the pair; a bundle has those that it was built
+            with.
 
     Raises:
         ParameterError: A value is out of range.
@@ -61,6 +65,7 @@ class TritonOptions:
     store: str | None = None
     trust: Path | None = None
     is_streaming: bool = False
+    controls: tuple[ControlFolder, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -94,32 +99,56 @@ def export_repository(model: Path, folder: Path, options: TritonOptions) -> int:
         Bytes of its files.
 
     Raises:
-        CheckpointError: `model` is no pair.
-        ParameterError: `folder` holds something already.
+        CheckpointError: `model` is no pair, or a control no ControlNet.
+        ParameterError: `folder` holds something already, or a control is given for a bundle, or
+            lies in the pair already.
         StorageError: It cannot be written; nothing is left.
     """
     if not (model / "pair.json").is_file():
         raise CheckpointError(f"{model} is no pair: it has no pair.json; check --model", model)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ParameterError(f"{folder} is not empty; name a new folder")
+    _check_controls(model, options.controls)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
             made = Path(work) / "repository"
             version = made / options.name / "1"
             shutil.copytree(model, version / "pair")
+            for control in options.controls:
+                name = f"{CONTROL_PREFIX}{control.kind}"
+                shutil.copytree(control.path, version / "pair" / name)
             (version / "model.py").write_text(MODEL_PY)
             if options.trust is not None:
                 shutil.copyfile(options.trust, version / "trust.pem")
             (made / options.name / "config.pbtxt").write_text(config_text(options))
-            (made / "Dockerfile").write_text(_dockerfile(options))
-            (made / "README.md").write_text(_readme(options))
+            (made / "Dockerfile").write_text(_dockerfile(model, options))
+            (made / "README.md").write_text(_readme(model, options))
             if folder.exists():
                 folder.rmdir()
             os.replace(made, folder)
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {describe_os_error(error)}") from error
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _check_controls(model: Path, controls: tuple[ControlFolder, ...]) -> None:
+    """Refuse ControlNets that the pair would not be loaded with."""
+    if controls and is_bundle(model):
+        one = controls[0]
+        raise ParameterError(
+            f"control {one.kind} is given, but {model} is a bundle, whose graphs have the controls "
+            f"that it was built with; build one with it: bootpig-rt build-engine --control "
+            f"{one.kind}={one.path}"
+        )
+    all_controls(model, controls)
+    for control in controls:
+        if not (control.path / "config.json").is_file():
+            raise CheckpointError(
+                f"control {control.kind}: {control.path} is no ControlNet in diffusers' layout: it "
+                "has no config.json",
+                control.path,
+            )
 
 
 def config_text(options: TritonOptions) -> str:
@@ -166,22 +195,29 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _dockerfile(options: TritonOptions) -> str:
+def _extra(model: Path, options: TritonOptions) -> str:
+    """What the package is installed with: a pair without graphs is drawn by torch."""
+    if not is_bundle(model):
+        return "torch"
+    return "gpu" if options.gpus else "cpu"
+
+
+def _dockerfile(model: Path, options: TritonOptions) -> str:
     return DOCKERFILE.format(
         name=options.name,
         gpus="--gpus all " if options.gpus else "",
-        extra="gpu" if options.gpus else "cpu",
+        extra=_extra(model, options),
         version=__version__,
     )
 
 
-def _readme(options: TritonOptions) -> str:
+def _readme(model: Path, options: TritonOptions) -> str:
     example = STREAM_EXAMPLE if options.is_streaming else EXAMPLE
     return README.format(
         name=options.name,
         version=__version__,
         gpus="--gpus all " if options.gpus else "",
-        extra="gpu" if options.gpus else "cpu",
+        extra=_extra(model, options),
         client="grpc" if options.is_streaming else "http",
         example=example.replace("{name}", options.name),
         inputs="\n".join(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.canvas import Canvas
+from bootpig_rt.images.control import Control
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
 
@@ -52,6 +53,10 @@ INPUTS = (
     TritonTensor("MASK_IMAGE", "TYPE_STRING"),
     TritonTensor("STRENGTH", "TYPE_FP32", field="strength"),
     TritonTensor("MASK_EDGE_PX", "TYPE_INT32", field="mask_edge_px"),
+    TritonTensor("CONTROL_KINDS", "TYPE_STRING", (-1,)),
+    TritonTensor("CONTROL_IMAGES", "TYPE_STRING", (-1,)),
+    TritonTensor("CONTROL_SCALES", "TYPE_FP32", (-1,)),
+    TritonTensor("CONTROL_INTERVALS", "TYPE_FP32", (-1, 2)),
     TritonTensor("NUM_IMAGES", "TYPE_INT32", field="num_images_per_prompt"),
     TritonTensor("NUM_INFERENCE_STEPS", "TYPE_INT32", field="num_inference_steps"),
     TritonTensor("IMAGE_GUIDANCE_SCALE", "TYPE_FP32", field="image_guidance_scale"),
@@ -78,6 +83,23 @@ OUTPUTS = (
 
 
 @dataclass(frozen=True)
+class TritonMap:
+    """A map that the pictures of a request follow.
+
+    Attributes:
+        kind: Of the control that reads it.
+        file: Of the map.
+        scale: How closely it is followed.
+        interval: Share of the steps in which it is.
+    """
+
+    kind: str
+    file: bytes
+    scale: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class TritonCall:
     """What one request of Triton asks for.
 
@@ -88,6 +110,7 @@ class TritonCall:
         subject_file: Contents of a subject's file, in place of images.
         preview_every: Steps between previews.
         canvas_files: Files of a picture to draw into and of its mask, as far as they are there.
+        maps: That the pictures follow.
     """
 
     fields: dict[str, Any]
@@ -96,15 +119,20 @@ class TritonCall:
     subject_file: bytes
     preview_every: int | None
     canvas_files: tuple[bytes, ...] = ()
+    maps: tuple[TritonMap, ...] = ()
 
     def request(self, subject: Subject | None) -> Request:
-        """The request, with its subject and what it is drawn into.
+        """The request, with its subject, what it is drawn into and what it follows.
 
         Raises:
             InputError: A value is of the wrong type or out of range, or a file cannot be used.
         """
         canvas = Canvas.load(*self.canvas_files) if self.canvas_files else None
-        return Request(subject=subject, canvas=canvas, **self.fields)
+        controls = tuple(
+            Control.load(one.kind, one.file, scale=one.scale, interval=one.interval)
+            for one in self.maps
+        )
+        return Request(subject=subject, canvas=canvas, controls=controls, **self.fields)
 
 
 def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
@@ -140,6 +168,7 @@ def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
         else _bytes("SUBJECT", _one("SUBJECT", tensors["SUBJECT"])),
         preview_every=every,
         canvas_files=tuple(_bytes(name, _one(name, tensors[name])) for name in drawn_into),
+        maps=_maps(tensors),
     )
     if call.subject_file and (call.images or call.reference_prompt):
         raise ParameterError(
@@ -152,6 +181,51 @@ def read_call(tensors: Mapping[str, npt.NDArray[Any]]) -> TritonCall:
             'show, "a photo of a dog"'
         )
     return call
+
+
+def _maps(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[TritonMap, ...]:
+    """The maps of a request: scales and intervals are for all of them, or one for each.
+
+    Raises:
+        ParameterError: There are more or fewer of one thing than of another.
+    """
+    images = tensors.get("CONTROL_IMAGES")
+    if images is None:
+        for name in ("CONTROL_KINDS", "CONTROL_SCALES", "CONTROL_INTERVALS"):
+            if name in tensors:
+                raise ParameterError(f"{name} is given without CONTROL_IMAGES; send both, or none")
+        return ()
+    files = [_bytes("CONTROL_IMAGES", one) for one in images.ravel().tolist()]
+    named = tensors.get("CONTROL_KINDS", np.empty(0, dtype=np.object_)).ravel().tolist()
+    kinds = [_text("CONTROL_KINDS", one) for one in named]
+    if len(kinds) != len(files):
+        raise ParameterError(
+            f"CONTROL_KINDS has {len(kinds)} names for {len(files)} CONTROL_IMAGES, expected one "
+            "for each, such as depth"
+        )
+    scales = _for_each("CONTROL_SCALES", tensors, len(files), [1.0])
+    shares = _for_each("CONTROL_INTERVALS", tensors, len(files), [0.0, 1.0])
+    return tuple(
+        TritonMap(kind, file, scale[0], (share[0], share[1]))
+        for kind, file, scale, share in zip(kinds, files, scales, shares, strict=True)
+    )
+
+
+def _for_each(
+    name: str, tensors: Mapping[str, npt.NDArray[Any]], count: int, usual: list[float]
+) -> list[list[float]]:
+    """The numbers of each of `count` maps; 0.7, which is a little less in FP32, is 0.7 again."""
+    if name not in tensors:
+        return [usual] * count
+    tensor, width = tensors[name], len(usual)
+    if tensor.size not in (width, width * count):
+        sizes = [[count], [1]] if width == 1 else [[count, width], [1, width]]
+        raise ParameterError(
+            f"{name} has shape {list(tensor.shape)}, expected {sizes[0]} or {sizes[1]}: one for "
+            "each map, or one for all"
+        )
+    rows = [[round(one, 6) for one in row] for row in tensor.reshape(-1, width).tolist()]
+    return rows * count if len(rows) < count else rows
 
 
 def text_tensor(texts: list[bytes]) -> npt.NDArray[np.object_]:

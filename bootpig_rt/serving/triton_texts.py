@@ -54,6 +54,9 @@ A request, with `pip install tritonclient[{client}] pillow`:
 - `SUBJECT` is the contents of a file that `bootpig-rt encode-subject` wrote. With
   `REFERENCE_IMAGES` (PNG, JPEG or WebP files) and `REFERENCE_PROMPT` the images are encoded here;
   the same ones again cost nothing.
+- `CONTROL_IMAGES` are files of maps that the pictures follow, and `CONTROL_KINDS` what each shows:
+  for `depth` the pair has a `controlnet_depth`. `CONTROL_SCALES` and `CONTROL_INTERVALS` (shares of
+  the steps, from and to) are for all maps, or one for each.
 - A request's `timeout` is its deadline. Cancelling one stops it within a step.
 - `max_batch` pictures are drawn at once and `max_waiting` may wait; one more is answered
   UNAVAILABLE.

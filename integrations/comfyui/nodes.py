@@ -1,7 +1,8 @@
 """The nodes. Each is a thin skin of `bootpig_rt`; what a picture becomes does not depend on them.
 
 Pictures travel as ComfyUI's IMAGE, float32 [B, H, W, 3] in [0, 1]. A pair travels as
-BOOTPIG_PAIR, a subject as BOOTPIG_SUBJECT, and what pictures were made from as BOOTPIG_PARAMETERS.
+BOOTPIG_PAIR, a subject as BOOTPIG_SUBJECT, maps that are followed as BOOTPIG_CONTROLS, and what
+pictures were made from as BOOTPIG_PARAMETERS.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 
 from bootpig_rt import (
     Canvas,
+    Control,
     Event,
     ParameterError,
     Pipeline,
@@ -22,7 +24,9 @@ from bootpig_rt import (
     Request,
     StepEvent,
     Subject,
+    canny_map,
 )
+from bootpig_rt.bundle.control import ControlFolder, to_control_folders
 from bootpig_rt.images.picture import save_png
 
 from .host import Progress, output_file, pair_folders, workflow_texts
@@ -30,6 +34,10 @@ from .host import Progress, output_file, pair_folders, workflow_texts
 CATEGORY = "BootPIG"
 SHIPPED = "small pair of the package"
 OWN = "the pair's own"
+CONTROLNETS = (
+    "ControlNets beside the pair's own, in diffusers' layout, one in a line: depth=FOLDER. For "
+    "pairs that torch draws; a bundle has the controls that it was built with."
+)
 
 Inputs = dict[str, dict[str, Any]]
 
@@ -55,37 +63,52 @@ class LoadPair:
             },
             "optional": {
                 "folder": ("STRING", {"default": "", "tooltip": "A path in place of the name."}),
+                "controlnets": (
+                    "STRING",
+                    {"multiline": True, "default": "", "tooltip": CONTROLNETS},
+                ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, folder: str = "") -> bool | str:
+    def VALIDATE_INPUTS(cls, folder: str = "", controlnets: str = "") -> bool | str:
         """Say what is wrong with a path before anything runs."""
         if folder.strip() and not (Path(folder.strip()) / "pair.json").is_file():
             return f"{folder.strip()} is no folder of a pair or a bundle (it has no pair.json)"
+        try:
+            controls = _controls_of(controlnets)
+        except ParameterError as error:
+            return str(error)
+        for control in controls:
+            if not (control.path / "config.json").is_file():
+                return (
+                    f"{control.path} is no ControlNet in diffusers' layout (it has no config.json)"
+                )
         return True
 
     @classmethod
-    def IS_CHANGED(cls, pair: str, backend: str, device: str, folder: str = "") -> str:
-        """Another value where the folder was trained or built anew: the pair is loaded again."""
+    def IS_CHANGED(
+        cls, pair: str, backend: str, device: str, folder: str = "", controlnets: str = ""
+    ) -> str:
+        """Another value where a folder was trained or built anew: the pair is loaded again."""
         where = _folder_of(pair, folder)
-        if where is None:
-            return SHIPPED
-        stamps = [
-            (where / name).stat().st_mtime_ns
-            for name in ("pair.json", "manifest.json")
-            if (where / name).is_file()
-        ]
-        return f"{where} {stamps}"
+        files = [] if where is None else [where / "pair.json", where / "manifest.json"]
+        files += [control.path / "config.json" for control in _controls_of(controlnets)]
+        stamps = [file.stat().st_mtime_ns for file in files if file.is_file()]
+        return f"{where or SHIPPED} {stamps}"
 
-    def load(self, pair: str, backend: str, device: str, folder: str = "") -> tuple[Pipeline]:
+    def load(
+        self, pair: str, backend: str, device: str, folder: str = "", controlnets: str = ""
+    ) -> tuple[Pipeline]:
         """Load it.
 
         Raises:
-            CheckpointError: It is no usable pair.
+            CheckpointError: It is no usable pair, or a ControlNet does not fit it.
             BackendUnavailable: A package or the device is missing.
         """
-        return (Pipeline(_folder_of(pair, folder), backend=backend, device=device),)
+        controls = {control.kind: control.path for control in _controls_of(controlnets)}
+        where = _folder_of(pair, folder)
+        return (Pipeline(where, backend=backend, device=device, controls=controls),)
 
 
 def _folder_of(pair: str, folder: str) -> Path | None:
@@ -93,6 +116,15 @@ def _folder_of(pair: str, folder: str) -> Path | None:
     if folder.strip():
         return Path(folder.strip())
     return None if pair == SHIPPED else pair_folders()[pair]
+
+
+def _controls_of(controlnets: str) -> tuple[ControlFolder, ...]:
+    """ControlNets as the node's text names them.
+
+    Raises:
+        ParameterError: A line says no kind, or a kind is there twice.
+    """
+    return to_control_folders([line.strip() for line in controlnets.splitlines() if line.strip()])
 
 
 class EncodeSubject:
@@ -135,6 +167,92 @@ class EncodeSubject:
         return pair.encode_prepared(prepared, reference_prompt), _as_tensor(prepared)
 
 
+class Outlines:
+    """Make a map of a picture's outlines."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "outline"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("map",)
+    DESCRIPTION = "Canny's outlines, white on black: what controls of kind canny read."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """Pictures, and how long a gradient an outline needs."""
+        side = {"min": 0, "max": 4080, "step": 1}
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "low": ("INT", {"default": 100, **side, "tooltip": "to go on with an outline"}),
+                "high": ("INT", {"default": 200, **side, "tooltip": "to begin one"}),
+            }
+        }
+
+    def outline(self, images: torch.Tensor, low: int, high: int) -> tuple[torch.Tensor]:
+        """The outlines of each picture.
+
+        Raises:
+            ParameterError: The low number is above the high one.
+        """
+        return (_as_tensor([canny_map(one, low=low, high=high) for one in _as_pictures(images)]),)
+
+
+class ApplyControl:
+    """Have pictures follow a map; several are chained."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "apply"
+    RETURN_TYPES = ("BOOTPIG_CONTROLS",)
+    RETURN_NAMES = ("controls",)
+    DESCRIPTION = (
+        "A map of the size of the picture: depth, outlines, or what else a ControlNet of the pair "
+        "reads. It gives the picture its size; nothing is resized."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        """A map, what it shows, how closely it is followed and when."""
+        share = {"min": 0.0, "max": 1.0, "step": 0.01}
+        kind = {"default": "depth", "tooltip": "depth, canny, ...: of controlnet_KIND of the pair"}
+        strength = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05}
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The first of a batch."}),
+                "kind": ("STRING", kind),
+                "strength": ("FLOAT", {**strength, "tooltip": "1: as it was trained"}),
+                "start": ("FLOAT", {"default": 0.0, **share, "tooltip": "share of the steps"}),
+                "end": ("FLOAT", {"default": 1.0, **share, "tooltip": "likewise"}),
+            },
+            "optional": {
+                "controls": ("BOOTPIG_CONTROLS", {"tooltip": "Of another apply control."}),
+            },
+        }
+
+    def apply(
+        self,
+        image: torch.Tensor,
+        kind: str,
+        strength: float,
+        start: float,
+        end: float,
+        controls: tuple[Control, ...] = (),
+    ) -> tuple[tuple[Control, ...]]:
+        """Add one map to those that are followed.
+
+        Raises:
+            ImageError: The map is in colour, and its kind has none.
+            ParameterError: The kind is none or is there already, or the shares are no interval.
+        """
+        if kind.strip() in [one.kind for one in controls]:
+            raise ParameterError(
+                f"control {kind.strip()} is there twice, expected one map of each kind; leave one "
+                "of the nodes out"
+            )
+        picture = _as_pictures(image[:1])[0]
+        made = Control.load(kind.strip(), picture, scale=strength, interval=(start, end))
+        return ((*controls, made),)
+
+
 class Sample:
     """Draw a subject as a prompt says."""
 
@@ -169,6 +287,7 @@ class Sample:
                 "merge": ([OWN, "argmax", "softmax", "mean", "concat"],),
                 "reference_schedule": ("STRING", {"default": "", "tooltip": "Empty: own"}),
                 "preview_every": ("INT", {"default": 1, "min": 0, "max": 1000}),
+                "controls": ("BOOTPIG_CONTROLS", {"tooltip": "Maps that the pictures follow."}),
             },
         }
 
@@ -189,6 +308,7 @@ class Sample:
         merge: str = OWN,
         reference_schedule: str = "",
         preview_every: int = 1,
+        controls: tuple[Control, ...] = (),
         canvas: Canvas | None = None,
         strength: float | None = None,
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
@@ -215,6 +335,7 @@ class Sample:
             reference_schedule=reference_schedule.strip() or None,
             canvas=canvas,
             strength=strength,
+            controls=controls,
         )
         return _draw(pair, request, preview_every)
 

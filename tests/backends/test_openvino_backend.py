@@ -98,6 +98,62 @@ def test_a_table_in_bfloat16_is_read_where_it_lies_and_not_converted_each_step(
             assert not name.startswith(("k_", "v_", "text_k_", "text_v_")), name
 
 
+def arithmetic_of(model: Any) -> set[str]:
+    """What the products of a compiled model are computed in."""
+    infos = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
+    products = ("FullyConnected", "Convolution")
+    return {
+        info["runtimePrecision"].astype(str)
+        for info in infos
+        if info["layerType"].astype(str) in products
+    }
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("graph", ["text_encoder", "vae_decoder", "denoise_step"])
+def test_bfloat16_computes_graphs_in_bfloat16(tiny_bundle_folder: Path, graph: str) -> None:
+    backend: Any = create_backend(replace(FLOAT32, precision="bfloat16"), tiny_bundle_folder)
+    assert arithmetic_of(backend.models.get(graph)) == {"bf16"}
+
+
+@needs_bfloat16
+def test_bfloat16_reads_references_in_float32_and_keeps_their_tables_in_bfloat16(
+    tiny_bundle_folder: Path,
+) -> None:
+    """What a table loses every step of every picture of its subject would inherit."""
+    narrow, wide = (
+        create_backend(replace(FLOAT32, precision=precision), tiny_bundle_folder)
+        for precision in ("bfloat16", "float32")
+    )
+    assert arithmetic_of(narrow.models.get("reference_kv")) == {"f32"}  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, 1, 4, 8, 8), dtype=np.float32)
+    states = rng.standard_normal((1, 24, 16), dtype=np.float32)
+    read = [
+        backend.download_table(
+            backend.reference_kv(latents, np.array([0, 500]), states, dtype="bfloat16").data
+        )
+        for backend in (narrow, wide)
+    ]
+    assert [table.dtype for table in read] == ["bfloat16", "bfloat16"]
+    for one, other in zip(*(table.layers for table in read), strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            # Bits, of which the last may be rounded the other way.
+            assert np.abs(mine.values.astype(int) - theirs.values.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("amx", [True, False])
+def test_references_are_read_in_float32_in_every_precision(
+    monkeypatch: pytest.MonkeyPatch, precision: str, amx: bool
+) -> None:
+    monkeypatch.setattr(openvino_precision, "has_amx", lambda: amx)
+    rest = "bf16" if amx or precision == "bfloat16" else "f32"
+    hints = [openvino_precision.hint_for(name, precision) for name in ("reference_kv", "text_kv")]
+    assert hints == ["f32", rest]
+    assert openvino_precision.hint_for("denoise_step", "float32") == "f32"
+
+
 @pytest.mark.parametrize(
     ("buckets", "precision"),
     [

@@ -14,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from bootpig_rt.benchmarks import curve, judged
+from bootpig_rt.benchmarks.depth_estimator import DepthJudge
 from bootpig_rt.benchmarks.judged import MEASURES, Jury, Quality
 from bootpig_rt.benchmarks.ours import OurWay
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
-from bootpig_rt.benchmarks.suites import inpaint, quality, reference
+from bootpig_rt.benchmarks.suites import control, inpaint, quality, reference
 from bootpig_rt.benchmarks.way import Journal
 from bootpig_rt.curve import load_curve, save_curve, settings_of
 from bootpig_rt.errors import ParameterError
@@ -259,3 +260,61 @@ def test_the_truth_of_a_scene_differs_from_it_inside_the_mask_alone(settings: Se
         differs = (one.truth != one.canvas.pixels).any(axis=-1)
         assert differs.any()
         assert differs[mask].mean() > 5 * differs[~mask].mean()
+
+
+@pytest.fixture(scope="module")
+def followed(settings: Settings, controlled_bundle_folder: Path) -> SuiteResult:
+    """The suite `control`, of a pair with a random control."""
+    return control.run(replace(settings, pair=controlled_bundle_folder), Journal())
+
+
+def test_pictures_that_follow_maps_are_compared_with_those_that_follow_none(
+    followed: SuiteResult,
+) -> None:
+    assert [row.name for row in followed.rows] == ["renderer", *control.CASES]
+    bound, none, other = (followed.row(name).values for name in ("renderer", "no map", "other map"))
+    assert {"depth", "depth_low", "chance", "pictures"} <= set(bound)
+    assert "network" not in bound
+    assert "network_change" not in none
+    # The map that is followed is the picture's own, but for the control.
+    assert none["followed"] == none["depth"]
+    assert other["followed"] == other["chance"]
+    for name in ("own map", "own map, scale 0.5", "other map"):
+        values = followed.row(name).values
+        assert {"depth", "chance", "followed", *MEASURES, "network_change_low"} <= set(values)
+        assert values["pictures"] == none["pictures"]
+        assert values["psnr_db_change"] != 0  # maps change what is drawn
+    assert followed.settings["compared_with"] == control.NONE
+
+
+def test_the_estimator_of_depth_is_trained_once(
+    followed: SuiteResult,
+    settings: Settings,
+    controlled_bundle_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (kept,) = settings.work.glob("depth-32-*.npz")
+
+    def never(*_: object) -> None:
+        raise AssertionError(f"{kept} holds it")
+
+    monkeypatch.setattr(DepthJudge, "_train", never)
+    few = replace(settings, pair=controlled_bundle_folder, only=("own map",))
+    again = control.run(few, Journal())
+    assert [row.name for row in again.rows] == ["renderer", control.NONE, "own map"]
+    for row in again.rows:
+        assert row.values == followed.row(row.name).values
+
+
+def test_a_pair_without_a_control_of_depth_is_refused(settings: Settings) -> None:
+    with pytest.raises(ParameterError, match="has no control of kind depth; name a pair that has"):
+        control.run(settings, Journal())
+
+
+def test_the_depth_of_a_shot_is_of_its_subject(settings: Settings) -> None:
+    jury = Jury(settings, 32)
+    given = [control.given_of(shot, jury, 32) for shot in jury.shots]
+    for one in given:
+        near, far = one.truth[one.depth > 128], one.truth[one.depth == 0]
+        assert len(near)
+        assert len(far)

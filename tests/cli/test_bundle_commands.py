@@ -278,6 +278,7 @@ def test_a_bundle_for_cpus_is_compared_in_openvino_as_well(
         return
     values = run_json(capsys, *words, "--record")
     assert (values["status"], values["backend"]) == ("passed", "openvino")
+    assert values["reason"] == "in float32: reference_kv"
     manifest = open_bundle(bundle).manifest
     (variant,) = manifest.variants
     assert (manifest.parity, variant.parity.status) == (own, "passed")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bootpig_rt.backends.host_table import Precision
 from bootpig_rt.backends.torch.backend import TorchBackend
 from bootpig_rt.bundle.manifest import PRECISIONS, ParityReport, Profile
+from bootpig_rt.export import gate
 from bootpig_rt.export.gate import describe_worst, record_reference, worst
 from bootpig_rt.export.parity import PICTURE, Plan, Recording, compare, make_plan, record
 from bootpig_rt.export.parity_limits import LIMITS
@@ -113,6 +116,28 @@ def test_the_reference_knows_its_pair(backend: TorchBackend) -> None:
     profile = Profile((32, 32, 32), 1, 1, 1)
     reference = record_reference(backend, profile=profile, merges=(), steps=1)
     assert reference.fingerprint == backend.spec.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "reason"),
+    [
+        ("openvino", "float32", ""),
+        ("openvino", "bfloat16", "in float32: reference_kv"),
+        ("openvino", "int8", "in float32: reference_kv"),
+        ("tensorrt", "float16", ""),
+    ],
+)
+def test_a_report_says_which_graphs_a_precision_leaves_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: Precision, reason: str
+) -> None:
+    monkeypatch.setattr(
+        gate, "create_backend", lambda *_, **__: SimpleNamespace(name=name, device="cpu")
+    )
+    monkeypatch.setattr(gate, "record", lambda *_: {})
+    place = gate.Place(name, "cpu", is_target=True)
+    reference = gate.Reference(Plan(32, ()), {}, "ab")
+    report = gate.compare_backend(tmp_path, place, reference, precision).report
+    assert (report.status, report.reason) == ("passed", reason)
 
 
 @pytest.mark.parametrize(

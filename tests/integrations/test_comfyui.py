@@ -19,9 +19,13 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.errors import ParameterError, StorageError
+from bootpig_rt.images.control import Control
 from bootpig_rt.images.picture import is_marked_generated, read_parameters
 
 torch = pytest.importorskip("torch", reason="pictures travel as tensors in ComfyUI")
+
+
+MAP = Image.new("L", (32, 32))
 
 
 class Interrupted(Exception):
@@ -239,6 +243,98 @@ def test_a_subject_is_drawn_into_the_masked_part_alone(run: Any, pair: Any, subj
         run("Inpaint", mask=torch.ones(1, 8, 8), **settings)
 
 
+# Controls
+
+
+@pytest.fixture
+def controlled(run: Any, controlled_bundle_folder: Path) -> Any:
+    settings = {"backend": "onnxruntime", "device": "cpu"}
+    return run("LoadPair", folder=str(controlled_bundle_folder), **settings)[0]
+
+
+@pytest.fixture
+def slope() -> Any:
+    """IMAGE of a map: near below."""
+    rows = torch.linspace(0, 255, 32).round() / 255
+    return rows[None, :, None, None].expand(1, 32, 32, 3).contiguous()
+
+
+def test_pictures_follow_the_maps_that_were_applied(
+    run: Any, controlled: Any, picture: tuple[Any, Any], slope: Any, disc: Image.Image
+) -> None:
+    images, mask = picture
+    subject, _ = run("EncodeSubject", pair=controlled, images=images, mask=mask)
+    lines = (slope > 0.5).float()
+    (first,) = run("ApplyControl", image=slope, strength=0.5, end=0.6)
+    (both,) = run("ApplyControl", image=lines, kind="outline", controls=first)
+    settings = {"pair": controlled, "subject": subject, "prompt": "a dog", "seed": 5, "steps": 4}
+    made, parameters = run("Sample", controls=both, **settings)
+    result = controlled(
+        "a dog",
+        reference_images=disc,
+        reference_prompt="a photo of an owl",
+        seed=5,
+        num_inference_steps=4,
+        control_image={
+            "depth": np.asarray(slope[0] * 255, np.uint8),
+            "outline": np.asarray(lines[0] * 255, np.uint8),
+        },
+        control_scale={"depth": 0.5, "outline": 1.0},
+        control_interval={"depth": (0.0, 0.6), "outline": (0.0, 1.0)},
+    )
+    (expected,) = result.images
+    assert np.array_equal((made[0] * 255).round().numpy(), np.asarray(expected, np.float32))
+    assert parameters == [one.to_dict() for one in result.parameters]
+    plain, _ = run("Sample", **settings)
+    assert not torch.equal(plain, made)
+
+
+def test_a_subject_is_drawn_into_a_picture_and_follows_a_map_there(
+    run: Any, controlled: Any, picture: tuple[Any, Any], slope: Any
+) -> None:
+    images, mask = picture
+    subject, _ = run("EncodeSubject", pair=controlled, images=images, mask=mask)
+    (controls,) = run("ApplyControl", image=slope)
+    where = torch.zeros(1, 32, 32)
+    where[:, 8:24, 8:24] = 1
+    settings = {"pair": controlled, "subject": subject, "prompt": "a dog", "mask": where}
+    image = torch.full((1, 32, 32, 3), 0.25)
+    plain, _ = run("Inpaint", image=image, **settings)
+    made, parameters = run("Inpaint", image=image, controls=controls, **settings)
+    assert torch.equal(made[0][where[0] == 0], plain[0][where[0] == 0])
+    assert not torch.equal(made, plain)
+    assert [one["kind"] for one in parameters[0]["controls"]] == ["depth"]
+
+
+def test_outlines_are_a_map_of_kind_canny(run: Any, picture: tuple[Any, Any]) -> None:
+    images, _ = picture
+    (lines,) = run("Outlines", images=images)
+    assert lines.shape == images.shape
+    assert set(lines.unique().tolist()) == {0.0, 1.0}
+    (controls,) = run("ApplyControl", image=lines, kind="canny")
+    assert (controls[0].kind, controls[0].size) == ("canny", (48, 40))
+
+
+def test_controlnets_are_named_where_the_pair_is_loaded(
+    run: Any, nodes: dict[str, Any], tiny_pair_folder: Path, controlled_pair_folder: Path
+) -> None:
+    net = controlled_pair_folder / "controlnet_depth"
+    validate = nodes["BootPIGLoadPair"].VALIDATE_INPUTS
+    assert validate(controlnets=f"near={net}\n{net}") is True
+    assert validate(controlnets="nowhere") == (
+        "control is 'nowhere', expected KIND=DIR such as depth=nowhere, or a folder that is named "
+        "controlnet_KIND"
+    )
+    assert "is no ControlNet in diffusers' layout" in validate(controlnets="depth=nowhere")
+    settings = {"folder": str(tiny_pair_folder), "backend": "torch", "device": "cpu"}
+    (pair,) = run("LoadPair", controlnets=f"near={net}", **settings)
+    assert [control.kind for control in pair.spec.controls] == ["near"]
+    changed = nodes["BootPIGLoadPair"].IS_CHANGED
+    asked = {"pair": "", **settings, "controlnets": f"near={net}"}
+    assert changed(**asked) == changed(**asked)
+    assert changed(**asked) != changed(**{**asked, "controlnets": ""})
+
+
 def test_progress_has_every_step_and_previews(
     run: Any, pair: Any, subject: Any, comfy: Comfy
 ) -> None:
@@ -335,6 +431,16 @@ def test_what_is_masked_is_left_out_and_what_the_pair_sees_is_shown(
         ("Sample", {"prompt": "dog", "width": 30}, "width is 30, expected a multiple of"),
         ("Sample", {"prompt": "dog", "reference_schedule": "soon"}, "reference schedule is 'soon'"),
         ("Save", {"parameters": []}, "0 parameters for 1 images; connect both outputs"),
+        ("ApplyControl", {"start": 0.8, "end": 0.5}, "control_interval is"),
+        ("ApplyControl", {"kind": "Depth Map"}, "the kind of a control is 'Depth Map'"),
+        ("ApplyControl", {"image": torch.eye(3).reshape(1, 3, 1, 3)}, "is in colour"),
+        (
+            "ApplyControl",
+            {"controls": (Control.load("depth", MAP),)},
+            "control depth is there twice",
+        ),
+        ("Sample", {"prompt": "dog", "controls": (Control.load("depth", MAP),)}, "no such control"),
+        ("Outlines", {"low": 300, "high": 200}, "expected low <= high"),
     ],
 )
 def test_bad_inputs_are_told_with_what_to_do(
@@ -351,6 +457,8 @@ def test_bad_inputs_are_told_with_what_to_do(
         given["pair"] = pair
     if name == "Sample":
         given = {"pair": pair, "subject": subject}
+    if name == "ApplyControl":
+        given = {"image": torch.zeros(1, 32, 32, 3)}
     with pytest.raises((ParameterError, ValueError), match=message):
         run(name, **{**given, **inputs})
 

@@ -244,7 +244,8 @@ def test_save_load_optional_components(eager: Any, disc: Image.Image, tmp_path: 
 
 def test_components_function_and_from_pipe_keep_the_settings(eager: Any, disc: Any) -> None:
     names = {"vae", "text_encoder", "tokenizer", "base_unet", "ref_unet", "scheduler"}
-    assert set(eager.components) == names | {"text_encoder_2", "tokenizer_2", "tiny_vae"}
+    more = {"text_encoder_2", "tokenizer_2", "tiny_vae", "controlnet"}
+    assert set(eager.components) == names | more
     again = BootPIGPipeline.from_pipe(eager)
     again.set_progress_bar_config(disable=True)
     assert again.pair_config == eager.pair_config

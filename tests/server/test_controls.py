@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.errors import ParameterError
+from bootpig_rt.server.local import load_local
+from bootpig_rt.server.options import ServerOptions
+
 PROMPT = "a photo of a disc, on a beach"
 
 
@@ -45,6 +49,29 @@ def followed(run_server: Any, controlled_bundle_folder: Path) -> Iterator[httpx.
 def test_a_model_says_which_maps_it_follows(followed: httpx.Client, client: httpx.Client) -> None:
     assert followed.get("/v1/models").json()["data"][0]["controls"] == ["depth", "outline"]
     assert client.get("/v1/models").json()["data"][0]["controls"] == []
+
+
+def test_controls_that_the_options_name_belong_to_the_default_model(
+    tiny_pair_folder: Path, tiny_bundle_folder: Path, controlled_pair_folder: Path
+) -> None:
+    options = ServerOptions(
+        model=str(tiny_pair_folder),
+        models={"other": str(tiny_bundle_folder)},
+        control=(f"near={controlled_pair_folder / 'controlnet_depth'}",),
+    )
+    for served, folder, kinds in (
+        (tiny_pair_folder.name, tiny_pair_folder, ["near"]),
+        ("other", tiny_bundle_folder, []),
+    ):
+        model = load_local(served, folder, options)
+        try:
+            assert [one.kind for one in model.pipeline.spec.controls] == kinds
+        finally:
+            model.pipeline.close()
+    name = tiny_pair_folder.name
+    options = ServerOptions(model=str(tiny_pair_folder), control=("nowhere",))
+    with pytest.raises(ParameterError, match="control is 'nowhere', expected KIND=DIR"):
+        load_local(name, tiny_pair_folder, options)
 
 
 def test_a_prompt_follows_maps_and_says_so(followed: httpx.Client) -> None:

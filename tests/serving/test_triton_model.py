@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable
@@ -24,6 +26,17 @@ from bootpig_rt.serving.triton_model import TritonPythonModel
 from bootpig_rt.serving.triton_tensors import INPUTS, text_tensor
 
 WAIT_S = 60.0
+
+
+def map_file(value: int) -> bytes:
+    """A PNG file of a map: a slope that ends in a value."""
+    rows = np.linspace(0, value, 32).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.repeat(rows[:, None], 32, axis=1)).save(file, "PNG")
+    return file.getvalue()
+
+
+MAP = map_file(200)
 
 
 class Tensor:
@@ -145,9 +158,11 @@ def _triton_utils() -> Iterator[types.ModuleType]:
         yield module
 
 
-def started(folder: Path, *, is_decoupled: bool, **parameters: str) -> TritonPythonModel:
+def started(
+    folder: Path, *, is_decoupled: bool, pair: Path | None = None, **parameters: str
+) -> TritonPythonModel:
     (folder / "1").mkdir(parents=True)
-    (folder / "1" / "pair").symlink_to(default_model())
+    (folder / "1" / "pair").symlink_to(pair or default_model())
     told = {"model": "pair", "max_batch": "4", "max_waiting": "8", "threads": "1"} | parameters
     config = {
         "model_transaction_policy": {"decoupled": is_decoupled},
@@ -218,6 +233,97 @@ def test_a_picture_of_a_subject_comes_with_all_outputs(
     assert (first["seed"], second["seed"], first["num_references"]) == (5, 6, 1)
     assert outputs["PROGRESS"].tolist() == [4, 4]
     assert len(asked.sender.responses) == 1
+
+
+@pytest.fixture(scope="module")
+def controlled(
+    tmp_path_factory: pytest.TempPathFactory, controlled_bundle_folder: Path
+) -> Iterator[TritonPythonModel]:
+    """A model whose pair has controls of depth and outlines."""
+    folder = tmp_path_factory.mktemp("triton")
+    model = started(folder, is_decoupled=False, pair=controlled_bundle_folder)
+    yield model
+    model.finalize()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, [("depth", 1.0, (0.0, 1.0)), ("outline", 1.0, (0.0, 1.0))]),
+        (
+            {"CONTROL_SCALES": 0.7, "CONTROL_INTERVALS": [[0.0, 0.6]]},
+            [("depth", 0.7, (0.0, 0.6)), ("outline", 0.7, (0.0, 0.6))],
+        ),
+        (
+            {"CONTROL_SCALES": [2.0, 0.5], "CONTROL_INTERVALS": [[0.0, 0.5], [0.5, 1.0]]},
+            [("depth", 0.5, (0.5, 1.0)), ("outline", 2.0, (0.0, 0.5))],
+        ),
+    ],
+)
+def test_a_picture_follows_maps(
+    controlled: TritonPythonModel, more: dict[str, Any], expected: list[Any]
+) -> None:
+    maps = {
+        "CONTROL_KINDS": [b"outline", b"depth"],
+        "CONTROL_IMAGES": [map_file(255), map_file(90)],
+    }
+    tensors = {"PROMPT": b"a dog", "NUM_INFERENCE_STEPS": 4, "SEED": 5}
+    plain, asked = Asked(tensors), Asked({**tensors, **maps, **more})
+    executed(controlled, plain, asked)
+    outputs = asked.answer().outputs
+    (told,) = (json.loads(text) for text in outputs["PARAMETERS"])
+    found = [(one["kind"], one["scale"], tuple(one["interval"])) for one in told["controls"]]
+    assert found == expected
+    assert (outputs["IMAGES"] != plain.answer().outputs["IMAGES"]).any()
+    scales = {kind: scale for kind, scale, _ in expected}
+    result = controlled._pipeline(
+        "a dog",
+        num_inference_steps=4,
+        seed=5,
+        control_image={"outline": map_file(255), "depth": map_file(90)},
+        control_scale=scales,
+        control_interval={kind: interval for kind, _, interval in expected},
+    )
+    np.testing.assert_array_equal(outputs["IMAGES"][0], np.asarray(result.images[0]))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({"CONTROL_KINDS": b"depth"}, "CONTROL_KINDS is given without CONTROL_IMAGES"),
+        ({"CONTROL_SCALES": 0.5}, "CONTROL_SCALES is given without CONTROL_IMAGES"),
+        ({"CONTROL_IMAGES": b"x"}, "CONTROL_KINDS has 0 names for 1 CONTROL_IMAGES"),
+        ({"CONTROL_IMAGES": b"x", "CONTROL_KINDS": b"depth"}, "control_image depth is not a pict"),
+        ({"CONTROL_IMAGES": MAP, "CONTROL_KINDS": b"Depth!"}, "the kind of a control is 'Depth!'"),
+        ({"CONTROL_IMAGES": MAP, "CONTROL_KINDS": b"normal"}, "no such control: it has depth, out"),
+        (
+            {"CONTROL_IMAGES": [MAP, MAP], "CONTROL_KINDS": [b"depth", b"depth"]},
+            "controls are depth, depth, expected at most",
+        ),
+        (
+            {"CONTROL_IMAGES": MAP, "CONTROL_KINDS": b"depth", "CONTROL_SCALES": [0.5, 1.0]},
+            "CONTROL_SCALES has shape [2], expected [1] or [1]",
+        ),
+        (
+            {"CONTROL_IMAGES": MAP, "CONTROL_KINDS": b"depth", "CONTROL_INTERVALS": [0.5]},
+            "CONTROL_INTERVALS has shape [1], expected [1, 2]",
+        ),
+        (
+            {"CONTROL_IMAGES": MAP, "CONTROL_KINDS": b"depth", "CONTROL_INTERVALS": [[0.5, 0.1]]},
+            "control_interval is (0.5, 0.1)",
+        ),
+        ({"CONTROL_IMAGES": MAP, "CONTROL_KINDS": b"depth", "WIDTH": 64}, "control_image is 32x32"),
+    ],
+)
+def test_maps_that_cannot_be_followed_are_an_invalid_argument(
+    controlled: TritonPythonModel, tensors: dict[str, Any], told: str
+) -> None:
+    asked = Asked({"PROMPT": b"a dog", **TWO_STEPS} | tensors)
+    executed(controlled, asked)
+    error = asked.answer().error
+    assert error is not None
+    assert told in error.message()
+    assert error.code() == TritonError.INVALID_ARG
 
 
 def test_only_what_is_asked_for_is_made_and_a_png_says_how(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bootpig_rt.bundle.control import ControlFolder
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError, ParameterError, StorageError
@@ -95,6 +96,41 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="not empty"):
         export_repository(default_model(), tmp_path, TritonOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_controls_are_put_beside_the_pair(
+    tiny_pair_folder: Path, controlled_pair_folder: Path, tmp_path: Path
+) -> None:
+    net = controlled_pair_folder / "controlnet_depth"
+    words = ["--model", str(tiny_pair_folder), "--control", f"near={net}"]
+    assert main(["export-triton", str(tmp_path / "models"), *words]) == 0
+    copied = tmp_path / "models" / "bootpig" / "1" / "pair" / "controlnet_near"
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        assert (copied / name).read_bytes() == (net / name).read_bytes()
+    # Such a pair has no graphs: torch draws it.
+    assert 'ARG BOOTPIG="bootpig-rt[torch]==' in (tmp_path / "models" / "Dockerfile").read_text()
+
+
+def test_a_pair_brings_its_own_controls(controlled_bundle_folder: Path, tmp_path: Path) -> None:
+    export_repository(controlled_bundle_folder, tmp_path / "models", TritonOptions())
+    copied = tmp_path / "models" / "bootpig" / "1" / "pair"
+    assert (copied / "controlnet_depth" / "config.json").is_file()
+    assert (copied / "control_depth.onnx").is_file()
+
+
+def test_controls_that_would_not_be_loaded_are_refused(
+    tiny_bundle_folder: Path, tiny_pair_folder: Path, controlled_pair_folder: Path, tmp_path: Path
+) -> None:
+    folder, net = tmp_path / "models", controlled_pair_folder / "controlnet_depth"
+    depth = TritonOptions(controls=(ControlFolder("depth", net),))
+    with pytest.raises(ParameterError, match=r"is a bundle, .* build-engine --control depth="):
+        export_repository(tiny_bundle_folder, folder, depth)
+    with pytest.raises(ParameterError, match="control depth is given twice"):
+        export_repository(controlled_pair_folder, folder, depth)
+    nothing = TritonOptions(controls=(ControlFolder("depth", tmp_path),))
+    with pytest.raises(CheckpointError, match="is no ControlNet in diffusers' layout"):
+        export_repository(tiny_pair_folder, folder, nothing)
+    assert not folder.exists()
 
 
 def test_what_is_no_pair_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bootpig_rt.backends.base import DenoiseBatch, IntArray
-from bootpig_rt.backends.control_inputs import ControlInputs, control_inputs
+from bootpig_rt.backends.control_inputs import ControlInputs, bind_in_turn, control_inputs
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.onnxruntime.sessions import Sessions, empty, to_device
 
@@ -51,46 +51,50 @@ class Controls:
         hints: Derived[Layers],
     ) -> None:
         """Embed maps that were not met lately, and bind everything."""
-        self._sessions, self._type, self._device = sessions, graph_type, device
-        given = batch.prompt_embeds
-        if isinstance(given, np.ndarray):
-            given = to_device(given.astype(graph_type), device)
-        nothing = [to_device(np.zeros((len(order), *s), graph_type), device) for s in shapes]
-        sums = nothing
+        self._sessions, self._hints, self._device = sessions, hints, device
+        given_texts = batch.prompt_embeds
+        if isinstance(given_texts, np.ndarray):
+            given_texts = to_device(given_texts.astype(graph_type), device)
         self._held: list[Any] = []  # with what the bindings point to
         self._launches: list[tuple[ort.InferenceSession, tuple[Any, Any]]] = []
-        spare: list[list[ort.OrtValue]] = []
-        for laid_out in control_inputs(batch, order):
-            embedded = hints.of(laid_out.maps, partial(self._embed, laid_out))
-            session = sessions.get(f"control_{laid_out.kind}")
+        sizes = [(len(order), *shape) for shape in shapes]
+
+        def room() -> list[ort.OrtValue]:
+            return [empty(size, graph_type, device) for size in sizes]
+
+        def bind(
+            control: ControlInputs, given: list[ort.OrtValue], made: list[ort.OrtValue]
+        ) -> None:
             bound = {
-                **{name: to_device(array, device) for name, array in laid_out.arrays().items()},
+                **self._read(control),
                 **{name: inputs[name] for name in ("step", "timesteps")},
-                **embedded.arrays,
-                "prompt_embeds": given,
-                **{f"given_{index}": value for index, value in enumerate(sums)},
+                "prompt_embeds": given_texts,
+                **{f"given_{index}": value for index, value in enumerate(given)},
             }
-            made = (
-                spare.pop()
-                if spare
-                else [empty((len(order), *shape), graph_type, device) for shape in shapes]
-            )
-            bindings = tuple(self._bind(session, bound, state, made) for state in states)
-            self._launches.append((session, (bindings[0], bindings[1])))
-            self._held += [embedded, bound, made]
-            if sums is not nothing:
-                spare.append(sums)  # the next but one may write there
-            sums = made
-        self.residuals = {f"residual_{index}": value for index, value in enumerate(sums)}
+            session = sessions.get(f"control_{control.kind}")
+            first, second = (self._bind(session, bound, state, made) for state in states)
+            self._launches.append((session, (first, second)))
+            self._held += [bound, made]
+
+        nothing = [to_device(np.zeros(size, graph_type), device) for size in sizes]
+        last = bind_in_turn(control_inputs(batch, order), nothing, room, bind)
+        self.residuals = {f"residual_{index}": value for index, value in enumerate(last)}
 
     def run(self, source: int) -> None:
         """Launch all of them, on one of the two buffers of the state."""
         for session, bindings in self._launches:
             session.run_with_iobinding(bindings[source])
 
-    def _embed(self, laid_out: ControlInputs) -> Layers:
-        graph = f"control_map_{laid_out.kind}"
-        return Layers(self._sessions.launch(graph, {"maps": np.stack(laid_out.maps)}))
+    def _read(self, control: ControlInputs) -> dict[str, ort.OrtValue]:
+        """What a control reads that is its own, on the device."""
+        embedded = self._hints.of(control.maps, partial(self._embed, control))
+        self._held.append(embedded)
+        own = {name: to_device(array, self._device) for name, array in control.arrays().items()}
+        return {**own, **embedded.arrays}
+
+    def _embed(self, control: ControlInputs) -> Layers:
+        graph = f"control_map_{control.kind}"
+        return Layers(self._sessions.launch(graph, {"maps": np.stack(control.maps)}))
 
     @staticmethod
     def _bind(

@@ -32,8 +32,8 @@ from bootpig_rt.backends.openvino.cache import BlobCache, cache_folders
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import OV_ERRORS, GraphFile, Models, Shapes, failed
 from bootpig_rt.backends.openvino.precision import (
-    HINTS,
     check_precision,
+    hint_for,
     processor,
     rest_of,
 )
@@ -111,10 +111,6 @@ class OpenVINOBackend:
         asked: Any = "float32" if options.precision == "auto" else options.precision
         precision: Precision = asked
         rest: Any = rest_of(precision)
-        config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": HINTS[rest],
-            "INFERENCE_NUM_THREADS": options.threads,
-        }
         facts = {
             "openvino": str(ov.__version__),
             "processor": processor(core),
@@ -123,13 +119,16 @@ class OpenVINOBackend:
         }
 
         def models(streams: int) -> Models:
-            with_streams = {**config, "NUM_STREAMS": streams}
             return Models(
                 core,
                 lambda name: _graph_file(bundle, name, precision),
-                config=with_streams,
+                config=lambda name: {
+                    "INFERENCE_PRECISION_HINT": hint_for(name, precision),
+                    "INFERENCE_NUM_THREADS": options.threads,
+                    "NUM_STREAMS": streams,
+                },
                 narrow=ov.Type.bf16 if rest == "bfloat16" else None,
-                cache=_cache(bundle, options, {**facts, "config": with_streams}),
+                cache=_cache(bundle, options, facts),
                 most=options.models_kept,
             )
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray, IntArray
-from bootpig_rt.backends.control_inputs import ControlInputs, control_inputs
+from bootpig_rt.backends.control_inputs import ControlInputs, bind_in_turn, control_inputs
 from bootpig_rt.backends.derived import Derived, Layers
 from bootpig_rt.backends.openvino.launch import AnyArray, Launch
 from bootpig_rt.backends.openvino.models import Models
@@ -42,44 +42,42 @@ class Controls:
         hints: Derived[Layers],
     ) -> None:
         """Embed maps that were not met lately, and bind everything."""
-        self._models = models
+        self._models, self._hints = models, hints
+        self._held: list[Layers] = []
+        self._launches: list[tuple[Launch, ...]] = []
 
         def room() -> list[AnyArray]:
             return [np.zeros((len(order), *shape), np.float32) for shape in shapes]
 
-        nothing = room()
-        sums = nothing
-        spare: list[list[AnyArray]] = []
-        self._held: list[Layers] = []
-        self._launches: list[tuple[Launch, ...]] = []
-        for laid_out in control_inputs(batch, order):
-            embedded = hints.of(laid_out.maps, partial(self._embed, laid_out))
-            self._held.append(embedded)
+        def bind(control: ControlInputs, given: list[AnyArray], made: list[AnyArray]) -> None:
             bound = {
-                **laid_out.arrays(),
+                **self._read(control),
                 **{name: inputs[name] for name in ("step", "timesteps")},
-                **embedded.arrays,
                 "prompt_embeds": batch.prompt_embeds,
-                **{f"given_{index}": value for index, value in enumerate(sums)},
+                **{f"given_{index}": value for index, value in enumerate(given)},
             }
-            made = spare.pop() if spare else room()
             outputs = {f"residual_{index}": value for index, value in enumerate(made)}
-            model = models.get(f"control_{laid_out.kind}")
+            model = models.get(f"control_{control.kind}")
             self._launches.append(
                 tuple(Launch(model, {**bound, "state": state}, outputs) for state in states)
             )
-            if sums is not nothing:
-                spare.append(sums)  # the next but one may write there
-            sums = made
-        self.residuals = {f"residual_{index}": value for index, value in enumerate(sums)}
+
+        last = bind_in_turn(control_inputs(batch, order), room(), room, bind)
+        self.residuals = {f"residual_{index}": value for index, value in enumerate(last)}
 
     def run(self, source: int) -> None:
         """Launch all of them, on one of the two buffers of the state, and wait for the last."""
         for launches in self._launches:
             launches[source].run()
 
-    def _embed(self, laid_out: ControlInputs) -> Layers:
-        model = self._models.get(f"control_map_{laid_out.kind}")
-        launch = Launch(model, {"maps": np.stack(laid_out.maps)})
+    def _read(self, control: ControlInputs) -> dict[str, AnyArray]:
+        """What a control reads that is its own."""
+        embedded = self._hints.of(control.maps, partial(self._embed, control))
+        self._held.append(embedded)
+        return {**control.arrays(), **embedded.arrays}
+
+    def _embed(self, control: ControlInputs) -> Layers:
+        model = self._models.get(f"control_map_{control.kind}")
+        launch = Launch(model, {"maps": np.stack(control.maps)})
         launch.run()
         return Layers({"hints": launch.output("hints")})

@@ -60,8 +60,9 @@ class Models:
     Args:
         core: OpenVINO.
         find: Name of a graph -> its file, checked as it is asked for.
-        config: Properties of the CPU plugin that all are compiled with.
-        narrow: Type of tables, texts and features; None leaves them as in the graphs.
+        config: Name of a graph -> properties of the CPU plugin that it is compiled with.
+        narrow: Type of tables, texts and features, whatever their graph is computed in; None leaves
+            them as in the graphs.
         cache: Of compiled models; None: none are kept in files.
         most: Models that stay loaded, least recently used out first; 0 keeps all that there is room
             for.
@@ -72,14 +73,14 @@ class Models:
         core: ov.Core,
         find: Callable[[str], GraphFile],
         *,
-        config: Mapping[str, Any],
+        config: Callable[[str], Mapping[str, Any]],
         narrow: ov.Type | None,
         cache: BlobCache | None,
         most: int = 0,
     ) -> None:
         """Nothing is loaded yet."""
         self._core, self._find = core, find
-        self._config, self._narrow, self._cache = dict(config), narrow, cache
+        self._config, self._narrow, self._cache = config, narrow, cache
         self._most, self._lock = most, threading.Lock()
         # In the order of their last use.
         self._futures: OrderedDict[tuple[str, Shapes], Future[ov.CompiledModel]] = OrderedDict()
@@ -131,8 +132,9 @@ class Models:
         threading.Thread(target=make_all, args=(list(wanted),)).start()
 
     def _make(self, name: str, shapes: Shapes, *, is_urgent: bool) -> ov.CompiledModel:
-        file = self._find(name)
+        file, config = self._find(name), dict(self._config(name))
         facts = {
+            "config": config,
             "graph_sha256": file.sha256,
             "shapes": [[key, list(s)] for key, s in shapes],
             "made_as": _MADE_AS,
@@ -140,10 +142,10 @@ class Models:
         try:
             blob = None if self._cache is None else self._cache.read(name, facts)
             if blob is not None:
-                return self._core.import_model(blob, "CPU", self._config)
+                return self._core.import_model(blob, "CPU", config)
             model = self._read(file, shapes)
             self._make_room(name, _compiled_bytes(model), is_urgent=is_urgent)
-            compiled = self._core.compile_model(model, "CPU", self._config)
+            compiled = self._core.compile_model(model, "CPU", config)
             if self._cache is not None:
                 stream = io.BytesIO()
                 compiled.export_model(stream)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from bootpig_rt.backends.options import OpenVINOPrecision
+from bootpig_rt.backends.options import FLOAT32_GRAPHS, OpenVINOPrecision
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable, ParameterError
 
@@ -60,6 +60,12 @@ def precisions_unasked(core: ov.Core, bundle: Bundle) -> tuple[list[str], list[s
     else:
         taken.append("int8")
     return taken, left_out
+
+
+def hint_for(graph: str, precision: str) -> str:
+    """OpenVINO's name for what a graph is computed in, where its own file does not say int8."""
+    is_wide = graph in FLOAT32_GRAPHS.get(precision, ())
+    return HINTS["float32" if is_wide else rest_of(precision)]
 
 
 def rest_of(precision: str) -> str:

@@ -19,6 +19,7 @@ from bootpig_rt.checks import (
 )
 from bootpig_rt.errors import ParameterError, PromptError
 from bootpig_rt.images.canvas import Canvas
+from bootpig_rt.images.control import Control
 from bootpig_rt.integrations.diffusers.output import OUTPUT_TYPES, OutputType
 from bootpig_rt.integrations.diffusers.seeds import Generators, seeds_of
 from bootpig_rt.pipeline import class_phrase
@@ -47,6 +48,7 @@ class Call:
         schedule: At which noise levels the reference is read.
         canvas: What is drawn into, or from; on an engine.
         strength: Share of the steps that are done on it.
+        controls: Maps that the pictures follow, with intervals as diffusers means them.
         latents: [B, C, h, w] or None.
         prompt_embeds: [P, S, E] or None.
         negative_prompt_embeds: Likewise.
@@ -70,6 +72,7 @@ class Call:
     schedule: ReferenceSchedule
     canvas: Canvas | None
     strength: float | None
+    controls: tuple[Control, ...]
     latents: Tensor | None
     prompt_embeds: Tensor | None
     negative_prompt_embeds: Tensor | None
@@ -89,6 +92,7 @@ def checked_call(
     width: int | None,
     canvas: Canvas | None,
     strength: float | None,
+    controls: tuple[Control, ...],
     steps: int | None,
     scales: tuple[float | None, float | None],
     negative_prompt: Any,
@@ -121,6 +125,7 @@ def checked_call(
     if reference_schedule is not None:
         schedule = ReferenceSchedule.parse(str(reference_schedule), schedule.mode)
     check_name("merge", merge or config.merge, MERGES)
+    usual = controls[0].size if controls else (config.sample_size_px,) * 2
     return Call(
         prompts=prompts,
         negatives=negatives_of(negative_prompt, len(prompts)),
@@ -133,12 +138,13 @@ def checked_call(
             check_guidance("txtim_guidance_scale", s_text),
         ),
         seeds=seeds_of(generator, len(prompts) * per_prompt),
-        width=config.sample_size_px if width is None else width,
-        height=config.sample_size_px if height is None else height,
+        width=usual[0] if width is None else width,
+        height=usual[1] if height is None else height,
         merge=cast("Merge", merge or config.merge),
         schedule=schedule,
         canvas=canvas,
         strength=strength,
+        controls=controls,
         latents=latents,
         prompt_embeds=prompt_embeds,
         negative_prompt_embeds=negative_prompt_embeds,

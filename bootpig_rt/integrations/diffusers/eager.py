@@ -14,9 +14,11 @@ from bootpig_rt.checks import check_name
 from bootpig_rt.engine.batch import picture_noise
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.integrations.diffusers.call import Call
+from bootpig_rt.integrations.diffusers.controls import EagerControls
 from bootpig_rt.integrations.diffusers.output import BootPIGPipelineOutput, from_pixels
 from bootpig_rt.integrations.diffusers.steps import (
     EagerSteps,
+    bring,
     decode_pictures,
     read_pictures,
     training_noise,
@@ -62,6 +64,13 @@ def draw_eagerly(pipe: Any, call: Call) -> BootPIGPipelineOutput:
     scheduler.set_timesteps(call.steps, device=device)
     timesteps = scheduler.timesteps
     pipe._num_timesteps = len(timesteps)
+    bring(pipe.controlnet)
+    controls = EagerControls(
+        pipe.control_nets,
+        call.controls,
+        size=(call.width, call.height),
+        num_steps=len(timesteps),
+    )
     unets = EagerSteps(
         pipe.base_unet,
         pipe.base_unet if pipe.ref_unet is None else pipe.ref_unet,
@@ -72,6 +81,7 @@ def draw_eagerly(pipe: Any, call: Call) -> BootPIGPipelineOutput:
         schedule=call.schedule,
         noise_schedule=training_noise(scheduler.config),
         merge=call.merge,
+        controls=controls,
     )
     latents = _noise(pipe, call, unets.size_multiple).to(device) * scheduler.init_noise_sigma
     names = ["latents"] if call.on_step_end_tensors is None else call.on_step_end_tensors

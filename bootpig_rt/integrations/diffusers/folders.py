@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
@@ -26,7 +27,8 @@ def finish_folder(folder: Path, config: PairConfig, *, source: Path | None) -> N
     for path in [*folder.glob("*/config.json"), folder / INDEX_FILE]:
         values = read_json(path)
         values.pop("_name_or_path", None)
-        values.pop("pair", None)  # of the index; it has its own file
+        for name in ("pair", "control_kinds"):  # of the index; their files and folders say it
+            values.pop(name, None)
         atomic_write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
     atomic_write_text(folder / "pair.json", config.to_json())
     card = None if source is None else source / CARD
@@ -34,8 +36,13 @@ def finish_folder(folder: Path, config: PairConfig, *, source: Path | None) -> N
         atomic_write_text(folder / CARD, card.read_text(encoding="utf-8"))
 
 
-def copy_pair(source: Path, target: Path) -> None:
+def copy_pair(source: Path, target: Path, more: Mapping[str, Path]) -> None:
     """Copy a pair's folder, all of it or nothing; what is hidden in it stays behind.
+
+    Args:
+        source: The pair.
+        target: The copy.
+        more: Folders that go into the copy, by their names there.
 
     Raises:
         ParameterError: The target exists.
@@ -47,6 +54,8 @@ def copy_pair(source: Path, target: Path) -> None:
     try:
         try:
             shutil.copytree(source, hidden, ignore=shutil.ignore_patterns(".*"))
+            for name, folder in more.items():
+                shutil.copytree(folder, hidden / name, ignore=shutil.ignore_patterns(".*"))
             hidden.rename(target)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,7 +13,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    ControlNetModel,
     DiffusionPipeline,
+    MultiControlNetModel,
     SchedulerMixin,
     UNet2DConditionModel,
 )
@@ -20,6 +23,7 @@ from packaging.version import Version
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from bootpig_rt.backends.options import BackendOptions
+from bootpig_rt.bundle.control import CONTROL_PREFIX, ControlFolder
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.bundle.pair_config import (
@@ -32,6 +36,15 @@ from bootpig_rt.bundle.pair_config import (
 from bootpig_rt.bundle.text_parts import TEXT_ENCODER_2, TOKENIZER_2
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.background import BackgroundRemover
+from bootpig_rt.integrations.diffusers.control_nets import (
+    ControlNetArgument,
+    Nets,
+    component_of,
+    control_folders,
+    joined,
+    load_nets,
+    nets_in,
+)
 from bootpig_rt.integrations.diffusers.folders import copy_pair, finish_folder
 from bootpig_rt.integrations.diffusers.on_engine import refuse
 from bootpig_rt.integrations.diffusers.parts import keep_unclipped, modules_of
@@ -42,7 +55,7 @@ from bootpig_rt.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
-_OPTIONAL = (TEXT_ENCODER_2, TOKENIZER_2, TINY_VAE)
+_OPTIONAL = (TEXT_ENCODER_2, TOKENIZER_2, TINY_VAE, "controlnet")
 _PARTS = ("vae", "text_encoder", "tokenizer", "base_unet", "ref_unet", "scheduler")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
@@ -62,9 +75,12 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         tokenizer_2: Of that one.
         tiny_vae: A tiny autoencoder, which comes along and is not drawn with; engines have
             `decoder="tiny"` for that.
+        controlnet: A ControlNet, or several; a list becomes a `MultiControlNetModel`.
+        control_kinds: What maps of each show, `depth`; by default as their folders are called,
+            `controlnet_depth`, else `map` or `map0`, `map1`, ...
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->ref_unet->base_unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->ref_unet->controlnet->base_unet->vae"
     _optional_components = ["ref_unet", *_OPTIONAL]  # noqa: RUF012  as diffusers has it
 
     def __init__(
@@ -79,9 +95,13 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         tokenizer_2: CLIPTokenizer | None = None,
         tiny_vae: AutoencoderTiny | None = None,
+        controlnet: ControlNetModel | MultiControlNetModel | None = None,
+        control_kinds: Sequence[str] | None = None,
     ) -> None:
         """Register the components."""
         super().__init__()
+        if isinstance(controlnet, list | tuple):
+            controlnet = MultiControlNetModel(controlnet)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -92,11 +112,15 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
             tiny_vae=tiny_vae,
+            controlnet=controlnet,
         )
-        self.register_to_config(pair=pair)
+        self.register_to_config(
+            pair=pair, control_kinds=None if control_kinds is None else list(control_kinds)
+        )
         self.background_remover: BackgroundRemover | None = None
         self._runtime: Pipeline | None = None
         self._folder: Path | None = None
+        self._control_folders: tuple[ControlFolder, ...] = ()  # that were given to an engine
 
     @classmethod
     def from_pretrained(
@@ -107,6 +131,7 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         device: str = "auto",
         base_model: str | Path | None = None,
         background_remover: BackgroundRemover | None = None,
+        controlnet: ControlNetArgument = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> Self:
@@ -119,6 +144,9 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
             device: Of the engine. The eager way begins on the CPU; move it by `to`.
             base_model: A Stable Diffusion folder, for pairs in the published layout.
             background_remover: Cuts the subject out of pictures without transparency.
+            controlnet: ControlNets beside those that lie in the folder as `controlnet_KIND`:
+                folders or modules by kind, `{"depth": folder}`, or modules as diffusers takes them.
+                An engine takes folders.
             revision: Of a pair of a hub.
             **kwargs: As of `DiffusionPipeline.from_pretrained`, for the eager way: `dtype`,
                 by default float32, `variant`, components to use in place of the folder's,
@@ -135,18 +163,20 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
                 raise ParameterError(
                     f"{name} is for the eager way; leave it out, or leave out backend"
                 )
+            given = control_folders(controlnet)
             runtime = Pipeline(
                 folder,
                 backend=backend,
                 device=device,
                 base_model=base_model,
                 background_remover=background_remover,
+                controls={one.kind: one.path for one in given},
             )
             parts = dict.fromkeys(_PARTS)
             pipe = cls(**parts, pair=asdict(runtime.spec.config))
-            pipe._runtime = runtime
+            pipe._runtime, pipe._control_folders = runtime, given
         else:
-            pipe = cls._from_modules(folder, base_model, kwargs)
+            pipe = cls._from_modules(folder, base_model, controlnet, kwargs)
             if device != "auto":
                 pipe.to(device)
         pipe._folder = folder if base_model is None else None
@@ -155,7 +185,11 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
 
     @classmethod
     def _from_modules(
-        cls, folder: Path, base_model: str | Path | None, kwargs: dict[str, Any]
+        cls,
+        folder: Path,
+        base_model: str | Path | None,
+        controlnet: ControlNetArgument,
+        kwargs: dict[str, Any],
     ) -> Self:
         for name in _HUB_OPTIONS:
             if name in kwargs:
@@ -176,7 +210,7 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
             if "scheduler" not in kwargs:
                 said = read_json(folder / "scheduler" / "scheduler_config.json")
                 keep_unclipped(pipe.scheduler, said)
-            return cast("Self", pipe)
+            return cast("Self", pipe)._with_controls({}, folder, controlnet)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype")
         if not isinstance(dtype, torch.dtype):
             raise ParameterError(f"dtype is {dtype}, expected one torch.dtype for this folder")
@@ -186,7 +220,30 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
                 "or save the pipeline once with save_pretrained and load that"
             )
         loaded = load_pair(folder, base_model=base_model, dtype=dtype)
-        return cls(**modules_of(loaded), pair=asdict(loaded.config))
+        pipe = cls(**modules_of(loaded), pair=asdict(loaded.config))
+        nets = {control.kind: control.net.unet for control in loaded.controls}
+        return cast("Self", pipe)._with_controls(nets, None, controlnet)
+
+    def _with_controls(self, nets: Nets, folder: Path | None, given: ControlNetArgument) -> Self:
+        """The same with ControlNets: some that are loaded, those of a folder, and what was given.
+
+        Raises:
+            CheckpointError: One cannot be loaded, or is of another base model.
+            ParameterError: A kind is no name, or is there twice.
+        """
+        if self.base_unet is None or self.vae is None:  # which ControlNets are compared with
+            if given is not None:
+                raise ParameterError(
+                    "controlnet is given without base_unet and vae; load all parts"
+                )
+            return self
+        factor = self.vae_scale_factor
+        more = load_nets(folder, given, self.base_unet, pixels_per_latent=factor)
+        found = joined(nets, more)
+        if found:
+            self.register_modules(controlnet=component_of(found))
+            self.register_to_config(control_kinds=list(found))
+        return self
 
     def save_pretrained(
         self,
@@ -216,14 +273,24 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
                 raise ParameterError(
                     "the pair lies in two folders; load it without backend, and save that"
                 )
-            copy_pair(self._folder, target)
+            more = {f"{CONTROL_PREFIX}{one.kind}": one.path for one in self._control_folders}
+            copy_pair(self._folder, target, more)
             return
         if kwargs.get("push_to_hub"):
             raise ParameterError(
                 "push_to_hub would leave pair.json behind; save the folder, then upload it as it "
                 "is: hf upload OWNER/NAME FOLDER"
             )
-        super().save_pretrained(target, safe_serialization=True, variant=variant, **kwargs)
+        controlnet, nets = self.controlnet, self.control_nets
+        self.register_modules(controlnet=None)  # diffusers' folders would not say their kinds
+        try:
+            super().save_pretrained(target, safe_serialization=True, variant=variant, **kwargs)
+        finally:
+            self.register_modules(controlnet=controlnet)
+        for kind, net in nets.items():
+            net.save_pretrained(
+                target / f"{CONTROL_PREFIX}{kind}", safe_serialization=True, variant=variant
+            )
         finish_folder(target, self.pair_config, source=self._folder)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -259,6 +326,18 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
             return PairConfig.from_dict({**pair, "shared_unet": is_shared})
         side = int(self.base_unet.config.sample_size) * self.vae_scale_factor
         return replace(published_pair_config(side), shared_unet=is_shared)
+
+    @property
+    def control_nets(self) -> Nets:
+        """ControlNets by kind, in the order in which a call gives their maps; none of an engine."""
+        return nets_in(self.controlnet, self.config.control_kinds)
+
+    @property
+    def control_kinds(self) -> tuple[str, ...]:
+        """What maps of each control show, in the order in which a call gives them."""
+        if self._runtime is not None:
+            return tuple(control.kind for control in self._runtime.spec.controls)
+        return tuple(self.control_nets)
 
     @property
     def vae_scale_factor(self) -> int:

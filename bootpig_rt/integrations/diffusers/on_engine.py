@@ -6,9 +6,11 @@ from typing import Any
 
 from PIL import Image
 
+from bootpig_rt.engine.canvas_plan import strength_of
 from bootpig_rt.engine.events import Event, StepEvent
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.integrations.diffusers.call import Call, texts_of
+from bootpig_rt.integrations.diffusers.controls import for_engine
 from bootpig_rt.integrations.diffusers.output import BootPIGPipelineOutput, from_pictures
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import PictureParameters, Request, Timings
@@ -83,6 +85,10 @@ def _requests(runtime: Pipeline, call: Call) -> list[Request]:
     """One request for each picture."""
     subject = runtime.encode_subject(call.reference_images, call.reference_prompt or "")
     s_image, s_text = call.scales
+    steps = call.steps
+    if call.canvas is not None and call.controls:
+        steps -= strength_of(call.canvas, call.strength, steps)[1]  # those that are done
+    controls = for_engine(call.controls, steps)
     return [
         Request(
             prompt=prompt,
@@ -98,6 +104,7 @@ def _requests(runtime: Pipeline, call: Call) -> list[Request]:
             height=call.height if call.canvas is None else None,
             canvas=call.canvas,
             strength=call.strength,
+            controls=controls,
         )
         for number, (prompt, negative) in enumerate(
             zip(texts_of(call.prompts, "prompt"), call.negatives, strict=True)

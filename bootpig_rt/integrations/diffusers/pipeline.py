@@ -8,7 +8,7 @@ becomes its requests: quicker, and without torch modules in memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from bootpig_rt.integrations.diffusers.call import (
     prompts_of,
     texts_of,
 )
+from bootpig_rt.integrations.diffusers.controls import controls_of
 from bootpig_rt.integrations.diffusers.eager import draw_eagerly
 from bootpig_rt.integrations.diffusers.loading import PairComponents
 from bootpig_rt.integrations.diffusers.on_engine import draw
@@ -91,6 +92,10 @@ class BootPIGPipeline(PairComponents):
         image: Any = None,
         mask_image: Any = None,
         strength: float | None = None,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float | Sequence[float] | Mapping[str, float] = 1.0,
+        control_guidance_start: float | Sequence[float] | Mapping[str, float] = 0.0,
+        control_guidance_end: float | Sequence[float] | Mapping[str, float] = 1.0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         txtim_guidance_scale: float | None = None,
@@ -119,6 +124,12 @@ class BootPIGPipeline(PairComponents):
             image: Engine. A picture to draw into, or from; it gives the pictures their size.
             mask_image: Engine. White where it is drawn; what is black comes out as it is.
             strength: Engine. Share of the steps that are done on it, over 0 up to 1.
+            control_image: Maps that the pictures follow: one for each control, in the order of
+                `control_kinds`, or by kind. They give the pictures their size; none is resized.
+            controlnet_conditioning_scale: How closely, 0 to 10: one number, or one for each map, in
+                order or by kind.
+            control_guidance_start: Share of the steps from which they are followed, likewise.
+            control_guidance_end: Share of the steps up to which they are, likewise.
             num_inference_steps: T.
             guidance_scale: s_image, how closely to follow the reference.
             txtim_guidance_scale: s_text, how closely to follow the prompt.
@@ -154,6 +165,13 @@ class BootPIGPipeline(PairComponents):
             width=width,
             canvas=canvas_of(image, mask_image),
             strength=strength,
+            controls=controls_of(
+                control_image,
+                controlnet_conditioning_scale,
+                control_guidance_start,
+                control_guidance_end,
+                kinds=self.control_kinds,
+            ),
             steps=num_inference_steps,
             scales=(guidance_scale, txtim_guidance_scale),
             negative_prompt=negative_prompt,

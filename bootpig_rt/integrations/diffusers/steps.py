@@ -19,6 +19,7 @@ from bootpig_rt.engine.rows import PictureBranches, plan_guidance
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.picture import prepare_reference
+from bootpig_rt.integrations.diffusers.controls import EagerControls
 from bootpig_rt.models.latent_scale import LatentScale
 from bootpig_rt.models.unet import BaseUNet, ReferenceKVLayers, ReferenceUNet
 from bootpig_rt.models.vae import decode, encode
@@ -99,6 +100,7 @@ class EagerSteps:
         schedule: At which noise level each step reads the reference.
         noise_schedule: Of training.
         merge: How several references of a row are combined.
+        controls: Maps that are followed.
     """
 
     def __init__(
@@ -113,11 +115,12 @@ class EagerSteps:
         schedule: ReferenceSchedule,
         noise_schedule: NoiseSchedule,
         merge: Merge,
+        controls: EagerControls,
     ) -> None:
         """Nothing is computed yet."""
         self._base = BaseUNet(base_unet).eval()
         self._reference = ReferenceUNet(ref_unet).eval()
-        self._config, self._merge = config, merge
+        self._config, self._merge, self._controls = config, merge, controls
         self._states = reference_states.to(base_unet.device, base_unet.dtype)
         self._entry_of_step = schedule.entry_of_step(len(timesteps)).tolist()
         self._timesteps = schedule.timesteps(timesteps)
@@ -166,14 +169,23 @@ class EagerSteps:
         device, dtype = latents.device, unet.dtype
         texts = torch.cat([prompt_embeds, negative_prompt_embeds]).to(device, dtype)
         picture_of_row = torch.from_numpy(rows.picture_of_row).to(device)
-        output = self._base(
+        residuals = self._controls.residuals(
+            step,
+            latents,
+            t,
+            texts,
+            picture_of_row=rows.picture_of_row,
+            text_of_row=rows.text_of_row,
+        )
+        output = self._base.draw(
             latents.to(dtype)[picture_of_row],
             t.to(device).expand(len(picture_of_row)),
             texts[torch.from_numpy(rows.text_of_row).to(device)],
             table,
             None if table is None else torch.from_numpy(rows.ref_of_row),
             merge=self._merge,
-        ).float()
+            residuals=[one.to(dtype) for one in residuals],
+        )[0].float()
         uncond, image, text_image = (
             output[torch.from_numpy(one).to(device)] for one in rows.rows_of_picture
         )
