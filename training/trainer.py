@@ -30,6 +30,7 @@ from bootpig_rt.errors import CheckpointError, ConfigError, StorageError
 from bootpig_rt.training.agreement import Agreement, Here, Skips, agree
 from bootpig_rt.training.checkpoints import Checkpoints, TrainingState
 from bootpig_rt.training.config import TrainConfig
+from bootpig_rt.training.cpu_attention import by_products
 from bootpig_rt.training.draws import Draws
 from bootpig_rt.training.ema import Ema, averaged
 from bootpig_rt.training.optimizers import build_optimizer, learning_rate_share
@@ -230,7 +231,7 @@ class Trainer:
         return figures if agreed.is_finite else {}
 
     def _loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), by_products(self.accelerator.device):
             loss, figures = self.stage.loss(indices, draws)
         return loss, {name: value.detach() for name, value in figures.items()}
 
