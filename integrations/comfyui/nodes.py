@@ -35,7 +35,7 @@ CATEGORY = "BootPIG"
 SHIPPED = "small pair of the package"
 OWN = "the pair's own"
 CONTROLNETS = (
-    "ControlNets beside the pair's own, in diffusers' layout, one in a line: depth=FOLDER. For "
+    "ControlNets beside the pair's own, in diffusers' layout: depth=FOLDER; canny=FOLDER. For "
     "pairs that torch draws; a bundle has the controls that it was built with."
 )
 
@@ -63,10 +63,7 @@ class LoadPair:
             },
             "optional": {
                 "folder": ("STRING", {"default": "", "tooltip": "A path in place of the name."}),
-                "controlnets": (
-                    "STRING",
-                    {"multiline": True, "default": "", "tooltip": CONTROLNETS},
-                ),
+                "controlnets": ("STRING", {"default": "", "tooltip": CONTROLNETS}),
             },
         }
 
@@ -122,9 +119,9 @@ def _controls_of(controlnets: str) -> tuple[ControlFolder, ...]:
     """ControlNets as the node's text names them.
 
     Raises:
-        ParameterError: A line says no kind, or a kind is there twice.
+        ParameterError: One says no kind, or a kind is there twice.
     """
-    return to_control_folders([line.strip() for line in controlnets.splitlines() if line.strip()])
+    return to_control_folders([one.strip() for one in controlnets.split(";") if one.strip()])
 
 
 class EncodeSubject:

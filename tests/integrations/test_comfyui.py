@@ -320,7 +320,7 @@ def test_controlnets_are_named_where_the_pair_is_loaded(
 ) -> None:
     net = controlled_pair_folder / "controlnet_depth"
     validate = nodes["BootPIGLoadPair"].VALIDATE_INPUTS
-    assert validate(controlnets=f"near={net}\n{net}") is True
+    assert validate(controlnets=f"near={net}; {net}") is True
     assert validate(controlnets="nowhere") == (
         "control is 'nowhere', expected KIND=DIR such as depth=nowhere, or a folder that is named "
         "controlnet_KIND"
@@ -433,7 +433,11 @@ def test_what_is_masked_is_left_out_and_what_the_pair_sees_is_shown(
         ("Save", {"parameters": []}, "0 parameters for 1 images; connect both outputs"),
         ("ApplyControl", {"start": 0.8, "end": 0.5}, "control_interval is"),
         ("ApplyControl", {"kind": "Depth Map"}, "the kind of a control is 'Depth Map'"),
-        ("ApplyControl", {"image": torch.eye(3).reshape(1, 3, 1, 3)}, "is in colour"),
+        (
+            "ApplyControl",
+            {"image": torch.eye(3).expand(1, 8, 3, 3).repeat(1, 1, 3, 1)},
+            "is in colour",
+        ),
         (
             "ApplyControl",
             {"controls": (Control.load("depth", MAP),)},

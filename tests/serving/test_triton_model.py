@@ -21,7 +21,9 @@ from PIL import Image
 
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable
+from bootpig_rt.images.control import Control
 from bootpig_rt.images.read_marks import read_parameters
+from bootpig_rt.request import Request
 from bootpig_rt.serving.triton_model import TritonPythonModel
 from bootpig_rt.serving.triton_tensors import INPUTS, text_tensor
 
@@ -275,15 +277,13 @@ def test_a_picture_follows_maps(
     found = [(one["kind"], one["scale"], tuple(one["interval"])) for one in told["controls"]]
     assert found == expected
     assert (outputs["IMAGES"] != plain.answer().outputs["IMAGES"]).any()
-    scales = {kind: scale for kind, scale, _ in expected}
-    result = controlled._pipeline(
-        "a dog",
-        num_inference_steps=4,
-        seed=5,
-        control_image={"outline": map_file(255), "depth": map_file(90)},
-        control_scale=scales,
-        control_interval={kind: interval for kind, _, interval in expected},
+    files = dict(zip(("outline", "depth"), maps["CONTROL_IMAGES"], strict=True))
+    controls = tuple(
+        Control.load(kind, files[kind], scale=scale, interval=interval)
+        for kind, scale, interval in expected
     )
+    request = Request(prompt="a dog", num_inference_steps=4, seed=5, controls=controls)
+    result = controlled._pipeline.generate([request])
     np.testing.assert_array_equal(outputs["IMAGES"][0], np.asarray(result.images[0]))
 
 

@@ -222,7 +222,7 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         loaded = load_pair(folder, base_model=base_model, dtype=dtype)
         pipe = cls(**modules_of(loaded), pair=asdict(loaded.config))
         nets = {control.kind: control.net.unet for control in loaded.controls}
-        return cast("Self", pipe)._with_controls(nets, None, controlnet)
+        return pipe._with_controls(nets, None, controlnet)
 
     def _with_controls(self, nets: Nets, folder: Path | None, given: ControlNetArgument) -> Self:
         """The same with ControlNets: some that are loaded, those of a folder, and what was given.
