@@ -145,14 +145,18 @@ def test_a_large_picture_of_the_shipped_pair_has_no_seams() -> None:
 
 
 def check_against_the_whole(made: Array, whole: Array, *, unit: int) -> None:
-    """The norms of a tile see less than the picture: 4 % of difference, and no edge of it shows."""
+    """The norms of a tile see less than the picture: 4 % of difference, and no edge of it shows.
+
+    Without norms there is rounding alone, and it may lie anywhere.
+    """
     error = made - whole
     relative = float(np.linalg.norm(error) / np.linalg.norm(whole))
+    rounding = 1e-5 * float(np.abs(whole).max())
     along, away = along_and_away(error, unit=unit)
     inside, outside = steps_at_seams(made, whole, unit=unit)
     assert relative < 0.06
-    assert along <= 1.25 * away
-    assert inside <= 1.05 * outside
+    assert along <= 1.25 * away + rounding
+    assert inside <= 1.05 * outside + rounding
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime", "openvino"])

@@ -24,6 +24,7 @@ from bootpig_rt.benchmarks.ways import (
     published_ways,
     text_pipeline,
 )
+from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BootPIGError
 from bootpig_rt.models.load import load_pair
@@ -173,12 +174,13 @@ def test_a_pair_for_cpus_is_drawn_by_both_engines_and_each_is_compared_as_what_i
 def test_diffusers_draws_text_to_image_with_the_same_modules(truth: Truth) -> None:
     picture = diffusers_way(truth, "g").make().run()
     assert isinstance(picture, np.ndarray)
-    assert picture.shape == (64, 64, 3)
+    side = truth.scene.size_px
+    assert picture.shape == (side, side, 3)
 
 
 def test_the_shapes_of_attention_are_those_of_the_pair(pair_folder: Path) -> None:
     side, shapes = attention_shapes(pair_folder)
-    assert side == 64
+    assert side == read_pair_config(pair_folder / "pair.json").sample_size_px
     assert shapes[0] == (2, 256, 32)
     assert len(shapes) == 10
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.images.control import Control
@@ -229,7 +230,8 @@ def test_a_picture_of_a_subject_comes_with_all_outputs(
     )
     assert executed(model, asked) == [None]  # the answer comes by the sender
     outputs = asked.answer().outputs
-    assert outputs["IMAGES"].shape == (2, 64, 64, 3)
+    side = read_pair_config(default_model() / "pair.json").sample_size_px
+    assert outputs["IMAGES"].shape == (2, side, side, 3)
     assert outputs["IMAGES"].dtype == np.uint8
     first, second = (json.loads(text) for text in outputs["PARAMETERS"])
     assert (first["seed"], second["seed"], first["num_references"]) == (5, 6, 1)

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.images.read_marks import is_marked_generated, read_parameters
 from bootpig_rt.serving.triton_repository import TritonOptions, export_repository
@@ -176,7 +177,8 @@ def test_triton_draws_a_subject_and_the_picture_says_that_it_is_generated(
         "SEED": 11,
     }
     outputs = server.infer(**asked)
-    assert len(outputs["IMAGES"]) == 64 * 64 * 3
+    side = read_pair_config(default_model() / "pair.json").sample_size_px
+    assert len(outputs["IMAGES"]) == side * side * 3
     (tmp_path / "out.png").write_bytes(outputs["PNG"])
     assert is_marked_generated(tmp_path / "out.png")
     assert read_parameters(tmp_path / "out.png")["seed"] == 11
