@@ -142,6 +142,20 @@ def test_bfloat16_reads_references_in_float32_and_keeps_their_tables_in_bfloat16
             assert np.abs(mine.values.astype(int) - theirs.values.astype(int)).max() <= 1
 
 
+@needs_bfloat16
+def test_models_of_one_precision_are_not_taken_for_those_of_another(
+    tiny_bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Both compute `reference_kv` in float32; what it writes differs."""
+    options = replace(CACHED, cache_folder=str(tmp_path / "models"))
+    latents = np.zeros((1, 1, 4, 8, 8), dtype=np.float32)
+    states = np.zeros((1, 24, 16), dtype=np.float32)
+    for precision in ("float32", "bfloat16"):
+        backend = create_backend(replace(options, precision=precision), tiny_bundle_folder)
+        made = backend.reference_kv(latents, np.array([0]), states, dtype="bfloat16").data
+        assert backend.download_table(made).dtype == "bfloat16"
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize("amx", [True, False])
 def test_references_are_read_in_float32_in_every_precision(

@@ -135,6 +135,7 @@ class Models:
         file, config = self._find(name), dict(self._config(name))
         facts = {
             "config": config,
+            "narrow": "" if self._narrow is None else self._narrow.get_type_name(),
             "graph_sha256": file.sha256,
             "shapes": [[key, list(s)] for key, s in shapes],
             "made_as": _MADE_AS,
