@@ -1,10 +1,11 @@
-"""Renders the sample subjects that are models: bootpig_rt/assets/subjects.
+"""Renders sample subjects that are models, for a pair that knows the 3-D world.
 
 python tests/tools/sample_subjects.py [--data data]
 
 All are held out from training: see training/world3d/models.csv. Two views of each, in neutral
 light, cut out as the drawings beside them. Needs what `bootpig-rt fetch-data --set models-3d`
-fetches. The entries of subjects.json and the rows of ATTRIBUTION.md are written by hand.
+fetches. The shipped pair knows drawings alone, so none of them is in bootpig_rt/assets/subjects;
+their entries of subjects.json and rows of ATTRIBUTION.md are written by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/** Examples: pictures that come with the package, and scenes to put a subject into. */
+/** Examples: drawings that come with the package, and scenes to put a subject into. */
 
 import { ask, askJson } from "./api.js";
 import { byId, el } from "./dom.js";
@@ -17,12 +17,12 @@ const SCENES = ["a snowy field", "a sandy beach", "a city street at night", "the
   "outer space", "a library", "a lake at sunset", "a theatre stage"];
 /** The scene of each example on the empty stage, and how it is told. */
 const STARTERS = /** @type {const} */ ([
-  ["a mountain valley", "in a mountain valley"],
-  ["the bottom of the sea", "at the bottom of the sea"],
-  ["a sandy beach", "on a sandy beach"],
   ["a library", "in a library"],
+  ["a mountain valley", "in a mountain valley"],
   ["a snowy field", "in a snowy field"],
   ["a city street at night", "in a city at night"],
+  ["a sandy beach", "on a sandy beach"],
+  ["outer space", "in outer space"],
 ]);
 const FOLDER = "page/subjects/";
 
