@@ -466,7 +466,7 @@ def _write_tiny_manifest(folder: Path) -> None:
         resolution="16:64",
         max_batch=4,
         max_references=3,
-        max_steps=50,
+        max_steps=200,
     )
     parity = ParityReport("not run", "made for tests")
     manifest = describe_graphs(folder, options, pair.config, pair.fingerprint, parity)

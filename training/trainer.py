@@ -207,10 +207,12 @@ class Trainer:
         parts = self._parts.of_step(self.step)
         for number, (indices, draws) in enumerate(parts, start=1):
             self.stage.expect(chain(parts[number - 1 :], self._parts.after(self.step)))
-            loss, extra = self.together.call(
-                partial(self._loss, indices, draws), is_averaged=number == len(parts)
-            )
-            accelerator.backward(loss / len(parts))
+            # Backward too, where blocks are computed anew.
+            with by_products(accelerator.device):
+                loss, extra = self.together.call(
+                    partial(self._loss, indices, draws), is_averaged=number == len(parts)
+                )
+                accelerator.backward(loss / len(parts))
             spoilt = torch.maximum(spoilt, (~torch.isfinite(loss.detach())).float())
             for name, value in {"loss": loss, **extra}.items():
                 share_of_step = value.detach().float() / len(parts)
@@ -231,7 +233,7 @@ class Trainer:
         return figures if agreed.is_finite else {}
 
     def _loss(self, indices: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.accelerator.autocast(), by_products(self.accelerator.device):
+        with self.accelerator.autocast():
             loss, figures = self.stage.loss(indices, draws)
         return loss, {name: value.detach() for name, value in figures.items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ def test_attention_and_gradients_are_the_same() -> None:
 
 
 def test_nothing_stays_changed_after_an_error() -> None:
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+    allowed: Any = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
     before = allowed(), torch.backends.cuda.flash_sdp_enabled()
     with pytest.raises(ZeroDivisionError), by_products(CPU):
         1 / (1 - allowed())

@@ -116,7 +116,7 @@ def test_a_size_that_cannot_be_is_refused_with_what_may_be(
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("num_inference_steps", [0, -5, 51, 1001, 2**70, True, "2", 1.5]),
+        ("num_inference_steps", [0, -5, 201, 1001, 2**70, True, "2", 1.5]),
         ("image_guidance_scale", [-1, 1e30, 10**400, "1", True]),
         ("text_guidance_scale", [-0.1, 100.5, "much"]),
         ("seed", [-1, 2**63, 2**64, 1.5, "1", True]),

@@ -114,6 +114,21 @@ class Visit:
         self.set(**settings)
         self.page.click("#draw")
 
+    def draw_at_once(self, **fields: object) -> None:
+        """Fill fields and press the button within the page, before a quick engine has drawn."""
+        self.page.evaluate(
+            """fields => {
+                for (const [name, value] of Object.entries(fields)) {
+                    const field = document.getElementById(name);
+                    field.value = value;
+                    field.dispatchEvent(new Event("input", { bubbles: true }));
+                    field.dispatchEvent(new Event("change", { bubbles: true }));
+                }
+                document.getElementById("draw").click();
+            }""",
+            {name: str(value) for name, value in fields.items()},
+        )
+
     def set(self, **settings: object) -> None:
         """Fill fields of the settings."""
         if settings:

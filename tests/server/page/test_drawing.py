@@ -72,13 +72,13 @@ def test_whoever_waits_is_told_how_many_are_ahead(
     visit.page.evaluate(WATCH)
     visit.choose("source", "none")
     visit.set(num_inference_steps=2)
-    body = {"prompt": PROMPT, "num_inference_steps": 50, "n": 10}  # four are drawn at once
+    body = {"prompt": PROMPT, "num_inference_steps": 200, "n": 10}  # four are drawn at once
     with ThreadPoolExecutor(1) as others:
         first = others.submit(client.post, "/v1/images/generations", json=body)
         with server.client() as second:
             waiting = re.compile(r"^bootpig_queue_pictures{.*} [1-9]", re.M)
             assert eventually(lambda: waiting.search(second.get("/metrics").text) is not None)
-        visit.draw(PROMPT)
+        visit.draw_at_once(prompt=PROMPT)
         visit.wait_for_pictures(1)
         assert first.result().status_code == 200
     texts = visit.page.evaluate("window.seen.texts")
@@ -110,7 +110,7 @@ def test_a_drawing_is_cancelled_with_escape(
 
     visit.page.on("request", note)
     visit.choose("source", "none")
-    visit.draw(PROMPT, num_inference_steps=50, n=10, size="64x64")
+    visit.draw(PROMPT, num_inference_steps=200, n=10, size="64x64")
     visit.page.wait_for_function(
         "() => document.getElementById('progress-text').textContent.includes('step')"
     )
@@ -130,9 +130,8 @@ def test_a_drawing_is_cancelled_with_escape(
 def test_a_second_drawing_takes_the_place_of_the_first(server: Any, open_page: Open) -> None:
     visit = open_page(server.url)
     visit.choose("source", "none")
-    visit.draw(PROMPT, num_inference_steps=50, n=10, size="64x64")  # it takes a while
-    visit.set(num_inference_steps=2, n=1)
-    visit.draw("a photo of a gift")
+    visit.draw(PROMPT, num_inference_steps=200, n=10, size="64x64")  # it takes a while
+    visit.draw_at_once(prompt="a photo of a gift", num_inference_steps=2, n=1)
     visit.wait_for("done")
     assert [one["prompt"] for one in visit.kept()] == ["a photo of a gift"]
 
