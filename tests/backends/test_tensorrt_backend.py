@@ -370,7 +370,7 @@ def test_what_the_pipeline_must_know_is_read_without_weights(
         joins_tables=True,
         max_batch=4,
         max_references=3,
-        max_steps=50,
+        max_steps=200,
         sides_px=(16, 64),
     )
     deep = [graph for graph in bundle.manifest.graphs if not graph.name.startswith("shallow")]

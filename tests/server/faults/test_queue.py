@@ -25,7 +25,7 @@ Gauges = Callable[[httpx.Client], dict[str, float]]
 IsIdle = Callable[[httpx.Client], bool]
 DRAW = "/v1/images/generations"
 SHORT: dict[str, Any] = {"prompt": "a photo of a dog", "num_inference_steps": 1}
-LONG = SHORT | {"num_inference_steps": 50, "n": 4}
+LONG = SHORT | {"num_inference_steps": 200, "n": 4}
 STEPS = 'bootpig_step_pictures_sum{model="tiny_bundle"}'
 
 
