@@ -5,8 +5,7 @@
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
 # make screenshots   the pictures of the page in docs/assets; needs Chromium (apt-get install chromium)
-# make pictures   the other pictures of the documentation, with the pair inside the package; a minute.
-#                 PHOTOS=DIR adds subjects of photographs, a folder of them each
+# make pictures   docs/demo.png and steps.png anew, with the pair inside the package; a minute.
 # make docs   the documentation as a site, in site/; open site/index.html
 # make fuzz   read a hundred thousand damaged pictures, files and requests; minutes. Interrupted, it goes
 #             on where it was. INPUTS=1000000 reads more, SEED=20 reads others
@@ -69,7 +68,7 @@ screenshots: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/screenshots.py
 
 pictures: $(VENV)/.dev-installed
-	@$(BIN)/python tests/tools/pictures.py $(PHOTOS:%=--photos %)
+	@$(BIN)/python tests/tools/pictures.py
 
 INPUTS ?= 100000
 SEED ?= 19

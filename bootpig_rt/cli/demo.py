@@ -36,12 +36,12 @@ class SampleSubject:
     """A line of `subjects.json`.
 
     Attributes:
-        files: The subject, once or in several views.
+        file: The drawing.
         prompt_class: Reference prompt and beginning of each prompt, "a photo of a dog".
         caption: A few words for the sheet.
     """
 
-    files: tuple[Path, ...]
+    file: Path
     prompt_class: str
     caption: str
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="default: that of the pair")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
-        "--subjects", metavar="FOLDER", help="pictures and subjects.json; those shipped by default"
+        "--subjects", metavar="FOLDER", help="drawings and subjects.json; those shipped by default"
     )
     add_model_arguments(parser)
     add_manner_arguments(parser)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load_pipeline(args)
     with call_progress(is_shown=not args.quiet) as on_event:
         subjects = [
-            pipeline.encode_subject(s.files, s.prompt_class, on_event=on_event) for s in samples
+            pipeline.encode_subject(s.file, s.prompt_class, on_event=on_event) for s in samples
         ]
         requests = [
             Request(
@@ -129,7 +129,7 @@ def read_subjects(folder: str | None) -> list[SampleSubject]:
         entries: Any = json.loads(listing.read_text(encoding="utf-8"))
         subjects = [
             SampleSubject(
-                files=tuple(root / name for name in (entry["file"], *entry.get("more_files", ()))),
+                file=root / entry["file"],
                 prompt_class=entry["prompt_class"],
                 caption=", ".join(str(entry[key]) for key in ("noun", "style") if key in entry),
             )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from bootpig_rt.cli import dreambench_options, evaluate_dreambench, evaluate_world
+from bootpig_rt.cli.evaluation import settings_of, told, write_report
 
 NAME = "evaluate"
 HELP = "measure a pair: identity, fidelity, scenes and controls, on subjects never seen in training"
@@ -86,13 +86,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     from bootpig_rt.bundle.pair_config import read_pair_config
     from bootpig_rt.bundle.shipped import default_model
     from bootpig_rt.checks import check_int
-    from bootpig_rt.files.atomic import atomic_write_text
     from bootpig_rt.training.evaluation.evaluate import build_judges, evaluate, planned_shots
     from bootpig_rt.training.evaluation.generators import Generator, PipelineGenerator
     from bootpig_rt.training.evaluation.render import RendererGenerator
     from bootpig_rt.training.evaluation.suite import SUITES, choose_subjects
     from bootpig_rt.training.evaluation.table import save_sheets, text_table
-    from bootpig_rt.training.model_card import add_scores, small_rows
+    from bootpig_rt.training.model_card import small_rows
     from bootpig_rt.training.splits import load_splits
     from bootpig_rt.training.sprites import load_sprites
 
@@ -108,36 +107,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         generator = RendererGenerator(subjects, config, size_px=size_px, blur_px=0.8, noise=6.0)
     elif not args.prepare:
         from bootpig_rt.pipeline import Pipeline
-        from bootpig_rt.request import Request
 
         pipeline = Pipeline(
             args.model, backend=args.backend, device=args.device, max_batch=args.batch
         )
-        drawer = PipelineGenerator(
-            pipeline,
-            subjects,
-            config,
-            settings=Request(
-                prompt="any",
-                num_inference_steps=args.steps,
-                merge=args.merge,
-                reference_schedule=args.reference_schedule,
-                image_guidance_scale=args.image_guidance,
-                text_guidance_scale=args.text_guidance,
-            ),
-        )
+        drawer = PipelineGenerator(pipeline, subjects, config, settings=settings_of(args))
         size_px, generator = pipeline.spec.config.sample_size_px, drawer
-        made = drawer.plan.parameters
-        about = {
-            "name": made.model,
-            "fingerprint": made.model_fingerprint,
-            "steps": made.num_inference_steps,
-            "solver": made.solver,
-            "merge": made.merge,
-            "reference_schedule": made.reference_schedule,
-            "image_guidance_scale": made.image_guidance_scale,
-            "text_guidance_scale": made.text_guidance_scale,
-        }
+        about = told(drawer.plan.parameters)
     training = np.stack([sprite.rgba for sprite in sprites if sprite.split == "train"])
     judges = build_judges(subjects, config, training, size_px=size_px, cache=args.output / "judges")
     if generator is None:
@@ -161,16 +137,6 @@ def _evaluate(args: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     report = {"pair": about} | evaluation.report
-    table = text_table(report)
     sheets = save_sheets(evaluation, subjects, config, args.output / "sheets")
-    atomic_write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
-    atomic_write_text(args.output / "report.txt", table + "\n")
-    if args.model is not None and not args.renderer:
-        manner = ", ".join(f"{k} {v}" for k, v in about.items() if k in ("steps", "solver"))
-        add_scores(args.model, f"Suite {args.suite} ({manner})", small_rows(report))
-    if args.json:
-        print(json.dumps(report))
-    else:
-        print(table)
-        print(f"report and {len(sheets)} sheets are in {args.output}")
+    write_report(args, report, text_table=text_table, rows=small_rows, num_sheets=len(sheets))
     return 0

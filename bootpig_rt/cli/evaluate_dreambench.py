@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootpig_rt.cli.bars import Bars
+from bootpig_rt.cli.evaluation import settings_of
 from bootpig_rt.errors import EXIT_FAILURE, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +72,6 @@ def _draw(args: argparse.Namespace) -> None:
     from bootpig_rt.checks import check_int, check_seed
     from bootpig_rt.errors import StorageError, describe_os_error
     from bootpig_rt.pipeline import Pipeline
-    from bootpig_rt.request import Request
     from bootpig_rt.training.evaluation.dreambench.data import PICTURES_PER_PROMPT
     from bootpig_rt.training.evaluation.dreambench.drawing import draw, make_drawer
     from bootpig_rt.training.evaluation.dreambench.settings import keep_settings
@@ -83,14 +83,7 @@ def _draw(args: argparse.Namespace) -> None:
     seed = check_seed(args.seed or 0, "--seed")
     bench = _bench(args)
     cutter = _cutter(args)
-    request = Request(
-        prompt="any",
-        num_inference_steps=args.steps,
-        merge=args.merge,
-        reference_schedule=args.reference_schedule,
-        image_guidance_scale=args.image_guidance,
-        text_guidance_scale=args.text_guidance,
-    )
+    request = settings_of(args)
     shots = shots_of_part(all_shots(bench, per_prompt), part)
     totals = {"references": len(bench.subjects), "pictures": len(shots)}
     with (

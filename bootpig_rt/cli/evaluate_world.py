@@ -6,9 +6,9 @@ No command of its own: `evaluate` hands over, with its options.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from bootpig_rt.cli.evaluation import settings_of, told, write_report
 from bootpig_rt.errors import EXIT_OK
 
 
@@ -21,7 +21,6 @@ def run(args: argparse.Namespace) -> int:
     from bootpig_rt.bundle.pair_config import read_pair_config
     from bootpig_rt.bundle.shipped import default_model
     from bootpig_rt.checks import check_int
-    from bootpig_rt.files.atomic import atomic_write_text
     from bootpig_rt.training.evaluation.efficientnet import load_efficientnet
     from bootpig_rt.training.evaluation.generators import Generator
     from bootpig_rt.training.evaluation.world.evaluate import (
@@ -39,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
         world_digest,
         world_shots,
     )
-    from bootpig_rt.training.model_card import add_scores
     from bootpig_rt.training.world3d.identities import load_identities
     from bootpig_rt.training.world3d.studio import Studio
 
@@ -67,31 +65,12 @@ def run(args: argparse.Namespace) -> int:
     generator: Generator = WorldRenderer(subjects, config, studio)
     if not args.renderer:
         from bootpig_rt.pipeline import Pipeline
-        from bootpig_rt.request import Request
 
-        settings = Request(
-            prompt="any",
-            num_inference_steps=args.steps,
-            merge=args.merge,
-            reference_schedule=args.reference_schedule,
-            image_guidance_scale=args.image_guidance,
-            text_guidance_scale=args.text_guidance,
-        )
         pipeline = Pipeline(
             args.model, backend=args.backend, device=args.device, max_batch=args.batch
         )
-        drawer = WorldGenerator(pipeline, subjects, config, closeup, settings=settings)
-        made, generator = drawer.plan.parameters, drawer
-        about = {
-            "name": made.model,
-            "fingerprint": made.model_fingerprint,
-            "steps": made.num_inference_steps,
-            "solver": made.solver,
-            "merge": made.merge,
-            "reference_schedule": made.reference_schedule,
-            "image_guidance_scale": made.image_guidance_scale,
-            "text_guidance_scale": made.text_guidance_scale,
-        }
+        drawer = WorldGenerator(pipeline, subjects, config, closeup, settings=settings_of(args))
+        about, generator = told(drawer.plan.parameters), drawer
     total = sum(map(len, world_shots(subjects, config).values()))
     with tqdm(total=total, unit="picture", disable=True if args.json else None) as bar:
 
@@ -111,14 +90,5 @@ def run(args: argparse.Namespace) -> int:
         )
     report = {"pair": about} | report
     sheets = save_sheets(arms, subjects, closeup, args.output / "sheets")
-    atomic_write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
-    atomic_write_text(args.output / "report.txt", text_table(report) + "\n")
-    if args.model is not None and not args.renderer:
-        manner = ", ".join(f"{k} {v}" for k, v in about.items() if k in ("steps", "solver"))
-        add_scores(args.model, f"Suite {args.suite} ({manner})", world_rows(report))
-    if args.json:
-        print(json.dumps(report))
-    else:
-        print(text_table(report))
-        print(f"report and {len(sheets)} sheets are in {args.output}")
+    write_report(args, report, text_table=text_table, rows=world_rows, num_sheets=len(sheets))
     return EXIT_OK

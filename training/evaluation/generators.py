@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
@@ -38,25 +40,40 @@ class Generator(Protocol):
         """Pictures of the shots, uint8 [N, S, S, 3]."""
 
 
-class PipelineGenerator:
-    """Draws shots with a pair, in large batches.
+class Words(Protocol):
+    """What a shot asks for, in either world."""
 
-    All shots have steps, solver, merge, schedule and scales of the request `settings`; the pair's
-    own if None.
+    @property
+    def text(self) -> str:
+        """The prompt."""
+
+    @property
+    def reference_prompt(self) -> str:
+        """What the Reference U-Net is told."""
+
+
+class PairGenerator(ABC):
+    """Draws shots with a pair, in large batches; those who follow say of what subjects.
+
+    All shots have steps, solver, merge, schedule and scales of the request `settings`.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        subjects: Sequence[EvalSubject],
-        config: SuiteConfig,
-        *,
-        settings: Request | None = None,
-    ) -> None:
-        self.pipeline, self.subjects, self.config = pipeline, subjects, config
-        self.settings = Request(prompt="any") if settings is None else settings
-        self.plan = pipeline.engine.planner.plan(self.settings)
-        self._encoded: dict[tuple[int, int, int], Subject] = {}
+    def __init__(self, pipeline: Pipeline, settings: Request, *, seed: int) -> None:
+        self.pipeline, self.settings, self._seed = pipeline, settings, seed
+        self.plan = pipeline.engine.planner.plan(settings)
+        self._encoded: dict[tuple[int, str, int], Subject] = {}
+
+    @abstractmethod
+    def key(self, subject: int) -> str:
+        """What a subject's noise is drawn by."""
+
+    @abstractmethod
+    def caption(self, shot: Shot) -> Words:
+        """What a shot asks for."""
+
+    @abstractmethod
+    def references(self, shot: Shot) -> list[Image.Image]:
+        """Pictures of whom a shot is given: its own subject, or the wrong one."""
 
     @property
     def fingerprint(self) -> str:
@@ -72,10 +89,9 @@ class PipelineGenerator:
         return np.stack([np.asarray(image, dtype=np.uint8) for image in result.images])
 
     def _request(self, shot: Shot) -> Request:
-        subject = self.subjects[shot.subject]
-        caption = caption_of(subject, subject.prompts[shot.prompt])
+        caption = self.caption(shot)
         # The start noise does not depend on the arm: controls differ by the reference alone.
-        rng = stream(self.config.seed, "noise", subject.key, shot.prompt, shot.seed)
+        rng = stream(self._seed, "noise", self.key(shot.subject), shot.prompt, shot.seed)
         return replace(
             self.settings,
             prompt=caption.text,
@@ -86,13 +102,42 @@ class PipelineGenerator:
     def _encode(self, shot: Shot, reference_prompt: str) -> Subject | None:
         if shot.arm == "none":
             return None
-        subject = self.subjects[shot.subject]
-        which = subject.own if shot.arm == "own" else subject.wrong
-        key = (shot.subject, which, shot.num_references)
+        key = (shot.subject, shot.arm, shot.num_references)
         if key not in self._encoded:
-            pictures = reference_pictures(subject, which, shot.num_references, self.config.seed)
+            pictures = self.references(shot)
             self._encoded[key] = self.pipeline.encode_subject(pictures, reference_prompt)
         return self._encoded[key]
+
+
+class PipelineGenerator(PairGenerator):
+    """Draws shots of drawings; with the pair's own settings if `settings` is None."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        subjects: Sequence[EvalSubject],
+        config: SuiteConfig,
+        *,
+        settings: Request | None = None,
+    ) -> None:
+        settings = Request(prompt="any") if settings is None else settings
+        super().__init__(pipeline, settings, seed=config.seed)
+        self.subjects, self.config = subjects, config
+
+    def key(self, subject: int) -> str:
+        """Concept and style."""
+        return self.subjects[subject].key
+
+    def caption(self, shot: Shot) -> Words:
+        """The caption of a prompt of the subject."""
+        subject = self.subjects[shot.subject]
+        return caption_of(subject, subject.prompts[shot.prompt])
+
+    def references(self, shot: Shot) -> list[Image.Image]:
+        """Views of its drawing, or of another artist's."""
+        subject = self.subjects[shot.subject]
+        which = subject.own if shot.arm == "own" else subject.wrong
+        return reference_pictures(subject, which, shot.num_references, self.config.seed)
 
 
 def draw_shots(

@@ -7,19 +7,19 @@ pictures of the same subjects and prompts are the ceiling of every judge.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from bootpig_rt.images.png import save_png
 from bootpig_rt.pipeline import Pipeline
-from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
-from bootpig_rt.training.evaluation.generators import Generator, draw_shots
+from bootpig_rt.training.evaluation.generators import Generator, PairGenerator, draw_shots
 from bootpig_rt.training.evaluation.sheets import Tile, sheet
 from bootpig_rt.training.evaluation.statistics import Rate, rate, rounded
 from bootpig_rt.training.evaluation.suite import Shot, stream
@@ -38,6 +38,7 @@ from bootpig_rt.training.evaluation.world.suite import (
     world_digest,
     world_shots,
 )
+from bootpig_rt.training.world3d.captions import WorldCaption
 from bootpig_rt.training.world3d.studio import Studio
 
 ROWS_PER_SHEET = 10
@@ -45,11 +46,8 @@ OnProgress = Callable[[str, int], None]
 """Told the arm and the number of its pictures just finished."""
 
 
-class WorldGenerator:
-    """Draws shots with a pair; `settings` as for `PipelineGenerator`.
-
-    `closeup` draws references.
-    """
+class WorldGenerator(PairGenerator):
+    """Draws shots of the 3-D world; `closeup` draws references."""
 
     def __init__(
         self,
@@ -60,46 +58,22 @@ class WorldGenerator:
         *,
         settings: Request,
     ) -> None:
-        self.pipeline, self.subjects, self.config = pipeline, subjects, config
-        self.settings, self._closeup = settings, closeup
-        self.plan = pipeline.engine.planner.plan(settings)
-        self._encoded: dict[tuple[int, int, int], Subject] = {}
+        super().__init__(pipeline, settings, seed=config.seed)
+        self.subjects, self._closeup = subjects, closeup
 
-    @property
-    def fingerprint(self) -> str:
-        """The pair and the settings."""
-        made = self.plan.parameters
-        manner = (made.num_inference_steps, made.solver, made.merge, made.reference_schedule)
-        scales = (made.image_guidance_scale, made.text_guidance_scale)
-        return f"{self.pipeline.spec.fingerprint} {manner} {scales}"
+    def key(self, subject: int) -> str:
+        """The identity's name."""
+        return self.subjects[subject].key
 
-    def __call__(self, shots: Sequence[Shot]) -> Pictures:
-        """Pictures of the shots, uint8 [N, S, S, 3]."""
-        result = self.pipeline.generate([self._request(shot) for shot in shots])
-        return np.stack([np.asarray(image, dtype=np.uint8) for image in result.images])
+    def caption(self, shot: Shot) -> WorldCaption:
+        """The caption of a prompt of the subject."""
+        return self.subjects[shot.subject].captions[shot.prompt]
 
-    def _request(self, shot: Shot) -> Request:
-        subject = self.subjects[shot.subject]
-        caption = subject.captions[shot.prompt]
-        # The start noise does not depend on the arm: controls differ by the reference alone.
-        rng = stream(self.config.seed, "noise", subject.key, shot.prompt, shot.seed)
-        return replace(
-            self.settings,
-            prompt=caption.text,
-            subject=self._encode(shot, caption.reference_prompt),
-            seed=int(rng.integers(2**32)),
-        )
-
-    def _encode(self, shot: Shot, reference_prompt: str) -> Subject | None:
-        if shot.arm == "none":
-            return None
+    def references(self, shot: Shot) -> list[Image.Image]:
+        """Views of the subject, or of the wrong one of its look-alikes."""
         subject = self.subjects[shot.subject]
         which = 0 if shot.arm == "own" else subject.wrong
-        key = (shot.subject, which, shot.num_references)
-        if key not in self._encoded:
-            pictures = reference_views(subject, which, shot.num_references, self._closeup)
-            self._encoded[key] = self.pipeline.encode_subject(pictures, reference_prompt)
-        return self._encoded[key]
+        return reference_views(subject, which, shot.num_references, self._closeup)
 
 
 class WorldRenderer:
