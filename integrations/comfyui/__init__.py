@@ -3,7 +3,8 @@
 ComfyUI loads this folder by its path from `custom_nodes/`, so the imports inside are relative.
 """
 
-from .nodes import ApplyControl, EncodeSubject, Inpaint, LoadPair, Outlines, Sample, Save
+from .control_nodes import ApplyControl, Outlines
+from .nodes import EncodeSubject, Inpaint, LoadPair, Sample, Save
 
 NODE_CLASS_MAPPINGS = {
     "BootPIGLoadPair": LoadPair,

@@ -13,6 +13,12 @@ import folder_paths
 from comfy.cli_args import args
 from PIL import Image
 
+CATEGORY = "BootPIG"
+"""Where the nodes stand in ComfyUI's menu."""
+
+Inputs = dict[str, dict[str, Any]]
+"""What a node declares that it takes."""
+
 FOLDER = "bootpig"
 """Pairs and bundles lie in `models/bootpig/NAME/`."""
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
 
 from bootpig_rt import (
     Canvas,
@@ -24,22 +22,19 @@ from bootpig_rt import (
     Request,
     StepEvent,
     Subject,
-    canny_map,
 )
 from bootpig_rt.bundle.control import ControlFolder, to_control_folders
 from bootpig_rt.images.picture import save_png
 
-from .host import Progress, output_file, pair_folders, workflow_texts
+from .host import CATEGORY, Inputs, Progress, output_file, pair_folders, workflow_texts
+from .pictures import as_pictures, as_tensor, cut_out
 
-CATEGORY = "BootPIG"
 SHIPPED = "small pair of the package"
 OWN = "the pair's own"
 CONTROLNETS = (
     "ControlNets beside the pair's own, in diffusers' layout: depth=FOLDER; canny=FOLDER. For "
     "pairs that torch draws; a bundle has the controls that it was built with."
 )
-
-Inputs = dict[str, dict[str, Any]]
 
 
 class LoadPair:
@@ -160,94 +155,8 @@ class EncodeSubject:
         Raises:
             InputError: A picture or the prompt cannot be used.
         """
-        prepared = pair.prepare_references(_cut_out(images, mask))
-        return pair.encode_prepared(prepared, reference_prompt), _as_tensor(prepared)
-
-
-class Outlines:
-    """Make a map of a picture's outlines."""
-
-    CATEGORY = CATEGORY
-    FUNCTION = "outline"
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("map",)
-    DESCRIPTION = "Canny's outlines, white on black: what controls of kind canny read."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> Inputs:
-        """Pictures, and how long a gradient an outline needs."""
-        side = {"min": 0, "max": 4080, "step": 1}
-        return {
-            "required": {
-                "images": ("IMAGE",),
-                "low": ("INT", {"default": 100, **side, "tooltip": "to go on with an outline"}),
-                "high": ("INT", {"default": 200, **side, "tooltip": "to begin one"}),
-            }
-        }
-
-    def outline(self, images: torch.Tensor, low: int, high: int) -> tuple[torch.Tensor]:
-        """The outlines of each picture.
-
-        Raises:
-            ParameterError: The low number is above the high one.
-        """
-        return (_as_tensor([canny_map(one, low=low, high=high) for one in _as_pictures(images)]),)
-
-
-class ApplyControl:
-    """Have pictures follow a map; several are chained."""
-
-    CATEGORY = CATEGORY
-    FUNCTION = "apply"
-    RETURN_TYPES = ("BOOTPIG_CONTROLS",)
-    RETURN_NAMES = ("controls",)
-    DESCRIPTION = (
-        "A map of the size of the picture: depth, outlines, or what else a ControlNet of the pair "
-        "reads. It gives the picture its size; nothing is resized."
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls) -> Inputs:
-        """A map, what it shows, how closely it is followed and when."""
-        share = {"min": 0.0, "max": 1.0, "step": 0.01}
-        kind = {"default": "depth", "tooltip": "depth, canny, ...: of controlnet_KIND of the pair"}
-        strength = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05}
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "The first of a batch."}),
-                "kind": ("STRING", kind),
-                "strength": ("FLOAT", {**strength, "tooltip": "1: as it was trained"}),
-                "start": ("FLOAT", {"default": 0.0, **share, "tooltip": "share of the steps"}),
-                "end": ("FLOAT", {"default": 1.0, **share, "tooltip": "likewise"}),
-            },
-            "optional": {
-                "controls": ("BOOTPIG_CONTROLS", {"tooltip": "Of another apply control."}),
-            },
-        }
-
-    def apply(
-        self,
-        image: torch.Tensor,
-        kind: str,
-        strength: float,
-        start: float,
-        end: float,
-        controls: tuple[Control, ...] = (),
-    ) -> tuple[tuple[Control, ...]]:
-        """Add one map to those that are followed.
-
-        Raises:
-            ImageError: The map is in colour, and its kind has none.
-            ParameterError: The kind is none or is there already, or the shares are no interval.
-        """
-        if kind.strip() in [one.kind for one in controls]:
-            raise ParameterError(
-                f"control {kind.strip()} is there twice, expected one map of each kind; leave one "
-                "of the nodes out"
-            )
-        picture = _as_pictures(image[:1])[0]
-        made = Control.load(kind.strip(), picture, scale=strength, interval=(start, end))
-        return ((*controls, made),)
+        prepared = pair.prepare_references(cut_out(images, mask))
+        return pair.encode_prepared(prepared, reference_prompt), as_tensor(prepared)
 
 
 class Sample:
@@ -369,7 +278,7 @@ class Inpaint(Sample):
             InterruptProcessingException: As for a sampling.
         """
         where = mask.detach().cpu().reshape(-1, *mask.shape[-2:])[0].numpy() >= 0.5
-        canvas = Canvas.load(_as_pictures(image[:1])[0], where)
+        canvas = Canvas.load(as_pictures(image[:1])[0], where)
         return self.sample(canvas=canvas, **inputs)
 
 
@@ -408,7 +317,7 @@ class Save:
             ParameterError: Parameters of another number of pictures.
             StorageError: The disk refuses.
         """
-        pictures = _as_pictures(images)
+        pictures = as_pictures(images)
         if parameters is not None and len(parameters) != len(pictures):
             raise ParameterError(
                 f"{len(parameters)} parameters for {len(pictures)} images; connect both outputs "
@@ -442,38 +351,4 @@ def _draw(
     finally:
         job.cancel()  # nothing, where it is done
     result = job.result()
-    return _as_tensor(result.images), [one.to_dict() for one in result.parameters]
-
-
-def _as_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """RGB pictures of one size as IMAGE."""
-    arrays = [np.asarray(picture, np.float32) / 255 for picture in pictures]
-    return torch.from_numpy(np.stack(arrays))
-
-
-def _as_pictures(images: torch.Tensor) -> list[Image.Image]:
-    """IMAGE as RGB pictures."""
-    levels = (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return [Image.fromarray(one[..., :3]) for one in levels]
-
-
-def _cut_out(images: torch.Tensor, mask: torch.Tensor | None) -> list[Image.Image]:
-    """Pictures, transparent where the mask is 1.
-
-    Raises:
-        ParameterError: The mask is of another size.
-    """
-    pictures = _as_pictures(images)
-    if mask is None or not bool(mask.any()):  # Load Image gives zeros for a picture without one
-        return pictures
-    mask = mask.detach().cpu().reshape(-1, *mask.shape[-2:])
-    height, width = images.shape[1:3]
-    if mask.shape[0] not in (1, len(pictures)) or tuple(mask.shape[1:]) != (height, width):
-        raise ParameterError(
-            f"the mask is {list(mask.shape)}, expected [1 or {len(pictures)}, {height}, {width}] "
-            "as its images; connect the mask of the same Load Image"
-        )
-    alphas = ((1 - mask.clamp(0, 1)) * 255).round().to(torch.uint8).numpy()
-    for number, picture in enumerate(pictures):
-        picture.putalpha(Image.fromarray(alphas[number if len(alphas) > 1 else 0]))
-    return pictures
+    return as_tensor(result.images), [one.to_dict() for one in result.parameters]
