@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import bootpig_rt
@@ -116,15 +117,23 @@ def openvino_options(precision: str, threads: int) -> dict[str, Any]:
 
 
 def load_openvino(
-    settings: Settings, pair: Path, precision: str, *, is_profiled: bool = False, **others: Any
+    settings: Settings,
+    pair: Path,
+    precision: str,
+    *,
+    is_profiled: bool = False,
+    batches: Mapping[str, Any] = MappingProxyType({}),
+    **others: Any,
 ) -> OurWay:
     """Ours in OpenVINO; a profile is of models that are compiled anew.
+
+    `batches` are options of the backend that say how the pictures of a batch are launched.
 
     Raises:
         Unavailable: The backend cannot run here.
         BootPIGError: The bundle has no such precision, or cannot be loaded.
     """
-    options = openvino_options(precision, settings.threads)
+    options = {**openvino_options(precision, settings.threads), **batches}
     if is_profiled:
         options["cache"] = False
     return OurWay(

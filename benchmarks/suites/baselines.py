@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bootpig_rt.benchmarks.floors import BareUNet
-from bootpig_rt.benchmarks.openvino_ways import openvino_loaders
+from bootpig_rt.benchmarks.openvino_ways import load_openvino, openvino_loaders
 from bootpig_rt.benchmarks.ours import EXACT, OurWay, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult, Target, make_check
 from bootpig_rt.benchmarks.settings import Settings
@@ -124,6 +124,13 @@ def offered(settings: Settings, truth: Truth, group: str, suffix: str) -> Iterat
             for kind, (label, draw, count) in _KINDS.items():
                 yield way(f"ours_openvino_{precision}_{kind}", f"{named}, {label}", draw, load,
                           count, f"openvino {precision}")  # fmt: skip
+            for kind, (label, batches) in _BATCHES.items():
+                load = functools.cache(
+                    partial(load_openvino, settings, truth.folder, precision, batches=batches,
+                            steps=truth.steps)
+                )  # fmt: skip
+                yield way(f"ours_openvino_{precision}_{kind}", f"{named}, {label}", four, load, 4,
+                          f"openvino {precision}")  # fmt: skip
     if not settings.is_cuda and not settings.is_smoke:  # its export takes a minute
         label = f"floor: the U-Net alone in ONNX Runtime, {ROWS} full rows"
         yield Way("floor_unet", label, partial(_floor, settings, truth), group=group)
@@ -134,6 +141,12 @@ _KINDS: dict[str, tuple[str, Callable[[OurWay], Any], int]] = {
     "known": ("known subject", known, 1),
     "four": ("four pictures of a known subject", four, 4),
 }
+
+_BATCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "streams": ("four pictures, two at once on a core each", {"streams": 2}),
+    "launch": ("four pictures in one launch", {"buckets": (1, 4)}),
+}
+"""Other ways to launch a batch: its pictures take turns where nothing is said."""
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
