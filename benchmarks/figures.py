@@ -96,12 +96,12 @@ _SHOWN = (
     "ours_four",
 )
 _SHOWN_CPU = (
-    *(name for name in _SHOWN if name != "published"),
-    "ours_openvino_bf16_new", "ours_openvino_bf16_known",
+    *(name for name in _SHOWN if name not in ("published", "ours_four")),
+    "ours_openvino_bf16_new", "ours_openvino_bf16_known", "ours_openvino_bf16_streams",
 )  # fmt: skip
 _SHOWN_FULL = (
     "diffusers_text_bf16", "genai_text_bf16", "ours_onnxruntime_known",
-    "ours_openvino_bf16_known", "ours_openvino_bf16_text",
+    "ours_openvino_bf16_known",
 )  # fmt: skip
 
 

@@ -121,9 +121,9 @@ def offered(settings: Settings, truth: Truth, group: str, suffix: str) -> Iterat
         loaders = openvino_loaders(settings, truth.folder, steps=truth.steps)
         for precision, load in loaders.items():
             named = f"ours, OpenVINO {precision}"
-            for kind, (label, draw, count) in _KINDS.items():
+            for kind, (label, draw) in _KINDS.items():
                 yield way(f"ours_openvino_{precision}_{kind}", f"{named}, {label}", draw, load,
-                          count, f"openvino {precision}")  # fmt: skip
+                          precision=f"openvino {precision}")  # fmt: skip
             for kind, (label, batches) in _BATCHES.items():
                 load = functools.cache(
                     partial(load_openvino, settings, truth.folder, precision, batches=batches,
@@ -136,17 +136,17 @@ def offered(settings: Settings, truth: Truth, group: str, suffix: str) -> Iterat
         yield Way("floor_unet", label, partial(_floor, settings, truth), group=group)
 
 
-_KINDS: dict[str, tuple[str, Callable[[OurWay], Any], int]] = {
-    "new": ("new subject", new, 1),
-    "known": ("known subject", known, 1),
-    "four": ("four pictures of a known subject", four, 4),
+_KINDS: dict[str, tuple[str, Callable[[OurWay], Any]]] = {
+    "new": ("new subject", new),
+    "known": ("known subject", known),
 }
 
 _BATCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "four": ("four pictures, one after another", {"streams": 1}),
     "streams": ("four pictures, two at once on a core each", {"streams": 2}),
-    "launch": ("four pictures in one launch", {"buckets": (1, 4)}),
+    "launch": ("four pictures in one launch", {"streams": 1, "buckets": (1, 4)}),
 }
-"""Other ways to launch a batch: its pictures take turns where nothing is said."""
+"""Ways to launch a batch."""
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:

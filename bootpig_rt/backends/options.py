@@ -146,7 +146,8 @@ class OpenVINOOptions:
             that are near enough to torch, and a log line says which.
         threads: Of one launch; 0 is one for each core.
         streams: Launches of a batch, or pictures that are decoded, that run at once and share the
-            threads. Above 1 models are compiled once more for it, and one picture still has all.
+            threads; 0: one for each thread where the pair is small, 8 at most, else one. Above 1
+            models are compiled once more for it, and one picture still has all threads.
         buckets: Numbers of pictures that models of fixed shapes are made for, which are about a
             third quicker and take memory and a second or more to compile. Pictures of the pair's
             own size with one reference or none are launched in groups of these numbers, one by one
@@ -168,7 +169,7 @@ class OpenVINOOptions:
 
     precision: OpenVINOPrecision = "auto"
     threads: int = 0
-    streams: int = 1
+    streams: int = 0
     buckets: tuple[int, ...] = (1,)
     models_kept: int = 0
     cache: bool = True
@@ -178,7 +179,7 @@ class OpenVINOOptions:
         """Check every field."""
         check_name("backend option precision", self.precision, OPENVINO_PRECISIONS)
         check_int("backend option threads", self.threads, 0, 1024, "0 leaves it to OpenVINO")
-        check_int("backend option streams", self.streams, 1, 1024)
+        check_int("backend option streams", self.streams, 0, 1024, "0 leaves it to the pair")
         check_int("backend option models_kept", self.models_kept, 0, 1024, "0 keeps all that fit")
         check_flag("backend option cache", self.cache)
         if not isinstance(self.buckets, tuple):

@@ -22,6 +22,7 @@ from bootpig_rt.backends.openvino import models as models_module
 from bootpig_rt.backends.openvino import precision as openvino_precision
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import Models
+from bootpig_rt.backends.openvino.parts import parts_of
 from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
 from bootpig_rt.bundle import shipped
 from bootpig_rt.bundle.bundle import open_bundle, record_parity, write_manifest
@@ -271,20 +272,19 @@ def test_models_that_are_unused_make_room_for_one_that_is_needed(
 
 @pytest.mark.slow
 def test_a_batch_that_fills_no_bucket_shares_one_launch(
-    tiny_bundle_folder: Path, red: Image.Image
+    tiny_bundle_folder: Path, red: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five pictures with models for two: two, two, and one of free shapes."""
     pipeline = Pipeline(tiny_bundle_folder, backend=replace(FLOAT32, buckets=(2,)), max_batch=5)
-    backend: Any = pipeline._backend
-    start, cut = backend.start, []
+    cut: list[list[tuple[int, bool]]] = []
 
-    def watch(batch: Any) -> Any:
-        run = start(batch)
-        cut.append([(len(part.pictures), part.is_fixed) for part in run._parts])
-        return run
+    def watch(*args: Any, **options: Any) -> Any:
+        parts = parts_of(*args, **options)
+        cut.append([(len(part.pictures), part.is_fixed) for part in parts])
+        return parts
 
-    backend.start = watch
     expected = drawn(Pipeline(tiny_bundle_folder, backend=FLOAT32), red)
+    monkeypatch.setattr("bootpig_rt.backends.openvino.steps.parts_of", watch)
     found = drawn(pipeline, red, num_images_per_prompt=4)
     assert cut[-1] == [(2, True), (2, True)]
     assert np.abs(found - expected).max() <= 1
@@ -487,7 +487,7 @@ def test_what_was_put_together_for_this_process_is_kept_with_the_users_caches(
         ({"precision": "float16"}, "precision is 'float16', expected one of"),
         ({"threads": -1}, r"threads is -1, expected 0\.\.1024; 0 leaves it to OpenVINO"),
         ({"models_kept": -1}, r"models_kept is -1, expected 0\.\.1024; 0 keeps all that fit"),
-        ({"streams": 0}, r"streams is 0, expected 1\.\.1024"),
+        ({"streams": -1}, r"streams is -1, expected 0\.\.1024; 0 leaves it to the pair"),
         ({"buckets": [1]}, r"buckets is \[1\], expected numbers of pictures such as \(1, 4\)"),
         ({"buckets": (0,)}, r"buckets is 0, expected 1\.\.1024"),
         ({"cache": "no"}, "cache is 'no', expected True or False"),
@@ -641,7 +641,7 @@ def test_options_of_another_backend_are_refused(asked: Any, message: str) -> Non
 def test_pictures_of_a_batch_that_run_beside_each_other_are_as_they_are_alone(
     tiny_bundle_folder: Path, red: Image.Image
 ) -> None:
-    options = OpenVINOOptions(precision="float32", threads=2, streams=2, cache=False)
+    options = OpenVINOOptions(precision="float32", threads=2, cache=False)
     with Pipeline(tiny_bundle_folder, backend=options) as pipe:
         dog = pipe.encode_subject(red, "a dog")
         call: dict[str, Any] = {"subject": dog, "num_inference_steps": 2}
@@ -650,3 +650,31 @@ def test_pictures_of_a_batch_that_run_beside_each_other_are_as_they_are_alone(
         backend: Any = pipe._backend
     assert together[1].tobytes() == alone.tobytes()
     assert backend.beside is not backend.models
+
+
+@pytest.mark.parametrize(
+    ("asked", "weights_bytes", "expected"),
+    [
+        ({"threads": 2}, 1 << 20, 2),
+        ({"threads": 64}, 1 << 20, 8),
+        ({"threads": 1}, 1 << 20, 1),
+        ({"threads": 2}, 1 << 30, 1),
+        ({"threads": 2, "streams": 2}, 1 << 30, 2),
+        ({"threads": 2, "streams": 1}, 1 << 20, 1),
+        ({"threads": 2, "models_kept": 1}, 1 << 20, 1),
+    ],
+)
+def test_batches_of_small_pairs_run_on_a_core_for_each_picture(
+    asked: dict[str, Any],
+    weights_bytes: int,
+    expected: int,
+    tiny_bundle_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "bootpig_rt.backends.openvino.backend.weights_bytes", lambda bundle: weights_bytes
+    )
+    assert (
+        openvino_backend.streams_of(open_bundle(tiny_bundle_folder), OpenVINOOptions(**asked))
+        == expected
+    )

@@ -8,6 +8,7 @@ files (`cache.py`). Pictures go through the autoencoder one by one, and by defau
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,13 @@ from bootpig_rt.errors import BackendUnavailable
 
 _MOST_KEPT_BYTES = 1 << 30
 """Weights of a pair whose compiled models are kept in files: each file holds them once more."""
+_MOST_BESIDE_BYTES = 256 << 20
+"""Weights of a pair whose batches run in several launches at once, unless options say otherwise.
+
+One core draws a picture of a small pair in less than twice the time of two. The products of a large
+one keep all cores busy, and models that are compiled once more would take its memory.
+"""
+_MOST_STREAMS = 8
 
 
 def load(
@@ -133,7 +141,8 @@ class OpenVINOBackend:
             )
 
         self.models = models(1)
-        self.beside = models(options.streams) if options.streams > 1 else self.models
+        streams = streams_of(bundle, options)
+        self.beside = models(streams) if streams > 1 else self.models
         spec = bundle_spec(bundle)
         self._unet = read_json(bundle.folder / "base_unet" / "config.json")
         side = spec.config.sample_size_px // spec.vae_scale_factor
@@ -276,8 +285,22 @@ def _graph_file(bundle: Bundle, name: str, precision: str) -> GraphFile:
 
 def _cache(bundle: Bundle, options: OpenVINOOptions, facts: dict[str, Any]) -> BlobCache | None:
     """Where compiled models are kept; None where a pair is so large that they are not."""
-    weights = [file for file in bundle.manifest.files if file.path.endswith(".safetensors")]
-    if not options.cache or sum(file.size_bytes for file in weights) > _MOST_KEPT_BYTES:
+    if not options.cache or weights_bytes(bundle) > _MOST_KEPT_BYTES:
         return None
     folder = None if options.cache_folder is None else Path(options.cache_folder)
     return BlobCache(cache_folders(bundle, folder), facts)
+
+
+def weights_bytes(bundle: Bundle) -> int:
+    """Of all parts of a pair, as they are stored."""
+    files = bundle.manifest.files
+    return sum(file.size_bytes for file in files if file.path.endswith(".safetensors"))
+
+
+def streams_of(bundle: Bundle, options: OpenVINOOptions) -> int:
+    """How many launches of a batch run at once."""
+    if options.streams:
+        return options.streams
+    if options.models_kept or weights_bytes(bundle) > _MOST_BESIDE_BYTES:
+        return 1
+    return min(options.threads or os.cpu_count() or 1, _MOST_STREAMS)
