@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             subjects,
             config,
             studio,
+            closeup,
             output=args.output,
             resume=args.resume,
             on_progress=on_progress,

@@ -25,6 +25,7 @@ from bootpig_rt.training.evaluation.world.evaluate import (
 from bootpig_rt.training.evaluation.world.judges import (
     WorldJudges,
     detail,
+    in_grey,
     nearest_position,
     nearness,
 )
@@ -125,6 +126,22 @@ def test_a_picture_is_nearest_to_the_candidate_with_a_view_like_it() -> None:
     assert nearness(bank, query).argmax() == 2
 
 
+def test_in_grey_hues_are_one_and_outlines_are_not(world: Any) -> None:
+    colours = np.array([[[200, 10, 40], [0, 255, 0]]], np.uint8)
+    grey = in_grey(colours)
+    assert grey.shape == colours.shape
+    assert (grey == grey[..., :1]).all()
+    assert grey[0, :, 0].tolist() == [70, 150]
+    for subject in world[2]:
+        own = [subject.candidates[n] for n in subject.own_in_grey]
+        others = [one for one in subject.candidates if one not in own]
+        assert own[0] is subject.candidates[0]
+        assert len({(one.identity.key, one.named) for one in own}) == 1
+        assert all(
+            (one.identity.key, one.named) != (own[0].identity.key, own[0].named) for one in others
+        )
+
+
 def test_places_have_words_and_flat_pictures_no_detail() -> None:
     assert [nearest_position(x) for x in (0.1, 0.45, 0.8)] == ["left", "centre", "right"]
     assert detail(np.full((16, 16, 3), 90, np.uint8)) == pytest.approx(0, abs=1e-9)
@@ -140,20 +157,23 @@ def test_the_renderers_own_pictures_are_named_and_a_wrong_reference_is_told_from
 ) -> None:
     _, studio, subjects = world
     drawer = WorldRenderer(subjects, CONFIG, studio)
-    report, arms = evaluate_world(drawer, judges, subjects, CONFIG, studio, output=tmp_path)
+    report, arms = evaluate_world(drawer, judges, subjects, CONFIG, studio, studio, output=tmp_path)
     assert report["all"]["identity"]["value"] >= 0.75
     assert report["all"]["scene"]["value"] >= 0.75
     assert report["all"]["position"]["value"] >= 0.75
     wrong = report["arms"]["wrong_reference"]
     assert wrong["identity_of_the_given_reference"]["value"] > wrong["identity"]["value"]
     assert report["all"]["psnr_db"]["value"] > wrong["psnr_db"]["value"] + 1
+    pasted, drawn = (report["copy_paste"][name] for name in ("paste", "renderer"))
+    assert pasted["score"]["value"] > 0.9
+    assert pasted["gap"]["value"] > drawn["gap"]["value"]
     assert summary(arms["main"], subjects, [0]) == report["groups"]["models"]
     assert "held-out nouns" in text_table(json.loads(json.dumps(report)))
     assert any("chance 0.33" in name for name, _ in world_rows(report))
     sheets = save_sheets(arms, subjects, studio, tmp_path / "sheets")
     assert len(sheets) == 5
     again, _ = evaluate_world(
-        drawer, judges, subjects, CONFIG, studio, output=tmp_path, resume=True
+        drawer, judges, subjects, CONFIG, studio, studio, output=tmp_path, resume=True
     )
     assert again == report
 

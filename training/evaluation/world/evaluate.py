@@ -19,6 +19,7 @@ from PIL import Image
 from bootpig_rt.images.png import save_png
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
+from bootpig_rt.training.evaluation.copying import paste_score
 from bootpig_rt.training.evaluation.generators import Generator, PairGenerator, draw_shots
 from bootpig_rt.training.evaluation.sheets import Tile, sheet
 from bootpig_rt.training.evaluation.statistics import Rate, rate, rounded
@@ -39,9 +40,13 @@ from bootpig_rt.training.evaluation.world.suite import (
     world_shots,
 )
 from bootpig_rt.training.world3d.captions import WorldCaption
+from bootpig_rt.training.world3d.compose import CENTRES, LENGTHS
 from bootpig_rt.training.world3d.studio import Studio
 
 ROWS_PER_SHEET = 10
+_LENGTHS = tuple(float(share) for share in np.linspace(*LENGTHS["normal"], 5))
+"""At which references are sought in pictures, whose prompts ask for subjects of normal size."""
+
 OnProgress = Callable[[str, int], None]
 """Told the arm and the number of its pictures just finished."""
 
@@ -119,6 +124,7 @@ def evaluate_world(
     subjects: Sequence[WorldSubject],
     config: WorldSuiteConfig,
     studio: Studio,
+    closeup: Studio,
     *,
     output: Path,
     resume: bool = False,
@@ -132,6 +138,7 @@ def evaluate_world(
         subjects: See `choose_world_subjects`.
         config: The suite.
         studio: Of the size of the pictures.
+        closeup: Of references.
         output: Folder; pictures are kept in its `pictures`.
         resume: Go on with the pictures that are there.
         on_progress: Told about each finished chunk.
@@ -163,6 +170,7 @@ def evaluate_world(
         "generator": generator.fingerprint,
         "judge": "cosine of EfficientNet-Lite0 features, ImageNet weights, at the nearest view",
         "chance": round(float(np.mean([1 / len(one.candidates) for one in subjects])), 4),
+        "chance_in_grey": _chance_in_grey(subjects),
         "groups": {
             group: summary(
                 main, subjects, [n for n, one in enumerate(subjects) if one.group == group]
@@ -172,6 +180,7 @@ def evaluate_world(
         "all": summary(main, subjects),
         "arms": {name: summary(arm, subjects) for name, arm in arms.items() if name != "main"},
         "more_references": _more_references(arms, subjects, config),
+        "copy_paste": _copying(arms, subjects, config, studio, closeup),
         "diversity": rounded(_diversity(main)),
         "by_subject": {
             one.key: summary(main, subjects, [n])["identity"]["value"]
@@ -205,7 +214,78 @@ def summary(
     }
     values = {name: [found[n] for n in rows] for name, found in arm.found.measures.items()}
     rates = {name: rounded(rate(found, whose)) for name, found in hits.items()}
+    told = [n for n in rows if _is_told_in_grey(subjects[arm.shots[n].subject])]
+    own = [arm.found.chosen_in_grey[n] in subjects[arm.shots[n].subject].own_in_grey for n in told]
+    rates["identity_in_grey"] = rounded(rate(own, [arm.shots[n].subject for n in told]))
     return rates | {name: rounded(rate(found, whose)) for name, found in values.items()}
+
+
+def _is_told_in_grey(subject: WorldSubject) -> bool:
+    """Whether a look-alike differs in more than its hue."""
+    return len(subject.own_in_grey) < len(subject.candidates)
+
+
+def _chance_in_grey(subjects: Sequence[WorldSubject]) -> float | None:
+    shares = [
+        len(one.own_in_grey) / len(one.candidates) for one in subjects if _is_told_in_grey(one)
+    ]
+    return round(float(np.mean(shares)), 4) if shares else None
+
+
+def _copying(
+    arms: dict[str, Arm],
+    subjects: Sequence[WorldSubject],
+    config: WorldSuiteConfig,
+    studio: Studio,
+    closeup: Studio,
+) -> dict[str, Any]:
+    """Paste scores of the pair, of the renderer, and of real pastes; see `copying.py`.
+
+    The gap is the score of the view that was given less that of another one, which was not.
+    """
+    views = [reference_views(one, 0, 2, closeup) for one in subjects]
+    renderer = arms["renderer"]
+    wanted = {(shot.subject, shot.prompt, shot.seed) for shot in renderer.shots}
+    main = [
+        (shot.subject, picture)
+        for shot, picture in zip(arms["main"].shots, arms["main"].pictures, strict=True)
+        if (shot.subject, shot.prompt, shot.seed) in wanted
+    ]
+    rendered = zip([shot.subject for shot in renderer.shots], renderer.pictures, strict=True)
+    pasted = [
+        (number, _paste(one, views[number][0], config, studio))
+        for number, one in enumerate(subjects)
+    ]
+    report = {}
+    for name, drawn in (("pair", main), ("renderer", list(rendered)), ("paste", pasted)):
+        whose = [number for number, _ in drawn]
+        given, other = (
+            [
+                paste_score(picture, views[number][which], lengths=_LENGTHS)
+                for number, picture in drawn
+            ]
+            for which in (0, 1)
+        )
+        gaps = [a - b for a, b in zip(given, other, strict=True)]
+        report[name] = {"score": rounded(rate(given, whose)), "gap": rounded(rate(gaps, whose))}
+    return report
+
+
+def _paste(
+    subject: WorldSubject, reference: Image.Image, config: WorldSuiteConfig, studio: Studio
+) -> Pictures:
+    """The reference itself, reduced, in front of what the renderer draws in the first scene."""
+    caption, size = subject.captions[0], studio.renderer.size_px
+    rng = stream(config.seed, "paste", subject.key)
+    (view,) = views(subject.candidates[0], 1, rng)
+    drawn, _ = render_in_scene(rng, subject.candidates[0], caption, view, studio)
+    picture = Image.fromarray(drawn)
+    cut = reference.crop(reference.getchannel("A").getbbox())
+    scale = _LENGTHS[len(_LENGTHS) // 2] * size / max(cut.size)
+    small = cut.resize([max(1, round(side * scale)) for side in cut.size], Image.Resampling.BOX)
+    left = round(CENTRES[caption.position] * size - small.width / 2)
+    picture.paste(small, (left, size - small.height - size // 8), small)
+    return np.asarray(picture, np.uint8)
 
 
 def _given(shot: Shot, subjects: Sequence[WorldSubject]) -> int:
@@ -252,6 +332,7 @@ def _diversity(arm: Arm) -> Rate | None:
 
 COLUMNS = {
     "identity": "identity",
+    "identity_in_grey": "in grey",
     "identity_of_the_given_reference": "given one",
     "scene": "scene",
     "position": "position",
@@ -272,7 +353,8 @@ def text_table(report: dict[str, Any]) -> str:
 
     lines = [
         f"suite {report['suite']['name']}: identity among {report['suite']['candidates']} "
-        f"look-alikes, chance {report['chance']:.2f}; 95 % intervals over subjects",
+        f"look-alikes, chance {report['chance']:.2f}{_told_in_grey(report)}; 95 % intervals over "
+        "subjects",
         "",
         line("", *COLUMNS.values()),
         *(row(f"held-out {name}", part) for name, part in report["groups"].items()),
@@ -283,8 +365,19 @@ def text_table(report: dict[str, Any]) -> str:
             row(f"{count} references less 1", part)
             for count, part in report["more_references"].items()
         ),
+        "",
+        "copy-paste: score of the given view; gap to a view that was not given",
+        *(
+            line(about, _cell(part["score"]), _cell(part["gap"]))
+            for about, part in report["copy_paste"].items()
+        ),
     ]
     return "\n".join(lines)
+
+
+def _told_in_grey(report: dict[str, Any]) -> str:
+    chance = report["chance_in_grey"]
+    return "" if chance is None else f", in grey {chance:.2f}"
 
 
 def _cell(part: dict[str, float] | None) -> str:
@@ -293,12 +386,14 @@ def _cell(part: dict[str, float] | None) -> str:
 
 def world_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows for a model card."""
+    chances = {"identity": "chance", "identity_in_grey": "chance_in_grey"}
     rows = []
     for name, part in (*report["groups"].items(), ("all", report["all"])):
-        for key in ("identity", "scene", "position", "psnr_db", "perceptual"):
+        for key in ("identity", "identity_in_grey", "scene", "position", "psnr_db", "perceptual"):
             if (found := part[key]) is not None:
                 told = f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-                chance = f"; chance {report['chance']:.2f}" if key == "identity" else ""
+                known = report[chances[key]] if key in chances else None
+                chance = "" if known is None else f"; chance {known:.2f}"
                 rows.append((f"held-out {name}: {COLUMNS[key]}{chance}", told))
     return rows
 

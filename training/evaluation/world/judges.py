@@ -1,7 +1,8 @@
 """Judges of pictures in the 3-D world: all they know is what the renderer draws.
 
 - Identity: which look-alike a picture's subject is nearest to, by features of EfficientNet-Lite0 of
-  the box where the prompt puts it, over several true views of each.
+  the box where the prompt puts it, over several true views of each; once more with everything in
+  grey, where outline and pattern have to tell.
 - Fidelity: PSNR of the subject's pixels against the renderer's own picture of it, at the view, size
   and shift that fit best, and a perceptual distance to that picture; see `evaluation/fidelity.py`.
   Where it fits best is also where the subject is said to stand.
@@ -55,6 +56,7 @@ SCENE_PICTURES = 64
 """Of each scene, that its judge learns from."""
 
 _PARTS = 2
+_GREY = ".grey"
 _DETAIL_FROM = 0.5
 
 Pictures = NDArray[np.uint8]
@@ -66,12 +68,14 @@ class Found:
 
     Attributes:
         chosen: Index of the candidate that each is nearest to.
+        chosen_in_grey: The same without colours.
         scenes: Key of the scene that each shows.
         positions: Where each shows its subject.
         measures: By name: `psnr_db`, `perceptual`, `detail`.
     """
 
     chosen: list[int]
+    chosen_in_grey: list[int]
     scenes: list[str]
     positions: list[Position]
     measures: dict[str, list[float]]
@@ -103,13 +107,14 @@ class WorldJudges:
     ) -> None:
         self.subjects, self.config, self.studio, self.network = subjects, config, studio, network
         self._features = network_features(network)
-        path = cache / f"look-alikes-{digest[:16]}.npz"
+        path = cache / f"look-alikes-2-{digest[:16]}.npz"
         bank = read_arrays(path)
         if bank is None:
             bank = {
-                f"{s}.{p}": self._bank(s, p).astype(np.float16)
+                f"{s}.{p}{kind}": features.astype(np.float16)
                 for s, subject in enumerate(subjects)
                 for p in range(len(subject.captions))
+                for kind, features in self._bank(s, p).items()
             }
             write_arrays(path, bank)
         self._banks = bank
@@ -121,7 +126,8 @@ class WorldJudges:
         psnr, perceptual, positions = self._fidelity(shots, pictures)
         scenes = scene_numbers(self._net, pictures)
         return Found(
-            self._chosen(shots, pictures),
+            self._chosen(shots, pictures, ""),
+            self._chosen(shots, pictures, _GREY),
             [self.scene_keys[number] for number in scenes],
             positions,
             {
@@ -133,8 +139,8 @@ class WorldJudges:
 
     # Identity ------------------------------------------------------------------------------------
 
-    def _bank(self, subject: int, prompt: int) -> Floats:
-        """Features of all candidates in the prompt's scene and place, [K, V, F]."""
+    def _bank(self, subject: int, prompt: int) -> dict[str, Floats]:
+        """Features of all candidates in the prompt's scene and place, [K, V, F], and in grey."""
         whose = self.subjects[subject]
         caption = whose.captions[prompt]
         rng = stream(self.config.seed, "candidates", whose.key, prompt)
@@ -146,14 +152,18 @@ class WorldJudges:
             for one in whose.candidates
         ]
         drawn = np.stack([crop_ for row in crops for crop_ in row])
-        return self._features(drawn).reshape(len(crops), len(crops[0]), -1)
+        shape = (len(crops), len(crops[0]), -1)
+        return {kind: self._seen(drawn, kind).reshape(shape) for kind in ("", _GREY)}
 
-    def _chosen(self, shots: Sequence[Shot], pictures: Pictures) -> list[int]:
+    def _seen(self, crops: Pictures, kind: str) -> Floats:
+        return self._features(in_grey(crops) if kind == _GREY else crops)
+
+    def _chosen(self, shots: Sequence[Shot], pictures: Pictures, kind: str) -> list[int]:
         places = [self.subjects[s.subject].captions[s.prompt].position for s in shots]
         crops = np.stack([crop(one, at) for one, at in zip(pictures, places, strict=True)])
         found = []
-        for shot, query in zip(shots, self._features(crops), strict=True):
-            bank = self._banks[f"{shot.subject}.{shot.prompt}"].astype(np.float32)
+        for shot, query in zip(shots, self._seen(crops, kind), strict=True):
+            bank = self._banks[f"{shot.subject}.{shot.prompt}{kind}"].astype(np.float32)
             parts = zip(np.split(bank, _PARTS, axis=-1), np.split(query, _PARTS), strict=True)
             found.append(int(np.sum([nearness(own, seen) for own, seen in parts], 0).argmax()))
         return found
@@ -257,6 +267,12 @@ def crop(picture: Pictures, position: Position) -> Pictures:
     top = round(CROP_Y * size - side / 2)
     left, top = (min(max(0, start), size - side) for start in (left, top))
     return picture[top : top + side, left : left + side]
+
+
+def in_grey(pictures: Pictures) -> Pictures:
+    """Brightness alone, in three equal channels, of uint8 [..., 3]."""
+    levels = pictures @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.repeat(np.rint(levels).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def nearness(bank: Floats, query: Floats) -> Floats:

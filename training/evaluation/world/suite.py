@@ -141,6 +141,16 @@ class WorldSubject:
     wrong: int
     captions: tuple[WorldCaption, ...]
 
+    @property
+    def own_in_grey(self) -> tuple[int, ...]:
+        """Itself and the candidates that only their hue tells from it."""
+        own = self.candidates[0]
+        return tuple(
+            n
+            for n, one in enumerate(self.candidates)
+            if one.identity.key == own.identity.key and one.named == own.named
+        )
+
 
 def choose_world_subjects(
     folder: Path, studio: Studio, config: WorldSuiteConfig
