@@ -22,6 +22,7 @@
 # make ship   put a trained pair and its student into the package, with graphs, card and logs; minutes.
 #             PAIR=runs/recipe-128/pair/result STUDENT=runs/recipe-128/distill/result
 #             SET=image_guidance_scale=3 changes what the pair draws with; CARD=1 writes its card anew
+# make ship-control  put a control for the pair into the package: CONTROL=runs/control/result/controlnet_depth
 # make clean  remove .venv and caches
 #
 # The first run makes .venv and installs; later runs find it there. PYTHON=python3.12 picks
@@ -37,7 +38,7 @@ INPUTS := pyproject.toml constraints.txt
 # package of that name which other libraries look for.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo docs test test-slow test-triton coverage jumps screenshots pictures fuzz mutants lint format bench-smoke figures report smoke-report gpu road ship clean
+.PHONY: demo docs test test-slow test-triton coverage jumps screenshots pictures fuzz mutants lint format bench-smoke figures report smoke-report gpu road ship ship-control clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -154,6 +155,11 @@ STUDENT ?= runs/recipe-128/distill/result
 
 ship: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/ship.py --pair $(PAIR) --student $(STUDENT) $(SET:%=--set %) $(CARD:%=--card)
+
+CONTROL ?= runs/control/result/controlnet_depth
+
+ship-control: $(VENV)/.dev-installed
+	@$(BIN)/python tests/tools/ship_control.py $(CONTROL)
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

@@ -22,7 +22,7 @@ from bootpig_rt.backends.options import BackendOptions
 from bootpig_rt.bundle.control import ControlsArgument, to_control_folders
 from bootpig_rt.bundle.lora import LoraArgument, to_loras
 from bootpig_rt.bundle.pair_config import TINY_VAE
-from bootpig_rt.bundle.shipped import Variant, packaged_model
+from bootpig_rt.bundle.shipped import Variant, packaged_model, take_packaged
 from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
 from bootpig_rt.curve import curve_path, load_curve
 from bootpig_rt.engine.engine import Engine
@@ -79,7 +79,8 @@ class Pipeline(LoadedPair):
             that was built with them needs neither.
         controls: ControlNets of the base model, in diffusers' layout, beside those that lie in the
             pair's folder as `controlnet_KIND`: `{"depth": folder}`. They need torch; a bundle that
-            was built with them does not.
+            was built with them does not. `"depth"` alone is the control of the pair inside the
+            package, which needs no torch.
         variant: Of the pair inside the package: `full`, or `fast`, its student, which draws in
             a few steps of one row each.
         decoder: What makes pictures of latents: `full`, the pair's autoencoder, or `tiny`, its tiny
@@ -116,8 +117,12 @@ class Pipeline(LoadedPair):
                 "SubjectStore, such as TableOptions(folder=...)"
             )
         store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
-        self._folder = packaged_model(variant) if model is None else Path(model)
-        if variant != "full" and model is not None:
+        if model is None:
+            kinds, controls = take_packaged(controls)
+            self._folder = packaged_model(variant, kinds)
+        elif variant == "full":
+            self._folder = Path(model)
+        else:
             raise ParameterError(
                 f"got variant {variant!r} and a model, expected one of them: variants are of the "
                 "pair inside the package; a student of another pair is a folder of its own"

@@ -107,21 +107,27 @@ def compare_backend(
     reference: Reference,
     precision: Precision,
     progress: Progress | None = None,
+    *,
+    float32_graphs: tuple[str, ...] | None = None,
 ) -> GateRun:
     """Run the gate's inputs through a bundle and compare, with the limits of a precision.
+
+    `float32_graphs` stay so in OpenVINO; None: as the bundle says.
 
     Raises:
         BundleError: The bundle may not be loaded.
         BackendUnavailable: The backend or the device is not there.
     """
     settings = _settings(folder, place, precision)
+    if isinstance(settings, OpenVINOOptions):
+        settings = replace(settings, float32_graphs=float32_graphs)
     backend = create_backend(settings, folder, device=place.device)
     new = record(backend, reference.plan, progress)
     results = compare(reference.recording, new, LIMITS[precision])
     passed = all(result.passed for result in results)
     report = ParityReport(
         status="passed" if passed else "failed",
-        reason="; ".join(part for part in (place.reason, _remark(backend.name, precision)) if part),
+        reason="; ".join(part for part in (place.reason, _remark(backend)) if part),
         backend=backend.name,
         device=backend.device,
         results=results,
@@ -134,21 +140,28 @@ def compare_variants(
 ) -> tuple[Variant, ...]:
     """The other precisions that a bundle can be computed in, each compared with torch.
 
-    One that is too far from torch, or that this machine cannot compute in, is no reason to refuse
-    the bundle: it says so, and is not chosen unasked.
+    First with all graphs in that precision, then with some of them in float32. One that is too far
+    from torch even so, or that this machine cannot compute in, is no reason to refuse the bundle:
+    it says so, and is not chosen unasked.
     """
     if place.backend != OpenVINOOptions.name:
         return ()
+    report, wide = ParityReport("not run"), None
     try:
-        report = compare_backend(folder, place, reference, "bfloat16", progress).report
+        for wide in ((), FLOAT32_GRAPHS["bfloat16"]):
+            report = compare_backend(
+                folder, place, reference, "bfloat16", progress, float32_graphs=wide
+            ).report
+            if report.status == "passed":
+                break
     except BackendUnavailable as error:
-        report = ParityReport("not run", str(error))
-    return (Variant("bfloat16", report),)
+        report, wide = ParityReport("not run", str(error)), None
+    return (Variant("bfloat16", report, float32_graphs=wide),)
 
 
-def _remark(backend: str, precision: Precision) -> str:
+def _remark(backend: Backend) -> str:
     """Which graphs a precision leaves in float32; empty for none."""
-    wide = FLOAT32_GRAPHS.get(precision, ()) if backend == OpenVINOOptions.name else ()
+    wide: tuple[str, ...] = getattr(backend, "float32_graphs", ())
     return f"in float32: {', '.join(wide)}" if wide else ""
 
 

@@ -23,6 +23,7 @@ from bootpig_rt.benchmarks.ours import OurWay, backends_here, torch_threads
 from bootpig_rt.benchmarks.result import Row, SuiteResult
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.way import Journal
+from bootpig_rt.bundle.shipped import default_model, packaged_model
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.control import Control
 from bootpig_rt.reference.subject import Subject
@@ -73,11 +74,14 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
     """
     settings.check_only(CASES)
     with torch_threads(settings.threads):
-        backend = backends_here(settings.pair, settings.device)[0]  # training leaves no graphs
-        ours = OurWay(settings.pair, backend=backend, threads=settings.threads)
+        pair = settings.pair
+        if pair == default_model():
+            pair = packaged_model("full", (KIND,))
+        backend = backends_here(pair, settings.device)[0]  # training leaves no graphs
+        ours = OurWay(pair, backend=backend, threads=settings.threads)
         if KIND not in [control.kind for control in ours.pipe.spec.controls]:
             raise ParameterError(
-                f"{settings.pair} has no control of kind {KIND}; name a pair that has one with "
+                f"{pair} has no control of kind {KIND}; name a pair that has one with "
                 "--model, such as the result of training/configs/control.toml"
             )
         size = ours.config.sample_size_px

@@ -131,9 +131,10 @@ FLOAT32_GRAPHS: dict[str, tuple[str, ...]] = {
 }
 """Graphs that OpenVINO computes in float32 where the rest is narrower, by measurement.
 
-In bfloat16 the middle of the shipped pair's Reference U-Net loses 9 % of its keys and values, where
-all else loses 0.1 to 4 %. A table is made once for a subject, and every step of every picture of it
-reads what it lost. The table itself is kept in the narrow type.
+The gate of a bundle for OpenVINO may find that a pair needs none of them. In bfloat16 the middle of
+the shipped pair's Reference U-Net loses 9 % of its keys and values, where all else loses 0.1 to
+4 %. A table is made once for a subject, and every step of every picture of it reads what it lost.
+The table itself is kept in the narrow type.
 """
 
 
@@ -160,6 +161,8 @@ class OpenVINOOptions:
             weights, which each would hold once more.
         cache_folder: Where; by default `.openvino` in the bundle's folder, or
             `~/.cache/bootpig-rt/openvino` where that is read-only.
+        float32_graphs: Graphs that are computed in float32 in a narrower precision too; None: as
+            the parity gate of the bundle found, else those of `FLOAT32_GRAPHS`.
 
     Raises:
         ParameterError: A value is unknown, of the wrong type or out of range.
@@ -174,10 +177,16 @@ class OpenVINOOptions:
     models_kept: int = 0
     cache: bool = True
     cache_folder: str | Path | None = None
+    float32_graphs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_name("backend option precision", self.precision, OPENVINO_PRECISIONS)
+        if not isinstance(self.float32_graphs, tuple | None):
+            raise ParameterError(
+                f"backend option float32_graphs is {self.float32_graphs!r}, expected names of "
+                'graphs such as ("reference_kv",)'
+            )
         check_int("backend option threads", self.threads, 0, 1024, "0 leaves it to OpenVINO")
         check_int("backend option streams", self.streams, 0, 1024, "0 leaves it to the pair")
         check_int("backend option models_kept", self.models_kept, 0, 1024, "0 keeps all that fit")

@@ -53,7 +53,8 @@ class ControlFolder:
         if not name.startswith(CONTROL_PREFIX):
             raise ParameterError(
                 f"control is {shown(text)}, expected KIND=DIR such as depth={text}, or a folder "
-                f"that is named {CONTROL_PREFIX}KIND"
+                f"that is named {CONTROL_PREFIX}KIND; a kind alone is a control of the pair inside "
+                "the package, where no other is named"
             )
         return cls(name.removeprefix(CONTROL_PREFIX), Path(text))
 

@@ -1,9 +1,10 @@
-"""Weights kept as eight-bit differences from others: what a student takes beside its teacher.
+"""Weights kept as eight-bit differences from others: what a student or a control adds to a pair.
 
-A file of weights is stored as what has to be added to another one of the same tensors. Matrices and
-filters keep eight bits a number and a scale for each row, everything smaller is kept whole, and
-what is equal not at all. The sum is made in float32, rounded once, and laid out as the other file
-is; so every machine makes the same bytes, which a manifest may name. Knows files, and no models.
+A file of weights is stored as what has to be added to another one: of the same tensors, as a
+student's, or of some of them and of others that begin as zeros, as a control's. Matrices and
+filters keep eight bits a number and a scale for each row, everything smaller is kept whole. The sum
+is made in float32 and rounded once, and its layout follows from the two files; so every machine
+makes the same bytes, which a manifest may name. Knows files, and no models.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ _SCALE = ".scale"
 _LEVELS = 127
 _TYPES: dict[str, Any] = {"F16": np.float16, "F32": np.float32}
 _MAX_BYTES = 1 << 30
+
+_Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Weights:
 def write_difference(base: Path, changed: Path, output: Path) -> None:
     """Store a file of weights as its difference from another one.
 
-    What is lost is at most a 254th of the largest difference in a row.
+    What is lost is at most a 254th of the largest difference in a row. What is equal takes no room.
 
     Args:
         base: A safetensors file, of float16 or float32.
@@ -81,55 +84,100 @@ def write_difference(base: Path, changed: Path, output: Path) -> None:
     stored: dict[str, Tensor] = {}
     for name in ours.places:
         before, after = ours.tensor(name), theirs.tensor(name)
-        if np.array_equal(before, after):
-            continue
-        if after.ndim < 2:
-            stored[name] = Tensor(ours.places[name][3], after.copy())
-            continue
-        difference = (after.astype(np.float32) - before.astype(np.float32)).reshape(len(after), -1)
-        scale = np.abs(difference).max(axis=1) / np.float32(_LEVELS)
-        steps = np.rint(difference / np.where(scale > 0, scale, np.float32(1))[:, None])
-        levels = np.clip(steps, -_LEVELS, _LEVELS).astype(np.int8)
-        stored[name] = Tensor("I8", levels.reshape(after.shape))
-        stored[name + _SCALE] = Tensor("F32", scale)
+        if not np.array_equal(before, after):
+            stored |= _stored(name, ours.places[name][3], before, after)
     write_tensor_file(output, stored, {"kind": "difference"})
 
 
+def write_branch(base: Path, branch: Path, output: Path) -> None:
+    """Store weights that began as some of another file's, and as zeros where that has none.
+
+    Args:
+        base: A safetensors file of one type, float16 or float32.
+        branch: One of that type; tensors of the same name have the same shape.
+        output: The difference, to be made whole with `apply_difference`.
+
+    Raises:
+        CheckpointError: A file is damaged, or a tensor has another shape or type than in `base`.
+        StorageError: The output cannot be written.
+    """
+    ours, theirs = _read(base), _read(branch)
+    kind = next(iter(ours.kinds.values()))[1]
+    stored: dict[str, Tensor] = {}
+    for name, found in theirs.kinds.items():
+        if found != ours.kinds.get(name, (found[0], kind)):
+            raise CheckpointError(
+                f"{branch} holds {name!r} of another shape or type than {base}; give a control of "
+                "this pair, in its type",
+                branch,
+            )
+        before = ours.tensor(name) if name in ours.places else None
+        stored |= _stored(name, kind, before, theirs.tensor(name))
+    write_tensor_file(output, stored, {"kind": "branch", "dtype": kind})
+
+
+def _stored(name: str, kind: str, before: _Array | None, after: _Array) -> dict[str, Tensor]:
+    """One tensor as it is kept: whole, or as levels with a scale for each row."""
+    if after.ndim < 2:
+        return {name: Tensor(kind, after.copy())}
+    start = np.float32(0) if before is None else before.astype(np.float32)
+    difference = (after.astype(np.float32) - start).reshape(len(after), -1)
+    scale = np.abs(difference).max(axis=1) / np.float32(_LEVELS)
+    steps = np.rint(difference / np.where(scale > 0, scale, np.float32(1))[:, None])
+    levels = np.clip(steps, -_LEVELS, _LEVELS).astype(np.int8)
+    return {name: Tensor("I8", levels.reshape(after.shape)), name + _SCALE: Tensor("F32", scale)}
+
+
 def apply_difference(base: Path, difference: Path, output: Path) -> None:
-    """Make a file of weights whole again; `base` as for `write_difference`.
+    """Make a file of weights whole again; `base` as for `write_difference` and `write_branch`.
 
     Raises:
         CheckpointError: A file is damaged, or they do not belong together.
         StorageError: The output cannot be written.
     """
     ours = _read(base)
-    stored = read_tensor_file(difference, max_bytes=_MAX_BYTES).tensors
-    data = ours.data.copy()
-    for name, tensor in stored.items():
-        if name.endswith(_SCALE) and name.removesuffix(_SCALE) in stored:
+    stored = read_tensor_file(difference, max_bytes=_MAX_BYTES)
+    new_kind = stored.metadata.get("dtype", "")  # of tensors that the base has not: a branch's
+    whole: dict[str, Tensor] = {}
+    for name, tensor in stored.tensors.items():
+        if name.endswith(_SCALE) and name.removesuffix(_SCALE) in stored.tensors:
             continue
-        scale = stored.get(name + _SCALE)
-        if name not in ours.places or ours.places[name][2] != tensor.array.shape:
+        before = ours.tensor(name) if name in ours.places else None
+        kind = new_kind if before is None else ours.kinds[name][1]
+        if kind not in _TYPES or (before is not None and before.shape != tensor.array.shape):
             raise CheckpointError(
                 f"{difference} holds {name!r} of shape {list(tensor.array.shape)}, which {base} "
                 "does not have; install the package again",
                 difference,
             )
-        begin, end, shape, kind = ours.places[name]
-        if tensor.kind == "I8" and scale is not None and scale.array.shape == shape[:1]:
-            rows = tensor.array.reshape(len(tensor.array), -1).astype(np.float32)
-            before = ours.tensor(name).reshape(len(rows), -1).astype(np.float32)
-            whole = (before + rows * scale.array[:, None]).astype(_TYPES[kind])
-        elif tensor.kind == kind and scale is None:
-            whole = tensor.array
-        else:
+        found = _whole(tensor, stored.tensors.get(name + _SCALE), before, kind)
+        if found is None:
             raise CheckpointError(
                 f"{difference} holds {name!r} as {tensor.kind} without what belongs to it; install "
                 "the package again",
                 difference,
             )
-        data[begin:end] = np.ascontiguousarray(whole).reshape(-1).view(np.uint8)
+        whole[name] = found
+    if new_kind:
+        write_tensor_file(output, whole, {"format": "pt"})
+        return
+    data = ours.data.copy()
+    for name, tensor in whole.items():
+        begin, end, _, _ = ours.places[name]
+        data[begin:end] = np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8)
     atomic_write_bytes(output, ours.head + data.tobytes())
+
+
+def _whole(tensor: Tensor, scale: Tensor | None, before: _Array | None, kind: str) -> Tensor | None:
+    """What `_stored` kept, in its own type again; None: something is missing."""
+    if tensor.kind == kind and scale is None:
+        return tensor
+    if tensor.kind != "I8" or scale is None or scale.array.shape != tensor.array.shape[:1]:
+        return None
+    rows = tensor.array.reshape(len(tensor.array), -1).astype(np.float32)
+    start = np.float32(0) if before is None else before.reshape(rows.shape).astype(np.float32)
+    added = (start + rows * scale.array[:, None]).astype(_TYPES[kind])
+    return Tensor(kind, added.reshape(tensor.array.shape))
 
 
 def _read(path: Path) -> _Weights:

@@ -248,12 +248,15 @@ class Variant(_Part, frozen=True):
         graphs: Those that differ from the bundle's own, of the same names; none where the precision
             is nothing but an option of the runtime.
         identity: What judges found; None: they were not asked.
+        float32_graphs: Graphs that had to stay in float32 for the gate; None: it was not asked
+            which, and not written.
     """
 
     precision: VariantPrecision
     parity: ParityReport
     graphs: tuple[GraphInfo, ...] = ()
     identity: Identity | None = None
+    float32_graphs: tuple[str, ...] | None = None
 
 
 class Manifest(_Part, frozen=True, kw_only=True):
@@ -316,6 +319,9 @@ class Manifest(_Part, frozen=True, kw_only=True):
         for name in ("variants", "controls"):
             if not values[name]:
                 del values[name]
+        for variant in values.get("variants", ()):
+            if variant["float32_graphs"] is None:
+                del variant["float32_graphs"]
         if not self.pair.loras:
             del values["pair"]["loras"]
         values |= {"size_bytes": self.size_bytes, "files": files}

@@ -1,25 +1,36 @@
-"""The pairs inside the package; of the few-step one only what differs from the other is kept.
+"""The pairs inside the package; of all but the first only what differs from it is kept.
 
-Distilling trains the Base U-Net alone. The graphs, the Reference U-Net and all else are the shipped
-pair's to the last bit, so the package holds them once; and of the Base U-Net what was added to it,
-in eight bits.
+Distilling trains the Base U-Net alone, and a control begins as a part of it. The graphs, the
+Reference U-Net and all else are the shipped pair's to the last bit, so the package holds them once;
+and of a student or a control what was added to the Base U-Net, in eight bits.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from bootpig_rt.bundle.control import ControlsArgument
 from bootpig_rt.bundle.difference import SUFFIX, apply_difference, whole_name
+from bootpig_rt.bundle.files import MANIFEST
 from bootpig_rt.checks import check_name
-from bootpig_rt.errors import CheckpointError, StorageError, describe_os_error
+from bootpig_rt.errors import CheckpointError, ParameterError, StorageError, describe_os_error
 
 Variant: TypeAlias = Literal["full", "fast"]
 """Of the pair inside the package: itself, or its student."""
 VARIANTS: tuple[str, ...] = get_args(Variant)
+
+CONTROLS = ("depth",)
+"""Kinds of controls inside the package."""
+
+GRAPHS = "graphs.zip"
+"""Graphs that a part adds to the pair's; packed, for they are text mostly."""
+BASE_WEIGHTS = "base_unet/diffusion_pytorch_model.safetensors"
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
@@ -41,7 +52,6 @@ def default_model() -> Path:
     return folder
 
 
-@cache
 def few_step_model() -> Path | None:
     """Folder of the few-step pair, put together once in a process; None if there is none.
 
@@ -51,45 +61,80 @@ def few_step_model() -> Path | None:
         CheckpointError: A file of the package is damaged.
         StorageError: There is no room for temporary files.
     """
-    student, teacher = _ASSETS / "student", _ASSETS / "pair"
-    if not (student / "pair.json").is_file() or not (teacher / "pair.json").is_file():
-        return None
-    try:
-        whole = tempfile.TemporaryDirectory(prefix="bootpig-rt-student-")
-        no_caches = shutil.ignore_patterns(".*")
-        shutil.copytree(teacher, whole.name, dirs_exist_ok=True, ignore=no_caches)
-        shutil.copytree(student, whole.name, dirs_exist_ok=True, ignore=no_caches)
-        for difference in Path(whole.name).rglob(f"*{SUFFIX}"):
-            weights = whole_name(difference)
-            apply_difference(weights, difference, weights)
-            difference.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot put the few-step pair together: {describe_os_error(error)}"
-        ) from error
-    _FOLDERS.append(whole)
-    return Path(whole.name)
+    return _put_together("student")
 
 
-def packaged_model(variant: Variant) -> Path:
-    """Folder of the pair inside the package, or of its student.
+def controlled_model(kind: str) -> Path | None:
+    """Folder of the pair with the package's control of that kind; see `few_step_model`."""
+    return _put_together(f"control_{kind}")
+
+
+def packaged_model(variant: Variant, controls: Collection[str] = ()) -> Path:
+    """Folder of the pair inside the package, of its student, or of the pair with a control.
+
+    Args:
+        variant: Which of them.
+        controls: Kinds of the package's controls, see `take_packaged`.
 
     Raises:
         CheckpointError: This installation has none.
-        ParameterError: Another variant.
+        ParameterError: Another variant, or a control with the student.
         StorageError: There is no room for temporary files.
     """
     check_name("variant", variant, VARIANTS)
-    if variant == "full":
-        return default_model()
-    student = few_step_model()
-    if student is None:
-        raise CheckpointError(
-            f"no student inside the package ({_ASSETS / 'student'}); draw with the pair itself, or "
-            "install the package again",
-            _ASSETS / "student",
+    if controls and variant != "full":
+        raise ParameterError(
+            f"got variant {variant!r} and control {' '.join(controls)}, expected one of them: the "
+            "controls of the package are of the pair itself, not of its student"
         )
-    return student
+    if variant == "full" and not controls:
+        return default_model()
+    part = "student" if variant != "full" else f"control_{next(iter(controls))}"
+    found = _put_together(part)
+    if found is None:
+        what = part.replace("_", " of kind ")
+        raise CheckpointError(
+            f"no {what} inside the package ({_ASSETS / part}); draw with the pair itself, or "
+            "install the package again",
+            _ASSETS / part,
+        )
+    return found
+
+
+def take_packaged(controls: ControlsArgument) -> tuple[tuple[str, ...], ControlsArgument]:
+    """Kinds that name controls of the package, such as `depth`, and the controls that are left."""
+    if controls is None or isinstance(controls, Mapping):
+        return (), controls
+    texts = [controls] if isinstance(controls, str | os.PathLike) else list(controls)
+    kinds = tuple(dict.fromkeys(kind for kind in CONTROLS if kind in texts))
+    return kinds, [text for text in texts if text not in kinds]
+
+
+@cache
+def _put_together(part: str) -> Path | None:
+    """The pair with what a part of the package changes or adds."""
+    teacher, own = _ASSETS / "pair", _ASSETS / part
+    if not (own / MANIFEST).is_file() or not (teacher / MANIFEST).is_file():
+        return None
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f"bootpig-rt-{part}-")
+        whole = Path(folder.name)
+        no_caches = shutil.ignore_patterns(".*")
+        for source in (teacher, own):
+            shutil.copytree(source, whole, dirs_exist_ok=True, ignore=no_caches)
+        graphs = whole / GRAPHS
+        if graphs.is_file():
+            shutil.unpack_archive(graphs, whole)
+            graphs.unlink()
+        for difference in whole.rglob(f"*{SUFFIX}"):
+            apply_difference(teacher / BASE_WEIGHTS, difference, whole_name(difference))
+            difference.unlink()
+    except (OSError, shutil.ReadError) as error:
+        raise StorageError(
+            f"cannot put {part} of the package together: {describe_os_error(error)}"
+        ) from error
+    _FOLDERS.append(folder)
+    return whole
 
 
 def is_put_together(folder: Path) -> bool:

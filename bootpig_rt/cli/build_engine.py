@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootpig_rt.cli.bundle_text import all_parity_lines, bundle_folder, size_text, takes
+from bootpig_rt.cli.bundle_text import all_parity_lines, size_text, takes
 from bootpig_rt.cli.options import add_control_argument, add_lora_argument, be_quiet_if_asked
 from bootpig_rt.errors import EXIT_OK, CheckpointError, ParameterError
 
 if TYPE_CHECKING:
+    from bootpig_rt.bundle.control import ControlFolder
     from bootpig_rt.bundle.pair_config import PairConfig
     from bootpig_rt.export.build_options import BuildOptions
     from bootpig_rt.export.estimate import Estimate
@@ -129,19 +130,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build the bundle and say where it is, or say what would be built."""
     be_quiet_if_asked(args)
-    from bootpig_rt.bundle.control import to_control_folders
+    from bootpig_rt.bundle.control import all_controls, to_control_folders
     from bootpig_rt.bundle.lora import Lora
+    from bootpig_rt.bundle.shipped import packaged_model, take_packaged
 
-    pair = bundle_folder(args.pair)
+    kinds, named = ((), args.control) if args.pair else take_packaged(args.control)
+    pair = args.pair or packaged_model("full", kinds)
     if not pair.is_dir():
         raise CheckpointError(f"pair {pair} is no folder; check --pair", pair)
     base_model = None if args.base_model is None else _base_model(args.base_model)
     loras = tuple(Lora.parse(text) for text in args.lora)
-    controls = to_control_folders(args.control)
+    controls = to_control_folders(named)
     config = _config(pair, base_model)
     options = _options(args, config, pair, base_model)
     if args.dry_run:
-        return _dry_run(args, options, config, pair, base_model)
+        return _dry_run(args, options, config, pair, base_model, all_controls(pair, controls))
     if args.reference_schedule is not None or args.table_dtype is not None:
         raise ParameterError(
             "got a reference schedule or a table type for a build, expected them with --dry-run "
@@ -239,8 +242,8 @@ def _dry_run(
     config: PairConfig,
     pair: Path,
     base_model: Path | None,
+    controls: tuple[ControlFolder, ...],
 ) -> int:
-    from bootpig_rt.bundle.control import all_controls, to_control_folders
     from bootpig_rt.bundle.pair_config import TINY_VAE
     from bootpig_rt.export.build_options import graph_names
     from bootpig_rt.export.build_output import check_output
@@ -248,7 +251,6 @@ def _dry_run(
     from bootpig_rt.export.targets import target_status
 
     check_output(pair, args.output, options, overwrite=args.overwrite)
-    controls = all_controls(pair, to_control_folders(args.control))
     options = replace(
         options,
         tiny_decoder=((base_model or pair) / TINY_VAE).is_dir(),

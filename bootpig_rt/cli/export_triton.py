@@ -63,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the repository and say how it is run."""
     from bootpig_rt.bundle.control import to_control_folders
-    from bootpig_rt.bundle.shipped import default_model
+    from bootpig_rt.bundle.shipped import packaged_model, take_packaged
     from bootpig_rt.serving.triton_repository import TritonOptions, export_repository
 
+    kinds, controls = ((), args.control) if args.model else take_packaged(args.control)
     options = TritonOptions(
         name=args.name,
         gpus=_numbers(args.gpus),
@@ -76,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
         store=args.store,
         trust=args.trust,
         is_streaming=args.stream,
-        controls=to_control_folders(args.control),
+        controls=to_control_folders(controls),
     )
-    size_bytes = export_repository(args.model or default_model(), args.folder, options)
+    model = args.model or packaged_model("full", kinds)
+    size_bytes = export_repository(model, args.folder, options)
     if args.json:
         told = {"folder": str(args.folder), "model": options.name, "size_bytes": size_bytes}
         print(json.dumps(told))

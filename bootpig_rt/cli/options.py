@@ -85,9 +85,9 @@ def add_control_argument(parser: argparse._ActionsContainer) -> None:
         metavar="KIND=DIR",
         action="append",
         default=[],
-        help="ControlNet of the base model, in diffusers' layout, beside those that lie in the "
-        "pair as controlnet_KIND; give it again for more. What runs it needs torch; a bundle built "
-        "with it does not",
+        help="depth: that of the shipped pair. KIND=DIR: a ControlNet of the base model, in "
+        "diffusers' layout, beside those that lie in the pair as controlnet_KIND; give it again "
+        "for more. What runs it needs torch; a bundle built with it does not",
     )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bootpig_rt.backends import backend_settings
-from bootpig_rt.bundle.shipped import default_model, few_step_model
+from bootpig_rt.bundle.shipped import few_step_model, packaged_model, take_packaged
 from bootpig_rt.engine.events import OnLaunch
 from bootpig_rt.engine.options import EngineOptions, Limits
 from bootpig_rt.errors import CheckpointError, ParameterError
@@ -30,9 +30,10 @@ def model_folders(options: ServerOptions) -> dict[str, Path]:
     Raises:
         CheckpointError: A folder is not there.
         ParameterError: A name is there twice.
+        StorageError: There is no room for what the package has to put together.
     """
     if options.model is None:
-        folders = {DEFAULT_MODEL: default_model()}
+        folders = {DEFAULT_MODEL: packaged_model("full", take_packaged(options.control)[0])}
         student = few_step_model()
         if student is not None:
             folders[FEW_STEP_MODEL] = student
@@ -92,6 +93,7 @@ def load_local(
     start = time.perf_counter()
     remover = None if options.remove_background is None else load_remover(options.remove_background)
     is_default = name == next(iter(model_folders(options)))
+    controls = options.control if options.model else take_packaged(options.control)[1]
     pipeline = Pipeline(
         folder,
         backend=backend_settings(
@@ -105,7 +107,7 @@ def load_local(
         trust=options.trust,
         decoder=options.decoder,
         lora=options.lora if is_default else None,
-        controls=options.control if is_default else None,
+        controls=controls if is_default else None,
     )
     try:
         sizes = sorted({min(size, pipeline.max_batch) for size in options.warmup_batches})

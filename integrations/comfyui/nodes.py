@@ -24,6 +24,7 @@ from bootpig_rt import (
     Subject,
 )
 from bootpig_rt.bundle.control import ControlFolder, to_control_folders
+from bootpig_rt.bundle.shipped import take_packaged
 from bootpig_rt.images.picture import save_png
 
 from .host import CATEGORY, Inputs, Progress, output_file, pair_folders, workflow_texts
@@ -32,8 +33,9 @@ from .pictures import as_pictures, as_tensor, cut_out
 SHIPPED = "small pair of the package"
 OWN = "the pair's own"
 CONTROLNETS = (
-    "ControlNets beside the pair's own, in diffusers' layout: depth=FOLDER; canny=FOLDER. For "
-    "pairs that torch draws; a bundle has the controls that it was built with."
+    "depth: the control of the small pair of the package. Or ControlNets beside the pair's own, in "
+    "diffusers' layout: depth=FOLDER; canny=FOLDER. These are for pairs that torch draws; a bundle "
+    "has the controls that it was built with."
 )
 
 
@@ -98,8 +100,8 @@ class LoadPair:
             CheckpointError: It is no usable pair, or a ControlNet does not fit it.
             BackendUnavailable: A package or the device is missing.
         """
-        controls = {control.kind: control.path for control in _controls_of(controlnets)}
         where = _folder_of(pair, folder)
+        controls = _names_in(controlnets)
         return (Pipeline(where, backend=backend, device=device, controls=controls),)
 
 
@@ -111,12 +113,16 @@ def _folder_of(pair: str, folder: str) -> Path | None:
 
 
 def _controls_of(controlnets: str) -> tuple[ControlFolder, ...]:
-    """ControlNets as the node's text names them.
+    """Folders of ControlNets that the node's text names.
 
     Raises:
         ParameterError: One says no kind, or a kind is there twice.
     """
-    return to_control_folders([one.strip() for one in controlnets.split(";") if one.strip()])
+    return to_control_folders(take_packaged(_names_in(controlnets))[1])
+
+
+def _names_in(controlnets: str) -> list[str]:
+    return [one.strip() for one in controlnets.split(";") if one.strip()]
 
 
 class EncodeSubject:

@@ -26,7 +26,7 @@ from bootpig_rt.backends.openvino.parts import parts_of
 from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
 from bootpig_rt.bundle import shipped
 from bootpig_rt.bundle.bundle import open_bundle, record_parity, write_manifest
-from bootpig_rt.bundle.manifest import ParityReport, RuntimeInfo
+from bootpig_rt.bundle.manifest import ParityReport, RuntimeInfo, Variant, VariantPrecision
 from bootpig_rt.errors import (
     BackendUnavailable,
     BundleError,
@@ -158,15 +158,28 @@ def test_models_of_one_precision_are_not_taken_for_those_of_another(
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-@pytest.mark.parametrize("amx", [True, False])
-def test_references_are_read_in_float32_in_every_precision(
-    monkeypatch: pytest.MonkeyPatch, precision: str, amx: bool
+def test_references_are_read_in_float32_unless_the_gate_or_the_user_says_otherwise(
+    tiny_bundle_folder: Path, tmp_path: Path, precision: VariantPrecision
 ) -> None:
-    monkeypatch.setattr(openvino_precision, "has_amx", lambda: amx)
-    rest = "bf16" if amx or precision == "bfloat16" else "f32"
-    hints = [openvino_precision.hint_for(name, precision) for name in ("reference_kv", "text_kv")]
-    assert hints == ["f32", rest]
-    assert openvino_precision.hint_for("denoise_step", "float32") == "f32"
+    folder = shutil.copytree(tiny_bundle_folder, tmp_path / "bundle")
+    bundle = open_bundle(folder)
+    wide = openvino_precision.float32_graphs
+    assert wide(bundle, OpenVINOOptions(), precision) == ("reference_kv",)
+    assert wide(bundle, OpenVINOOptions(), "float32") == ()
+    variant = Variant(precision, ParityReport("passed"), float32_graphs=())
+    write_manifest(folder, structs.replace(bundle.manifest, variants=(variant,)))
+    told = open_bundle(folder)
+    assert wide(told, OpenVINOOptions(), precision) == ()
+    options = OpenVINOOptions(float32_graphs=("text_kv",))
+    assert wide(told, options, precision) == ("text_kv",)
+
+
+@needs_bfloat16
+def test_graphs_are_computed_as_wide_as_they_are_asked_for(tiny_bundle_folder: Path) -> None:
+    options = replace(FLOAT32, precision="bfloat16", float32_graphs=("text_encoder",))
+    backend: Any = create_backend(options, tiny_bundle_folder)
+    assert arithmetic_of(backend.models.get("reference_kv")) == {"bf16"}
+    assert arithmetic_of(backend.models.get("text_encoder")) == {"f32"}
 
 
 @pytest.mark.parametrize(
@@ -490,6 +503,7 @@ def test_what_was_put_together_for_this_process_is_kept_with_the_users_caches(
         ({"streams": -1}, r"streams is -1, expected 0\.\.1024; 0 leaves it to the pair"),
         ({"buckets": [1]}, r"buckets is \[1\], expected numbers of pictures such as \(1, 4\)"),
         ({"buckets": (0,)}, r"buckets is 0, expected 1\.\.1024"),
+        ({"float32_graphs": "text_kv"}, "float32_graphs is 'text_kv', expected names of graphs"),
         ({"cache": "no"}, "cache is 'no', expected True or False"),
         ({"cache_folder": 3}, "cache_folder is 3, expected a folder"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from bootpig_rt.benchmarks.operators import OperatorTime, of_counters, of_profile
+from bootpig_rt.benchmarks.operators import OperatorTime, of_counters, of_profile, profiled
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.suites import shares
 from bootpig_rt.benchmarks.way import Journal
@@ -57,3 +60,25 @@ def test_the_shares_of_a_step_add_up_and_stand_beside_its_floor(
     assert not step.status
     # Three rows need more time than their products alone do.
     assert (step.values["times_floor"] or 0) > 1
+
+
+def test_openvinos_counters_are_those_of_a_step_and_not_of_a_longer_pass(tmp_path: Path) -> None:
+    ov = pytest.importorskip("openvino")
+    ops = ov.opset13
+
+    def run(output: str, operation: Callable[[Any], Any]) -> None:
+        given = ops.parameter([256, 256], np.float32, name="given")
+        node = operation(given)
+        node.output(0).set_names({output})
+        compiled = ov.Core().compile_model(ov.Model([node], [given], output), "CPU")
+        compiled.create_infer_request().infer({0: np.ones((256, 256), np.float32)})
+
+    with profiled("openvino", tmp_path) as read:
+        run("next_state", ops.sigmoid)
+        run(
+            "keys",
+            lambda given: ops.matmul(ops.matmul(given, given, False, False), given, False, False),
+        )
+        found = read(1)
+    assert found
+    assert "MatMul" not in {each.kind for each in found}

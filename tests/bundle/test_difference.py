@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bootpig_rt.bundle.difference import apply_difference, whole_name, write_difference
+from bootpig_rt.bundle.difference import (
+    apply_difference,
+    whole_name,
+    write_branch,
+    write_difference,
+)
 from bootpig_rt.errors import CheckpointError
 
 
@@ -115,3 +120,62 @@ def test_a_truncated_file_is_refused(files: tuple[Path, Path, Path], tmp_path: P
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="none cannot be read"):
         write_difference(tmp_path / "none", tmp_path / "none", tmp_path / "difference")
+
+
+@pytest.fixture
+def branch_files(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A pair's weights, those of a control that began as some of them, and how it is kept."""
+    base, noise = weights(0), np.random.default_rng(2)
+    branch = {
+        "conv.weight": base["conv.weight"] + noise.normal(0, 0.01, (8, 4, 3, 3)).astype(np.float16),
+        "norm.weight": base["norm.weight"],
+        "zero.weight": noise.normal(0, 0.01, (6, 8, 1, 1)).astype(np.float16),
+        "zero.bias": noise.normal(0, 0.01, 6).astype(np.float16),
+        "idle.weight": np.zeros((2, 2), np.float16),
+    }
+    names = tmp_path / "base.safetensors", tmp_path / "branch.safetensors"
+    save_file(base, names[0], metadata={"format": "pt"})
+    save_file(branch, names[1], metadata={"format": "pt"})
+    write_branch(*names, tmp_path / "branch.difference.safetensors")
+    return (*names, tmp_path / "branch.difference.safetensors")
+
+
+def test_a_branch_has_its_own_tensors_and_no_others(
+    branch_files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, branch, difference = branch_files
+    apply_difference(base, difference, tmp_path / "whole.safetensors")
+    before, wanted, whole = (
+        load_file(path) for path in (base, branch, tmp_path / "whole.safetensors")
+    )
+    assert whole.keys() == wanted.keys()
+    for name in ("norm.weight", "zero.bias", "idle.weight"):
+        assert np.array_equal(whole[name], wanted[name])
+    for name in ("conv.weight", "zero.weight"):
+        moved = np.abs(wanted[name].astype(np.float64) - before.get(name, np.zeros(())))
+        error = np.abs(wanted[name].astype(np.float64) - whole[name])
+        assert error.max() <= moved.max() / 254 + 2e-4
+        assert moved.max() > 0.02
+    assert {tensor.dtype for tensor in whole.values()} == {np.dtype(np.float16)}
+
+
+def test_a_branch_is_the_same_bytes_each_time(
+    branch_files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, _, difference = branch_files
+    for name in ("first", "second"):
+        apply_difference(base, difference, tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["shape", "type"])
+def test_a_branch_of_another_pair_is_refused(changed: str, tmp_path: Path) -> None:
+    base, branch = weights(0), weights(0)
+    other = np.zeros((8, 4, 1, 1), np.float16) if changed == "shape" else np.zeros((8, 4, 3, 3))
+    branch["conv.weight"] = other.astype(np.float16 if changed == "shape" else np.float32)
+    names = tmp_path / "base.safetensors", tmp_path / "branch.safetensors"
+    save_file(base, names[0])
+    save_file(branch, names[1])
+    with pytest.raises(CheckpointError, match=r"'conv\.weight' of another shape or type"):
+        write_branch(*names, tmp_path / "a.difference.safetensors")
+    assert not (tmp_path / "a.difference.safetensors").exists()

@@ -1,18 +1,30 @@
-"""The few-step pair of the package, put together from the shipped pair and what differs."""
+"""The few-step pair of the package and that with a control, put together from what differs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bootpig_rt.bundle.bundle import open_bundle
-from bootpig_rt.bundle.shipped import default_model, few_step_model, packaged_model
+from bootpig_rt.bundle.pair_config import read_pair_config
+from bootpig_rt.bundle.shipped import (
+    _put_together,
+    controlled_model,
+    default_model,
+    few_step_model,
+    packaged_model,
+    take_packaged,
+)
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.picture import read_parameters
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
+from bootpig_rt.server.local import model_folders
+from bootpig_rt.server.options import DEFAULT_MODEL, ServerOptions
 
 
 def test_the_few_step_pair_is_a_whole_bundle_that_draws_in_steps_of_one_row() -> None:
@@ -48,9 +60,12 @@ def test_other_pairs_and_other_variants_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_student_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bootpig_rt.bundle.shipped._ASSETS", tmp_path)
-    monkeypatch.setattr("bootpig_rt.bundle.shipped.few_step_model", lambda: None)
+    _put_together.cache_clear()
     with pytest.raises(CheckpointError, match="no student inside the package"):
         packaged_model("fast")
+    with pytest.raises(CheckpointError, match="no control of kind depth inside the package"):
+        packaged_model("full", ("depth",))
+    _put_together.cache_clear()
 
 
 def test_it_is_put_together_once() -> None:
@@ -61,3 +76,56 @@ def test_a_missing_shipped_pair_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("bootpig_rt.bundle.shipped._ASSETS", tmp_path)
     with pytest.raises(CheckpointError, match="no pair inside the package"):
         default_model()
+
+
+def depth_map(side_px: int, *, is_left: bool) -> np.ndarray:
+    """Ground that comes nearer, and a card that stands on it at one side."""
+    rows = np.linspace(0, 120, side_px).astype(np.uint8)
+    depth = np.repeat(rows[:, None], side_px, axis=1)
+    begin = side_px // 8 if is_left else side_px // 2
+    depth[side_px // 4 : 7 * side_px // 8, begin : begin + 3 * side_px // 8] = 230
+    return depth
+
+
+def test_the_package_has_a_control_for_depth_whose_maps_move_what_is_drawn() -> None:
+    prompt = "a photo of an owl, in the middle of a sandy beach"
+    with Pipeline(controls="depth") as pipe, Pipeline() as plain:
+        assert pipe.spec.runtime.startswith("onnxruntime")
+        assert [control.kind for control in pipe.spec.controls] == ["depth"]
+        side_px = pipe.spec.config.sample_size_px
+        maps = [depth_map(side_px, is_left=is_left) for is_left in (True, False)]
+        left, right = (
+            np.asarray(pipe(prompt, control_image={"depth": one}, seed=3).images[0], int)
+            for one in maps
+        )
+        own, alone = (np.asarray(one(prompt, seed=3).images[0]) for one in (pipe, plain))
+    assert np.abs(left - right).mean() > 5
+    assert np.array_equal(own, alone)  # without a map it is the pair itself, to the last bit
+
+
+def test_controls_of_the_package_are_named_by_their_kind_alone() -> None:
+    assert take_packaged("depth") == (("depth",), [])
+    assert take_packaged(["canny=maps", "depth"]) == (("depth",), ["canny=maps"])
+    assert take_packaged({"depth": "maps"}) == ((), {"depth": "maps"})
+    assert take_packaged(None) == ((), None)
+    folder = controlled_model("depth")
+    assert folder == packaged_model("full", ("depth",))
+    with pytest.raises(ParameterError, match="got variant 'fast' and control depth"):
+        Pipeline(variant="fast", controls="depth")
+
+
+def test_a_kind_alone_names_no_control_of_another_pair(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="a kind alone is a control of the pair inside"):
+        Pipeline(tmp_path, controls="depth")
+
+
+def test_commands_and_the_server_take_the_kind_alone(root: Path, tmp_path: Path) -> None:
+    side_px = read_pair_config(default_model() / "pair.json").sample_size_px
+    Image.fromarray(depth_map(side_px, is_left=True)).save(tmp_path / "depth.png")
+    words = ["generate", "--control", "depth", "--control-image", f"depth={tmp_path}/depth.png"]
+    words += ["--prompt", "a photo of an owl, in the middle of a sandy beach", "--steps", "2"]
+    assert main([*words, "-o", str(tmp_path / "there.png"), "--quiet"]) == 0
+    drawn = read_parameters(tmp_path / "there.png")
+    assert [control["kind"] for control in drawn["controls"]] == ["depth"]
+    folders = model_folders(ServerOptions(control=("depth",)))
+    assert folders[DEFAULT_MODEL] == controlled_model("depth")

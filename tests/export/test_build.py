@@ -116,7 +116,7 @@ class Stand:
         )
 
     def compare(
-        self, folder: Path, place: gate.Place, reference: gate.Reference, *_: Any
+        self, folder: Path, place: gate.Place, reference: gate.Reference, *_: Any, **__: Any
     ) -> GateRun:
         self.compared.append((open_bundle(folder).manifest, place))  # opened as a backend does
         results = (ParityResult("one_reference.latents", 0.5, 1.0, None, 1e-2, None),)
@@ -1005,7 +1005,9 @@ def test_graphs_are_written_for_what_will_run_them(order: dict[str, Any], dialec
 def openvino(*results: ParityResult, status: Any = "passed") -> Callable[..., GateRun]:
     """A comparison whose bfloat16 comes out as said."""
 
-    def compare(_folder: Path, place: gate.Place, reference: Any, precision: str, *_: Any) -> Any:
+    def compare(
+        _folder: Path, place: gate.Place, reference: Any, precision: str, *_: Any, **__: Any
+    ) -> Any:
         report = ParityReport("passed", "", place.backend, "cpu")
         if precision == "bfloat16":
             report = ParityReport(status, "", place.backend, "cpu", results)
@@ -1027,7 +1029,23 @@ def test_a_bundle_for_openvino_says_how_near_its_other_precisions_are(
     assert (manifest.precision, manifest.parity.status) == ("float32", "passed")
     (variant,) = manifest.variants
     assert (variant.precision, variant.parity.status) == ("bfloat16", status)
+    assert variant.float32_graphs == (() if status == "passed" else ("reference_kv",))
     assert open_bundle(tmp_path / "out").manifest == manifest
+
+
+def test_graphs_stay_in_float32_where_a_precision_would_not_pass_without(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    narrow, wide = openvino(status="failed"), openvino()
+
+    def compare(*args: Any, float32_graphs: Any = None) -> Any:
+        return (wide if float32_graphs else narrow)(*args)
+
+    monkeypatch.setattr(gate, "compare_backend", compare)
+    options = replace(SMALL, target="openvino")
+    (variant,) = build_engine(pair, tmp_path / "out", options).bundle.manifest.variants
+    assert (variant.parity.status, variant.float32_graphs) == ("passed", ("reference_kv",))
 
 
 def test_a_processor_without_bfloat16_leaves_it_for_others_to_compare(
@@ -1036,7 +1054,7 @@ def test_a_processor_without_bfloat16_leaves_it_for_others_to_compare(
     pytest.importorskip("openvino")
     compare = openvino()
 
-    def refuse(*args: Any) -> Any:
+    def refuse(*args: Any, **_: Any) -> Any:
         if args[3] == "bfloat16":
             raise BackendUnavailable("no such arithmetic")
         return compare(*args)
@@ -1145,7 +1163,7 @@ def test_int8_over_its_limit_makes_no_bundle(
 ) -> None:
     compare = openvino()
 
-    def far(*args: Any) -> GateRun:
+    def far(*args: Any, **_: Any) -> GateRun:
         run = compare(*args)
         if args[3] != "int8":
             return run

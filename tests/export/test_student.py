@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from bootpig_rt.bundle.bundle import open_bundle
 from bootpig_rt.bundle.pair_config import read_pair_config
-from bootpig_rt.bundle.shipped import few_step_model
+from bootpig_rt.bundle.shipped import _put_together, few_step_model
 from bootpig_rt.curve import Curve, CurvePoint, Measure, save_curve
 from bootpig_rt.errors import CheckpointError, ParameterError, StorageError
 from bootpig_rt.export.student import WEIGHTS, build_student, difference_of
@@ -177,13 +177,13 @@ def test_a_pair_and_its_student_take_the_place_of_those_in_the_package(
         "diffusion_pytorch_model.difference.safetensors",
     }
     monkeypatch.setattr("bootpig_rt.bundle.shipped._ASSETS", order.assets)
-    few_step_model.cache_clear()
+    _put_together.cache_clear()
     try:
         whole = few_step_model()
         assert whole is not None
         pair, student = (open_bundle(f).manifest for f in (order.assets / "pair", whole))
     finally:
-        few_step_model.cache_clear()
+        _put_together.cache_clear()
     assert (pair.pair.name, student.pair.name) == ("mine", "mine-turbo")
     assert student.parity.status == "passed"
     shares = {

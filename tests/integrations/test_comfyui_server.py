@@ -26,7 +26,6 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.bundle.shipped import default_model
-from bootpig_rt.images.canny import canny_map
 from bootpig_rt.images.picture import is_marked_generated, read_parameters
 from bootpig_rt.pipeline import Pipeline
 
@@ -177,38 +176,29 @@ def test_the_example_draws_what_the_pipeline_draws(server: Server, workflow: Any
         assert read_parameters(path)["seed"] == parameters.seed
 
 
-def test_the_example_with_a_map_draws_what_the_pipeline_draws(
-    server: Server, root: Path, controlled_pair_folder: Path
-) -> None:
+def test_the_example_with_a_map_draws_what_the_pipeline_draws(server: Server, root: Path) -> None:
     folder = root / "integrations" / "comfyui" / "example_workflows"
     workflow = json.loads((folder / "follow_a_map_api.json").read_text())
-    scene = np.full((32, 32, 3), 220, np.uint8)
-    scene[16:, 8:20] = 30
-    Image.fromarray(scene).save(server.folder / "input" / "scene.png")
-    net = controlled_pair_folder / "controlnet_depth"
-    workflow["1"]["inputs"] |= {
-        "folder": str(controlled_pair_folder), "controlnets": f"canny={net}", "device": "cpu",
-    }  # fmt: skip
-    workflow["8"]["inputs"] |= {"steps": 4, "prompt": "a dog"}
+    depth = np.repeat(np.linspace(0, 120, 64).astype(np.uint8)[:, None], 64, axis=1)
+    depth[16:56, 8:32] = 230
+    Image.fromarray(depth).save(server.folder / "input" / "depth.png")
+    workflow["8"]["inputs"] |= {"steps": 4}
     heard = server.run(workflow)
     assert types_of(heard)[-1] == "execution_success", heard[-1]
     (path,) = server.saved(heard, "9")
-    with Pipeline(
-        controlled_pair_folder, backend="torch", device="cpu", controls={"canny": net}
-    ) as pipe:
+    with Pipeline(controls="depth") as pipe:
         (expected,) = pipe(
-            "a dog",
+            workflow["8"]["inputs"]["prompt"],
             reference_images=server.folder / "input" / "owl.png",
             reference_prompt="a photo of an owl",
             num_inference_steps=4,
             seed=1,
-            control_image={"canny": canny_map(scene)},
-            control_interval=(0.0, 0.6),
+            control_image={"depth": depth},
         ).images
     with Image.open(path) as image:
         off = np.abs(np.asarray(image, np.int16) - np.asarray(expected, np.int16))
     assert off.max() <= 2
-    assert [one["kind"] for one in read_parameters(path)["controls"]] == ["canny"]
+    assert [one["kind"] for one in read_parameters(path)["controls"]] == ["depth"]
 
 
 def test_steps_and_previews_come_over_the_websocket(server: Server, workflow: Any) -> None:

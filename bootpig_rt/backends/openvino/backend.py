@@ -33,8 +33,9 @@ from bootpig_rt.backends.openvino.cache import BlobCache, cache_folders
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import OV_ERRORS, GraphFile, Models, Shapes, failed
 from bootpig_rt.backends.openvino.precision import (
+    HINTS,
     check_precision,
-    hint_for,
+    float32_graphs,
     processor,
     rest_of,
 )
@@ -106,6 +107,7 @@ class OpenVINOBackend:
     Attributes:
         models: Compiled when they are first needed.
         beside: The same for several launches at once, which share the threads.
+        float32_graphs: That stay so in a narrower precision.
     """
 
     name = "openvino"
@@ -119,6 +121,7 @@ class OpenVINOBackend:
         asked: Any = "float32" if options.precision == "auto" else options.precision
         precision: Precision = asked
         rest: Any = rest_of(precision)
+        wide = float32_graphs(bundle, options, precision)
         facts = {
             "openvino": str(ov.__version__),
             "processor": processor(core),
@@ -131,7 +134,7 @@ class OpenVINOBackend:
                 core,
                 lambda name: _graph_file(bundle, name, precision),
                 config=lambda name: {
-                    "INFERENCE_PRECISION_HINT": hint_for(name, precision),
+                    "INFERENCE_PRECISION_HINT": HINTS["float32" if name in wide else rest],
                     "INFERENCE_NUM_THREADS": options.threads,
                     "NUM_STREAMS": streams,
                 },
@@ -140,6 +143,7 @@ class OpenVINOBackend:
                 most=options.models_kept,
             )
 
+        self.float32_graphs = wide if rest != "float32" else ()
         self.models = models(1)
         streams = streams_of(bundle, options)
         self.beside = models(streams) if streams > 1 else self.models

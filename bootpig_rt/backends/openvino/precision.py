@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from bootpig_rt.backends.options import FLOAT32_GRAPHS, OpenVINOPrecision
+from bootpig_rt.backends.options import FLOAT32_GRAPHS, OpenVINOOptions, OpenVINOPrecision
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable, ParameterError
 
@@ -62,10 +62,14 @@ def precisions_unasked(core: ov.Core, bundle: Bundle) -> tuple[list[str], list[s
     return taken, left_out
 
 
-def hint_for(graph: str, precision: str) -> str:
-    """OpenVINO's name for what a graph is computed in, where its own file does not say int8."""
-    is_wide = graph in FLOAT32_GRAPHS.get(precision, ())
-    return HINTS["float32" if is_wide else rest_of(precision)]
+def float32_graphs(bundle: Bundle, options: OpenVINOOptions, precision: str) -> tuple[str, ...]:
+    """Graphs that stay in float32 in a precision: as asked, as the gate found, or by default."""
+    variant = bundle.manifest.variant(precision)
+    found = None if variant is None else variant.float32_graphs
+    for graphs in (options.float32_graphs, found):
+        if graphs is not None:
+            return graphs
+    return FLOAT32_GRAPHS.get(precision, ())
 
 
 def rest_of(precision: str) -> str:
