@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,18 +88,20 @@ def depth_map(side_px: int, *, is_left: bool) -> np.ndarray:
     return depth
 
 
-def test_the_package_has_a_control_for_depth_whose_maps_move_what_is_drawn() -> None:
+def test_the_package_has_a_control_for_depth_whose_maps_move_what_is_drawn(root: Path) -> None:
+    owl = root / "bootpig_rt" / "assets" / "subjects" / "owl.png"
     prompt = "a photo of an owl, in the middle of a sandy beach"
     with Pipeline(controls="depth") as pipe, Pipeline() as plain:
         assert pipe.spec.runtime.startswith("onnxruntime")
         assert [control.kind for control in pipe.spec.controls] == ["depth"]
         side_px = pipe.spec.config.sample_size_px
         maps = [depth_map(side_px, is_left=is_left) for is_left in (True, False)]
+        call: dict[str, Any] = {"reference_images": owl, "reference_prompt": "a photo of an owl"}
         left, right = (
-            np.asarray(pipe(prompt, control_image={"depth": one}, seed=3).images[0], int)
+            np.asarray(pipe(prompt, control_image={"depth": one}, seed=3, **call).images[0], int)
             for one in maps
         )
-        own, alone = (np.asarray(one(prompt, seed=3).images[0]) for one in (pipe, plain))
+        own, alone = (np.asarray(one(prompt, seed=3, **call).images[0]) for one in (pipe, plain))
     assert np.abs(left - right).mean() > 5
     assert np.array_equal(own, alone)  # without a map it is the pair itself, to the last bit
 
@@ -124,6 +127,7 @@ def test_commands_and_the_server_take_the_kind_alone(root: Path, tmp_path: Path)
     Image.fromarray(depth_map(side_px, is_left=True)).save(tmp_path / "depth.png")
     words = ["generate", "--control", "depth", "--control-image", f"depth={tmp_path}/depth.png"]
     words += ["--prompt", "a photo of an owl, in the middle of a sandy beach", "--steps", "2"]
+    words += ["--reference", str(root / "bootpig_rt" / "assets" / "subjects" / "owl.png")]
     assert main([*words, "-o", str(tmp_path / "there.png"), "--quiet"]) == 0
     drawn = read_parameters(tmp_path / "there.png")
     assert [control["kind"] for control in drawn["controls"]] == ["depth"]
