@@ -112,7 +112,6 @@ def _bare(row: Any) -> Any:
 _CPU_BLOCKS = (
     ("baselines-cpu", "The small pair, {size_px} px", _SHOWN_CPU),
     ("full-size-cpu", "Size of Stable Diffusion 2.1, 256 px", _SHOWN_FULL),
-    ("full-size-512-cpu", "Size of Stable Diffusion 2.1, 512 px", _SHOWN_FULL),
 )
 
 

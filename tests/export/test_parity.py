@@ -119,20 +119,26 @@ def test_the_reference_knows_its_pair(backend: TorchBackend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "reason"),
+    ("name", "precision", "graphs", "reason"),
     [
-        ("openvino", "float32", ""),
-        ("openvino", "bfloat16", "in float32: reference_kv"),
-        ("openvino", "int8", "in float32: reference_kv"),
-        ("tensorrt", "float16", ""),
+        ("openvino", "float32", (), ""),
+        ("openvino", "bfloat16", ("reference_kv",), "in float32: reference_kv"),
+        ("openvino", "int8", ("reference_kv", "text_kv"), "in float32: reference_kv, text_kv"),
+        ("tensorrt", "float16", None, ""),
     ],
 )
 def test_a_report_says_which_graphs_a_precision_leaves_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: Precision, reason: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    precision: Precision,
+    graphs: tuple[str, ...] | None,
+    reason: str,
 ) -> None:
-    monkeypatch.setattr(
-        gate, "create_backend", lambda *_, **__: SimpleNamespace(name=name, device="cpu")
-    )
+    backend = SimpleNamespace(name=name, device="cpu")
+    if graphs is not None:
+        backend.float32_graphs = graphs
+    monkeypatch.setattr(gate, "create_backend", lambda *_, **__: backend)
     monkeypatch.setattr(gate, "record", lambda *_: {})
     place = gate.Place(name, "cpu", is_target=True)
     reference = gate.Reference(Plan(32, ()), {}, "ab")
