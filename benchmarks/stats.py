@@ -118,13 +118,13 @@ def spread(times_ms: Sequence[float] | Floats) -> float:
 
 
 def in_digits(value: float, low: float, high: float) -> str:
-    """A number to the place of the first digit of its interval's width, two places at most.
+    """A number to the place of the first digit of its interval's width.
 
     An interval of 2.94 to 3.41 supports one place behind the point: `3.2`. One of 2.1 to 4.4
-    supports none: `3`.
+    supports none: `3`. There are two places at most, three of numbers below a tenth.
     """
-    width = high - low
-    places = 2 if width <= 0 else min(2, max(0, -math.floor(math.log10(width))))
+    width, most = high - low, 2 if abs(value) >= 0.1 else 3
+    places = 2 if width <= 0 else min(most, max(0, -math.floor(math.log10(width))))
     return f"{value:.{places}f}"
 
 

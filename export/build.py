@@ -9,7 +9,6 @@ manifest, `describe.py`.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
+from bootpig_rt.backends.host_memory import return_freed_memory
 from bootpig_rt.bundle.bundle import Bundle, ParityReport, write_manifest
 from bootpig_rt.bundle.control import CONTROL_PREFIX, CONTROL_WEIGHTS, ControlFolder, all_controls
 from bootpig_rt.bundle.lora import Lora
@@ -175,10 +175,11 @@ def _build(order: Order, work: WorkFolder, track: Track) -> BuildResult:
         for module in pair.modules:
             if module is not pair.vae or not pair.keeps_vae_wide:
                 nn.Module.half(module)
+        return_freed_memory()
     resumed = _export(order, pair, work, track)
     _release(pair)  # it would not fit beside the new backend's copy
     del pair
-    gc.collect()
+    return_freed_memory()
 
     not_run = ParityReport("not run", "the build has not come to it")
     # The graphs of engines are a bundle for a CPU on the way.
@@ -298,6 +299,7 @@ def _build_engines(order: Order, work: WorkFolder, track: Track) -> int:
     from bootpig_rt.export.tensorrt_builder import build_trt_engine
 
     graphs, engines, resumed = work.path / GRAPHS, work.path / ENGINES, 0
+    return_freed_memory()  # the gate had the graphs loaded
     engines.mkdir(exist_ok=True)
     of_controls = [f"{CONTROL_PREFIX}{kind}" for kind in order.options.controls]
     for part in (*_RUNTIME_PARTS, *of_controls):

@@ -8,6 +8,7 @@ from pathlib import Path
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.backends.cuda.devices import cuda_devices
+from bootpig_rt.backends.host_memory import free_memory_bytes
 from bootpig_rt.backends.host_table import Precision
 from bootpig_rt.backends.options import (
     FLOAT32_GRAPHS,
@@ -23,6 +24,8 @@ from bootpig_rt.export.parity_limits import LIMITS
 from bootpig_rt.export.targets import target_status
 
 _LARGE_BYTES = 1 << 30
+_LOADING = 5
+"""What a graph takes while ONNX Runtime loads it, by its weights in float16 on disk."""
 
 _BACKEND_OF_TARGET = {"cpu": "onnxruntime", "openvino": "openvino", "cuda": "onnxruntime"}
 
@@ -176,7 +179,10 @@ def _settings(folder: Path, place: Place, precision: Precision) -> str | Backend
         options = OpenVINOOptions(precision=precision, cache=False)  # type: ignore[arg-type]
         return replace(options, models_kept=1, buckets=()) if stored > _LARGE_BYTES else options
     if place.backend == "onnxruntime" and stored > _LARGE_BYTES:
-        return OnnxRuntimeOptions(sessions_kept=1, arena=False)
+        largest = max(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+        free = free_memory_bytes()
+        is_roomy = free is None or _LOADING * largest < free
+        return OnnxRuntimeOptions(sessions_kept=1, arena=False, fold_constants=is_roomy)
     return place.backend
 
 

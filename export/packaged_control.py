@@ -28,7 +28,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP file can name
 def build_packaged_control(
     pair: Path, control: ControlFolder, output: Path, *, progress: BuildProgress | None = None
 ) -> None:
-    """Make what `shipped.controlled_model` puts together with a pair again.
+    """Make what `shipped.packaged_model` puts together with a pair again.
 
     Args:
         pair: A bundle for a CPU.
@@ -91,7 +91,7 @@ def _round(base: Path, weights: Path, difference: Path, work: Path) -> None:
 
 def _keep_new(pair: Path, whole: Path, kept: Path, *, known: str) -> None:
     """What a bundle has otherwise than the pair's: graphs packed, the rest as it is."""
-    with zipfile.ZipFile(kept / GRAPHS, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as graphs:
+    with zipfile.ZipFile(kept / GRAPHS, "w") as graphs:
         for path in sorted(path for path in whole.rglob("*") if path.is_file()):
             name = path.relative_to(whole).as_posix()
             own = pair / name

@@ -27,12 +27,13 @@ from bootpig_rt.bundle.difference import SUFFIX, apply_difference, write_differe
 from bootpig_rt.bundle.files import MANIFEST, SIGNATURE, measure
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.pair_config import read_pair_config
+from bootpig_rt.bundle.shipped import BASE_WEIGHTS
 from bootpig_rt.errors import CheckpointError, ParameterError, ParityError
 from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.describe import describe_graphs
 from bootpig_rt.export.gate import compare_backend, describe_worst, place_of, record_reference
 
-WEIGHTS = "base_unet/diffusion_pytorch_model.safetensors"
+WEIGHTS = BASE_WEIGHTS
 """All of a student's weights that are its own."""
 DIFFERENCE = WEIGHTS.removesuffix(".safetensors") + SUFFIX
 

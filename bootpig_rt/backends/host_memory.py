@@ -1,7 +1,10 @@
-"""How much of the host's memory this process may still take."""
+"""How much of the host's memory this process may still take, and giving back what it let go."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 
@@ -22,6 +25,17 @@ def free_memory_bytes(
     if limit and used and limit[0].isdigit():
         found.append(max(0, int(limit[0]) - int(used[0])))
     return min(found, default=None)
+
+
+def return_freed_memory() -> None:
+    """Give the system what nobody here uses any more.
+
+    The C library keeps what was freed in pieces of up to 32 MiB, which is most of a large U-Net:
+    of a pair of Stable Diffusion XL's size nine gigabytes.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _lines(path: Path) -> list[str]:

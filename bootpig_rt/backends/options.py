@@ -86,6 +86,9 @@ class OnnxRuntimeOptions:
         cuda_memory_bytes: Most memory that ONNX Runtime takes on a CUDA device; 0 is no limit.
         sessions_kept: Graphs that stay loaded, least recently used out first; 0 keeps all. 1 needs
             the least memory and loads a graph each time that another one ran before.
+        fold_constants: Compute what depends on weights alone once, when a graph is loaded. On a CPU
+            weights in float16 are then kept in float32, and twice over while the graph loads;
+            without it each launch widens them, which takes more time and less than half the memory.
 
     Raises:
         ParameterError: A value is of the wrong type or out of range.
@@ -99,6 +102,7 @@ class OnnxRuntimeOptions:
     portable: bool = False
     cuda_memory_bytes: int = 0
     sessions_kept: int = 0
+    fold_constants: bool = True
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -109,7 +113,7 @@ class OnnxRuntimeOptions:
         ):
             value = getattr(self, name)
             check_int(f"backend option {name}", value, 0, most, "0 leaves it to ONNX Runtime")
-        for name in ("spinning", "arena", "portable"):
+        for name in ("spinning", "arena", "portable", "fold_constants"):
             check_flag(f"backend option {name}", getattr(self, name))
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -64,11 +67,6 @@ def few_step_model() -> Path | None:
     return _put_together("student")
 
 
-def controlled_model(kind: str) -> Path | None:
-    """Folder of the pair with the package's control of that kind; see `few_step_model`."""
-    return _put_together(f"control_{kind}")
-
-
 def packaged_model(variant: Variant, controls: Collection[str] = ()) -> Path:
     """Folder of the pair inside the package, of its student, or of the pair with a control.
 
@@ -117,24 +115,40 @@ def _put_together(part: str) -> Path | None:
     if not (own / MANIFEST).is_file() or not (teacher / MANIFEST).is_file():
         return None
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f"bootpig-rt-{part}-")
-        whole = Path(folder.name)
-        no_caches = shutil.ignore_patterns(".*")
-        for source in (teacher, own):
-            shutil.copytree(source, whole, dirs_exist_ok=True, ignore=no_caches)
-        graphs = whole / GRAPHS
-        if graphs.is_file():
-            shutil.unpack_archive(graphs, whole)
-            graphs.unlink()
-        for difference in whole.rglob(f"*{SUFFIX}"):
-            apply_difference(teacher / BASE_WEIGHTS, difference, whole_name(difference))
-            difference.unlink()
-    except (OSError, shutil.ReadError) as error:
+        with ExitStack() as failing:
+            folder = tempfile.TemporaryDirectory(prefix=f"bootpig-rt-{part}-")
+            whole = Path(failing.enter_context(folder))
+            _fill(whole, teacher, own)
+            failing.pop_all()  # it is whole, and stays
+    except OSError as error:
         raise StorageError(
             f"cannot put {part} of the package together: {describe_os_error(error)}"
         ) from error
     _FOLDERS.append(folder)
     return whole
+
+
+def _fill(whole: Path, teacher: Path, own: Path) -> None:
+    no_caches = shutil.ignore_patterns(".*")
+    for source in (teacher, own):
+        shutil.copytree(source, whole, dirs_exist_ok=True, ignore=no_caches)
+    graphs = whole / GRAPHS
+    if graphs.is_file():
+        _unpack(graphs, whole)
+    for difference in whole.rglob(f"*{SUFFIX}"):
+        apply_difference(teacher / BASE_WEIGHTS, difference, whole_name(difference))
+        difference.unlink()
+
+
+def _unpack(graphs: Path, whole: Path) -> None:
+    try:
+        with zipfile.ZipFile(graphs) as archive:
+            archive.extractall(whole)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(
+            f"{graphs.name} of the package is damaged ({error}); install the package again", graphs
+        ) from error
+    graphs.unlink()
 
 
 def is_put_together(folder: Path) -> bool:

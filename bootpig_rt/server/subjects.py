@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import io
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -335,12 +334,6 @@ def subject_id(tenant: str, subject: Subject, prepared: Sequence[Image.Image]) -
 def data_url(image: Image.Image) -> str:
     """A picture as a `data:` URL of a PNG."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
-
-
-def read_png(data: bytes) -> Image.Image:
-    """A picture that `png_bytes` wrote."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        return image.convert("RGB")
 
 
 def _subject_bytes(subject: Subject) -> int:

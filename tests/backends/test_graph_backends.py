@@ -28,7 +28,7 @@ from bootpig_rt.backends.base import Backend, DenoiseBatch
 from bootpig_rt.backends.onnxruntime import steps as onnxruntime_steps
 from bootpig_rt.backends.onnxruntime import tables as onnxruntime_tables
 from bootpig_rt.backends.onnxruntime.sessions import Sessions, empty, to_device
-from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
 from bootpig_rt.diffusion.solver import BatchSolver, solver_table
 from bootpig_rt.errors import (
@@ -41,9 +41,9 @@ from bootpig_rt.errors import (
 )
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
+from tests.compiled import OPENVINO
 
 OPTIONS = OnnxRuntimeOptions(intra_op_threads=1, spinning=False)
-OPENVINO = OpenVINOOptions(precision="float32", threads=1, cache=False)
 MERGES = ("argmax", "softmax", "mean", "concat")
 
 
@@ -569,6 +569,25 @@ def test_few_sessions_can_be_kept_and_draw_the_same(tiny_bundle_folder: Path) ->
         loaded = pipeline._backend.sessions._futures  # type: ignore[attr-defined]
         assert len(loaded) == (1 if kept else 6)
     assert (drawn[0] == drawn[1]).all()
+
+
+def test_weights_that_each_launch_widens_draw_the_same(tiny_bundle_folder: Path) -> None:
+    drawn, dog = [], np.full((32, 32, 3), 90, np.uint8)
+    for is_folded in (True, False):
+        with Pipeline(
+            tiny_bundle_folder,
+            backend=OnnxRuntimeOptions(fold_constants=is_folded),
+            device="cpu",
+        ) as pipeline:
+            result = pipeline(
+                "a dog",
+                reference_images=dog,
+                reference_prompt="a dog",
+                seed=1,
+                num_inference_steps=2,
+            )
+        drawn.append(np.asarray(result.images[0], int))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
 @pytest.mark.parametrize(("device", "looked_at"), [("cpu", 4), ("cuda:0", 2)])

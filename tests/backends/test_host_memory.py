@@ -1,10 +1,14 @@
-"""Free memory of the host, as Linux and a container tell it."""
+"""Free memory of the host, as Linux and a container tell it, and what is given back to it."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
-from bootpig_rt.backends.host_memory import free_memory_bytes
+import numpy as np
+import pytest
+
+from bootpig_rt.backends.host_memory import free_memory_bytes, return_freed_memory
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
@@ -16,3 +20,22 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(tmp_path, tmp_path) == 8 << 20
     assert free_memory_bytes(tmp_path / "none", tmp_path / "none") is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
+def test_memory_between_pieces_that_are_still_used_goes_back() -> None:
+    before = _own_bytes()
+    pieces = [np.ones(100_000, np.uint8) for _ in range(2000)]
+    used = _own_bytes() - before
+    kept = pieces[::100]
+    del pieces
+    return_freed_memory()
+    assert used > 150e6
+    assert _own_bytes() - before < used / 4
+    assert len(kept) == 20
+
+
+def _own_bytes() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    (line,) = (line for line in lines if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10

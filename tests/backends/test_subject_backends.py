@@ -12,9 +12,10 @@ from PIL import Image
 
 from bootpig_rt.backends.onnxruntime.sessions import Sessions
 from bootpig_rt.backends.openvino.models import Models
-from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.cli.main import main
 from bootpig_rt.pipeline import Pipeline
+from tests.compiled import OPENVINO
 
 PROMPT = "a photo of a dog, on a beach"
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "reference_schedule": "exact"}
@@ -24,7 +25,7 @@ SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "reference_schedule": "exa
 def pipelines(tiny_bundle_folder: Path) -> dict[str, Pipeline]:
     """The same pair in each backend."""
     threads = OnnxRuntimeOptions(intra_op_threads=1, spinning=False)
-    float32 = OpenVINOOptions(precision="float32", threads=1, cache=False)
+    float32 = OPENVINO
     return {
         "torch": Pipeline(tiny_bundle_folder, backend="torch", device="cpu"),
         "onnxruntime": Pipeline(tiny_bundle_folder, backend=threads, device="cpu"),

@@ -105,6 +105,9 @@ def test_the_spread_is_half_the_middle_half_over_the_median() -> None:
         (3.187, 3.181, 3.192, "3.19"),
         (1.0, 1.0, 1.0, "1.00"),
         (24.31, 12.0, 39.0, "24"),
+        (0.0399, 0.0364, 0.0435, "0.040"),
+        (0.079, 0.072, 0.086, "0.08"),
+        (0.1082, 0.1053, 0.1111, "0.11"),
     ],
 )
 def test_a_number_has_the_digits_that_its_interval_supports(

@@ -17,17 +17,18 @@ from bootpig_rt.errors import ParameterError
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
+from tests.compiled import OPENVINO
 
 MakePaper = Callable[..., Any]
 MANNERS: dict[str, Any] = {
     "torch": TorchOptions(),
     "torch, recorded": TorchOptions(cuda_graph=True),
     "onnxruntime": OnnxRuntimeOptions(intra_op_threads=1),
-    "openvino": OpenVINOOptions(precision="float32", threads=1, cache=False),
+    "openvino": OPENVINO,
     "openvino, in fours and streams": OpenVINOOptions(
         precision="float32", threads=2, streams=2, buckets=(1, 4), cache=False
     ),
-    "openvino, any shape": OpenVINOOptions(precision="float32", threads=1, buckets=(), cache=False),
+    "openvino, any shape": replace(OPENVINO, buckets=()),
 }
 
 

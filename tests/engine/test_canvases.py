@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
+from bootpig_rt.backends.options import OnnxRuntimeOptions, TorchOptions
 from bootpig_rt.diffusion.noise_schedule import SOLVERS
 from bootpig_rt.engine.batch import picture_noise
 from bootpig_rt.errors import NumericalError, ParameterError
@@ -20,13 +20,14 @@ from bootpig_rt.images.picture import to_pil
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
+from tests.compiled import OPENVINO
 
 MakePaper = Callable[..., Any]
 MANNERS: dict[str, Any] = {
     "torch": TorchOptions(),
     "torch, recorded": TorchOptions(cuda_graph=True),
     "onnxruntime": OnnxRuntimeOptions(intra_op_threads=1),
-    "openvino": OpenVINOOptions(precision="float32", threads=1, cache=False),
+    "openvino": OPENVINO,
 }
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)

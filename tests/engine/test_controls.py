@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
+from bootpig_rt.backends.options import OnnxRuntimeOptions, TorchOptions
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.control import Control
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
+from tests.compiled import OPENVINO
 
 MANNERS: dict[str, Any] = {
     "torch": TorchOptions(),
     "torch, recorded": TorchOptions(cuda_graph=True),
     "onnxruntime": OnnxRuntimeOptions(intra_op_threads=1),
-    "openvino": OpenVINOOptions(precision="float32", threads=1, cache=False),
+    "openvino": OPENVINO,
 }
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,30 @@ def test_a_report_says_which_graphs_a_precision_leaves_in_float32(
     reference = gate.Reference(Plan(32, ()), {}, "ab")
     report = gate.compare_backend(tmp_path, place, reference, precision).report
     assert (report.status, report.reason) == ("passed", reason)
+
+
+@pytest.mark.parametrize(("free_gib", "is_folded"), [(5, False), (12, True), (None, True)])
+def test_a_large_graph_that_would_not_fit_widened_is_compared_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: int | None, is_folded: bool
+) -> None:
+    for part, gib in (("base_unet", 2), ("vae", 1)):
+        (tmp_path / part).mkdir()
+        with (tmp_path / part / "weights.safetensors").open("wb") as stream:
+            stream.truncate(gib << 30)  # a hole
+    free = None if free_gib is None else free_gib << 30
+    monkeypatch.setattr(gate, "free_memory_bytes", lambda: free)
+    asked: list[Any] = []
+
+    def create(options: Any, *_: Any, **__: Any) -> Any:
+        asked.append(options)
+        return SimpleNamespace(name="onnxruntime", device="cpu")
+
+    monkeypatch.setattr(gate, "create_backend", create)
+    monkeypatch.setattr(gate, "record", lambda *_: {})
+    place = gate.Place("onnxruntime", "cpu", is_target=True)
+    gate.compare_backend(tmp_path, place, gate.Reference(Plan(32, ()), {}, "ab"), "float16")
+    (options,) = asked
+    assert (options.sessions_kept, options.arena, options.fold_constants) == (1, False, is_folded)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,44 @@ always show another view) tell what is usual.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bootpig_rt.training.evaluation.statistics import rate, rounded
+
 Doubles = NDArray[np.float64]
 LENGTHS = (0.46, 0.52, 0.58, 0.64, 0.70)
+
+
+def paste_rates(
+    drawn: Mapping[str, tuple[Sequence[int], NDArray[np.uint8]]],
+    views: Sequence[Sequence[Image.Image]],
+    *,
+    lengths: Sequence[float] = LENGTHS,
+) -> dict[str, Any]:
+    """Scores and gaps of pictures, for a report.
+
+    The gap is the score of the view that was given less that of another view of the same subject,
+    which was not: 0 where the view has no say, above 0 where the given view is copied.
+
+    Args:
+        drawn: By who drew them: numbers of the subjects, and pictures, uint8 [N, S, S, 3].
+        views: Of each subject, the one that was given and one that was not, RGBA.
+        lengths: See `paste_score`.
+    """
+    report: dict[str, Any] = {}
+    for name, (numbers, pictures) in drawn.items():
+        scores = [
+            [paste_score(picture, view, lengths=lengths) for view in views[number]]
+            for number, picture in zip(numbers, pictures, strict=True)
+        ]
+        given, gaps = [a for a, _ in scores], [a - b for a, b in scores]
+        report[name] = {"score": rounded(rate(given, numbers)), "gap": rounded(rate(gaps, numbers))}
+    return report
 
 
 def paste_score(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig_rt.training.evaluation.alignment import AlignmentJudge
-from bootpig_rt.training.evaluation.copying import paste_score
+from bootpig_rt.training.evaluation.copying import paste_rates
 from bootpig_rt.training.evaluation.counting import (
     MAIN_JUDGE,
     Verdicts,
@@ -49,7 +49,6 @@ from bootpig_rt.training.evaluation.identity import (
 )
 from bootpig_rt.training.evaluation.render import RendererGenerator
 from bootpig_rt.training.evaluation.scene_judge import scene_accuracy, scene_net, scenes_of
-from bootpig_rt.training.evaluation.statistics import rate, rounded
 from bootpig_rt.training.evaluation.suite import (
     GROUPS,
     EvalSubject,
@@ -257,11 +256,7 @@ def _judge(
 def _copying(
     arms: dict[str, Verdicts], subjects: Sequence[EvalSubject], config: SuiteConfig, size_px: int
 ) -> dict[str, Any]:
-    """Paste scores of the pair, of the renderer, and of real pastes.
-
-    The gap is the score of the view that was given less that of another view of the same drawing,
-    which was not: 0 where the view has no say, above 0 where the given view is copied.
-    """
+    """Paste scores of the pair, of the renderer, and of real pastes."""
     views = [reference_pictures(subject, subject.own, 2, config.seed) for subject in subjects]
     own = subset(arms["main"], {place_of(shot) for shot in arms["renderer"].shots})
     pasted = [_paste(s, views[n][0], config, size_px) for n, s in enumerate(subjects)]
@@ -270,13 +265,7 @@ def _copying(
         "renderer": ([s.subject for s in arms["renderer"].shots], arms["renderer"].pictures),
         "paste": (list(range(len(subjects))), np.stack(pasted)),
     }
-    report: dict[str, Any] = {}
-    for name, (numbers, pictures) in drawn.items():
-        given = [paste_score(p, views[n][0]) for n, p in zip(numbers, pictures, strict=True)]
-        other = [paste_score(p, views[n][1]) for n, p in zip(numbers, pictures, strict=True)]
-        gaps = [a - b for a, b in zip(given, other, strict=True)]
-        report[name] = {"score": rounded(rate(given, numbers)), "gap": rounded(rate(gaps, numbers))}
-    return report
+    return paste_rates(drawn, views)
 
 
 def _paste(

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from bootpig_rt.backends.host_memory import return_freed_memory
 from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.errors import (
     BootPIGError,
@@ -117,6 +118,7 @@ class Sessions:
                 kept = self._options.sessions_kept
                 while kept and len(self._futures) >= kept:
                     self._futures.popitem(last=False)  # who runs it holds it until the end
+                    return_freed_memory()
                 future = self._futures[name] = Future()
             self._futures.move_to_end(name)
         if is_ours:
@@ -190,8 +192,11 @@ class Sessions:
             "session.model_external_initializers_file_folder_path", str(self._folder)
         )
         graph = self._read(name)
+        left_out = None if chosen.fold_constants else ["ConstantFolding"]
         try:
-            return ort.InferenceSession(graph, options, providers=self._providers())
+            return ort.InferenceSession(
+                graph, options, providers=self._providers(), disabled_optimizers=left_out
+            )
         except ORT_ERRORS as error:
             raise self._explain(name, error) from error
 

@@ -19,7 +19,6 @@ from PIL import Image
 from bootpig_rt.images.png import save_png
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
-from bootpig_rt.training.evaluation.copying import paste_score
 from bootpig_rt.training.evaluation.generators import Generator, PairGenerator, draw_shots
 from bootpig_rt.training.evaluation.sheets import Tile, sheet
 from bootpig_rt.training.evaluation.statistics import Rate, rate, rounded
@@ -31,6 +30,7 @@ from bootpig_rt.training.evaluation.world.judges import (
     render_in_scene,
     views,
 )
+from bootpig_rt.training.evaluation.world.pastes import world_pastes
 from bootpig_rt.training.evaluation.world.suite import (
     GROUPS,
     WorldSubject,
@@ -40,12 +40,11 @@ from bootpig_rt.training.evaluation.world.suite import (
     world_shots,
 )
 from bootpig_rt.training.world3d.captions import WorldCaption
-from bootpig_rt.training.world3d.compose import CENTRES, LENGTHS
 from bootpig_rt.training.world3d.studio import Studio
 
 ROWS_PER_SHEET = 10
-_LENGTHS = tuple(float(share) for share in np.linspace(*LENGTHS["normal"], 5))
-"""At which references are sought in pictures, whose prompts ask for subjects of normal size."""
+_PASTERS = {"pair": "main", "renderer": "renderer"}
+"""Whose pictures are searched for pasted references, and their arms."""
 
 OnProgress = Callable[[str, int], None]
 """Told the arm and the number of its pictures just finished."""
@@ -180,7 +179,13 @@ def evaluate_world(
         "all": summary(main, subjects),
         "arms": {name: summary(arm, subjects) for name, arm in arms.items() if name != "main"},
         "more_references": _more_references(arms, subjects, config),
-        "copy_paste": _copying(arms, subjects, config, studio, closeup),
+        "copy_paste": world_pastes(
+            {name: (arms[arm].shots, arms[arm].pictures) for name, arm in _PASTERS.items()},
+            subjects,
+            config,
+            studio,
+            closeup,
+        ),
         "diversity": rounded(_diversity(main)),
         "by_subject": {
             one.key: summary(main, subjects, [n])["identity"]["value"]
@@ -230,62 +235,6 @@ def _chance_in_grey(subjects: Sequence[WorldSubject]) -> float | None:
         len(one.own_in_grey) / len(one.candidates) for one in subjects if _is_told_in_grey(one)
     ]
     return round(float(np.mean(shares)), 4) if shares else None
-
-
-def _copying(
-    arms: dict[str, Arm],
-    subjects: Sequence[WorldSubject],
-    config: WorldSuiteConfig,
-    studio: Studio,
-    closeup: Studio,
-) -> dict[str, Any]:
-    """Paste scores of the pair, of the renderer, and of real pastes; see `copying.py`.
-
-    The gap is the score of the view that was given less that of another one, which was not.
-    """
-    views = [reference_views(one, 0, 2, closeup) for one in subjects]
-    renderer = arms["renderer"]
-    wanted = {(shot.subject, shot.prompt, shot.seed) for shot in renderer.shots}
-    main = [
-        (shot.subject, picture)
-        for shot, picture in zip(arms["main"].shots, arms["main"].pictures, strict=True)
-        if (shot.subject, shot.prompt, shot.seed) in wanted
-    ]
-    rendered = zip([shot.subject for shot in renderer.shots], renderer.pictures, strict=True)
-    pasted = [
-        (number, _paste(one, views[number][0], config, studio))
-        for number, one in enumerate(subjects)
-    ]
-    report = {}
-    for name, drawn in (("pair", main), ("renderer", list(rendered)), ("paste", pasted)):
-        whose = [number for number, _ in drawn]
-        given, other = (
-            [
-                paste_score(picture, views[number][which], lengths=_LENGTHS)
-                for number, picture in drawn
-            ]
-            for which in (0, 1)
-        )
-        gaps = [a - b for a, b in zip(given, other, strict=True)]
-        report[name] = {"score": rounded(rate(given, whose)), "gap": rounded(rate(gaps, whose))}
-    return report
-
-
-def _paste(
-    subject: WorldSubject, reference: Image.Image, config: WorldSuiteConfig, studio: Studio
-) -> Pictures:
-    """The reference itself, reduced, in front of what the renderer draws in the first scene."""
-    caption, size = subject.captions[0], studio.renderer.size_px
-    rng = stream(config.seed, "paste", subject.key)
-    (view,) = views(subject.candidates[0], 1, rng)
-    drawn, _ = render_in_scene(rng, subject.candidates[0], caption, view, studio)
-    picture = Image.fromarray(drawn)
-    cut = reference.crop(reference.getchannel("A").getbbox())
-    scale = _LENGTHS[len(_LENGTHS) // 2] * size / max(cut.size)
-    small = cut.resize([max(1, round(side * scale)) for side in cut.size], Image.Resampling.BOX)
-    left = round(CENTRES[caption.position] * size - small.width / 2)
-    picture.paste(small, (left, size - small.height - size // 8), small)
-    return np.asarray(picture, np.uint8)
 
 
 def _given(shot: Shot, subjects: Sequence[WorldSubject]) -> int:
