@@ -45,7 +45,9 @@ CASES: dict[str, tuple[str, Map, float]] = {
     NONE: ("the prompt and the reference alone", "none", 0.0),
     "own map": ("the depth of the renderer's picture", "own", 1.0),
     "own map, scale 0.5": ("the same, half as strong", "own", 0.5),
+    "own map, scale 2": ("the same, twice as strong", "own", 2.0),
     "other map": ("control: the depth of another picture", "other", 1.0),
+    "other map, scale 2": ("control: the same, twice as strong", "other", 2.0),
 }
 """Label of a row, whose map is followed, and how closely."""
 

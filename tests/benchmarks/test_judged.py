@@ -302,7 +302,8 @@ def test_the_estimator_of_depth_is_trained_once(
     monkeypatch.setattr(DepthJudge, "_train", never)
     few = replace(settings, pair=controlled_bundle_folder, only=("other",))
     again = control.run(few, Journal())
-    assert [row.name for row in again.rows] == ["renderer", control.NONE, "other map"]
+    others = ["other map", "other map, scale 2"]
+    assert [row.name for row in again.rows] == ["renderer", control.NONE, *others]
     for row in again.rows:
         assert row.values == followed.row(row.name).values
 
