@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import pytest
 
 from bootpig_rt.bundle.bundle import open_bundle
 from bootpig_rt.bundle.control import ControlFolder
-from bootpig_rt.bundle.difference import apply_difference, whole_name
-from bootpig_rt.bundle.shipped import BASE_WEIGHTS, GRAPHS
+from bootpig_rt.bundle.shipped import GRAPHS, _fill
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.export.packaged_control import build_packaged_control
 
@@ -31,11 +29,7 @@ def test_a_control_and_its_pair_make_a_bundle_that_passed_its_gate(
     assert "denoise_step.onnx" not in new  # it is the pair's, to the last bit
 
     whole = tmp_path / "whole"
-    shutil.copytree(tiny_bundle_folder, whole)
-    shutil.copytree(kept, whole, dirs_exist_ok=True)
-    shutil.unpack_archive(whole / GRAPHS, whole)
-    (difference,) = whole.rglob("*.difference.safetensors")
-    apply_difference(tiny_bundle_folder / BASE_WEIGHTS, difference, whole_name(difference))
+    _fill(whole, tiny_bundle_folder, kept)
     bundle = open_bundle(whole)
     assert bundle.manifest.parity.status == "passed"
     assert [one.kind for one in bundle.manifest.controls] == ["depth"]
