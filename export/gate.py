@@ -25,7 +25,7 @@ from bootpig_rt.export.targets import target_status
 
 _LARGE_BYTES = 1 << 30
 _LOADING = 5
-"""What a graph takes while ONNX Runtime loads it, by its weights in float16 on disk."""
+"""What a graph is taken to need while ONNX Runtime loads it, by its weights in float16 on disk."""
 
 _BACKEND_OF_TARGET = {"cpu": "onnxruntime", "openvino": "openvino", "cuda": "onnxruntime"}
 

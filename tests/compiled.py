@@ -9,6 +9,4 @@ from bootpig_rt import OpenVINOOptions
 FOLDER = "BOOTPIG_RT_TESTS_COMPILED"
 """Names the folder to every process of a run; see `conftest.pytest_configure`."""
 
-OPENVINO = OpenVINOOptions(
-    precision="float32", threads=1, cache_folder=os.environ.get(FOLDER) or None
-)
+OPENVINO = OpenVINOOptions(precision="float32", threads=1, cache_folder=os.environ[FOLDER])

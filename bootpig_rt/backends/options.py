@@ -88,7 +88,7 @@ class OnnxRuntimeOptions:
             the least memory and loads a graph each time that another one ran before.
         fold_constants: Compute what depends on weights alone once, when a graph is loaded. On a CPU
             weights in float16 are then kept in float32, and twice over while the graph loads;
-            without it each launch widens them, which takes more time and less than half the memory.
+            without it each launch widens them, which takes less memory and time in each launch.
 
     Raises:
         ParameterError: A value is of the wrong type or out of range.
