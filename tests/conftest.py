@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,6 +43,20 @@ def _torch_threads() -> None:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_quicker() -> Iterator[None]:
+    """Where nobody named an engine and a precision, tests draw with the first of the candidates.
+
+    Which one is quickest depends on the processor and on what else it does. Tests of the choice
+    tell times of their own.
+    """
+    from bootpig_rt.backends import choice
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "step_ms", lambda backends: dict.fromkeys(backends, 1.0))
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:
