@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         TensorRTOptions,
         TorchOptions,
     )
+    from bootpig_rt.backends.pair_options import PairOptions
     from bootpig_rt.bundle.lora import Lora
     from bootpig_rt.engine.engine import Engine
     from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
@@ -64,7 +65,8 @@ if TYPE_CHECKING:
         Request,
         Timings,
     )
-    from bootpig_rt.storage.store import StoreStats, SubjectStore
+    from bootpig_rt.storage.stats import StoreStats
+    from bootpig_rt.storage.store import SubjectStore
     from bootpig_rt.tuning import TunedSettings
 
 __version__ = "0.1.0"
@@ -102,6 +104,7 @@ _MODULE_OF_NAME = {
     "OnnxRuntimeOptions": "bootpig_rt.backends.options",
     "OpenVINOOptions": "bootpig_rt.backends.options",
     "OutOfDeviceMemory": "bootpig_rt.errors",
+    "PairOptions": "bootpig_rt.backends.pair_options",
     "PairSpec": "bootpig_rt.backends.base",
     "ParameterError": "bootpig_rt.errors",
     "ParityError": "bootpig_rt.errors",
@@ -116,7 +119,7 @@ _MODULE_OF_NAME = {
     "Request": "bootpig_rt.request",
     "StepEvent": "bootpig_rt.engine.events",
     "StorageError": "bootpig_rt.errors",
-    "StoreStats": "bootpig_rt.storage.store",
+    "StoreStats": "bootpig_rt.storage.stats",
     "Subject": "bootpig_rt.reference.subject",
     "SubjectMismatch": "bootpig_rt.errors",
     "SubjectStore": "bootpig_rt.storage.store",
@@ -161,6 +164,7 @@ __all__ = [  # noqa: RUF022  the main path first, then the errors
     "OnnxRuntimeOptions",
     "OpenVINOOptions",
     "TensorRTOptions",
+    "PairOptions",
     "PairSpec",
     "BackgroundRemover",
     "BootPIGError",

@@ -17,10 +17,8 @@ from typing import Any, Literal, Self, overload
 
 from bootpig_rt.approximation import Approximation
 from bootpig_rt.backends import create_backend
-from bootpig_rt.backends.base import DECODERS, Decoder
 from bootpig_rt.backends.options import BackendOptions
-from bootpig_rt.bundle.control import ControlsArgument, to_control_folders
-from bootpig_rt.bundle.lora import LoraArgument, to_loras
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.shipped import Variant, packaged_model, take_packaged
 from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
@@ -65,26 +63,15 @@ class Pipeline(LoadedPair):
         backend: `auto`, the name of a backend, or its options, such as
             `OnnxRuntimeOptions(intra_op_threads=2)` or `TorchOptions(precision="bfloat16")`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        base_model: A Stable Diffusion folder, for pairs in the published layout, which hold the
-            two U-Nets alone.
         background_remover: Cuts the subject out of reference images without transparency.
         max_batch: Pictures drawn at once. Bounds memory and changes no picture. A bundle that was
             built for fewer lowers it.
         tables: How reference tables are made and kept; a `SubjectStore` in its place is shared
             with other pipelines.
-        trust: Ed25519 public key, PEM; only a bundle that was signed with the private key that
-            belongs to it is loaded.
-        lora: LoRAs of the base model, fused into the weights: paths, texts such as
-            `style.safetensors:0.8`, or `Lora(path, scale)`. It needs weights and torch; a bundle
-            that was built with them needs neither.
-        controls: ControlNets of the base model, in diffusers' layout, beside those that lie in the
-            pair's folder as `controlnet_KIND`: `{"depth": folder}`. They need torch; a bundle that
-            was built with them does not. `"depth"` alone is the control of the pair inside the
-            package, which needs no torch.
         variant: Of the pair inside the package: `full`, or `fast`, its student, which draws in
             a few steps of one row each.
-        decoder: What makes pictures of latents: `full`, the pair's autoencoder, or `tiny`, its tiny
-            one, many times quicker and less exact. Which one it was is written into each picture.
+        pair: LoRAs, controls and other parts that are loaded beside the folder, the decoder, and
+            who must have signed it.
 
     Raises:
         CheckpointError: The folder is not a usable pair, or a LoRA or a control does not fit it.
@@ -98,18 +85,14 @@ class Pipeline(LoadedPair):
         *,
         backend: str | BackendOptions = "auto",
         device: str = "auto",
-        base_model: str | PathLike[str] | None = None,
         background_remover: BackgroundRemover | None = None,
         max_batch: int = 8,
         tables: TableOptions | SubjectStore | None = None,
-        trust: str | PathLike[str] | None = None,
-        lora: LoraArgument = None,
-        controls: ControlsArgument = None,
         variant: Variant = "full",
-        decoder: Decoder = "full",
+        pair: PairOptions | None = None,
     ) -> None:
         """Load the pair."""
-        check_name("decoder", decoder, DECODERS)
+        pair = PairOptions() if pair is None else pair
         max_batch = check_int("max_batch", max_batch, 1, 1024, "8 is usual")
         if not isinstance(tables, TableOptions | SubjectStore | None):
             raise ParameterError(
@@ -118,7 +101,8 @@ class Pipeline(LoadedPair):
             )
         store = tables if isinstance(tables, SubjectStore) else SubjectStore(tables)
         if model is None:
-            kinds, controls = take_packaged(controls)
+            kinds, others = take_packaged(pair.controls)
+            pair = replace(pair, controls=others)
             self._folder = packaged_model(variant, kinds)
         elif variant == "full":
             self._folder = Path(model)
@@ -127,21 +111,15 @@ class Pipeline(LoadedPair):
                 f"got variant {variant!r} and a model, expected one of them: variants are of the "
                 "pair inside the package; a student of another pair is a folder of its own"
             )
-        loaded = create_backend(
-            backend,
-            self._folder,
-            device=device,
-            base_model=None if base_model is None else Path(base_model),
-            trust=None if trust is None else Path(trust),
-            loras=to_loras(lora),
-            controls=to_control_folders(controls),
-        )
-        if decoder not in loaded.spec.decoders:
+        loaded = create_backend(backend, self._folder, device=device, pair=pair)
+        if pair.decoder not in loaded.spec.decoders:
             raise ParameterError(
-                f"decoder is {decoder}, but {self._folder} has no {TINY_VAE}; put the folder of an "
-                "AutoencoderTiny there, build a bundle of it again, or leave the decoder out"
+                f"decoder is {pair.decoder}, but {self._folder} has no {TINY_VAE}; put the folder "
+                "of an AutoencoderTiny there, build a bundle of it again, or leave the decoder out"
             )
-        super().__init__(loaded, store, background_remover, max_batch=max_batch, decoder=decoder)
+        super().__init__(
+            loaded, store, background_remover, max_batch=max_batch, decoder=pair.decoder
+        )
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ from PIL import Image
 import bootpig_rt
 from bootpig_rt.backends.base import DenoiseBatch, FloatArray
 from bootpig_rt.backends.host_table import table_bytes
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.engine.events import Event, OnEvent, ReferenceEvent, StepEvent
 from bootpig_rt.errors import (
     Cancelled,
@@ -500,7 +501,7 @@ def test_every_option_of_tables_is_heeded(
     assert list((tmp_path / "kept").rglob("*.table"))
     folder = mine.store.folder
     assert folder is not None
-    assert (mine.store.device_bytes, folder.max_bytes) == (7, 1 << 20)
+    assert (mine.store.options.device_bytes, folder.max_bytes) == (7, 1 << 20)
 
 
 def test_the_environment_names_the_folder_where_no_other_is_given(
@@ -545,7 +546,10 @@ def test_a_published_pair_draws_with_its_base_model(
 ) -> None:
     base_model = published_layout_folder.parent / "base_model"
     pipeline = Pipeline(
-        published_layout_folder, base_model=base_model, backend="torch", device="cpu"
+        published_layout_folder,
+        backend="torch",
+        device="cpu",
+        pair=PairOptions(base_model=base_model),
     )
     result = pipeline(PROMPT, reference_images=red, num_inference_steps=2)
     assert result.parameters[0].reference_schedule == "exact"

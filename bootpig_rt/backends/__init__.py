@@ -18,9 +18,8 @@ from bootpig_rt.backends.options import (
     TensorRTOptions,
     TorchOptions,
 )
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.bundle import Bundle, is_bundle, open_bundle, read_manifest
-from bootpig_rt.bundle.control import ControlFolder
-from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.model_index import check_model_index
 from bootpig_rt.errors import BackendUnavailable, BundleError, CheckpointError, ParameterError
 
@@ -29,6 +28,7 @@ __all__ = [
     "BackendOptions",
     "OnnxRuntimeOptions",
     "OpenVINOOptions",
+    "PairOptions",
     "TensorRTOptions",
     "TorchOptions",
     "available_backends",
@@ -99,10 +99,7 @@ def create_backend(
     folder: str | Path,
     *,
     device: str = "auto",
-    base_model: str | Path | None = None,
-    trust: str | Path | None = None,
-    loras: tuple[Lora, ...] = (),
-    controls: tuple[ControlFolder, ...] = (),
+    pair: PairOptions | None = None,
 ) -> Backend:
     """Load a pair with the named backend.
 
@@ -116,14 +113,8 @@ def create_backend(
             for by name is used or an error is raised.
         folder: The pair, or a bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        base_model: A Stable Diffusion folder, where the pair holds the two U-Nets alone.
-        trust: Ed25519 public key, PEM: the folder must be a bundle that was signed with the private
-            key that belongs to it, and nothing beside it is loaded: no base model. Graphs and
-            engines are the bytes that were checked; weights, which torch and ONNX Runtime read from
-            the folder themselves, and what OpenVINO reads, are checked ahead of that, and torch's
-            once more when they are loaded.
-        loras: Fused into the weights, by torch alone, which `auto` then takes.
-        controls: Beside those that lie in the folder; likewise.
+        pair: What is loaded beside the folder, and whose it must be. With LoRAs, controls or a base
+            model `auto` takes torch.
 
     Raises:
         BundleError: The bundle is damaged, not signed with the key to trust, or holds other weights
@@ -133,6 +124,9 @@ def create_backend(
         BackendUnavailable: A package or the device is missing.
         CheckpointError: The folder is not a usable pair.
     """
+    pair = PairOptions() if pair is None else pair
+    base_model, trust = pair.base_folder(), pair.key()
+    loras, controls = pair.loras(), pair.control_folders()
     name = backend if isinstance(backend, str) else getattr(backend, "name", None)
     if name is None or (name != "auto" and name not in BACKENDS):
         raise ParameterError(
@@ -206,7 +200,7 @@ def create_backend(
     load: BackendLoader = importlib.import_module(entry.module).load
 
     def load_chosen() -> Backend:
-        return load(source, device, None if base_model is None else Path(base_model), settings)
+        return load(source, device, base_model, settings)
 
     if name == "auto" and bundle is not None and _has_other_engine(bundle, chosen, device):
         auto = importlib.import_module("bootpig_rt.backends.openvino.auto")

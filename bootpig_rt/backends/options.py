@@ -34,8 +34,8 @@ class TorchOptions:
             embeddings of all blocks as another: fewer launches. Off until it was measured.
         graphs_kept: Recordings of each kind that are kept, least recently used out first. Sizes are
             rounded up, so that a stream of mixed requests needs about a dozen.
-        loras: Fused into the weights while they are loaded; `Pipeline(lora=...)` fills them in.
-        controls: Beside those of the pair's folder; `Pipeline(controls=...)` fills them in.
+        loras: Fused into the weights while they are loaded; `PairOptions(lora=...)` fills them in.
+        controls: Beside those of the pair's folder; `PairOptions(controls=...)` fills them in.
 
     Raises:
         ParameterError: A value is unknown, of the wrong type or out of range.

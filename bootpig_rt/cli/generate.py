@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bootpig_rt.images.credentials_manifest import ReferenceOrigin
     from bootpig_rt.reference.subject import Subject
     from bootpig_rt.request import GenerationResult
-    from bootpig_rt.storage.store import StoreStats
+    from bootpig_rt.storage.stats import StoreStats
 
 NAME = "generate"
 HELP = "draw the subject of one or more reference images in a new scene"

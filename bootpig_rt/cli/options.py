@@ -204,19 +204,21 @@ def load_pipeline(args: argparse.Namespace, **options: Any) -> Pipeline:
     Raises:
         ParameterError: `--threads` or `--precision` with a backend that has no such option.
     """
-    from bootpig_rt.backends import backend_settings
+    from bootpig_rt.backends import PairOptions, backend_settings
     from bootpig_rt.pipeline import Pipeline
 
     return Pipeline(
         args.model,
-        base_model=args.base_model,
         backend=backend_settings(args.backend, threads=args.threads, precision=args.precision),
         device=args.device,
-        trust=args.trust,
-        lora=args.lora,
-        controls=args.control,
         variant="fast" if args.fast else "full",
-        decoder=args.decoder,
+        pair=PairOptions(
+            lora=args.lora,
+            controls=args.control,
+            decoder=args.decoder,
+            base_model=args.base_model,
+            trust=args.trust,
+        ),
         **options,
     )
 

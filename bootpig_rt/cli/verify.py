@@ -225,7 +225,7 @@ def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:
         CheckpointError: It has none, and no pair was named.
         BundleError: Another pair was named.
     """
-    from bootpig_rt.backends import create_backend
+    from bootpig_rt.backends import PairOptions, create_backend
     from bootpig_rt.bundle.lora import Lora
 
     holds_weights = any((bundle.folder / "base_unet").glob("*.safetensors"))
@@ -240,7 +240,8 @@ def _torch_backend(args: argparse.Namespace, bundle: Bundle) -> Backend:
             "got --lora without --pair, expected both: the weights of a bundle have its LoRAs in "
             "them already"
         )
-    backend = create_backend("torch", pair, device="cpu", base_model=args.base_model, loras=loras)
+    options = PairOptions(base_model=args.base_model, lora=loras)
+    backend = create_backend("torch", pair, device="cpu", pair=options)
     wanted, got = bundle.manifest.pair, backend.spec.fingerprint
     if got == wanted.fingerprint:
         return backend

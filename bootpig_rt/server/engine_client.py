@@ -16,7 +16,7 @@ from bootpig_rt.engine.events import Event
 from bootpig_rt.images.picture import ImageSource
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import Request
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 
 @dataclass(frozen=True, kw_only=True)

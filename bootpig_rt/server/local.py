@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from bootpig_rt.backends import backend_settings
+from bootpig_rt.backends import PairOptions, backend_settings
 from bootpig_rt.bundle.shipped import few_step_model, packaged_model, take_packaged
 from bootpig_rt.engine.events import OnLaunch
 from bootpig_rt.engine.options import EngineOptions, Limits
@@ -100,14 +100,16 @@ def load_local(
             options.backend, threads=options.threads, precision=options.precision
         ),
         device=options.device,
-        base_model=options.base_model,
         background_remover=remover,
         max_batch=options.max_batch,
         tables=TableOptions(folder=options.store, device_bytes=options.device_table_bytes),
-        trust=options.trust,
-        decoder=options.decoder,
-        lora=options.lora if is_default else None,
-        controls=controls if is_default else None,
+        pair=PairOptions(
+            lora=options.lora if is_default else None,
+            controls=controls if is_default else None,
+            decoder=options.decoder,
+            base_model=options.base_model,
+            trust=options.trust,
+        ),
     )
     try:
         sizes = sorted({min(size, pipeline.max_batch) for size in options.warmup_batches})

@@ -25,7 +25,7 @@ from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import GenerationResult, Request
 from bootpig_rt.server.engine_client import Load, ModelFacts, Progress
 from bootpig_rt.server.heartbeat import Heartbeat
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 logger = logging.getLogger(__name__)
 

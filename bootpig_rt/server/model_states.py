@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from ray.serve.exceptions import RayServeException
 from bootpig_rt.engine.events import Launch
 from bootpig_rt.server.engine_client import Load
 from bootpig_rt.serving.messages import Status
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from bootpig_rt.errors import ParameterError
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
 from bootpig_rt.server.engine_client import Load, ModelFacts, Progress
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 from bootpig_rt.text.tokenizer import Tokenizer
 
 

@@ -39,7 +39,7 @@ from bootpig_rt.server.engine_client import Load, Progress
 from bootpig_rt.serving.fleet_watch import FleetWatch
 from bootpig_rt.serving.messages import Description, Order, SubjectMissing, Told
 from bootpig_rt.serving.subject_storage import SubjectStorage
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 logger = logging.getLogger(__name__)
 

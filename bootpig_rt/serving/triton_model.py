@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bootpig_rt.backends.options import OnnxRuntimeOptions
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.engine.engine import JobOptions
 from bootpig_rt.engine.events import Event, StepEvent
 from bootpig_rt.engine.job import Job
@@ -82,7 +83,7 @@ class TritonPythonModel:
             device=device,
             max_batch=int(told["max_batch"]),
             tables=TableOptions(folder=store) if store else None,
-            trust=here / told["trust"] if "trust" in told else None,
+            pair=PairOptions(trust=here / told["trust"] if "trust" in told else None),
         )
         self._pipeline.warmup()
         self._engine = self._pipeline.serve(EngineOptions(max_waiting=int(told["max_waiting"])))

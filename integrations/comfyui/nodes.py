@@ -16,6 +16,7 @@ from bootpig_rt import (
     Canvas,
     Control,
     Event,
+    PairOptions,
     ParameterError,
     Pipeline,
     ReferenceEvent,
@@ -102,7 +103,9 @@ class LoadPair:
         """
         where = _folder_of(pair, folder)
         controls = _names_in(controlnets)
-        return (Pipeline(where, backend=backend, device=device, controls=controls),)
+        return (
+            Pipeline(where, backend=backend, device=device, pair=PairOptions(controls=controls)),
+        )
 
 
 def _folder_of(pair: str, folder: str) -> Path | None:

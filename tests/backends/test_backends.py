@@ -18,6 +18,7 @@ from bootpig_rt.backends import BACKENDS, available_backends, create_backend
 from bootpig_rt.backends.base import Backend, DenoiseBatch
 from bootpig_rt.backends.host_table import Precision
 from bootpig_rt.backends.options import TorchOptions
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle import bundle
 from bootpig_rt.bundle.bundle import open_bundle, write_manifest
 from bootpig_rt.bundle.files import check_files
@@ -178,7 +179,7 @@ def test_a_bundle_is_opened_and_hashed_once_with_the_key_to_trust(
         check_files(folder, manifest)
 
     monkeypatch.setattr(bundle, "check_files", check)
-    pipeline = Pipeline(folder, backend=name, device="cpu", trust=keys[1])
+    pipeline = Pipeline(folder, backend=name, device="cpu", pair=PairOptions(trust=keys[1]))
     assert pipeline.spec.config.name == "tiny"
     assert checked == [folder]
 
@@ -192,7 +193,9 @@ def test_a_base_model_that_nobody_signed_is_refused_beside_a_key_to_trust(
     write_manifest(folder, open_bundle(folder).manifest, key=keys[0])
     evil = shutil.copytree(tiny_bundle_folder, tmp_path / "evil")
     with pytest.raises(ParameterError, match="but nobody signed it"):
-        Pipeline(folder, backend=name, device="cpu", trust=keys[1], base_model=evil)
+        Pipeline(
+            folder, backend=name, device="cpu", pair=PairOptions(trust=keys[1], base_model=evil)
+        )
 
 
 def test_weights_that_are_swapped_after_the_check_are_not_used(
@@ -214,7 +217,7 @@ def test_weights_that_are_swapped_after_the_check_are_not_used(
 
     monkeypatch.setattr(backends, "open_bundle", swap)
     with pytest.raises(BundleError, match="holds another pair than its manifest names"):
-        Pipeline(folder, backend="torch", device="cpu", trust=keys[1])
+        Pipeline(folder, backend="torch", device="cpu", pair=PairOptions(trust=keys[1]))
 
 
 @pytest.mark.parametrize("name", ["auto", "onnxruntime", "torch"])
@@ -222,7 +225,7 @@ def test_a_bundle_that_nobody_signed_is_refused_where_trust_is_demanded(
     tiny_bundle_folder: Path, keys: tuple[Path, Path], name: str
 ) -> None:
     with pytest.raises(BundleError, match="is not signed"):
-        Pipeline(tiny_bundle_folder, backend=name, device="cpu", trust=keys[1])
+        Pipeline(tiny_bundle_folder, backend=name, device="cpu", pair=PairOptions(trust=keys[1]))
 
 
 def test_a_manifest_that_is_swapped_after_the_check_is_not_used(
@@ -262,7 +265,7 @@ def test_a_manifest_that_is_swapped_after_the_check_is_not_used(
 
     monkeypatch.setattr(backends, "open_bundle", swap)
     with pytest.raises(BundleError, match="vae_decoder.onnx has changed since it was checked"):
-        Pipeline(folder, backend="onnxruntime", device="cpu", trust=keys[1])
+        Pipeline(folder, backend="onnxruntime", device="cpu", pair=PairOptions(trust=keys[1]))
 
 
 @pytest.mark.parametrize("where", ["folder", "memory"])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bootpig_rt.backends import create_backend
 from bootpig_rt.backends.options import OnnxRuntimeOptions, TorchOptions
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.errors import ParameterError, SubjectMismatch
 from bootpig_rt.pipeline import Pipeline
@@ -30,9 +31,15 @@ def test_tables_of_a_pair_with_a_lora_are_its_own(
 ) -> None:
     store = SubjectStore()
     plain = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=store)
-    styled = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=store, lora=lora)
+    styled = Pipeline(
+        tiny_pair_folder, backend="torch", device="cpu", tables=store, pair=PairOptions(lora=lora)
+    )
     weaker = Pipeline(
-        tiny_pair_folder, backend="torch", device="cpu", tables=store, lora=f"{lora}:0.5"
+        tiny_pair_folder,
+        backend="torch",
+        device="cpu",
+        tables=store,
+        pair=PairOptions(lora=f"{lora}:0.5"),
     )
     tables = []
     for pipe in (plain, styled, weaker):
@@ -53,16 +60,21 @@ def test_tables_of_a_pair_with_a_lora_are_its_own(
 def test_a_subject_of_the_pair_without_is_refused(
     tiny_pair_folder: Path, lora: Path, dog: Any
 ) -> None:
-    styled = Pipeline(tiny_pair_folder, backend="torch", device="cpu", lora=[Lora(lora, 0.8)])
+    styled = Pipeline(
+        tiny_pair_folder, backend="torch", device="cpu", pair=PairOptions(lora=[Lora(lora, 0.8)])
+    )
     with pytest.raises(SubjectMismatch, match="was encoded with pair"):
         styled("a photo of a dog", subject=dog)
 
 
 def test_auto_takes_torch_for_a_bundle_with_a_lora(tiny_bundle_folder: Path, lora: Path) -> None:
-    backend = create_backend("auto", tiny_bundle_folder, loras=(Lora(lora),))
+    backend = create_backend("auto", tiny_bundle_folder, pair=PairOptions(lora=lora))
     assert backend.name == "torch"
     chosen: Any = create_backend(
-        TorchOptions(precision="bfloat16"), tiny_bundle_folder, device="cpu", loras=(Lora(lora),)
+        TorchOptions(precision="bfloat16"),
+        tiny_bundle_folder,
+        device="cpu",
+        pair=PairOptions(lora=lora),
     )
     assert chosen.spec.fingerprint == backend.spec.fingerprint
     assert chosen.spec.precision == "bfloat16"
@@ -73,11 +85,15 @@ def test_graphs_take_no_lora_when_they_are_loaded(
     tiny_bundle_folder: Path, lora: Path, backend: Any
 ) -> None:
     with pytest.raises(ParameterError, match="build a bundle with bootpig-rt build-engine --lora"):
-        create_backend(backend, tiny_bundle_folder, loras=(Lora(lora),))
+        create_backend(backend, tiny_bundle_folder, pair=PairOptions(lora=lora))
 
 
 def test_a_lora_that_nobody_signed_is_refused_beside_a_key(
     tiny_bundle_folder: Path, lora: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ParameterError, match="nobody signed it"):
-        create_backend("torch", tiny_bundle_folder, trust=tmp_path / "key.pem", loras=(Lora(lora),))
+        create_backend(
+            "torch",
+            tiny_bundle_folder,
+            pair=PairOptions(trust=tmp_path / "key.pem", lora=lora),
+        )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bootpig_rt import backends
-from bootpig_rt.backends import create_backend
+from bootpig_rt.backends import PairOptions, create_backend
 from bootpig_rt.backends.base import DenoiseBatch
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.backends.cuda import memory as cuda_memory
@@ -346,7 +346,12 @@ def test_a_pair_that_is_no_bundle_and_a_base_model_are_refused(tiny_pair_folder:
     with pytest.raises(BundleError, match="manifest"):
         create_backend("tensorrt", tiny_pair_folder, device="cuda")
     with pytest.raises(BundleError, match="leave out the base model"):
-        create_backend("tensorrt", tiny_pair_folder, device="cuda", base_model=tiny_pair_folder)
+        create_backend(
+            "tensorrt",
+            tiny_pair_folder,
+            device="cuda",
+            pair=PairOptions(base_model=tiny_pair_folder),
+        )
 
 
 def test_what_the_pipeline_must_know_is_read_without_weights(

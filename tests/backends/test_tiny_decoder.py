@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
-from bootpig_rt.backends import create_backend
+from bootpig_rt.backends import PairOptions, create_backend
 from bootpig_rt.engine.events import StepEvent
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.picture import to_pil
@@ -55,7 +55,7 @@ def test_a_pipeline_decodes_with_it_and_pictures_say_so(
     folder = folder_of(backend, pair_with_tiny_folder, bundle_with_tiny_folder)
     pictures = {}
     for decoder in ("full", "tiny"):
-        pipe = Pipeline(folder, backend=backend, device="cpu", decoder=decoder)
+        pipe = Pipeline(folder, backend=backend, device="cpu", pair=PairOptions(decoder=decoder))
         result = pipe("a photo of a dog", reference_images=red, seed=0)
         assert result.parameters[0].to_dict()["decoder"] == decoder
         pictures[decoder] = np.asarray(result.images[0])
@@ -66,7 +66,9 @@ def test_a_pipeline_decodes_with_it_and_pictures_say_so(
 def test_previews_are_what_it_makes_of_the_estimate(
     pair_with_tiny_folder: Path, red: Image.Image
 ) -> None:
-    pipe = Pipeline(pair_with_tiny_folder, backend="torch", device="cpu", decoder="tiny")
+    pipe = Pipeline(
+        pair_with_tiny_folder, backend="torch", device="cpu", pair=PairOptions(decoder="tiny")
+    )
     subject = pipe.encode_subject(red, "a photo of a dog")
     seen: list[tuple[Image.Image, Image.Image]] = []
 
@@ -87,9 +89,14 @@ def test_previews_are_what_it_makes_of_the_estimate(
 
 def test_a_pair_without_one_is_refused_with_what_to_do(tiny_bundle_folder: Path) -> None:
     with pytest.raises(ParameterError, match=r"has no tiny_vae; put the folder of an Autoenc"):
-        Pipeline(tiny_bundle_folder, backend="onnxruntime", device="cpu", decoder="tiny")
+        Pipeline(
+            tiny_bundle_folder,
+            backend="onnxruntime",
+            device="cpu",
+            pair=PairOptions(decoder="tiny"),
+        )
     with pytest.raises(ParameterError, match="decoder is 'quick', expected"):
-        Pipeline(tiny_bundle_folder, decoder="quick")  # type: ignore[arg-type]
+        PairOptions(decoder="quick")  # type: ignore[arg-type]
 
 
 def test_it_is_part_of_a_pair_that_is_saved_and_of_its_fingerprint(

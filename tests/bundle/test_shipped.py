@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.bundle import open_bundle
 from bootpig_rt.bundle.pair_config import read_pair_config
 from bootpig_rt.bundle.shipped import (
@@ -25,6 +26,8 @@ from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
 from bootpig_rt.server.local import model_folders
 from bootpig_rt.server.options import DEFAULT_MODEL, ServerOptions
+
+DEPTH = PairOptions(controls="depth")
 
 
 def test_the_few_step_pair_is_a_whole_bundle_that_draws_in_steps_of_one_row() -> None:
@@ -91,7 +94,7 @@ def test_the_package_has_a_control_for_depth_whose_maps_move_what_is_drawn(root:
     owl = root / "bootpig_rt" / "assets" / "subjects" / "owl.png"
     prompt = "a photo of an owl, in the middle of a sandy beach"
     engine = "onnxruntime"  # with any, a machine may take two for two bundles
-    with Pipeline(controls="depth", backend=engine) as pipe, Pipeline(backend=engine) as plain:
+    with Pipeline(pair=DEPTH, backend=engine) as pipe, Pipeline(backend=engine) as plain:
         assert [control.kind for control in pipe.spec.controls] == ["depth"]
         side_px = pipe.spec.config.sample_size_px
         maps = [depth_map(side_px, is_left=is_left) for is_left in (True, False)]
@@ -112,12 +115,12 @@ def test_controls_of_the_package_are_named_by_their_kind_alone() -> None:
     assert take_packaged(None) == ((), None)
     assert packaged_model("full", ("depth",)) == packaged_model("full", ("depth",))
     with pytest.raises(ParameterError, match="got variant 'fast' and control depth"):
-        Pipeline(variant="fast", controls="depth")
+        Pipeline(variant="fast", pair=DEPTH)
 
 
 def test_a_kind_alone_names_no_control_of_another_pair(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="a kind alone is a control of the pair inside"):
-        Pipeline(tmp_path, controls="depth")
+        Pipeline(tmp_path, pair=DEPTH)
 
 
 def test_damaged_graphs_of_the_package_are_named(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.backends.options import OnnxRuntimeOptions, TorchOptions
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.control import Control
@@ -233,7 +234,12 @@ def test_a_control_from_elsewhere_draws_as_one_beside_the_pair(
     red: Image.Image,
 ) -> None:
     folder = controlled_pair_folder / "controlnet_depth"
-    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", controls={"depth": folder})
+    other = Pipeline(
+        tiny_pair_folder,
+        backend="torch",
+        device="cpu",
+        pair=PairOptions(controls={"depth": folder}),
+    )
     given: dict[str, Any] = {
         "reference_images": red,
         "control_image": {"depth": depth_of(1)},
@@ -245,4 +251,6 @@ def test_a_control_from_elsewhere_draws_as_one_beside_the_pair(
 
 def test_a_bundle_takes_no_control_that_it_was_not_built_with(tiny_bundle_folder: Path) -> None:
     with pytest.raises(ParameterError, match="build-engine --control depth=some"):
-        Pipeline(tiny_bundle_folder, backend="onnxruntime", controls={"depth": "some"})
+        Pipeline(
+            tiny_bundle_folder, backend="onnxruntime", pair=PairOptions(controls={"depth": "some"})
+        )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.bundle import open_bundle, read_manifest
 from bootpig_rt.bundle.files import measure
 from bootpig_rt.bundle.lora import Lora
@@ -60,7 +61,9 @@ def test_a_bundle_draws_what_torch_draws_with_the_lora(
     tiny_pair_folder: Path, lora: Path, tmp_path: Path, red: Image.Image
 ) -> None:
     build_engine(tiny_pair_folder, tmp_path / "out", SMALL, loras=(Lora(lora, 0.8),))
-    styled = Pipeline(tiny_pair_folder, backend="torch", device="cpu", lora=f"{lora}:0.8")
+    styled = Pipeline(
+        tiny_pair_folder, backend="torch", device="cpu", pair=PairOptions(lora=f"{lora}:0.8")
+    )
     bundle = Pipeline(tmp_path / "out", backend="onnxruntime", device="cpu")
     plain = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
     pictures = [

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.images.picture import is_marked_generated, read_parameters
 from bootpig_rt.pipeline import Pipeline
@@ -186,7 +187,7 @@ def test_the_example_with_a_map_draws_what_the_pipeline_draws(server: Server, ro
     heard = server.run(workflow)
     assert types_of(heard)[-1] == "execution_success", heard[-1]
     (path,) = server.saved(heard, "9")
-    with Pipeline(controls="depth") as pipe:
+    with Pipeline(pair=PairOptions(controls="depth")) as pipe:
         (expected,) = pipe(
             workflow["8"]["inputs"]["prompt"],
             reference_images=server.folder / "input" / "owl.png",

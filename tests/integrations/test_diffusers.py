@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.errors import CheckpointError, ImageError, ParameterError, PromptError
 from bootpig_rt.pipeline import Pipeline
 
@@ -147,7 +148,9 @@ def test_a_published_layout_is_drawn_by_its_modules(
     eager.set_progress_bar_config(disable=True)
     settings: dict[str, Any] = {"num_inference_steps": 3, "output_type": "pil"}
     mine = drawn(eager, disc, **settings)[0]
-    with Pipeline(published_layout_folder, base_model=rest, device="cpu") as runtime:
+    with Pipeline(
+        published_layout_folder, device="cpu", pair=PairOptions(base_model=rest)
+    ) as runtime:
         theirs = runtime(
             WORDS["prompt"],
             reference_images=disc,

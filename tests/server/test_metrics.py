@@ -18,7 +18,8 @@ from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request, Timings
 from bootpig_rt.server.metrics import OUTCOMES, REASONS, STAGES, Metrics
 from bootpig_rt.server.model_states import ModelState
-from bootpig_rt.storage.store import StoreStats, SubjectStore
+from bootpig_rt.storage.stats import StoreStats
+from bootpig_rt.storage.store import SubjectStore
 
 SUBJECT_ROUTE = "/v1/subjects/{id}"
 

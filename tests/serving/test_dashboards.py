@@ -12,7 +12,7 @@ import pytest
 
 from bootpig_rt.server.metrics import OUTCOMES, REASONS, Metrics
 from bootpig_rt.server.model_states import TIERS, ModelState
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 promql = pytest.importorskip("promql_parser")
 yaml = pytest.importorskip("yaml")

@@ -28,7 +28,7 @@ from bootpig_rt.reference.subject import Subject
 from bootpig_rt.request import GenerationResult, Request
 from bootpig_rt.server.engine_client import Load
 from bootpig_rt.server.options import ServerOptions
-from bootpig_rt.storage.store import StoreStats
+from bootpig_rt.storage.stats import StoreStats
 
 pytest.importorskip("ray")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.cli.demo import SampleSubject, read_subjects
 from bootpig_rt.cli.main import main as run_command
 from bootpig_rt.engine.events import StepEvent
@@ -64,7 +65,7 @@ def steps(pipe: Pipeline, sample: SampleSubject) -> Image.Image:
 def maps(samples: Sequence[SampleSubject]) -> Image.Image:
     """A row a subject: maps of depth, each beside what was drawn with it, and a picture of none."""
     tiles: list[Image.Image] = []
-    with Pipeline(controls="depth") as pipe:
+    with Pipeline(pair=PairOptions(controls="depth")) as pipe:
         side_px = pipe.spec.config.sample_size_px
         black = Image.new("L", (side_px, side_px))
         for sample in samples:

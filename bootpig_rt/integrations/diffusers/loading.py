@@ -23,6 +23,7 @@ from packaging.version import Version
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from bootpig_rt.backends.options import BackendOptions
+from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.control import CONTROL_PREFIX, ControlFolder
 from bootpig_rt.bundle.model_index import FILE as INDEX_FILE
 from bootpig_rt.bundle.model_index import check_model_index
@@ -168,9 +169,10 @@ class PairComponents(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
                 folder,
                 backend=backend,
                 device=device,
-                base_model=base_model,
                 background_remover=background_remover,
-                controls={one.kind: one.path for one in given},
+                pair=PairOptions(
+                    controls={one.kind: one.path for one in given}, base_model=base_model
+                ),
             )
             parts = dict.fromkeys(_PARTS)
             pipe = cls(**parts, pair=asdict(runtime.spec.config))
