@@ -70,8 +70,16 @@ def test_every_attention_is_read_as_the_operator_of_openvino(
     assert kinds.count("Softmax") == 7 * (has_mask or name.endswith("softmax"))
 
 
-@pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=needs_bfloat16)])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "precision", ["f32", pytest.param("bf16", marks=[needs_bfloat16, pytest.mark.slow])]
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        one if one.endswith(("argmax", "softmax")) else pytest.param(one, marks=pytest.mark.slow)
+        for one in STEPS
+    ],
+)
 def test_what_is_executed_holds_no_scores(
     tiny_bundle_folder: Path, name: str, precision: str
 ) -> None:
@@ -270,7 +278,7 @@ def test_models_that_are_unused_make_room_for_one_that_is_needed(
         return free[0]
 
     monkeypatch.setattr(models_module, "free_memory_bytes", told)
-    pipeline = Pipeline(tiny_bundle_folder, backend=replace(FLOAT32, cache=False))
+    pipeline = Pipeline(tiny_bundle_folder, backend=FLOAT32)
     np.testing.assert_array_equal(drawn(pipeline, red), expected)
     models: Any = pipeline._backend.models  # type: ignore[attr-defined]
     before = set(models._futures)
