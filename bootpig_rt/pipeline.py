@@ -7,6 +7,7 @@ seam. A pipeline holds no state of a call, so one may be used from several threa
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,14 +21,14 @@ from bootpig_rt.backends.options import BackendOptions
 from bootpig_rt.backends.pair_options import PairOptions
 from bootpig_rt.bundle.pair_config import TINY_VAE
 from bootpig_rt.bundle.shipped import Variant, packaged_model, take_packaged
-from bootpig_rt.checks import check_int, check_name
+from bootpig_rt.checks import check_int, check_name, check_prompt, check_seed, wrap_seed
 from bootpig_rt.curve import curve_path, load_curve
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import OnEvent
 from bootpig_rt.engine.options import EngineOptions
 from bootpig_rt.engine.stream import draw_stream
 from bootpig_rt.engine.warmup import DISC_PROMPT
-from bootpig_rt.errors import ParameterError
+from bootpig_rt.errors import ParameterError, PromptError
 from bootpig_rt.images.background import BackgroundRemover
 from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.control import (
@@ -49,8 +50,9 @@ from bootpig_rt.request import (
     Timings,
 )
 from bootpig_rt.storage.store import SubjectStore
-from bootpig_rt.text.prompts import class_phrase, prompts_and_seeds
 from bootpig_rt.tuning import TunedSettings, check_wishes, tune
+
+logger = logging.getLogger(__name__)
 
 
 class Pipeline(LoadedPair):
@@ -199,7 +201,7 @@ class Pipeline(LoadedPair):
             Cancelled: `on_event` asked for it.
             NumericalError: The model produced NaN or Inf.
         """
-        prompts = prompts_and_seeds(prompt, seed, num_images=num_images_per_prompt)
+        prompts = _per_prompt(prompt, seed, num_images_per_prompt)
         timings = Timings()
         canvas = None
         if image is not None:
@@ -385,3 +387,55 @@ class Pipeline(LoadedPair):
     def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
+
+
+def class_phrase(prompts: Sequence[str]) -> str:
+    """A reference prompt for a call that gives none: the prompt up to its first comma.
+
+    The published trainer takes it from its captions in the same way. Never silent: a log line says
+    what was taken.
+
+    Raises:
+        PromptError: The prompts begin differently.
+    """
+    phrases = {prompt.partition(",")[0].strip() for prompt in prompts}
+    if len(phrases) > 1:
+        raise PromptError(
+            f"the prompts begin with {len(phrases)} different phrases, so it is not clear what the "
+            'reference shows; pass reference_prompt, such as "a photo of a dog"'
+        )
+    phrase = phrases.pop()
+    if phrase == prompts[0].strip():
+        logger.warning(
+            "no reference prompt and no comma in the prompt: the reference is read as %r; better "
+            'say what it shows, such as reference_prompt="a photo of a dog"',
+            phrase,
+        )
+    else:
+        logger.info("no reference prompt: the reference is read as %r, from the prompt", phrase)
+    return phrase
+
+
+def _per_prompt(prompt: object, seed: Any, num_images: int) -> list[tuple[str, int | None]]:
+    """One prompt or several, each with the first seed of its pictures.
+
+    One seed counts on over all pictures of the call; without any, each prompt draws its own.
+
+    Raises:
+        PromptError: No prompt, or one that cannot be used.
+        ParameterError: A seed out of range, or not one for each prompt.
+    """
+    given: list[Any] = [prompt]
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        given = list(prompt)
+    if not given:
+        raise PromptError("prompt is an empty list, expected at least one prompt")
+    prompts = [check_prompt(one) for one in given]
+    if seed is None:
+        return [(one, None) for one in prompts]
+    if not isinstance(seed, list | tuple):
+        first = check_seed(seed)
+        return [(one, wrap_seed(first + n * num_images)) for n, one in enumerate(prompts)]
+    if len(seed) != len(prompts):
+        raise ParameterError(f"{len(seed)} seeds for {len(prompts)} prompts, expected one for each")
+    return [(one, check_seed(own)) for one, own in zip(prompts, seed, strict=True)]

@@ -501,7 +501,7 @@ def test_every_option_of_tables_is_heeded(
     assert list((tmp_path / "kept").rglob("*.table"))
     folder = mine.store.folder
     assert folder is not None
-    assert (mine.store.options.device_bytes, folder.max_bytes) == (7, 1 << 20)
+    assert (mine.store.device_bytes, folder.max_bytes) == (7, 1 << 20)
 
 
 def test_the_environment_names_the_folder_where_no_other_is_given(

@@ -174,7 +174,7 @@ class Engine:
     @property
     def is_served(self) -> bool:
         """It runs on a thread of its own."""
-        return self._loop.driver.is_served
+        return self._loop.is_served
 
     @property
     def num_waiting(self) -> int:
@@ -203,7 +203,7 @@ class Engine:
         Raises:
             ParameterError: It does already.
         """
-        self._loop.driver.start()
+        self._loop.start()
         return self
 
     def close(self, *, drain: bool = True) -> None:
@@ -212,7 +212,7 @@ class Engine:
         Args:
             drain: Draw what was submitted first; otherwise it is cancelled.
         """
-        self._loop.driver.close(drain=drain)
+        self._loop.close(drain=drain)
 
     def __enter__(self) -> Self:
         """Started by `Pipeline.serve`."""
@@ -227,7 +227,7 @@ class Engine:
 
         An interrupt such as Ctrl-C goes through; the pictures stay as they were.
         """
-        self._loop.driver.drive(jobs)
+        self._loop.drive(jobs)
 
     def draw(
         self,

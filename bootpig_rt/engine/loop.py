@@ -1,4 +1,4 @@
-"""Loop: what happens in a step: pictures join, a batch is launched, pictures leave.
+"""Loop: who drives, and what happens in a step: pictures join, a batch is launched, pictures leave.
 
 Each launch takes all running pictures of one size and merge one step further; launches alternate
 where there are several. Tenants take turns, one picture at a time. What a picture becomes does not
@@ -13,6 +13,7 @@ own pictures alone.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,6 @@ from PIL.Image import Image
 from bootpig_rt.backends.base import Backend, Decoder, check_finite
 from bootpig_rt.engine.batch import Batch, Group, Picture
 from bootpig_rt.engine.canvases import Canvases
-from bootpig_rt.engine.driver import Driver
 from bootpig_rt.engine.events import Launch, ReferenceEvent, StepEvent
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.options import EngineOptions
@@ -32,7 +32,7 @@ from bootpig_rt.engine.preview import Previews
 from bootpig_rt.engine.queue import Queue
 from bootpig_rt.engine.tables import LOOK_AGAIN_S, Tables
 from bootpig_rt.engine.text_states import TextStates
-from bootpig_rt.errors import Cancelled, EngineFull
+from bootpig_rt.errors import Cancelled, EngineFull, ParameterError
 from bootpig_rt.images.picture import to_pil
 from bootpig_rt.storage.store import Claim, SubjectStore
 from bootpig_rt.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ _PATIENCE = 8
 
 
 class Loop:
-    """The pictures that wait and run.
+    """The pictures that wait and run. Whoever waits for some drives it, one thread at a time.
 
     Args:
         backend: Draws.
@@ -53,9 +53,6 @@ class Loop:
         max_batch: Pictures that are drawn at once.
         options: How many may wait, and who watches.
         decoder: Makes pictures of latents.
-
-    Attributes:
-        driver: Who steps it, one thread at a time; its lock guards who waits and who runs.
     """
 
     def __init__(
@@ -71,8 +68,6 @@ class Loop:
         """Nothing runs yet."""
         self.max_batch, self.options, self._decoder = max_batch, options, decoder
         self._backend = backend
-        self.driver = Driver(self.step, self._unfinished, self._look_again_s)
-        self._changed, self.tell = self.driver.changed, self.driver.tell
         self._texts = TextStates(backend, tokenizer)
         self._tables = Tables(backend, tokenizer, store, self.tell)
         self._canvases, self._reads_canvas = Canvases(backend), backend.spec.canvas == "read"
@@ -81,6 +76,12 @@ class Loop:
         self._batches: OrderedDict[Group, Batch] = OrderedDict()
         self._has_deadlines = False
         self._launch_s = 0.0
+        # Guards who waits, who runs and who drives; told whenever one of them changes.
+        self._changed = threading.Condition(threading.RLock())
+        self._num_changes = 0
+        self._driver: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Let the pictures of jobs wait for their first step: all of them or none.
@@ -92,7 +93,7 @@ class Loop:
             Picture(job, number, plan) for job in jobs for number, plan in enumerate(job.plans)
         ]
         with self._changed:
-            if self.driver.is_closing:
+            if self._is_closing:
                 raise EngineFull("the engine is closing and takes no more requests", 1.0)
             room = self.options.max_waiting - len(self._queue)
             if len(pictures) > room:
@@ -107,6 +108,12 @@ class Loop:
             self.tell()
         for job in jobs:
             job.add_done_callback(lambda _: self.tell())
+
+    def tell(self) -> None:
+        """Something changed: whoever waits looks again."""
+        with self._changed:
+            self._num_changes += 1
+            self._changed.notify_all()
 
     def waiting(self) -> list[Picture]:
         """Pictures that have not begun."""
@@ -123,12 +130,96 @@ class Loop:
         steps = sum(picture.plan.solver.num_steps for picture in self.waiting())
         return max(0.05, steps * self._launch_s / self.max_batch)
 
-    def _unfinished(self) -> list[Job]:
-        return [picture.job for picture in [*self.waiting(), *self.running()]]
+    # Driving
 
-    def _look_again_s(self) -> float | None:
-        """A picture whose table another process makes waits without news of it."""
-        return LOOK_AGAIN_S if len(self._queue) else None
+    def drive(self, jobs: Sequence[Job]) -> None:
+        """Return when these jobs are done; step meanwhile if nobody else does.
+
+        An interrupt such as Ctrl-C goes through; the pictures stay as they were.
+        """
+        me = threading.current_thread()
+        while not all(job.done() for job in jobs):
+            with self._changed:
+                if self._driver not in (None, me):
+                    self._changed.wait_for(
+                        lambda: self._driver is None or all(job.done() for job in jobs)
+                    )
+                    continue
+                before, self._driver = self._driver, me
+            try:
+                while not all(job.done() for job in jobs):
+                    self._step_or_wait()
+            finally:
+                with self._changed:
+                    self._driver = before  # a callback may drive inside of a step
+                    self.tell()
+
+    @property
+    def is_served(self) -> bool:
+        """It runs on a thread of its own."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Run on a thread of its own from now on, until `close`.
+
+        Raises:
+            ParameterError: It does already.
+        """
+        with self._changed:
+            if self._thread is not None:
+                raise ParameterError("the engine is being served already; close it first")
+            self._is_closing = False
+            self._thread = threading.Thread(target=self._serve, name="bootpig-engine", daemon=True)
+            self._thread.start()
+
+    def close(self, *, drain: bool) -> None:
+        """End the thread; draw what waits and runs first, or cancel it."""
+        with self._changed:
+            thread = self._thread
+            if not drain:
+                for job in {picture.job for picture in [*self.waiting(), *self.running()]}:
+                    job.cancel()
+            self._is_closing = True
+            self.tell()
+        if thread is not None:
+            thread.join()
+        with self._changed:
+            self._thread = None
+            self._is_closing = False
+
+    def _serve(self) -> None:
+        me = threading.current_thread()
+        with self._changed:
+            self._changed.wait_for(lambda: self._driver is None)
+            self._driver = me
+        try:
+            while not self._is_closing or self.waiting() or self.running():
+                try:
+                    self._step_or_wait()
+                except Exception as error:  # the loop outlives what a step did not foresee
+                    logger.exception("a step failed in a way that was not foreseen")
+                    for picture in [*self.waiting(), *self.running()]:
+                        picture.job.fail(error)
+                    with self._changed:
+                        if self._is_closing:
+                            break
+                        self._wait_for_news(self._num_changes)  # or it might fail for ever
+        finally:
+            with self._changed:
+                self._driver = None
+                self.tell()
+
+    def _step_or_wait(self) -> None:
+        """Where nothing could be done, wait for news: a request, a cancellation, a table."""
+        seen = self._num_changes
+        if self.step():
+            return
+        with self._changed:
+            self._wait_for_news(seen, LOOK_AGAIN_S if len(self._queue) else None)
+
+    def _wait_for_news(self, seen: int, timeout_s: float | None = None) -> None:
+        """Return when something changed since; the lock is held."""
+        self._changed.wait_for(lambda: self._num_changes != seen, timeout_s)
 
     def step(self) -> bool:
         """Let pictures in and out, and do one launch. Returns False where nothing could be done."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Condition
-from typing import Any
+from typing import Any, TypeAlias
 
 from bootpig_rt.backends.base import Backend
 from bootpig_rt.backends.host_table import table_bytes
@@ -29,10 +29,15 @@ from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.storage.claim import Claim as FolderClaim
 from bootpig_rt.storage.folder import StoreFolder, default_folder
-from bootpig_rt.storage.memory_tiers import Address, Kept, MemoryTiers, held_bytes
 from bootpig_rt.storage.stats import StoreStats
 
 logger = logging.getLogger(__name__)
+
+_Address: TypeAlias = tuple[str, str, ReferenceKey]
+"""Tenant, backend and device, key."""
+
+_Kept: TypeAlias = "tuple[ReferenceTable, weakref.ref[Backend]]"
+"""A table, and who can copy it. The store keeps no pipeline alive."""
 
 _STREAMED_BYTES = 4 << 30
 """Room for two tables of Stable Diffusion 2.1: 1.4 GB each at 512 px, float16, 30 steps."""
@@ -43,7 +48,7 @@ _LOOK_AGAIN_S = 0.02
 class Claim:
     """The right to make a table, held until it is kept or released. Made by `SubjectStore.look`."""
 
-    def __init__(self, store: SubjectStore, address: Address, folder: FolderClaim | None) -> None:
+    def __init__(self, store: SubjectStore, address: _Address, folder: FolderClaim | None) -> None:
         """Held from now on."""
         self._store, self._address, self._folder = store, address, folder
         self._is_held = True
@@ -90,14 +95,16 @@ class SubjectStore:
         self.options = options = TableOptions() if options is None else options
         path = default_folder() if options.folder is None else Path(options.folder)
         self.folder = None if path is None else StoreFolder(path, options.folder_bytes)
+        self.device_bytes = options.device_bytes
         streamed = 0 if options.budget_bytes is None else _STREAMED_BYTES
-        host_bytes = streamed if options.host_bytes is None else options.host_bytes
-        self._tiers = MemoryTiers(options.device_bytes, host_bytes)
+        self.host_bytes = streamed if options.host_bytes is None else options.host_bytes
+        self._device: OrderedDict[_Address, _Kept] = OrderedDict()
+        self._host: OrderedDict[_Address, _Kept] = OrderedDict()
         # Tables that somebody holds, kept or not: whoever needs one shares it.
-        self._alive: weakref.WeakValueDictionary[Address, ReferenceTable] = (
+        self._alive: weakref.WeakValueDictionary[_Address, ReferenceTable] = (
             weakref.WeakValueDictionary()
         )
-        self._claimed: set[Address] = set()
+        self._claimed: set[_Address] = set()
         self._changed = Condition()
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._disk: ThreadPoolExecutor | None = None
@@ -113,15 +120,16 @@ class SubjectStore:
             }
             return StoreStats(
                 **counts,
-                device_bytes=held_bytes(self._tiers.device),
-                host_bytes=held_bytes(self._tiers.host),
+                device_bytes=_held(self._device),
+                host_bytes=_held(self._host),
                 disk_bytes=disk_bytes,
             )
 
     def clear(self) -> None:
         """Forget the tables on device and host; the folder stays as it is."""
         with self._changed:
-            self._tiers.forget(lambda address, kept: True)
+            self._device.clear()
+            self._host.clear()
 
     def flush(self) -> None:
         """Wait until the tables made so far are on disk."""
@@ -133,17 +141,18 @@ class SubjectStore:
     def forget(self, backend: Backend) -> None:
         """Forget the tables that lie on a backend's device: it is closing."""
         with self._changed:
-            self._tiers.forget(lambda address, kept: kept[1]() is backend)
+            for tier in (self._device, self._host):
+                for address in [a for a, (_, owner) in tier.items() if owner() is backend]:
+                    del tier[address]
 
     def forget_subject(self, fingerprint: str, tenant: str = "") -> None:
         """Forget the tables of a subject of one tenant, on every tier. Pictures keep theirs."""
         self.flush()
-
-        def is_meant(address: Address, kept: Kept) -> bool:
-            return address[0] == tenant and address[2].subject == fingerprint
-
         with self._changed:
-            self._tiers.forget(is_meant)
+            for tier in (self._device, self._host):
+                addresses = [a for a in tier if a[0] == tenant and a[2].subject == fingerprint]
+                for address in addresses:
+                    del tier[address]
         if self.folder is not None:
             self.folder.remove_tables(fingerprint, tenant)
 
@@ -153,11 +162,11 @@ class SubjectStore:
         """A table that is on the device or in use, at once; None where there is none."""
         address = _address(tenant, backend, key)
         with self._changed:
-            kept = self._tiers.device.get(address)
+            kept = self._device.get(address)
             if kept is not None:
-                self._tiers.device.move_to_end(address)
+                self._device.move_to_end(address)
             found = None if kept is None else kept[0]
-            if found is None and address not in self._tiers.host:
+            if found is None and address not in self._host:
                 found = self._alive.get(address)
             if found is not None:
                 self._counts["device_hits"] += 1
@@ -287,14 +296,14 @@ class SubjectStore:
         return table, passes
 
     def _from_host(
-        self, address: Address, backend: Backend, *, is_resident: bool
+        self, address: _Address, backend: Backend, *, is_resident: bool
     ) -> ReferenceTable | None:
         start = time.perf_counter()
         with self._changed:
-            kept = self._tiers.host.get(address)
+            kept = self._host.get(address)
             if kept is None:
                 return None
-            self._tiers.host.move_to_end(address)
+            self._host.move_to_end(address)
         table = kept[0]
         if is_resident and not table.is_resident:
             host = backend.download_table(table.data)
@@ -341,15 +350,14 @@ class SubjectStore:
             self._writes = [one for one in self._writes if not one.done()]
             self._writes.append(write)
 
-    def _forget_claim(self, address: Address) -> None:
+    def _forget_claim(self, address: _Address) -> None:
         with self._changed:
             self._claimed.discard(address)
             self._changed.notify_all()
 
-    def _keep(self, address: Address, table: ReferenceTable, backend: Backend) -> None:
+    def _keep(self, address: _Address, table: ReferenceTable, backend: Backend) -> None:
         """Put a table into its tier; what has no room there moves down or is forgotten."""
-        tiers = self._tiers
-        limit = tiers.device_bytes if table.is_resident else tiers.host_bytes
+        limit = self.device_bytes if table.is_resident else self.host_bytes
         with self._changed:
             self._alive[address] = table
         if table.size_bytes > limit:
@@ -360,12 +368,23 @@ class SubjectStore:
             )
             return
         with self._changed:
-            moved, left = tiers.put(address, (table, weakref.ref(backend)))
-            self._counts["moves_down"] += left
+            tier = self._device if table.is_resident else self._host
+            tier[address] = (table, weakref.ref(backend))
+            tier.move_to_end(address)
+            out = _overflow(self._device, self.device_bytes)
+            moved = [
+                (where, kept)
+                for where, kept in out
+                if kept[0].size_bytes <= self.host_bytes and where not in self._host
+            ]
+            self._host.update(moved)
+            forgotten = _overflow(self._host, self.host_bytes)
+            self._counts["moves_down"] += len(out) + len(forgotten)
+            moved = [(where, kept) for where, kept in moved if self._host.get(where) is kept]
         for where, kept in moved:
             self._copy_down(where, kept)
 
-    def _copy_down(self, address: Address, kept: Kept) -> None:
+    def _copy_down(self, address: _Address, kept: _Kept) -> None:
         """Bring a table of the host tier to the host; one that cannot be copied is forgotten."""
         table, backend = kept[0], kept[1]()
         copy = None
@@ -378,7 +397,11 @@ class SubjectStore:
             logger.warning("the store drops a table that cannot be copied to the host: %s", error)
         finally:
             with self._changed:
-                self._tiers.replace_on_host(address, kept, copy)
+                if self._host.get(address) is kept:  # not moved on by another meanwhile
+                    if copy is None:
+                        del self._host[address]
+                    else:
+                        self._host[address] = (copy, kept[1])
 
     def _count(self, **counts: float) -> None:
         with self._changed:
@@ -386,7 +409,7 @@ class SubjectStore:
                 self._counts[name] += count
 
 
-def _address(tenant: str, backend: Backend, key: ReferenceKey) -> Address:
+def _address(tenant: str, backend: Backend, key: ReferenceKey) -> _Address:
     return tenant, f"{backend.name} {backend.device}", key
 
 
@@ -405,6 +428,20 @@ def _uploaded(saved: ReferenceTable, backend: Backend, *, is_resident: bool) -> 
         )
     data = backend.upload_table(saved.data, is_resident=is_resident)
     return ReferenceTable(saved.key, data, size_bytes, is_resident)
+
+
+def _overflow(tier: OrderedDict[_Address, _Kept], limit: int) -> list[tuple[_Address, _Kept]]:
+    """Take the least recently used tables out until the rest fits."""
+    total, taken = _held(tier), []
+    while total > limit:
+        address, kept = tier.popitem(last=False)
+        total -= kept[0].size_bytes
+        taken.append((address, kept))
+    return taken
+
+
+def _held(tier: OrderedDict[_Address, _Kept]) -> int:
+    return sum(table.size_bytes for table, _ in tier.values())
 
 
 def _ms_since(start: float) -> float:

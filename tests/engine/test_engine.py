@@ -1062,7 +1062,7 @@ def test_a_closing_engine_takes_no_more_requests_and_draws_what_it_has(paper: An
     refused: list[EngineFull] = []
 
     def ask_while_it_closes(what: str) -> None:
-        if paper.engine._loop.driver.is_closing and not refused:
+        if paper.engine._loop._is_closing and not refused:
             with pytest.raises(EngineFull, match="is closing") as error:
                 paper.submit()
             refused.append(error.value)

@@ -22,8 +22,8 @@ from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.images.control import Control
 from bootpig_rt.integrations.diffusers.output import OUTPUT_TYPES, OutputType
 from bootpig_rt.integrations.diffusers.seeds import Generators, seeds_of
+from bootpig_rt.pipeline import class_phrase
 from bootpig_rt.reference.schedule import ReferenceSchedule
-from bootpig_rt.text.prompts import class_phrase
 
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 """(pipe, index of the step, timestep, the tensors that were asked for) -> those to go on with."""
