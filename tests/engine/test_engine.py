@@ -499,6 +499,13 @@ def test_a_full_queue_says_when_to_try_again(make_paper: MakePaper) -> None:
     paper.submit(steps=1, num_images_per_prompt=3)  # its places are free at once
 
 
+@pytest.mark.parametrize("number", [0, (1 << 20) + 1])
+def test_a_queue_that_holds_nothing_or_has_no_end_is_refused(number: int) -> None:
+    with pytest.raises(ParameterError, match=f"^max_waiting is {number}, "):
+        EngineOptions(max_waiting=number)
+    assert EngineOptions(max_waiting=1 << 20).max_waiting == 1 << 20
+
+
 def test_the_requests_of_one_call_are_taken_all_or_none(make_paper: MakePaper) -> None:
     paper = make_paper(options=EngineOptions(max_waiting=3))
     with pytest.raises(EngineFull):
@@ -536,6 +543,7 @@ def test_who_runs_an_engine_limits_what_a_request_may_ask_for(
     make_paper: MakePaper, limit: dict[str, int], fields: dict[str, int], message: str
 ) -> None:
     paper = make_paper(options=EngineOptions(limits=Limits(**limit)))
+    fields = dict(fields)
     references = fields.pop("references", 0)
     subject = paper.subject(references=references) if references else None
     with pytest.raises(ParameterError, match=message):
