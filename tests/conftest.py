@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
 # Before numpy or torch start their thread pools. One thread: the models here are too small to gain
@@ -23,6 +24,10 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("BOOTPIG_RT_STORE", None)
+
+# No test asserts a time: on a busy machine an example, or drawing one, may take seconds.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any")
 
 if TYPE_CHECKING:
     from bootpig_rt.pipeline import Pipeline

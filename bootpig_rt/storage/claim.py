@@ -54,9 +54,8 @@ def take(file: Path) -> Claim | None:
         lock.acquire(blocking=False)
     except Timeout:
         return None
-    except (OSError, NotImplementedError) as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
-        _say_once(file.parent, reason)
+    except OSError as error:
+        _say_once(file.parent, describe_os_error(error))
         return Claim(None)
     return Claim(lock)
 

@@ -48,7 +48,7 @@ class StoreFolder:
     Attributes:
         path: The folder; made when something is written.
         max_bytes: Of all tables; the least recently used ones are removed. Another version's go
-            only while this one's hold less than half. Subjects are kept.
+            only while this one's hold no more than half. Subjects are kept.
     """
 
     path: Path

@@ -269,9 +269,20 @@ def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
 def test_texts_and_hidden_files_may_lie_beside_a_bundle(folder: Path) -> None:
     (folder / "README.md").write_text("about")
     (folder / ".gitattributes").write_text("")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__/some.pyc").write_bytes(b"")
     listed = {file.path for file in open_bundle(folder).manifest.files}
     assert "denoise_step.onnx" in listed
-    assert listed.isdisjoint({"README.md", ".gitattributes"})
+    assert listed.isdisjoint({"README.md", ".gitattributes", "__pycache__/some.pyc"})
+
+
+def test_weights_and_configuration_of_a_pair_are_told_apart_from_its_graphs() -> None:
+    paths = (
+        "unet/model.safetensors", "unet/config.json", "pair.json", "manifest_of.json", "step.onnx"
+    )  # fmt: skip
+    weights, others = split_pair_files([FileInfo(path, 1, "0" * 64) for path in paths])
+    assert [file.path for file in weights] == ["unet/model.safetensors"]
+    assert [file.path for file in others] == ["unet/config.json", "pair.json"]
 
 
 RUNTIMES: list[tuple[str, dict[str, Any], tuple[Any, ...], str | None]] = [
@@ -362,6 +373,9 @@ def test_a_signed_bundle_opens_with_the_key_that_belongs_to_it(folder: Path, key
     write_manifest(folder, manifest, key=keys / "a.pem")
     assert open_bundle(folder, trust=keys / "a.pub.pem").manifest == manifest
     assert open_bundle(folder).manifest == manifest
+    said = json.loads((folder / "manifest.sig").read_text())
+    assert list(said) == ["algorithm", "public_key", "signature"]
+    assert said["algorithm"] == "ed25519"
 
 
 def test_an_unsigned_bundle_is_refused_where_trust_is_demanded(folder: Path, keys: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bootpig_rt.backends.options import OnnxRuntimeOptions, OpenVINOOptions, TorchOptions
-from bootpig_rt.engine.runs import SeveralRuns
+from bootpig_rt.engine.runs import SeveralRuns, in_step
 from bootpig_rt.errors import ParameterError
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
@@ -221,3 +222,18 @@ def test_a_window_without_a_step_is_refused_at_submit(make_paper: MakePaper) -> 
     paper = make_paper(keeps_features=True)
     with pytest.raises(ParameterError, match="none of 2 steps lies in its window"):
         paper.submit(steps=2, approximation="cache:2+window:0.6-0.9")
+
+
+def test_a_run_goes_on_while_its_pictures_stay_in_step_or_out_of_it() -> None:
+    def picture(deep: str | None, *, step: int = 0, is_controlled: bool = False) -> Any:
+        steps = None if deep is None else np.array([one == "1" for one in deep])
+        plan = SimpleNamespace(deep_steps=steps)
+        return SimpleNamespace(plan=plan, step=step, is_controlled=lambda: is_controlled)
+
+    half, third = picture("101010"), picture("100100")
+    assert in_step([half, picture(None)], 6) == (1, [[0, 1]])
+    assert in_step([half, third], 6) == (2, [[0, 1]])  # in step in two, then out of it
+    assert in_step([picture("101010", step=2), picture("100100", step=2)], 4) == (3, [[0], [1]])
+    assert in_step([picture("0101", step=1), half, picture(None)], 3) == (1, [[0, 1, 2]])
+    assert in_step([half, half], 6) == (6, [[0, 1]])
+    assert in_step([picture(None), picture(None, is_controlled=True)], 6) == (6, [[0], [1]])

@@ -167,6 +167,30 @@ def test_plain_pictures_bring_no_canvas_along(make_paper: MakePaper) -> None:
     assert all(batch.canvas is None for batch in paper.backend.batches)
 
 
+def test_a_pair_for_inpainting_reads_grey_of_the_pictures_own_size_where_nothing_is_given(
+    make_paper: MakePaper,
+) -> None:
+    paper = make_paper(canvas="read")
+    encoded = []
+
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        assert not pixels.any()
+        encoded.append(pixels.shape)
+        count, _, height, width = pixels.shape
+        return np.full((count, 4, height // 4, width // 4), width, np.float32)
+
+    paper.backend.encode_image = encode
+    for width in (32, 64, 32):
+        paper.submit(None, 1, width=width, height=32)
+    paper.run()
+    assert encoded == [(1, 3, 32, 32), (1, 3, 32, 64)]
+    assert sorted(paper.backend.sizes) == [1, 2]
+    for batch in paper.backend.batches:
+        assert (batch.canvas.latents[2] == 4 * batch.state.shape[-1]).all()
+        assert not batch.canvas.latents[:2].any()
+        assert (batch.canvas.mask == 1).all()
+
+
 def test_a_canvas_is_encoded_once_for_all_pictures_of_it(make_paper: MakePaper) -> None:
     paper = make_paper()
     encoded = []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import threading
 import time
 import tracemalloc
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -24,6 +24,7 @@ from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, S
 from bootpig_rt.engine.job import Job
 from bootpig_rt.engine.loop import Loop
 from bootpig_rt.engine.options import EngineOptions, Limits
+from bootpig_rt.engine.stream import Stream
 from bootpig_rt.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -499,6 +500,13 @@ def test_a_full_queue_says_when_to_try_again(make_paper: MakePaper) -> None:
     paper.submit(steps=1, num_images_per_prompt=3)  # its places are free at once
 
 
+@pytest.mark.parametrize("number", [0, (1 << 20) + 1])
+def test_a_queue_that_holds_nothing_or_has_no_end_is_refused(number: int) -> None:
+    with pytest.raises(ParameterError, match=f"^max_waiting is {number}, "):
+        EngineOptions(max_waiting=number)
+    assert EngineOptions(max_waiting=1 << 20).max_waiting == 1 << 20
+
+
 def test_the_requests_of_one_call_are_taken_all_or_none(make_paper: MakePaper) -> None:
     paper = make_paper(options=EngineOptions(max_waiting=3))
     with pytest.raises(EngineFull):
@@ -536,6 +544,7 @@ def test_who_runs_an_engine_limits_what_a_request_may_ask_for(
     make_paper: MakePaper, limit: dict[str, int], fields: dict[str, int], message: str
 ) -> None:
     paper = make_paper(options=EngineOptions(limits=Limits(**limit)))
+    fields = dict(fields)
     references = fields.pop("references", 0)
     subject = paper.subject(references=references) if references else None
     with pytest.raises(ParameterError, match=message):
@@ -1265,18 +1274,58 @@ def test_map_refuses_an_unknown_way_with_errors(pipeline: Pipeline) -> None:
         pipeline.map([], on_error=way)
 
 
-def test_requests_that_are_refused_do_not_make_a_stream_run_ahead(pipeline: Pipeline) -> None:
+def test_requests_that_are_refused_do_not_make_a_stream_run_ahead(paper: Any) -> None:
     stranger = Subject(None, np.zeros((1, 4, 8, 8), np.float32), "a dog", 0, "another")
-    read = Counter[str]()
+    is_ahead = threading.Event()
 
     def requests() -> Iterator[Request]:
-        while read["requests"] < 1000:
-            read["requests"] += 1
-            yield Request(prompt="a", subject=stranger, seed=1)
+        for number in range(1000):
+            if number == paper.engine.max_batch:
+                is_ahead.set()
+            yield paper.request(stranger)
 
-    with pytest.raises(SubjectMismatch):
-        next(pipeline.map(requests()))
-    assert read["requests"] <= pipeline.max_batch
+    stream = Stream(paper.engine, requests())
+    with contextlib.closing(stream):
+        assert isinstance(next(iter(stream)).exception(0), SubjectMismatch)
+        assert not is_ahead.wait(0.3)
+        readers = [one for one in threading.enumerate() if one.name == "bootpig-map"]
+        assert readers != []
+        assert all(one.daemon for one in readers)  # a source that gives nothing keeps no process
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+def test_a_stream_that_meets_a_full_queue_goes_on_when_there_is_room(
+    make_paper: MakePaper, is_served: bool
+) -> None:
+    """Its own pictures make room where nobody serves the engine; else any may."""
+    paper = make_paper(options=EngineOptions(max_waiting=1), asked_batch=2 - is_served)
+    submit, is_full, go_on = paper.engine.submit, threading.Event(), threading.Event()
+
+    def note(request: Request) -> Job:
+        try:
+            job: Job = submit(request)
+        except EngineFull:
+            is_full.set()
+            raise
+        return job
+
+    if is_served:  # a stranger runs and another one waits
+        begun = threading.Event()
+        paper.backend.hook = lambda what: (begun.set(), go_on.wait(30))
+        paper.engine.start()
+        paper.submit()
+        assert begun.wait(30)
+        paper.submit()
+    paper.engine.submit = note
+    stream = Stream(paper.engine, [paper.request(steps=2, seed=seed) for seed in range(4)])
+    assert is_full.wait(30)
+    go_on.set()
+    drawn = []
+    for job in stream:
+        paper.engine.drive([job])
+        drawn.append(job.result(0).parameters[0].seed)
+    paper.engine.close()
+    assert drawn == [0, 1, 2, 3]
 
 
 @pytest.mark.slow

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bootpig_rt import __version__
 from bootpig_rt.backends.base import PairSpec
 from bootpig_rt.backends.host_table import table_bytes
 from bootpig_rt.engine.plan import Planner
 from bootpig_rt.engine.tables import TableUse, bytes_held
 from bootpig_rt.errors import Cancelled, ParameterError
+from bootpig_rt.images.canvas import Canvas
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.reference_pass import TablePlan, make_table
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
-from bootpig_rt.request import Request
+from bootpig_rt.request import PictureParameters, Request
 
 
 def planner(pipeline: Pipeline, options: TableOptions | None = None, **spec: Any) -> Planner:
@@ -61,6 +63,60 @@ def test_what_is_left_out_comes_from_the_pair(pipeline: Pipeline) -> None:
     assert (plan.entries == -1).all()
     scales = np.array([made.image_guidance_scale, made.text_guidance_scale], np.float32)
     assert (plan.scales == scales).all()
+
+
+def test_the_parameters_of_a_picture_hold_all_that_it_is_made_from(pipeline: Pipeline) -> None:
+    pixels = np.full((32, 32, 3), 90, np.uint8)
+    canvas = Canvas.load(pixels, np.eye(32, dtype=np.uint8) * 255)
+    request = picture(
+        pipeline.spec,
+        steps=8,
+        negative_prompt="fog",
+        solver="unipc",
+        image_guidance_scale=2.0,
+        text_guidance_scale=3.0,
+        merge="mean",
+        reference_schedule="stride:2",
+        guidance_interval=(0.0, 0.5),
+        canvas=canvas,
+        strength=0.5,
+        mask_edge_px=2,
+    )
+    assert request.subject is not None
+    made = planner(pipeline, TableOptions(dtype="int8")).plan(request).parameters
+    assert made == PictureParameters(
+        prompt="a",
+        negative_prompt="fog",
+        reference_prompt="a dog",
+        num_references=2,
+        subject_fingerprint=request.subject.fingerprint,
+        seed=1,
+        num_inference_steps=8,
+        solver="unipc",
+        image_guidance_scale=2.0,
+        text_guidance_scale=3.0,
+        merge="mean",
+        reference_schedule="stride:2",
+        guidance_interval=(0.0, 0.5),
+        approximation="none",
+        decoder="full",
+        reference_noise_seed=0,
+        table_dtype="int8",
+        width=32,
+        height=32,
+        sizes=(),
+        strength=0.5,
+        mask_edge_px=2,
+        canvas_fingerprint=canvas.fingerprint,
+        controls=(),
+        model=pipeline.spec.config.name,
+        model_fingerprint=pipeline.spec.fingerprint,
+        backend="none",
+        runtime=pipeline.spec.runtime,
+        precision=pipeline.spec.precision,
+        device="cpu",
+        version=__version__,
+    )
 
 
 def test_each_scale_is_its_own(pipeline: Pipeline) -> None:

@@ -158,6 +158,39 @@ def test_a_claim_is_released_by_any_thread_and_once(folder: StoreFolder) -> None
     assert folder.claim(key("dog")) is None
 
 
+def test_a_claim_whose_file_cannot_be_removed_is_released_by_another_thread(
+    folder: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is made on one thread and written by another; the lock itself must go."""
+    claim = folder.claim(key("dog"))
+    assert claim is not None
+
+    def refuse(path: Path, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(Path, "unlink", refuse)
+        pool.submit(claim.release).result()
+    assert len(locks(folder)) == 1
+    assert folder.claim(key("dog")) is not None
+
+
+def test_a_lock_that_cannot_be_released_is_nobodys_error(
+    folder: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows locks in another way")
+    claim = folder.claim(key("dog"))
+    assert claim is not None
+
+    def refuse(descriptor: int, how: int) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        claim.release()
+    assert folder.claim(key("dog")) is not None  # its file is gone, and who claims makes another
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_told_once_and_everybody_has_a_claim(
     folder: StoreFolder,
@@ -175,6 +208,7 @@ def test_a_file_system_without_locks_is_told_once_and_everybody_has_a_claim(
         claims = [folder.claim(key(name)) for name in ("dog", "dog", "cat")]
     assert None not in claims
     assert caplog.text.count("no locks in") == 1
+    assert os.strerror(number).lower() in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_costs_no_table(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from bootpig_rt.backends.host_table import pack_table
 from bootpig_rt.reference.reference_table import ReferenceKey, ReferenceTable
+from bootpig_rt.reference.subject import Subject
 from bootpig_rt.storage import folder as folder_module
 from bootpig_rt.storage.folder import StoreFolder
 
@@ -104,6 +105,38 @@ def test_a_full_folder_of_another_version_does_not_starve_this_one(
     assert folder.read(saved("cat").key)[0] is not None
     assert folder.read(saved("owl").key)[0] is not None
     assert [other.has(f"old {number}") for number in range(4)] == [False, False, True, True]
+
+
+def test_a_table_that_is_half_of_the_folder_finds_room_among_another_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    folder = StoreFolder(tmp_path / "store", 2 * size)
+    other = OtherVersion(monkeypatch, folder)
+    other.write("b")
+    other.write("c")
+    folder.write(saved("a"))
+    assert folder.read(saved("a").key)[0] is not None
+    assert [other.has(name) for name in ("b", "c")].count(True) == 1
+
+
+def test_removing_a_subject_frees_its_file_and_its_tables_of_all_tenants(tmp_path: Path) -> None:
+    folder = StoreFolder(tmp_path)
+    dog, cat = (
+        Subject(None, np.zeros((1, 4, 8, 8), np.float32), prompt, 0, "pair")
+        for prompt in ("a dog", "a cat")
+    )
+    for name, subject in (("dog", dog), ("cat", cat)):
+        folder.save_subject(name, subject)
+        for tenant in ("", "a"):
+            folder.write(saved(subject.fingerprint), tenant)
+    before = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    freed = folder.remove_subject("dog")
+    after = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert freed == before - after
+    assert folder.subject_names() == ["cat"]
+    for tenant in ("", "a"):
+        assert folder.read(saved(dog.fingerprint).key, tenant) == (None, None)
+        assert folder.read(saved(cat.fingerprint).key, tenant)[0] is not None
 
 
 def test_the_least_recently_used_table_goes_first(tmp_path: Path, size: int) -> None:

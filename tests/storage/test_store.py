@@ -280,6 +280,70 @@ def test_tenants_never_share_a_table(tmp_path: Path) -> None:
     assert other.made == ["dog"]
 
 
+def test_a_forgotten_subject_leaves_every_tier_of_its_tenant_alone(tmp_path: Path) -> None:
+    """Device, host and folder: of other tenants and of other subjects all stay."""
+    options = TableOptions(device_bytes=2 * SIZE, host_bytes=2 * SIZE, folder=tmp_path)
+    ask = Asker(SubjectStore(options))
+    wants = (("dog", "a"), ("cat", "a"), ("dog", "b"), ("dog", "a"))
+    for name, tenant in wants:  # the last one is on the device, and on the host since it left it
+        ask(name, tenant)
+    assert ask.made == ["dog", "cat", "dog"]
+    ask.store.forget_subject("dog", "a")
+    assert ask.store.stats().device_bytes == SIZE
+    for name, tenant in (("cat", "a"), ("dog", "b")):
+        ask(name, tenant)
+    assert ask.made == ["dog", "cat", "dog"]
+    ask("dog", "a")
+    assert ask.made == ["dog", "cat", "dog", "dog"]
+
+
+def test_a_backend_that_closes_takes_its_own_tables_alone() -> None:
+    class Other(HostBackend):
+        device = "another"
+
+    store = SubjectStore(TableOptions(device_bytes=2 * SIZE, host_bytes=2 * SIZE))
+    stays, closes = Asker(store), Asker(store)
+    closes.backend = cast("Any", Other())
+    for ask in (stays, closes):
+        for name in ("a", "b"):  # two are on the device, two moved to the host
+            ask(name)
+    store.forget(closes.backend)
+    stats = store.stats()
+    assert (stats.device_bytes, stats.host_bytes) == (0, 2 * SIZE)
+    for ask in (stays, closes):
+        for name in ("a", "b"):
+            ask(name)
+    assert stays.made == ["a", "b"]
+    assert closes.made == ["a", "b", "a", "b"]
+
+
+def test_looking_later_reads_no_disk_on_the_callers_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def read(folder: StoreFolder, *wants: Any) -> Any:
+        threads.append(threading.current_thread())
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(StoreFolder, "read", read)
+    store = SubjectStore(TableOptions(folder=tmp_path))
+    later = store.look_later(NOBODY, key("a"), backend=BACKEND)
+    assert str(later.exception(timeout=30)) == "the disk is on fire"
+    assert threads != []
+    assert threading.current_thread() not in threads
+
+
+def test_looking_later_without_a_folder_is_done_at_once() -> None:
+    store = SubjectStore(TableOptions(device_bytes=SIZE))
+    later = store.look_later(NOBODY, key("a"), backend=BACKEND)
+    assert later.done()
+    assert isinstance(later.result(), Claim)
+    wrong = replace(NOBODY, tables=(replace(table("b"), data=object()),))
+    refused = store.look_later(wrong, key("b"), backend=BACKEND)
+    assert isinstance(refused.exception(timeout=0), AttributeError)
+
+
 def test_a_table_of_another_key_is_refused_by_its_field() -> None:
     store = SubjectStore()
     wrong = replace(table("a"), key=replace(key("a"), noise_seed=7))
