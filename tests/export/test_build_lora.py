@@ -16,6 +16,7 @@ from bootpig_rt.bundle.bundle import open_bundle, read_manifest
 from bootpig_rt.bundle.files import measure
 from bootpig_rt.bundle.lora import Lora
 from bootpig_rt.bundle.manifest import ParityReport, Profile
+from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.cli.main import main
 from bootpig_rt.errors import CheckpointError
 from bootpig_rt.export import gate, onnx_export
@@ -24,6 +25,8 @@ from bootpig_rt.export.build_options import BuildOptions
 from bootpig_rt.export.gate import GateRun
 from bootpig_rt.models.load import load_pair
 from bootpig_rt.pipeline import Pipeline
+from tests.tools.measure_style import colours_apart
+from tests.tools.style_lora import STYLE
 
 SMALL = BuildOptions(
     target="cpu", precision="float32", profile=Profile((16, 16, 32), 1, 2, 2), merges=()
@@ -74,6 +77,39 @@ def test_a_bundle_draws_what_torch_draws_with_the_lora(
     ]
     near, far = (float(np.abs(pictures[0] - other).mean()) for other in pictures[1:])
     assert 5 * near < far  # weights of the bundle are rounded to float16
+
+
+@pytest.mark.slow
+def test_a_bundle_of_the_packaged_pair_has_the_style_that_it_was_built_with(
+    tmp_path: Path,
+) -> None:
+    """The LoRA of the documentation, whose numbers were trained."""
+    options = BuildOptions(
+        target="cpu", precision="float32", profile=Profile((64, 64, 64), 1, 1, 25), merges=()
+    )
+    pair = default_model()
+    owl = Image.open(pair.parent / "subjects" / "owl.png")
+    build_engine(pair, tmp_path / "out", options, loras=(Lora(STYLE),))
+    pictures = [
+        np.asarray(
+            pipe(
+                "a photo of an owl, in the middle of a green meadow",
+                reference_images=owl,
+                reference_prompt="a photo of an owl",
+                num_inference_steps=5,
+                seed=1,
+            ).images[0]
+        )
+        for pipe in (
+            Pipeline(tmp_path / "out", backend="onnxruntime", device="cpu"),
+            Pipeline(backend="torch", device="cpu", pair=PairOptions(lora=str(STYLE))),
+            Pipeline(backend="torch", device="cpu"),
+        )
+    ]
+    drawn, styled, plain = (picture.astype(np.float64) for picture in pictures)
+    assert 5 * np.abs(drawn - styled).mean() < np.abs(drawn - plain).mean()
+    drawn_apart, _, plain_apart = (colours_apart(each[None])[0] for each in pictures)
+    assert drawn_apart < 0.6 * plain_apart
 
 
 def test_a_bundle_says_which_loras_are_in_it_and_keeps_saying_it(
