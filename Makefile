@@ -5,8 +5,8 @@
 # make coverage    the tests, and how many branches of the packages they took
 # make jumps       how far a reader must jump to follow one picture
 # make screenshots   the pictures of the page in docs/assets; needs Chromium (apt-get install chromium)
-# make pictures   docs/demo.png and in docs/assets steps.png, follow-a-map.png, lora.png and tiles.png anew, with the
-#                 pair inside the package; minutes.
+# make pictures   docs/demo.png and in docs/assets steps.png, follow-a-map.png, lora.png, xl-layout.png and tiles.png
+#                 anew, with the pair inside the package; minutes.
 # make docs   the documentation as a site, in site/; open site/index.html
 # make fuzz   read a hundred thousand damaged pictures, files and requests; minutes. Interrupted, it goes
 #             on where it was. INPUTS=1000000 reads more, SEED=20 reads others
@@ -70,7 +70,7 @@ screenshots: $(VENV)/.dev-installed
 	@$(BIN)/python tests/tools/screenshots.py
 
 pictures: $(VENV)/.dev-installed
-	@$(BIN)/python tests/tools/pictures.py
+	@PYTHONPATH=. $(BIN)/python tests/tools/pictures.py
 
 INPUTS ?= 100000
 SEED ?= 19

@@ -3,13 +3,14 @@
 make pictures
 
 docs/demo.png, and in docs/assets steps.png, a picture as it comes; follow-a-map.png: subjects that
-follow maps of depth; lora.png: a LoRA at several scales; tiles.png: a large picture decoded in
-tiles.
+follow maps of depth; lora.png: a LoRA at several scales; xl-layout.png: the pair in XL's
+layout; tiles.png: a large picture decoded in tiles.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from bootpig_rt.models.load import load_vae
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
 from tests.tools.style_lora import STYLE
+from tests.xl_shaped import write_xl_shaped
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 STEPS_SHOWN = 6
@@ -156,6 +158,32 @@ def tiled(sample: SampleSubject) -> Image.Image:
     return _labelled((whole, tiles, difference), labels)
 
 
+def xl_shaped(samples: Sequence[SampleSubject]) -> Image.Image:
+    """A row a subject: reference, the pair's picture, that of its copy in XL's layout, the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        drawn: list[list[Image.Image]] = []
+        for pair in (default_model(), write_xl_shaped(default_model(), Path(folder) / "xl")):
+            with Pipeline(pair, backend="torch", device="cpu") as pipe:
+                drawn.append(
+                    [
+                        pipe(
+                            f"{sample.prompt_class}, in the middle of a snowy field",
+                            subject=pipe.encode_subject(sample.file, sample.prompt_class),
+                            seed=1,
+                        ).images[0]
+                        for sample in samples
+                    ]
+                )
+    rows = []
+    for sample, plain, shaped in zip(samples, *drawn, strict=True):
+        apart = np.abs(np.asarray(plain, np.int16) - np.asarray(shaped, np.int16))
+        print(f"xl: {sample.file.stem} is at most {apart.max()} of 255 apart")
+        rest = Image.fromarray((64 * apart).clip(0, 255).astype(np.uint8))
+        with Image.open(sample.file) as reference:
+            rows.append(SheetRow([reference.convert("RGBA")], [plain, shaped, rest]))
+    return label_sheet(rows, ["the pair", "in XL's layout", "difference, 64 times"])
+
+
 def _before_sky(sample: SampleSubject) -> Image.Image:
     """A subject in front of a plain sky, RGB in `LARGE_PX`."""
     with Image.open(sample.file) as drawing:
@@ -198,6 +226,7 @@ def main() -> int:
     save(maps([subjects["owl"], subjects["backpack"]]), assets / "follow-a-map.png")
     three = [subjects[name] for name in ("owl", "backpack", "helicopter")]
     save(styled(three), assets / "lora.png")
+    save(xl_shaped(three), assets / "xl-layout.png", most_bytes=300_000)
     save(tiled(subjects["owl"]), assets / "tiles.png", most_bytes=200_000, is_flat=True)
     return 0
 
