@@ -24,6 +24,7 @@ from bootpig_rt.backends.host_table import (
     pack_table,
     table_bytes,
     unpack,
+    write_entry,
 )
 from bootpig_rt.backends.options import TorchOptions
 from bootpig_rt.backends.torch import tables
@@ -99,6 +100,19 @@ def test_every_code_of_float8_is_read_as_torch_reads_it() -> None:
     np.testing.assert_array_equal(unpack(codes, None, "float8"), expected)
 
 
+@pytest.mark.parametrize("out_type", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_entry_is_written_in_the_type_of_the_memory_at_hand(
+    dtype: TableDtype, out_type: Any
+) -> None:
+    packed = pack(NUMBERS, dtype)
+    whole = unpack(packed.values, packed.scale, dtype)
+    for index in range(len(NUMBERS)):
+        out = np.full(SHAPE[1:], np.nan, out_type)
+        write_entry(packed, index, dtype, out)
+        np.testing.assert_array_equal(out, whole[index].astype(out_type))
+
+
 @pytest.mark.parametrize(
     ("dtype", "limit"),
     [("float32", 0.0), ("float16", 5e-4), ("bfloat16", 4e-3), ("float8", 0.04), ("int8", 0.02)],
@@ -162,7 +176,7 @@ def test_nan_in_a_table_from_elsewhere_is_found(dtype: TableDtype, bits: Any) ->
     table = pack_table([(NUMBERS.copy(), NUMBERS.copy())], dtype)
     check_host_table(table)
     table.layers[0][1].values.reshape(-1)[5] = bits
-    with pytest.raises(NumericalError, match="NaN or Inf"):
+    with pytest.raises(NumericalError, match="NaN or Inf in the reference table"):
         check_host_table(table)
 
 

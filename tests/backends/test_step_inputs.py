@@ -43,9 +43,10 @@ def mixed(seed: int) -> DenoiseBatch:
         SimpleNamespace(entries=draw.randint(1, 4), references=draw.randint(1, 3)) for _ in range(3)
     ]
     tables = [draw.choice(kept) for _ in range(draw.randint(0, 4))]
-    first, slots = 0, [()]  # what a row may read: nothing, or the references of a table
+    first = 0
+    slots: list[tuple[int, ...]] = [()]  # what a row may read: nothing, or references of a table
     for table in tables:
-        slots.append(tuple(range(first, first + table.references)))  # type: ignore[arg-type]
+        slots.append(tuple(range(first, first + table.references)))
         first += table.references
     pictures = draw.randint(1, 4)
     rows = [(picture, draw.choice(slots)) for picture in range(pictures) for _ in range(2)]
@@ -206,7 +207,7 @@ def test_a_batch_without_a_canvas_is_given_one_that_changes_nothing() -> None:
 def test_features_lie_where_the_rows_of_their_picture_do() -> None:
     batch = mixed(7)
     laid_out = step_inputs(batch)
-    lies = laid_out.arrays["picture_of_row"]
+    lies = laid_out.arrays["picture_of_row"].astype(np.int64)
     count = batch.state.shape[1]
     rows = [int((lies == b).sum()) for b in range(count)]
     features = tuple(np.full((rows[b], 5, 2, 3), 1 + b, np.float16) for b in range(count))

@@ -1311,7 +1311,12 @@ def test_a_stream_that_meets_a_full_queue_goes_on_when_there_is_room(
 
     if is_served:  # a stranger runs and another one waits
         begun = threading.Event()
-        paper.backend.hook = lambda what: (begun.set(), go_on.wait(30))
+
+        def wait_for_room(what: str) -> None:
+            begun.set()
+            go_on.wait(30)
+
+        paper.backend.hook = wait_for_room
         paper.engine.start()
         paper.submit()
         assert begun.wait(30)

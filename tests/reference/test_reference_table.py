@@ -179,6 +179,20 @@ def test_the_error_for_a_table_of_another_key_names_the_field_that_differs(name:
     assert KEY.difference(KEY) is None
 
 
+def test_long_values_are_cut_in_the_error_for_a_table_of_another_key() -> None:
+    other = replace(KEY, reference_prompt="a dog " * 1000)
+    for one, needed in ((KEY, other), (other, KEY)):
+        assert len(str(one.mismatch(needed))) < 250
+
+
+def test_a_table_as_files_hold_it_counts_its_own_bytes_and_lies_on_the_host() -> None:
+    numbers = np.ones((2, 2, 1, 3, 4), np.float32)
+    packed = pack_table([(numbers, numbers)], "float16")
+    table = ReferenceTable.on_host(KEY, packed)
+    assert (table.key, table.data, table.is_resident) == (KEY, packed, False)
+    assert table.size_bytes == 2 * numbers.size * 2
+
+
 def test_a_key_goes_through_json() -> None:
     assert ReferenceKey.from_dict(json.loads(json.dumps(KEY.to_dict()))) == KEY
     for change in (
