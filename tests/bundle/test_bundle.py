@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -536,7 +535,7 @@ def test_the_manifest_of_the_shipped_pair_is_written_as_it_lies_there() -> None:
 
 
 def test_numbers_that_json_cannot_hold_are_left_out_of_a_manifest() -> None:
-    numbers = (float("nan"), float("inf"), float("-inf"), np.float32(0.5), 0.0)
+    numbers = (float("nan"), float("inf"), float("-inf"), 0.5, 0.0)
     assert [finite_or_none(number) for number in numbers] == [None, None, None, 0.5, 0.0]
 
 
