@@ -35,7 +35,7 @@ from bootpig_rt.bundle.bundle import (
     write_manifest,
 )
 from bootpig_rt.bundle.files import digest_files, split_pair_files
-from bootpig_rt.bundle.manifest import PairInfo, ParityResult, SolverInfo
+from bootpig_rt.bundle.manifest import PairInfo, ParityResult, SolverInfo, finite_or_none
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.errors import BackendUnavailable, BundleError, ParameterError
 
@@ -532,6 +532,11 @@ def test_the_manifest_of_the_shipped_pair_is_written_as_it_lies_there() -> None:
     """Byte for byte: a signature of it still holds after it was read and written again."""
     text = (default_model() / "manifest.json").read_bytes()
     assert read_manifest(default_model()).to_json().encode() == text
+
+
+def test_numbers_that_json_cannot_hold_are_left_out_of_a_manifest() -> None:
+    numbers = (float("nan"), float("inf"), float("-inf"), 0.5, 0.0)
+    assert [finite_or_none(number) for number in numbers] == [None, None, None, 0.5, 0.0]
 
 
 def test_a_manifest_that_does_not_describe_the_folder_is_not_written(folder: Path) -> None:

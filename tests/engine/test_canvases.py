@@ -191,6 +191,18 @@ def test_a_pair_for_inpainting_reads_grey_of_the_pictures_own_size_where_nothing
         assert (batch.canvas.mask == 1).all()
 
 
+def test_a_pair_for_inpainting_reads_the_given_picture_with_its_drawn_part_in_grey(
+    make_paper: MakePaper,
+) -> None:
+    paper = make_paper(canvas="read")
+    paper.submit(None, 2, canvas=CANVAS)
+    paper.engine.step()
+    (batch,) = paper.backend.batches
+    given = paper.backend.encode_image(CANVAS.for_encoder())
+    np.testing.assert_array_equal(batch.canvas.latents[2, 0], given[1])
+    assert given[1].any()
+
+
 def test_a_canvas_is_encoded_once_for_all_pictures_of_it(make_paper: MakePaper) -> None:
     paper = make_paper()
     encoded = []

@@ -186,3 +186,9 @@ def test_the_fast_attention_equals_the_oracle(
         oracle = _attend(case, refs, merge)
     # float32 norms of the fast path may swap two references whose norms differ in the 7th digit.
     torch.testing.assert_close(fast, oracle, rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_are_added_with_a_number_a_channel() -> None:
+    x, change = torch.full((1, 2, 1, 3), 5.0), torch.full((1, 2, 1, 3), 20.0)
+    added = eager_ops.residual_add(x, change, torch.tensor([100.0, 200.0]))
+    assert added[0, :, 0].tolist() == [[125.0] * 3, [225.0] * 3]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootpig_rt.models.rows import plan_rows
+from bootpig_rt.models.rows import bucketed_rows, plain_rows, plan_rows
 
 ROWS = st.integers(0, 4).flatmap(
     lambda width: st.lists(
@@ -67,3 +67,28 @@ def test_a_plan_made_on_the_host_lies_on_its_device() -> None:
     assert plan.ref_of_row is not None
     assert plan.ref_of_row.dtype == torch.int32
     assert plan_rows(torch.full((2, 1), -1), 4).ref_of_row is None
+
+
+def test_a_plan_of_plain_rows_holds_all_of_them() -> None:
+    plan = plain_rows(3)
+    assert [group.rows for group in plan.groups] == [slice(0, 3)]
+    assert (plan.num_rows, plan.first_of_several, plan.uses_references) == (3, 3, False)
+
+
+def test_rows_in_buckets_read_what_the_device_says_and_know_their_gaps() -> None:
+    refs = torch.tensor([[-1, -1], [3, -1], [2, -1], [-1, -1], [1, 0]], dtype=torch.int32)
+    shared = plan_rows(torch.tensor([[1]]), 4, torch.tensor([0])).shared
+    plan = bucketed_rows([(0, 1), (1, 1), (2, 3)], refs, shared)
+    assert [group.rows for group in plan.groups] == [slice(0, 1), slice(1, 2), slice(2, 5)]
+    assert [group.num_references for group in plan.groups] == [0, 1, 2]
+    table = torch.arange(4.0).reshape(4, 1, 1, 1)
+    for group in plan.groups[1:]:
+        found = group.select(table).flatten(1).to(torch.int32)
+        wanted = refs[group.rows, : group.num_references]
+        assert group.present is not None
+        assert torch.equal(group.present, wanted >= 0)
+        assert torch.equal(found[group.present], wanted[wanted >= 0])
+    assert (plan.num_rows, plan.first_of_several, plan.uses_references) == (5, 2, True)
+    assert plan.ref_of_row is refs
+    assert plan.shared is shared is not None
+    assert bucketed_rows([(0, 5)], refs).ref_of_row is None
