@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,22 +44,26 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
     bench = Bench(settings, journal)
     steps = SMOKE_STEPS if settings.is_smoke else None
     rows: list[Row] = []
+    groups = [
+        _group(settings, references, steps)
+        for references in ((settings.references or (1, 4)) if settings.is_cuda else (1,))
+    ]
+    of_steps = [] if settings.is_cuda else _step_ways(settings, steps)
+    # Nothing is loaded yet: a name that is none is refused before anything is measured.
+    every = [way for group in groups for way in (*group.published, *group.others)]
+    settings.check_only(way.name for way in (*every, *of_steps))
+    del every
     with torch_threads(settings.threads):
-        for references in (settings.references or (1, 4)) if settings.is_cuda else (1,):
-            suffix = "" if references == 1 else f" r{references}"
-            group = PICTURES + (f", {references} references" if references > 1 else "")
-            truth = Truth(settings.pair, settings.device, references=references, steps=steps)
-            published = published_ways(truth, group, suffix=suffix)
-            if settings.is_smoke:  # compiling takes minutes
-                published = [way for way in published if "compile" not in way.name]
-            baseline = settings.baseline + suffix if settings.baseline else None
-            baseline = baseline or strongest(bench, published, group)
-            ways = [*published, *offered(settings, truth, group, suffix)]
-            rows += bench.rows(group, ways, baseline=baseline)
+        while groups:  # what one has loaded is let go before the next
+            group = groups.pop(0)
+            truth = group.truth
+            baseline = settings.baseline + group.suffix if settings.baseline else None
+            baseline = baseline or strongest(bench, group.published, group.name)
+            ways = [*group.published, *group.others]
+            rows += bench.rows(group.name, ways, baseline=baseline)
             bench.forget()
-        if not settings.is_cuda:
-            rows += _steps(bench, settings, steps)
-    bench.settings.check_only(bench.names)
+        if of_steps:
+            rows += bench.rows(STEPS, of_steps, baseline=of_steps[0].name)
     config = truth.published._pair.config
     return SuiteResult(
         "baselines",
@@ -74,6 +79,27 @@ def run(settings: Settings, journal: Journal) -> SuiteResult:
         checks=tuple(bench.checks),
         targets=() if settings.is_cuda else tuple(targets(rows)),
     )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Ways that draw one scene: forms of the published way, and what is compared with them."""
+
+    name: str
+    suffix: str
+    truth: Truth
+    published: list[Way]
+    others: list[Way]
+
+
+def _group(settings: Settings, references: int, steps: int | None) -> _Group:
+    suffix = "" if references == 1 else f" r{references}"
+    name = PICTURES + (f", {references} references" if references > 1 else "")
+    truth = Truth(settings.pair, settings.device, references=references, steps=steps)
+    published = published_ways(truth, name, suffix=suffix)
+    if settings.is_smoke:  # compiling takes minutes
+        published = [way for way in published if "compile" not in way.name]
+    return _Group(name, suffix, truth, published, list(offered(settings, truth, name, suffix)))
 
 
 def strongest(bench: Bench, published: list[Way], group: str) -> str:
@@ -203,7 +229,7 @@ def _bare(settings: Settings, truth: Truth) -> BareUNet:
     )  # fmt: skip
 
 
-def _steps(bench: Bench, settings: Settings, steps: int | None) -> list[Row]:
+def _step_ways(settings: Settings, steps: int | None) -> list[Way]:
     """A step from its end to the end of the next, beside the U-Net alone."""
     truth = Truth(settings.pair, steps=steps)
 
@@ -231,7 +257,7 @@ def _steps(bench: Bench, settings: Settings, steps: int | None) -> list[Row]:
     ]  # fmt: skip
     if not settings.is_smoke:
         ways = [Way("floor_step", "the U-Net alone in ONNX Runtime", floor, group=STEPS), *ways]
-    return bench.rows(STEPS, ways, baseline=ways[0].name)
+    return ways
 
 
 _BARE = 5.3e-7

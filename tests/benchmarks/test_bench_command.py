@@ -14,7 +14,7 @@ from bootpig_rt.benchmarks import suites
 from bootpig_rt.benchmarks.result import Check, Row, SuiteResult, load_results, save_results
 from bootpig_rt.benchmarks.settings import Settings
 from bootpig_rt.benchmarks.stats import Ratio
-from bootpig_rt.benchmarks.way import Journal
+from bootpig_rt.benchmarks.way import Bench, Journal
 from bootpig_rt.cli import bench
 from bootpig_rt.cli.main import main
 
@@ -158,6 +158,16 @@ def test_an_only_that_matches_no_row_is_refused_with_the_names(
 ) -> None:
     assert main(["bench", "--suite", suite, "--smoke", "--only", "owrs"]) == 2
     assert "--only owrs matches no row, expected the beginning of one of: " in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_only_of_the_longest_suite_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "rows", lambda *args, **options: pytest.fail("it was measured"))
+    assert main(["bench", "--only", "owrs", "--json"]) == 2
+    assert "--only owrs matches no row, expected the beginning of one of: published, " in (
         capsys.readouterr().err
     )
 
