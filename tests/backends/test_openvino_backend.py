@@ -15,7 +15,7 @@ import pytest
 from msgspec import structs
 from PIL import Image
 
-from bootpig_rt.backends import backend_settings, create_backend
+from bootpig_rt.backends import PairOptions, backend_settings, create_backend
 from bootpig_rt.backends.openvino import backend as openvino_backend
 from bootpig_rt.backends.openvino import cache as openvino_cache
 from bootpig_rt.backends.openvino import models as models_module
@@ -485,7 +485,7 @@ def test_a_model_that_nobody_signed_is_not_read_beside_a_signed_bundle(
     )
     decoded(bundle)
     write_manifest(bundle, open_bundle(bundle).manifest, key=tmp_path / "key.pem")
-    decoded(bundle, trust=tmp_path / "key.pub.pem")
+    decoded(bundle, pair=PairOptions(trust=tmp_path / "key.pub.pem"))
     assert compiled == ["vae_decoder"] * 2
 
 
