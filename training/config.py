@@ -22,7 +22,7 @@ ReferencePrompt = Literal["class", "caption"]
 DropoutDraw = Literal["sample", "step"]
 TextStates = Literal["computed", "stored"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
-OptimizerName = Literal["adamw", "adamw8bit"]
+OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 EmaDevice = Literal["device", "host"]
 Checkpointing = Literal["none", "blocks"]
 OnNan = Literal["stop", "skip"]
@@ -45,7 +45,8 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
 class OptimizerConfig(Table, frozen=True):
     """AdamW with warm-up and cosine decay; learning rates are those at the top of the cosine."""
 
-    # `adamw8bit` keeps its moments in eight bits; needs bitsandbytes.
+    # `adamw8bit` keeps its moments in eight bits; needs bitsandbytes. `muon` takes fewer samples
+    # for the same error, and a tenth more time for a step.
     name: OptimizerName = "adamw"
     learning_rate: Rate = 1e-3
     final_learning_rate: Amount = 1e-5

@@ -1,18 +1,25 @@
-"""AdamW, fused, or with moments in eight bits; how its rate goes from step to step."""
+"""AdamW, fused or with moments in eight bits, or Muon; how the rate goes from step to step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from bootpig_rt.errors import BackendUnavailable
 from bootpig_rt.training.config import OptimizerConfig
+from bootpig_rt.training.muon import Muon
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimizerConfig, modules: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
     """The optimiser of a configuration over groups of parameters, each with its own `lr`.
+
+    `modules` own them: Muon does not take embeddings, of which a step has a few rows, for matrices.
 
     Raises:
         BackendUnavailable: bitsandbytes is not installed.
@@ -24,6 +31,10 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     if config.name == "adamw":
         # One launch for all parameters; on a CPU too.
         return torch.optim.AdamW(groups, fused=True, **settings)
+    if config.name == "muon":
+        inside = (each for module in modules for each in module.modules())
+        embeddings = {id(each.weight) for each in inside if isinstance(each, nn.Embedding)}
+        return Muon(groups, vectors=embeddings, **settings)
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:

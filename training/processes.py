@@ -99,7 +99,7 @@ def read_sharding(config: TrainConfig) -> Sharding | None:
         )
     conflicts = {
         "mixed_precision is fp16, take bf16 or no": config.mixed_precision == "fp16",
-        "optimizer.name is adamw8bit, take adamw": config.optimizer.name == "adamw8bit",
+        f"optimizer.name is {config.optimizer.name}, take adamw": config.optimizer.name != "adamw",
         "optimizer.ema_device is host, take device: it is sharded": (
             config.optimizer.ema_device == "host"
         ),

@@ -98,7 +98,9 @@ class Trainer:
             units = make_units(stage.walks(), checkpointing=config.checkpointing)
         # Sharding replaces the parameters: optimiser and average are made of those that are then.
         self.together = Together(accelerator, Body(self.modules), units, sharding)
-        self.optimizer = build_optimizer(stage.parameter_groups(), config.optimizer)
+        self.optimizer = build_optimizer(
+            stage.parameter_groups(), config.optimizer, self.modules.values()
+        )
         self.top_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.parameters = {

@@ -89,7 +89,7 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in trainer.parameters.items()}
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "muon"])
 def test_each_optimiser_learns_and_resumes_bit_for_bit(
     name: str, wide: Callable[..., Trainer]
 ) -> None:

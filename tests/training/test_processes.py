@@ -378,6 +378,7 @@ def test_ways_to_train_that_are_not_done_are_refused_by_name(
         ({"FSDP_VERSION": "1"}, {}, "asks for FSDP 1, this trainer does version 2"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, 'checkpointing = "blocks" in that of the'),
         ({}, {"optimizer": {"name": "adamw8bit"}}, "with FSDP optimizer.name is adamw8bit, take"),
+        ({}, {"optimizer": {"name": "muon"}}, "with FSDP optimizer.name is muon, take adamw"),
         ({}, {"optimizer": {"ema_device": "host"}}, "with FSDP optimizer.ema_device is host"),
         ({}, {"mixed_precision": "fp16"}, "with FSDP mixed_precision is fp16, take bf16"),
         ({}, {"channels_last": True}, "with FSDP channels_last is true"),
