@@ -33,8 +33,8 @@ MOMENTS: dict[OptimizerName, float] = {
     "adamw8bit": 2.0 + 8.0 / 256,
     "muon": 4.0,
 }
-"""Bytes for each trained weight; in eight bits, two scales for 256 of them. Muon keeps one of matrices,
-which are nearly all."""
+"""Bytes for each trained weight; in eight bits, two scales for 256 of them. Muon keeps one moment
+of matrices, which are nearly all."""
 
 PEAKS = {"a100": 312e12, "h100": 989e12}
 """Operations a second in bfloat16, as the maker's data sheets have them, without sparsity."""

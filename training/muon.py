@@ -1,8 +1,9 @@
 """Muon: matrices move by their momentum made orthogonal, all other weights as AdamW moves them.
 
-A kernel of a convolution is the matrix of its output channels and all that each reads. Jordan et al. (2024),
-"Muon: An optimizer for hidden layers in neural networks"; the size of a step as Liu et al. (2025), "Muon is scalable
-for LLM training", section 2.2, so that rates and decay are those of AdamW.
+A kernel of a convolution is the matrix of its output channels and all that each reads. Jordan et
+al. (2024), "Muon: An optimizer for hidden layers in neural networks"; the size of a step as Liu et
+al. (2025), "Muon is scalable for LLM training", section 2.2, so that rates and decay are those of
+AdamW.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Muon(torch.optim.Optimizer):
             steps = []
             for p in alike:
                 assert p.grad is not None
-                momentum = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+                momentum = self.state[p]["exp_avg"]
                 momentum.lerp_(p.grad, 1 - MOMENTUM)
                 steps.append(p.grad.lerp(momentum, MOMENTUM).flatten(1))
             lengths = orthogonal(torch.stack(steps))
@@ -108,5 +111,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if is_tall else x).float()
