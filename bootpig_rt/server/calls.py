@@ -19,7 +19,8 @@ from bootpig_rt.errors import ImageError, StorageError, describe_os_error
 from bootpig_rt.images.image_input import format_name
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.guard.keys import Principal
-from bootpig_rt.server.schema import Fields, from_form, printable_name
+from bootpig_rt.server.parse import from_form, printable_name
+from bootpig_rt.server.schema import Fields
 
 MAX_FILES = 64
 MAX_FIELDS = 64
@@ -129,7 +130,7 @@ def fields_of(kind: type[FieldsT], form: FormData) -> FieldsT:
     """The text fields of a form.
 
     Raises:
-        ApiError: As `schema.validated`.
+        ApiError: As `parse.validated`.
     """
     return from_form(kind, [(k, v) for k, v in form.multi_items() if isinstance(v, str)])
 

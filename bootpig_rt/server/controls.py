@@ -9,7 +9,8 @@ from bootpig_rt.images.canny import canny_map
 from bootpig_rt.images.control import Control
 from bootpig_rt.server.calls import check_formats
 from bootpig_rt.server.errors import ApiError
-from bootpig_rt.server.schema import ImageFields, map_bytes
+from bootpig_rt.server.parse import map_bytes
+from bootpig_rt.server.schema import ImageFields
 
 
 @dataclass(frozen=True)

@@ -37,16 +37,9 @@ from bootpig_rt.server.engine_client import EngineClient
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.event_stream import EventStream, SendEvent
 from bootpig_rt.server.output import Finished
+from bootpig_rt.server.parse import image_bytes, mask_bytes, parse_json, validated
 from bootpig_rt.server.request_notes import note, note_timings
-from bootpig_rt.server.schema import (
-    EditFields,
-    EditOptions,
-    ImageFields,
-    image_bytes,
-    mask_bytes,
-    parse_json,
-    validated,
-)
+from bootpig_rt.server.schema import EditFields, EditOptions, ImageFields
 from bootpig_rt.server.service import Service
 
 Kind: TypeAlias = Literal["image_generation", "image_edit"]

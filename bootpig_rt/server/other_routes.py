@@ -15,7 +15,8 @@ from bootpig_rt.server.calls import call_of, read_json
 from bootpig_rt.server.engine_client import ModelFacts
 from bootpig_rt.server.errors import ApiError
 from bootpig_rt.server.metrics import CONTENT_TYPE
-from bootpig_rt.server.schema import MAX_PROMPT, ReloadFields, parse_json, validated
+from bootpig_rt.server.parse import parse_json, validated
+from bootpig_rt.server.schema import MAX_PROMPT, ReloadFields
 from bootpig_rt.server.service import Service
 
 SCHEDULES = ("exact", "clean", "anchor:500", "stride:4", "window:0-0.8")

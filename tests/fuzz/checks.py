@@ -35,14 +35,8 @@ from bootpig_rt.server.config import read_config
 from bootpig_rt.server.errors import ApiError, api_error
 from bootpig_rt.server.guard.keys import KeyFile, read_keys
 from bootpig_rt.server.options import ServerOptions
-from bootpig_rt.server.schema import (
-    EditFields,
-    ImageFields,
-    SubjectFields,
-    image_bytes,
-    parse_json,
-    validated,
-)
+from bootpig_rt.server.parse import image_bytes, parse_json, validated
+from bootpig_rt.server.schema import EditFields, ImageFields, SubjectFields
 from bootpig_rt.server.subject_folder import SubjectFolder
 
 MAX_PIXELS = ServerOptions.max_image_pixels
