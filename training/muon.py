@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -55,20 +55,21 @@ class Muon(torch.optim.Optimizer):
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for p in parameters:
             by_shape.setdefault(p.flatten(1).shape, []).append(p)
-        for (rows, columns), alike in by_shape.items():
-            steps = []
-            for p in alike:
-                assert p.grad is not None
-                if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-                momentum = self.state[p]["exp_avg"]
-                momentum.lerp_(p.grad, 1 - MOMENTUM)
-                steps.append(p.grad.lerp(momentum, MOMENTUM).flatten(1))
-            lengths = orthogonal(torch.stack(steps))
-            scale = group["lr"] * STEP_RMS * max(rows, columns) ** 0.5
-            for p, length in zip(alike, lengths, strict=True):
+        stacks = [torch.stack([self._step_of(p) for p in alike]) for alike in by_shape.values()]
+        for alike, directions in zip(by_shape.values(), shared_out(stacks), strict=True):
+            scale = group["lr"] * STEP_RMS * max(directions.shape[1:]) ** 0.5
+            for p, direction in zip(alike, directions, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(length.view_as(p), alpha=-scale)
+                p.add_(direction.view_as(p), alpha=-scale)
+
+    def _step_of(self, p: Tensor) -> Tensor:
+        """Nesterov's momentum of a parameter, as a matrix."""
+        assert p.grad is not None
+        if not self.state[p]:
+            self.state[p]["exp_avg"] = torch.zeros_like(p)
+        momentum: Tensor = self.state[p]["exp_avg"]
+        momentum.lerp_(p.grad, 1 - MOMENTUM)
+        return p.grad.lerp(momentum, MOMENTUM).flatten(1)
 
     def _step_vectors(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
@@ -100,8 +101,24 @@ class Muon(torch.optim.Optimizer):
         )
 
 
+def shared_out(stacks: list[Tensor]) -> list[Tensor]:
+    """`orthogonal` of stacks that all processes hold, each of which works on its share of them."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [orthogonal(stack) for stack in stacks]
+    rank, processes = distributed.get_rank(), distributed.get_world_size()
+    found = [torch.zeros_like(stack, dtype=torch.bfloat16) for stack in stacks]
+    for stack, directions in zip(stacks, found, strict=True):
+        if len(mine := stack[rank::processes]):
+            directions[rank::processes] = orthogonal(mine)
+    # What another process works on is zero here, so that a sum joins them, and rounds nothing.
+    flat = torch.cat([directions.flatten() for directions in found])
+    distributed.all_reduce(flat)
+    parts = flat.split([directions.numel() for directions in found])
+    return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
+
+
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About U V^T of matrices U S V^T, [N, rows, columns], in float32 of products in bfloat16.
+    """About U V^T of matrices U S V^T, [N, rows, columns], in bfloat16.
 
     Singular values come out between about 0.7 and 1.2, those near 0 below.
     """
@@ -112,4 +129,4 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).float()
+    return x.mT if is_tall else x

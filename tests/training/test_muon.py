@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bootpig_rt.training.muon import MOMENTUM, STEP_RMS, Muon, orthogonal
+from bootpig_rt.training import muon as module
+from bootpig_rt.training.muon import MOMENTUM, STEP_RMS, Muon, orthogonal, shared_out
 
 
 def muon(
@@ -32,7 +36,7 @@ def test_singular_values_become_one_and_their_directions_stay(
     shape = (count, rows, min(rows, columns)), (count, columns, min(rows, columns))
     left, right = (torch.linalg.qr(torch.randn(each, generator=generator)).Q for each in shape)
     values = 0.2 + torch.rand(count, 1, min(rows, columns), generator=generator)
-    found = orthogonal(left * values @ right.mT)
+    found = orthogonal(left * values @ right.mT).float()
     inside = left.mT @ found @ right
     diagonal = inside.diagonal(dim1=1, dim2=2)
     assert diagonal.min() > 0.6
@@ -88,3 +92,31 @@ def test_weights_without_a_gradient_stay_and_a_closure_is_refused() -> None:
     assert torch.equal(weight.detach(), torch.ones(3, 3))
     with pytest.raises(ValueError, match="no closure"):
         optimizer.step(lambda: 0.0)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_work_and_all_hold_the_whole(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    stacks = [torch.randn(shape, generator=generator) for shape in [(5, 4, 9), (1, 6, 3)]]
+    sent: list[torch.Tensor] = []
+
+    def in_process(rank: int, all_reduce: Callable[[torch.Tensor], object]) -> list[torch.Tensor]:
+        group = SimpleNamespace(
+            is_available=lambda: True,
+            is_initialized=lambda: True,
+            get_rank=lambda: rank,
+            get_world_size=lambda: processes,
+            all_reduce=all_reduce,
+        )
+        monkeypatch.setattr(module, "distributed", group)
+        return shared_out(stacks)
+
+    for rank in range(processes):
+        in_process(rank, lambda flat: sent.append(flat.clone()))
+    work = [int((flat != 0).sum()) for flat in sent]
+    assert max(work) < sum(work)
+    found = in_process(0, lambda flat: flat.copy_(torch.stack(sent).sum(0)))
+    for stack, directions in zip(stacks, found, strict=True):
+        torch.testing.assert_close(directions, orthogonal(stack), atol=0.02, rtol=0.02)
