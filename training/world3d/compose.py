@@ -54,6 +54,8 @@ CENTRES: dict[Position, float] = {"left": 0.29, "centre": 0.5, "right": 0.71}
 MIN_AREAS: dict[Size, float] = {"small": 0.012, "normal": 0.03, "large": 0.055, "close": 0.09}
 MARGIN = 0.03
 FAR_VIEW_DEG = 30.0
+ALIKE_DEG = 10.0
+"""Nearer views than this are near in height too."""
 CARD_TURN_DEG = 25.0
 """Drawings are flat, so they are seen from the front."""
 
@@ -113,7 +115,13 @@ def draw_world_sample(
     count = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
     is_far = bool(rng.random() < config.far_view_share)
     views = [
-        draw_reference_view(rng, view, is_far=is_far or k > 0, is_drawing=identity.is_drawing)
+        draw_reference_view(
+            rng,
+            view,
+            is_far=is_far or k > 0,
+            is_drawing=identity.is_drawing,
+            near_deg=config.near_view_deg,
+        )
         for k in range(count)
     ]
     references = [
@@ -144,13 +152,18 @@ def draw_view(rng: Rng, kind: SceneKind, *, is_drawing: bool) -> View:
     return View(float(azimuth), float(rng.uniform(low, high)))
 
 
-def draw_reference_view(rng: Rng, target: View, *, is_far: bool, is_drawing: bool) -> View:
+def draw_reference_view(
+    rng: Rng, target: View, *, is_far: bool, is_drawing: bool, near_deg: float
+) -> View:
     """Draw from where a reference is seen: near the target's view, or at least 30 degrees away."""
+    if near_deg < ALIKE_DEG and not is_far:
+        to_side, up = rng.uniform(-near_deg, near_deg, 2)
+        return View(target.azimuth_deg + float(to_side), max(2.0, target.elevation_deg + float(up)))
     if is_drawing:
         return View(float(rng.uniform(-CARD_TURN_DEG, CARD_TURN_DEG)), float(rng.uniform(2, 10)))
     elevation = float(rng.uniform(4, 35))
     if not is_far:
-        away = rng.uniform(-FAR_VIEW_DEG, FAR_VIEW_DEG) * 0.95
+        away = rng.uniform(-near_deg, near_deg)
         return View(target.azimuth_deg + float(away), elevation)
     away = rng.uniform(FAR_VIEW_DEG, 150) * (1 if rng.random() < 0.5 else -1)
     return View(target.azimuth_deg + float(away), elevation)

@@ -50,6 +50,8 @@ class World3dConfig(Struct, frozen=True, forbid_unknown_fields=True):
         drawing_share: Share of subjects that are drawings.
         side_share: Share of small and normal subjects on the left, and as many on the right.
         far_view_share: Share of samples whose first reference is from at least 30 degrees away.
+        near_view_deg: The others' first reference is from at most so many degrees to either side;
+            below 10, from as near in height too.
         hue_probability: How often colours of textured models and drawings are turned.
         reference_counts: How often there are one, two, three and four references.
         reference_length: Longest side of the subject in a reference, as a share of its side.
@@ -63,6 +65,7 @@ class World3dConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drawing_share: Share = 0.3
     side_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.25
     far_view_share: Share = 0.5
+    near_view_deg: Annotated[float, Meta(ge=0, lt=30)] = 28.5
     hue_probability: Share = 0.45
     reference_counts: tuple[Weight, Weight, Weight, Weight] = (0.5, 0.22, 0.14, 0.14)
     reference_length: Annotated[float, Meta(ge=0.2, le=0.9)] = 0.64

@@ -99,6 +99,25 @@ def test_half_of_the_models_are_shown_from_at_least_thirty_degrees_away(
             assert abs((azimuth - target + 180) % 360 - 180) >= 29.9
 
 
+def test_a_near_view_is_near_in_height_too_when_it_is_to_be_alike(
+    people: Identities, tmp_path: Path
+) -> None:
+    world = World3dConfig(
+        size_px=SIZE_PX, near_view_deg=5, far_view_share=0, reference_counts=(0.5, 0.5, 0, 0)
+    )
+    synthesize_3d(tmp_path, people, Synthesis3dConfig(20, seed=4, shard_size=20, world=world))
+    several = 0
+    for sample in read_samples(tmp_path):
+        (azimuth, elevation), (first, *others) = (
+            sample.record["view_deg"],
+            sample.record["reference_views_deg"],
+        )
+        assert abs((first[0] - azimuth + 180) % 360 - 180) <= 5
+        assert abs(first[1] - elevation) <= 5
+        several += any(abs((one[0] - azimuth + 180) % 360 - 180) >= 29.9 for one in others)
+    assert several
+
+
 def test_references_are_on_white_and_show_the_subjects_colours(
     samples: list[StoredSample],
 ) -> None:
