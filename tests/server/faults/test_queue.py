@@ -56,11 +56,12 @@ def test_a_client_that_leaves_leaves_nothing_behind(
     where = ("127.0.0.1", server.port)
     before = gauges(client)
     body = LONG | {"n": 10, "stream": when == "while it is told", "partial_images": 3}
+    last_id = f"last-{how}-{when}".replace(" ", "-")  # the job of another case is still known
     with (
         closing(socket.create_connection(where)) as first,
         closing(socket.create_connection(where)) as last,
     ):
-        ask_on(first, body, "first-to-leave")
+        ask_on(first, body, f"first-of-{last_id}")
         if when == "while it is told":
             told = b""
             while b"partial_image" not in told:
@@ -68,9 +69,9 @@ def test_a_client_that_leaves_leaves_nothing_behind(
         else:
             assert eventually(lambda: gauges(client)[STEPS] > before[STEPS])
         if when == "queued":
-            ask_on(last, LONG | {"n": 10}, "last-to-leave")
-            assert eventually(lambda: client.get("/v1/jobs/last-to-leave").status_code == 200)
-            assert client.get("/v1/jobs/last-to-leave").json()["status"] == "queued"
+            ask_on(last, LONG | {"n": 10}, last_id)
+            assert eventually(lambda: client.get(f"/v1/jobs/{last_id}").status_code == 200)
+            assert client.get(f"/v1/jobs/{last_id}").json()["status"] == "queued"
         for one in (last, first):
             if how == "reset":
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
