@@ -3,7 +3,7 @@
 A kernel of a convolution is the matrix of its output channels and all that each reads. Jordan et
 al. (2024), "Muon: An optimizer for hidden layers in neural networks"; the size of a step as Liu et
 al. (2025), "Muon is scalable for LLM training", section 2.2, so that rates and decay are those of
-AdamW.
+AdamW. torch's own refuses kernels of convolutions, and does all of the work in each process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ STEP_RMS = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """See the module; `vectors` are matrices that are moved as AdamW does, like embeddings."""
+    """See the module; `others` are matrices that move as AdamW moves them, such as embeddings."""
 
     def __init__(
         self,
         groups: list[dict[str, Any]],
         *,
-        vectors: Collection[int],
+        others: Collection[int],
         betas: tuple[float, float],
         weight_decay: float,
         eps: float = 1e-8,
     ) -> None:
-        """Take groups with an `lr` each; `vectors` holds the `id` of each such parameter."""
-        self._vectors = frozenset(vectors)
+        """Take groups with an `lr` each; `others` holds the `id` of each such parameter."""
+        self._others = frozenset(others)
         super().__init__(groups, {"betas": betas, "weight_decay": weight_decay, "eps": eps})
 
     @torch.no_grad()
@@ -46,10 +46,10 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            matrices = [p for p in moved if p.ndim >= 2 and id(p) not in self._vectors]
+            matrices = [p for p in moved if p.ndim >= 2 and id(p) not in self._others]
             taken = {id(p) for p in matrices}
             self._step_matrices(matrices, group)
-            self._step_vectors([p for p in moved if id(p) not in taken], group)
+            self._step_others([p for p in moved if id(p) not in taken], group)
 
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         by_shape: dict[torch.Size, list[Tensor]] = {}
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         momentum.lerp_(p.grad, 1 - MOMENTUM)
         return p.grad.lerp(momentum, MOMENTUM).flatten(1)
 
-    def _step_vectors(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
             return
         for p in parameters:

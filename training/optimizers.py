@@ -34,7 +34,7 @@ def build_optimizer(
     if config.name == "muon":
         inside = (each for module in modules for each in module.modules())
         embeddings = {id(each.weight) for each in inside if isinstance(each, nn.Embedding)}
-        return Muon(groups, vectors=embeddings, **settings)
+        return Muon(groups, others=embeddings, **settings)
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:

@@ -15,11 +15,9 @@ from bootpig_rt.training import muon as module
 from bootpig_rt.training.muon import MOMENTUM, STEP_RMS, Muon, orthogonal, shared_out
 
 
-def muon(
-    parameters: list[nn.Parameter], *, vectors: tuple[int, ...] = (), lr: float = 0.01
-) -> Muon:
+def muon(parameters: list[nn.Parameter], *, others: tuple[int, ...] = (), lr: float = 0.01) -> Muon:
     return Muon(
-        [{"params": parameters, "lr": lr}], vectors=vectors, betas=(0.9, 0.99), weight_decay=0.1
+        [{"params": parameters, "lr": lr}], others=others, betas=(0.9, 0.99), weight_decay=0.1
     )
 
 
@@ -73,7 +71,7 @@ def test_vectors_and_embeddings_move_as_adamw_moves_them() -> None:
     shapes, steps = [(6,), (5, 3)], 3
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    optimizer = muon(ours, vectors=(id(ours[1]),))
+    optimizer = muon(ours, others=(id(ours[1]),))
     adamw = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     for _ in range(steps):
         for p, q in zip(ours, theirs, strict=True):
