@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -24,6 +25,12 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("BOOTPIG_RT_STORE", None)
+# Compile in this process: others, each with a torch of its own, cost more than they save.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Tests start hundreds of processes, and each would compile the sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Until all tests are collected, hardly anything that is made is ever freed.
+gc.disable()
 
 # No test asserts a time: on a busy machine an example, or drawing one, may take seconds.
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -90,6 +97,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
         if item.get_closest_marker("trt") and not (has_gpu and has_trt):
             item.add_marker(pytest.mark.skip(reason="no TensorRT or no CUDA GPU on this machine"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now lives as long as the process: collections need not walk over it."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let it be collected at the end: libraries complain of what they find then."""
+    gc.unfreeze()
 
 
 class Share(Protocol):
