@@ -7,6 +7,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
@@ -47,9 +48,11 @@ EXTRAS = {
 
 
 @pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    (built,) = WheelBuilder(str(root)).build(directory=str(folder), versions=["standard"])
+def wheel(root: Path, share: Any) -> zipfile.ZipFile:
+    def fill(folder: Path) -> None:
+        list(WheelBuilder(str(root)).build(directory=str(folder), versions=["standard"]))
+
+    (built,) = share("wheel", fill).glob("*.whl")
     return zipfile.ZipFile(built)
 
 

@@ -13,18 +13,39 @@ import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bootpig_rt
+from bootpig_rt.backends.onnxruntime.sessions import Sessions
 from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.cli.main import MODULE_OF_COMMAND, build_parser, main
 from bootpig_rt.server.config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW_STEPS = 5
+FEW_STEPS = 3
+STEPS_OF_PAGE = dict.fromkeys(
+    (
+        "docs/explanation/cheaper-pictures.md",
+        "docs/explanation/tables.md",
+        "docs/how-to/diffusers.md",
+        "docs/how-to/follow-a-map.md",
+        "docs/how-to/many-requests.md",
+    ),
+    5,
+)
+"""Of pages whose code does something at a later step, or in a share of the steps."""
+PROGRAM = f"""
+from bootpig_rt.bundle.pair_config import PairConfig
+from bootpig_rt.cli.main import main
+
+PairConfig.default_steps = property(lambda config: {FEW_STEPS}, lambda config, steps: None)
+raise SystemExit(main())
+"""
+"""`bootpig-rt` in a process of its own, whose pictures take few steps as in `desk`."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 OUTPUTS = {"text", "json", "toml", ""}
 OTHER_PROGRAMS = {"accelerate", "git", "hf", "openssl", "pytest", "python3"}
@@ -111,13 +132,37 @@ def blocks(page: str) -> list[Block]:
     return blocks_of(ROOT / page)
 
 
+@pytest.fixture(scope="module")
+def sessions() -> dict[str, Any]:
+    """Sessions of ONNX Runtime that hold no state of a launch, for `desk` to keep."""
+    return {}
+
+
 @pytest.fixture
-def desk(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    root: Path,
+    sessions: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """The folder that a reader works in: the sample drawings, and the repository's folders.
 
-    Pictures take few steps: what is tested is that the code does what the page says.
+    Pictures take few steps: what is tested is that the code does what the page says. A graph that
+    was loaded for one page is not optimised anew for another.
     """
-    few = property(lambda config: FEW_STEPS, lambda config, steps: None)
+    create = Sessions._create
+
+    def kept(self: Sessions, name: str) -> Any:
+        key = repr((self._folder, self._device, self._options, sha256(self._read(name)).digest()))
+        if key not in sessions:
+            sessions[key] = create(self, name)
+        return sessions[key]
+
+    monkeypatch.setattr(Sessions, "_create", kept)
+    page = request.getfixturevalue("page") if "page" in request.fixturenames else ""
+    steps = STEPS_OF_PAGE.get(page, FEW_STEPS)
+    few = property(lambda config: steps, lambda config, steps: None)
     monkeypatch.setattr(PairConfig, "default_steps", few)
     for drawing in (root / "bootpig_rt" / "assets" / "subjects").glob("*.png"):
         shutil.copy(drawing, tmp_path)
@@ -160,7 +205,7 @@ def test_the_code_of_a_page_runs(page: str, blocks: list[Block], desk: Path) -> 
 
 def started_server(words: list[str]) -> tuple[str, subprocess.Popen[str]]:
     """The server of a console block, on a free port, once it is ready; and its address."""
-    command = [sys.executable, "-m", "bootpig_rt", *words[1:], "--port", "0"]
+    command = [sys.executable, "-c", PROGRAM, *words[1:], "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert server.stdout is not None

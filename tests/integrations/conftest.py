@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,37 @@ def disc() -> Image.Image:
     return image
 
 
+@pytest.fixture(scope="session")
+def loaded() -> Iterator[Callable[..., Any]]:
+    """`loaded(folder, **settings)`: a pipeline whose parts are loaded once and must not be changed.
+
+    What a pipeline holds beside its parts, and its scheduler, is each caller's own.
+    """
+    from bootpig_rt.integrations.diffusers import BootPIGPipeline
+
+    kept: dict[str, Any] = {}
+
+    def load(folder: Path, **settings: Any) -> Any:
+        key = repr((folder, sorted(settings.items())))
+        if key not in kept:
+            kept[key] = BootPIGPipeline.from_pretrained(folder, **settings)
+            kept[key].set_progress_bar_config(disable=True)
+        pipe = copy.copy(kept[key])
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        return pipe
+
+    yield load
+    for pipe in kept.values():
+        pipe.close()
+
+
 @pytest.fixture
-def eager(tiny_pair_folder: Path) -> Any:
+def eager(loaded: Callable[..., Any], tiny_pair_folder: Path) -> Any:
     """The tiny pair by its modules."""
-    from bootpig_rt.integrations.diffusers import BootPIGPipeline
-
-    pipe = BootPIGPipeline.from_pretrained(tiny_pair_folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return loaded(tiny_pair_folder)
 
 
 @pytest.fixture
-def on_engine(tiny_bundle_folder: Path) -> Iterator[Any]:
+def on_engine(loaded: Callable[..., Any], tiny_bundle_folder: Path) -> Any:
     """The tiny pair on ONNX Runtime."""
-    from bootpig_rt.integrations.diffusers import BootPIGPipeline
-
-    pipe = BootPIGPipeline.from_pretrained(tiny_bundle_folder, backend="onnxruntime", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
-    yield pipe
-    pipe.close()
+    return loaded(tiny_bundle_folder, backend="onnxruntime", device="cpu")

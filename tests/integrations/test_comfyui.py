@@ -21,6 +21,7 @@ from PIL import Image
 from bootpig_rt.errors import ParameterError, StorageError
 from bootpig_rt.images.control import Control
 from bootpig_rt.images.picture import is_marked_generated, read_parameters
+from bootpig_rt.pipeline import Pipeline
 
 torch = pytest.importorskip("torch", reason="pictures travel as tensors in ComfyUI")
 
@@ -138,9 +139,11 @@ def run(nodes: dict[str, Any]) -> Iterator[Any]:
         pipe.close()
 
 
-@pytest.fixture
-def pair(run: Any, tiny_bundle_folder: Path) -> Any:
-    return run("LoadPair", folder=str(tiny_bundle_folder), backend="onnxruntime", device="cpu")[0]
+@pytest.fixture(scope="module")
+def pair(tiny_bundle_folder: Path) -> Iterator[Pipeline]:
+    """What the node loads, which holds no state of a call."""
+    with Pipeline(tiny_bundle_folder, backend="onnxruntime", device="cpu") as pipe:
+        yield pipe
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ are, where a checkout of diffusers is at hand, by `test_diffusers_common.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +55,31 @@ def drawn(pipe: Any, disc: Image.Image, **settings: Any) -> Any:
 # Both ways, and the runtime's own
 
 
+@pytest.fixture(scope="module")
+def runtime(tiny_bundle_folder: Path) -> Iterator[Pipeline]:
+    """The tiny pair in the runtime's own pipeline."""
+    with Pipeline(tiny_bundle_folder, backend="onnxruntime", device="cpu") as pipe:
+        yield pipe
+
+
 @pytest.mark.parametrize("schedule", ["exact", "clean", "stride:2", "window:0-0.5"])
 @pytest.mark.parametrize("scheduler", ["DDIM", "DPMSolverMultistep", "UniPCMultistep"])
 def test_the_eager_way_gives_the_picture_of_the_engine(
-    eager: Any, tiny_bundle_folder: Path, disc: Image.Image, scheduler: str, schedule: str
+    eager: Any, runtime: Pipeline, disc: Image.Image, scheduler: str, schedule: str
 ) -> None:
     solver = {"DDIM": "ddim", "DPMSolverMultistep": "dpmpp_2m", "UniPCMultistep": "unipc"}
     kind = getattr(diffusers, f"{scheduler}Scheduler")
     eager.scheduler = kind.from_config(eager.scheduler.config, clip_sample=False)
     settings: dict[str, Any] = {"num_inference_steps": 4, "reference_schedule": schedule}
     mine = drawn(eager, disc, output_type="pil", **settings)[0]
-    with Pipeline(tiny_bundle_folder, backend="onnxruntime", device="cpu") as runtime:
-        theirs = runtime(
-            WORDS["prompt"],
-            reference_images=disc,
-            reference_prompt=WORDS["reference_prompt"],
-            seed=3,
-            solver=solver[scheduler],
-            **settings,
-        ).images[0]
+    theirs = runtime(
+        WORDS["prompt"],
+        reference_images=disc,
+        reference_prompt=WORDS["reference_prompt"],
+        seed=3,
+        solver=solver[scheduler],
+        **settings,
+    ).images[0]
     assert difference(mine, theirs) <= LIMIT
 
 
@@ -294,7 +301,9 @@ def test_inference_batch_single_identical(
     assert np.abs(alone[0] - batch[0]).max() < 0.01
 
 
-def test_to_dtype_and_karras_schedulers_draw(eager: Any, disc: Image.Image) -> None:
+def test_to_dtype_and_karras_schedulers_draw(tiny_pair_folder: Path, disc: Image.Image) -> None:
+    eager = BootPIGPipeline.from_pretrained(tiny_pair_folder)  # its own: its parts are cast
+    eager.set_progress_bar_config(disable=True)
     for kind in ("EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep"):
         scheduler = getattr(diffusers, f"{kind}Scheduler")
         eager.scheduler = scheduler.from_config(eager.scheduler.config, use_karras_sigmas=True)

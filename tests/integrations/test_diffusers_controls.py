@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,25 @@ def quiet(pipe: Any) -> Any:
 
 
 @pytest.fixture
-def eager(controlled_pair_folder: Path) -> Any:
-    return quiet(BootPIGPipeline.from_pretrained(controlled_pair_folder))
+def eager(loaded: Callable[..., Any], controlled_pair_folder: Path) -> Any:
+    return loaded(controlled_pair_folder)
 
 
 @pytest.fixture
-def on_engine(controlled_bundle_folder: Path) -> Iterator[Any]:
-    pipe = BootPIGPipeline.from_pretrained(
-        controlled_bundle_folder, backend="onnxruntime", device="cpu"
-    )
-    yield quiet(pipe)
-    pipe.close()
+def on_engine(loaded: Callable[..., Any], controlled_bundle_folder: Path) -> Any:
+    return loaded(controlled_bundle_folder, backend="onnxruntime", device="cpu")
+
+
+@pytest.fixture
+def plain(loaded: Callable[..., Any], tiny_pair_folder: Path) -> Any:
+    """The pair without controls, by its modules."""
+    return loaded(tiny_pair_folder)
+
+
+@pytest.fixture
+def parts(plain: Any) -> dict[str, Any]:
+    """What is loaded of the pair without controls, for pipelines that are to have some."""
+    return {name: part for name, part in plain.components.items() if part is not None}
 
 
 @pytest.mark.parametrize(
@@ -205,12 +213,12 @@ def test_an_engines_controls_are_saved_with_its_pair(
 
 
 def test_controls_are_given_by_kind_or_as_diffusers_takes_them(
-    tiny_pair_folder: Path, controlled_pair_folder: Path, disc: Image.Image
+    tiny_pair_folder: Path, controlled_pair_folder: Path, parts: dict[str, Any], disc: Image.Image
 ) -> None:
     folders = [controlled_pair_folder / f"controlnet_{kind}" for kind in ("depth", "outline")]
     nets = [diffusers.ControlNetModel.from_pretrained(folder) for folder in folders]
     load: Callable[..., Any] = lambda given: quiet(  # noqa: E731
-        BootPIGPipeline.from_pretrained(tiny_pair_folder, controlnet=given)
+        BootPIGPipeline.from_pretrained(tiny_pair_folder, controlnet=given, **parts)
     )
     expected = None
     for given, kinds in (
@@ -235,14 +243,16 @@ def test_controls_are_given_by_kind_or_as_diffusers_takes_them(
 
 
 def test_a_pipeline_without_controls_draws_as_before(
-    eager: Any, tiny_pair_folder: Path, disc: Image.Image
+    eager: Any, plain: Any, disc: Image.Image
 ) -> None:
-    plain = quiet(BootPIGPipeline.from_pretrained(tiny_pair_folder))
     assert plain.control_kinds == ()
     assert off(drawn(plain, disc), drawn(eager, disc)) == 0
 
 
-def test_controls_move_and_change_their_type_with_the_rest(eager: Any, disc: Image.Image) -> None:
+def test_controls_move_and_change_their_type_with_the_rest(
+    controlled_pair_folder: Path, disc: Image.Image
+) -> None:
+    eager = quiet(BootPIGPipeline.from_pretrained(controlled_pair_folder))  # its parts are cast
     eager.to(dtype=torch.bfloat16)
     assert eager.controlnet.dtype == torch.bfloat16
     assert len(drawn(eager, disc, control_image=[depth(), outline()])) == 1
@@ -297,27 +307,26 @@ def test_what_cannot_be_followed_is_told_before_anything_is_drawn(
         drawn(pipe, disc, **settings)
 
 
-def test_a_pair_without_controls_says_how_to_get_one(
-    tiny_pair_folder: Path, disc: Image.Image
-) -> None:
-    pipe = quiet(BootPIGPipeline.from_pretrained(tiny_pair_folder))
+def test_a_pair_without_controls_says_how_to_get_one(plain: Any, disc: Image.Image) -> None:
     with pytest.raises(ParameterError, match="this pipeline has no control; load it with"):
-        drawn(pipe, disc, control_image=depth())
+        drawn(plain, disc, control_image=depth())
 
 
 def test_controls_that_do_not_fit_are_refused_when_they_are_loaded(
-    tiny_pair_folder: Path, controlled_pair_folder: Path
+    tiny_pair_folder: Path, controlled_pair_folder: Path, parts: dict[str, Any]
 ) -> None:
     folder = controlled_pair_folder / "controlnet_depth"
     net = diffusers.ControlNetModel.from_pretrained(folder)
     with pytest.raises(ParameterError, match="controlnet depth is a module, but an engine loads"):
         BootPIGPipeline.from_pretrained(tiny_pair_folder, backend="torch", controlnet=net)
     with pytest.raises(ParameterError, match="control depth is given twice"):
-        BootPIGPipeline.from_pretrained(controlled_pair_folder, controlnet={"depth": folder})
+        BootPIGPipeline.from_pretrained(
+            controlled_pair_folder, controlnet={"depth": folder}, **parts
+        )
     with pytest.raises(ParameterError, match="control depth is given twice"):
-        BootPIGPipeline.from_pretrained(controlled_pair_folder, controlnet={"depth": net})
+        BootPIGPipeline.from_pretrained(controlled_pair_folder, controlnet={"depth": net}, **parts)
     other = diffusers.ControlNetModel.from_config(net.config, cross_attention_dim=24)
     with pytest.raises(CheckpointError, match="has cross_attention_dim 24, expected 16"):
-        BootPIGPipeline.from_pretrained(tiny_pair_folder, controlnet={"depth": other})
+        BootPIGPipeline.from_pretrained(tiny_pair_folder, controlnet={"depth": other}, **parts)
     with pytest.raises(CheckpointError, match="is no folder, expected a ControlNet"):
-        BootPIGPipeline.from_pretrained(tiny_pair_folder, controlnet={"depth": "nowhere"})
+        BootPIGPipeline.from_pretrained(tiny_pair_folder, controlnet={"depth": "nowhere"}, **parts)

@@ -15,23 +15,30 @@ from bootpig_rt.kernels import choose, ops
 from bootpig_rt.models.attention import reference_self_attention
 from bootpig_rt.models.rows import plan_rows
 
+REFS = {
+    "one": [[-1], [0], [0]],
+    "mixed": [[1, 0], [-1, -1], [2, -1]],
+    "two": [[-1, 1], [0, 1]],
+}
 
-@pytest.mark.parametrize("merge", get_args(Merge))
+
 @pytest.mark.parametrize(
-    "refs",
-    [[[-1], [0], [0]], [[1, 0], [-1, -1], [2, -1]], [[-1, 1], [0, 1]]],
-    ids=["one", "mixed", "two"],
+    ("refs", "merge"),
+    [
+        *(("mixed", merge) for merge in get_args(Merge)),
+        *((refs, merge) for refs in ("one", "two") for merge in ("concat", "argmax")),
+    ],
 )
 def test_fused_equals_eager(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    refs: list[list[int]],
+    refs: str,
     merge: Merge,
 ) -> None:
     torch.manual_seed(0)
     attn: Any = Attention(query_dim=32, heads=2, dim_head=16)
-    tokens, table = torch.randn(len(refs), 40, 32), torch.randn(2, 3, 2, 21, 16)
-    plan = plan_rows(torch.tensor(refs), 3)
+    tokens, table = torch.randn(len(REFS[refs]), 40, 32), torch.randn(2, 3, 2, 21, 16)
+    plan = plan_rows(torch.tensor(REFS[refs]), 3)
 
     def attend() -> torch.Tensor:
         with torch.no_grad():
@@ -49,7 +56,7 @@ def test_fused_equals_eager(
     torch.testing.assert_close(fused, eager, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("merge", get_args(Merge))
+@pytest.mark.parametrize("merge", ["concat", "argmax"])  # joint attention, and separate
 def test_the_kernels_get_the_table_itself_and_the_entry(
     monkeypatch: pytest.MonkeyPatch, merge: Merge
 ) -> None:
