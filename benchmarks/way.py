@@ -358,7 +358,9 @@ def _no_collections() -> Iterator[Callable[[], object]]:
     """No garbage is collected but where the function is called: it would fall into a timed run.
 
     What is there already is left out, since to go through all modules takes longer than many ways.
+    Where somebody else had frozen what was there, it stays frozen: nothing tells theirs from ours.
     """
+    is_ours = not gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -366,4 +368,5 @@ def _no_collections() -> Iterator[Callable[[], object]]:
         yield gc.collect
     finally:
         gc.enable()
-        gc.unfreeze()
+        if is_ours:
+            gc.unfreeze()

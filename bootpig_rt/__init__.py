@@ -7,6 +7,7 @@ nor any other optional package.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ if TYPE_CHECKING:
     from bootpig_rt.tuning import TunedSettings
 
 __version__ = "0.1.0"
+
+# These report sessions, models or machines to their makers unless told not to before they are
+# imported; with ONNX Runtime from 1.29 on. Whoever wants that sets the variables otherwise.
+for _variable, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("NNCF_CI", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_variable, _value)
 
 _MODULE_OF_NAME = {
     "Approximation": "bootpig_rt.approximation",

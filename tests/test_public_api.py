@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,50 @@ def test_a_full_disk_is_described_with_a_fix() -> None:
 
 def test_an_unknown_os_error_is_described_by_what_it_says() -> None:
     assert errors.describe_os_error(OSError("odd")) == "odd"
+
+
+LOAD_A_GRAPH = """
+import os, sys
+if sys.argv[2] == "ours":
+    import bootpig_rt
+import onnxruntime
+onnxruntime.InferenceSession(sys.argv[1])
+print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("whose", "environment", "said", "keeps_a_number"),
+    [
+        ("ours", {}, "1", False),
+        ("ours", {"ORT_DISABLE_TELEMETRY": "0"}, "0", True),  # somebody wants it
+        ("theirs", {}, "None", True),  # else this test would see nothing
+    ],
+)
+def test_nothing_is_reported_to_the_makers_of_onnx_runtime_unless_it_is_asked_for(
+    root: Path,
+    tmp_path: Path,
+    whose: str,
+    environment: dict[str, str],
+    said: str,
+    keeps_a_number: bool,
+) -> None:
+    """Its telemetry begins with a number for the machine, kept in the home folder."""
+    pytest.importorskip("onnxruntime", minversion="1.29", reason="older ones report nothing")
+    decisive = ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "GITHUB_ACTIONS", "TF_BUILD")
+    clean = {name: value for name, value in os.environ.items() if name not in decisive}
+    graph = root / "tests" / "data" / "tiny" / "text_kv.onnx"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_A_GRAPH, str(graph), whose],
+        env=clean | {"HOME": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == said
+    assert any(path.name == "deviceid" for path in tmp_path.rglob("*")) == keeps_a_number
+
+
+@pytest.mark.parametrize("variable", ["NNCF_CI", "RAY_USAGE_STATS_ENABLED"])
+def test_other_libraries_are_told_not_to_report_either(variable: str) -> None:
+    assert os.environ[variable] == {"NNCF_CI": "1", "RAY_USAGE_STATS_ENABLED": "0"}[variable]

@@ -82,6 +82,7 @@ class LineWriter:
         while (line := self._lines.get()) is not None:
             self._write(line)
             self._lines.task_done()
+        self._lines.task_done()  # that which ended it: nobody waits for a line that never comes
 
     def _write(self, line: str) -> None:
         if self.is_broken:

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from bootpig_rt.server.app import create_app
 from bootpig_rt.server.guard.keys import Principal
-from bootpig_rt.server.local import local_loaders
+from bootpig_rt.server.local import local_loaders, model_folders
 from bootpig_rt.server.metrics import Metrics
 from bootpig_rt.server.options import ServerOptions
 from bootpig_rt.server.output import Output
@@ -173,6 +173,14 @@ def server(root: Path, tiny_bundle_folder: Path) -> Iterator[ServerProcess]:
     running.stop()
 
 
+@pytest.fixture(scope="session")
+def followed_server(root: Path, controlled_bundle_folder: Path) -> Iterator[ServerProcess]:
+    """The same with a model that has controls."""
+    running = _start(root, (), controlled_bundle_folder, waits=True)
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     """A client of the shared server."""
@@ -213,11 +221,9 @@ class AskService(Protocol):
     ) -> httpx.Response: ...
 
 
-@pytest.fixture(scope="module")
-def local_service(tiny_bundle_folder: Path) -> Iterator[tuple[Service, asyncio.Runner]]:
-    """A service in this process, for tests that give it parts of their own."""
-    options = ServerOptions(model=str(tiny_bundle_folder), max_batch=4)
-    metrics = Metrics(["tiny_bundle"])
+@contextmanager
+def _local_service(options: ServerOptions) -> Iterator[tuple[Service, asyncio.Runner]]:
+    metrics = Metrics(model_folders(options))
     service = Service(options, local_loaders(options, metrics), Output(), metrics)
     with asyncio.Runner() as runner:
         runner.run(service.start())
@@ -225,10 +231,34 @@ def local_service(tiny_bundle_folder: Path) -> Iterator[tuple[Service, asyncio.R
         runner.run(service.close())
 
 
+@pytest.fixture(scope="module")
+def local_service(tiny_bundle_folder: Path) -> Iterator[tuple[Service, asyncio.Runner]]:
+    """A service in this process, for tests that give it parts of their own."""
+    with _local_service(ServerOptions(model=str(tiny_bundle_folder), max_batch=4)) as running:
+        yield running
+
+
 @pytest.fixture
 def ask_service(local_service: tuple[Service, asyncio.Runner]) -> Iterator[AskService]:
     """A function that sends a request to a service whose pictures leave through `output`."""
-    service, runner = local_service
+    with _asking(*local_service) as ask:
+        yield ask
+
+
+@pytest.fixture
+def run_service() -> Callable[[ServerOptions], AbstractContextManager[AskService]]:
+    """`with run_service(options) as ask`: the same for a service with options of its own."""
+
+    @contextmanager
+    def run(options: ServerOptions) -> Iterator[AskService]:
+        with _local_service(options) as (service, runner), _asking(service, runner) as ask:
+            yield ask
+
+    return run
+
+
+@contextmanager
+def _asking(service: Service, runner: asyncio.Runner) -> Iterator[AskService]:
     app = create_app(service)
 
     async def named(scope: Any, receive: Any, send: Any) -> None:

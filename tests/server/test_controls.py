@@ -40,9 +40,9 @@ def pixels_of(answer: httpx.Response) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def followed(run_server: Any, controlled_bundle_folder: Path) -> Iterator[httpx.Client]:
+def followed(followed_server: Any) -> Iterator[httpx.Client]:
     """A client of a server whose model has controls."""
-    with run_server(model=controlled_bundle_folder) as running, running.client() as client:
+    with followed_server.client() as client:
         yield client
 
 

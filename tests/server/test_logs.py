@@ -262,6 +262,14 @@ def test_a_reader_that_stops_reading_holds_nobody_up_and_hears_what_it_missed(pi
     assert sum(told) == lost  # in several lines, where some were written in between
 
 
+def test_whoever_flushes_after_the_end_waits_for_nothing(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.writer, lambda count: f"{count} lost")
+    writer.put("a line")
+    writer.close()
+    assert pipe.text() == "a line\n"
+    assert writer._lines.unfinished_tasks == 0
+
+
 def test_a_full_disk_loses_lines_until_it_has_room(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

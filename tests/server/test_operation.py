@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,25 +110,28 @@ def test_what_is_refused_ahead_of_drawing_is_neither_failed_nor_cancelled(
     assert changed == {"refused": 4}
 
 
-def test_a_collector_that_is_gone_holds_nobody_up(
-    start_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = start_server("--traces")
-    with server.client() as client:
-        assert client.get("/v1/models").status_code == 200
-    assert server.stop() == 0
-    assert any("the last spans were not sent" in one["message"] for one in records(server.lines))
+@pytest.fixture(scope="module")
+def told(run_server: Any) -> Iterator[Any]:
+    """A server that drew and has ended: in text, with prompts, its spans to nobody."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        with run_server("--traces", "--log-prompts", "--log-format", "text") as server:
+            with server.client() as client:
+                body = {"prompt": PROMPT, "num_inference_steps": 1}
+                assert client.post("/v1/images/generations", json=body).status_code == 200
+            server.stop()
+            yield server
 
 
-def test_prompts_are_in_the_log_where_they_are_asked_for(start_server: Any) -> None:
-    server = start_server("--log-prompts", "--log-format", "text")
-    with server.client() as client:
-        body = {"prompt": PROMPT, "num_inference_steps": 1}
-        assert client.post("/v1/images/generations", json=body).status_code == 200
-    assert server.stop() == 0
-    (line,) = [line for line in server.lines if "secret beach" in line]
+def test_a_collector_that_is_gone_holds_nobody_up(told: Any) -> None:
+    assert told.ended() == 0
+    assert any("the last spans were not sent" in line for line in told.lines)
+
+
+def test_prompts_are_in_the_log_where_they_are_asked_for(told: Any) -> None:
+    assert told.ended() == 0
+    (line,) = [line for line in told.lines if "secret beach" in line]
     assert "\\x1b[31mof my secret beach" in line
     assert line[:-1].isprintable()
 
@@ -141,7 +144,7 @@ def test_metrics_are_answered_while_pictures_are_drawn(
         return found["bootpig_running_pictures", "tiny_bundle"] > 0
 
     def draw() -> None:
-        body = {"prompt": "a dog", "num_inference_steps": 50, "n": 10}
+        body = {"prompt": "a dog", "num_inference_steps": 50, "n": 4}
         with server.client() as other:
             answers.append(other.post("/v1/images/generations", json=body).status_code)
 

@@ -7,11 +7,12 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 Eventually = Callable[[Callable[[], bool]], bool]
 LONG: dict[str, Any] = {"prompt": "a photo of a dog", "num_inference_steps": 50, "n": 4}
@@ -112,10 +113,21 @@ def test_a_deadline_that_is_too_short_is_504(client: httpx.Client, eventually: E
     assert eventually(lambda: busy(client) == 0)
 
 
+@pytest.fixture(scope="module")
+def narrow(
+    run_server: Any, tiny_bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, Path]]:
+    """A server that draws one picture at a time, where four may wait, and its model's folder."""
+    folder = tmp_path_factory.mktemp("narrow") / "pair"
+    shutil.copytree(tiny_bundle_folder, folder)
+    with run_server("--max-waiting", "4", "--max-batch", "1", model=folder) as server:
+        yield server, folder
+
+
 def test_a_full_queue_is_429_with_a_time_to_come_back_and_what_was_taken_is_drawn(
-    start_server: Any, eventually: Eventually
+    narrow: tuple[Any, Path], eventually: Eventually
 ) -> None:
-    server = start_server("--max-waiting", "4", "--max-batch", "1")
+    server, _ = narrow
     with server.client() as client:
         taken = [Background(server, LONG | {"n": 4})]
         assert eventually(lambda: busy(client) >= 3)
@@ -153,20 +165,20 @@ def test_told_to_stop_twice_it_ends_at_once(start_server: Any, eventually: Event
 
 
 def test_a_model_is_loaded_again_under_load_and_a_bad_one_leaves_the_old_one_drawing(
-    start_server: Any, tiny_bundle_folder: Path, tmp_path: Path, eventually: Eventually
+    narrow: tuple[Any, Path], eventually: Eventually
 ) -> None:
-    folder = tmp_path / "pair"
-    shutil.copytree(tiny_bundle_folder, folder)
-    server = start_server(model=folder)
+    server, folder = narrow
+    graph = folder / "denoise_step.onnx"
+    good = graph.read_bytes()
     with server.client() as client:
         running = Background(server, LONG)
         assert eventually(lambda: busy(client) > 0)
         assert client.post("/v1/admin/reload", json={}).status_code == 200
-        graph = folder / "denoise_step.onnx"
-        graph.write_bytes(graph.read_bytes()[:-100] + b"\0" * 100)
+        graph.write_bytes(good[:-100] + b"\0" * 100)
         answer = client.post("/v1/admin/reload", json={"model": "pair"})
+        graph.write_bytes(good)
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "reload_failed")
-        assert str(tmp_path) not in answer.text
+        assert str(folder) not in answer.text
         assert client.post(DRAW, json=SHORT).status_code == 200
         assert running.status == 200
 
@@ -174,11 +186,9 @@ def test_a_model_is_loaded_again_under_load_and_a_bad_one_leaves_the_old_one_dra
 def test_a_port_in_use_and_a_model_that_is_not_there_are_one_line_and_exit_code_2(
     start_server: Any, server: Any, tmp_path: Path
 ) -> None:
-    for flags, model, text in (
-        (("--port", str(server.port)), None, "is in use"),
-        ((), tmp_path / "none", "no folder"),
-    ):
-        failed = start_server(*flags, model=model, waits=False)
+    in_use = start_server("--port", str(server.port), waits=False)
+    missing = start_server(model=tmp_path / "none", waits=False)
+    for failed, text in ((in_use, "is in use"), (missing, "no folder")):
         assert failed.ended(60) == 2
         lines = [line for line in failed.lines if "error:" in line]
         assert len(lines) == 1

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.server.local import load_local
 from bootpig_rt.server.options import ServerOptions
+from bootpig_rt.server.output import Output
 
 SIZES = [48, 40, 3, 5, 32, 32]
 
@@ -40,24 +41,25 @@ def xl_lora(tmp_path: Path) -> Path:
 
 
 def test_a_pair_that_is_told_sizes_is_served_with_a_lora_in_it(
-    start_server: Any, xl_pair_folder: Path, xl_lora: Path, reference_png: bytes
+    run_service: Any, xl_pair_folder: Path, xl_lora: Path, reference_png: bytes
 ) -> None:
-    server = start_server("--lora", f"{xl_lora}:0.5", "--backend", "torch", model=xl_pair_folder)
+    options = ServerOptions(model=str(xl_pair_folder), lora=(f"{xl_lora}:0.5",), backend="torch")
     body = {"prompt": "a photo of a disc, in snow", "num_inference_steps": 2, "seed": 3}
-    with server.client() as client:
+    with run_service(options) as ask:
         form = {name: str(value) for name, value in body.items()}
         files = [("image", reference_png)]
-        made = client.post("/v1/images/edits", data=form, files=files)
+        made = ask(Output(), "POST", "/v1/images/edits", data=form, files=files)
         assert made.status_code == 200, made.text
         assert made.json()["data"][0]["parameters"]["sizes"] == [32, 32, 0, 0, 32, 32]
-        subject = made.json()["subject_id"]
-        told = client.post(
-            "/v1/images/generations", json={**body, "subject_id": subject, "sizes": SIZES}
-        )
+
+        def draw(**more: Any) -> Any:
+            return ask(Output(), "POST", "/v1/images/generations", json={**body, **more})
+
+        told = draw(subject_id=made.json()["subject_id"], sizes=SIZES)
         assert told.status_code == 200, told.text
         assert told.json()["data"][0]["parameters"]["sizes"] == SIZES
         assert told.json()["reference_passes"] == 0  # the table of the subject is the same
-        refused = client.post("/v1/images/generations", json={**body, "sizes": SIZES[:5]})
+        refused = draw(sizes=SIZES[:5])
         assert refused.status_code in (400, 422), refused.text
 
 

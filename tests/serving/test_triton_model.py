@@ -193,9 +193,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonPythonMode
 
 
 @pytest.fixture(scope="module")
-def streaming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonPythonModel]:
+def streaming(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle_folder: Path
+) -> Iterator[TritonPythonModel]:
     """A model that answers several times."""
-    model = started(tmp_path_factory.mktemp("triton"), is_decoupled=True)
+    folder = tmp_path_factory.mktemp("triton")
+    model = started(folder, is_decoupled=True, pair=tiny_bundle_folder)
     yield model
     model.finalize()
 
@@ -465,9 +468,9 @@ def test_a_stream_has_previews_in_order_and_the_picture_last(
     ]
 
 
-def test_a_model_that_ends_answers_what_it_took(tmp_path: Path) -> None:
-    model = started(tmp_path, is_decoupled=False)
-    asked = [Asked({"PROMPT": b"a red ball", **TWO_STEPS}) for _ in range(3)]
+def test_a_model_that_ends_answers_what_it_took(tmp_path: Path, tiny_bundle_folder: Path) -> None:
+    model = started(tmp_path, is_decoupled=False, pair=tiny_bundle_folder)
+    asked = [Asked({"PROMPT": b"a red ball", "NUM_INFERENCE_STEPS": 40}) for _ in range(3)]
     executed(model, *asked)
     model.finalize()
     assert all(one.sender.is_closed.is_set() for one in asked)

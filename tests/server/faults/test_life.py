@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -98,10 +97,13 @@ def test_a_closed_log_pipe_costs_lines_alone_and_an_idle_server_ends_at_once(
 
 
 def test_a_temporary_folder_that_is_full_costs_large_uploads_alone(
-    run_server: Any, check_refusal: Check, reference_png: bytes, encoded: Callable[..., bytes]
+    run_server: Any,
+    check_refusal: Check,
+    reference_png: bytes,
+    disc: Callable[..., Image.Image],
+    encoded: Callable[..., bytes],
 ) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
-    large = encoded(Image.fromarray(noise))
+    large = encoded(disc(size=(900, 900)), compress_level=0)
     assert len(large) > 2 << 20
     with run_server() as server, server.client() as client:
         made = client.post("/v1/subjects", data=FIELDS, files={"image": reference_png}).json()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -40,10 +41,14 @@ class Chromium:
     Playwright's driver runs an event loop on the thread of the tests, beside which tests of other
     folders could run none of their own. So it ends with the last test here, and not with the
     session; a fixture has no such scope in a folder that is no package.
+
+    To make a browser context costs as much as to open our page in it. So those who ask for nothing
+    special get the same one, `usual`, of which `forget` clears all that a page can leave.
     """
 
     driver: Any = None
     browser: Browser | None = None
+    usual: BrowserContext | None = None
 
     def get(self) -> Browser:
         """The browser, started if it is not."""
@@ -56,13 +61,40 @@ class Chromium:
             self.browser = launch(executable_path=CHROMIUM, args=FLAGS)
         return self.browser
 
+    def context(self, options: dict[str, Any]) -> tuple[BrowserContext, bool]:
+        """A context, and whether it is the usual one, which others use after."""
+        if options:
+            return self._new_context(options), False
+        if self.usual is None:
+            self.usual = self._new_context({})
+            self.usual.new_page()  # while it is open the next page has a process to run in
+        return self.usual, True
+
+    def _new_context(self, options: dict[str, Any]) -> BrowserContext:
+        options = {"viewport": DESK, "reduced_motion": "reduce"} | options
+        context = self.get().new_context(**options)
+        context.set_default_timeout(60_000)
+        return context
+
+    def forget(self, urls: list[str]) -> None:
+        """Leave the usual context as it was, without what pages at some addresses kept."""
+        assert self.usual is not None
+        self.usual.set_offline(False)
+        self.usual.clear_cookies()
+        self.usual.clear_permissions()
+        session = self.usual.new_cdp_session(self.usual.pages[0])
+        for url in urls:
+            what = {"origin": url, "storageTypes": "all"}
+            session.send("Storage.clearDataForOrigin", what)
+        session.detach()
+
     def close(self) -> None:
         """End it. May be called when there is none."""
         if self.browser is not None:
             self.browser.close()
         if self.driver is not None:
             self.driver.__exit__()
-        self.browser = self.driver = None
+        self.browser = self.driver = self.usual = None
 
 
 _chromium = Chromium()
@@ -156,14 +188,19 @@ class Visit:
 
     def violations(self) -> list[str]:
         """What axe finds wrong with the page as it is."""
-        script = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
-        self.page.evaluate(script)
-        found = self.page.evaluate("tags => axe.run({ runOnly: tags })", RULES)
-        return [
-            f"{one['id']}: {node['target']}: {node['failureSummary']}"
-            for one in found["violations"]
-            for node in one["nodes"]
-        ]
+        if self.page.evaluate("typeof axe === 'undefined'"):
+            script = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+            self.page.evaluate(script)
+        found: list[str] = self.page.evaluate(
+            """async (tags) => {
+              const options = { runOnly: tags, resultTypes: ["violations"] };
+              const { violations } = await axe.run(options);
+              return violations.flatMap(({ id, nodes }) =>
+                nodes.map((node) => `${id}: ${node.target}: ${node.failureSummary}`));
+            }""",
+            RULES,
+        )
+        return found
 
 
 Open = Callable[..., Visit]
@@ -171,15 +208,35 @@ Open = Callable[..., Visit]
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """A function that opens an address in a browser of its own, and looks for complaints after."""
-    contexts: list[BrowserContext] = []
+    """A function that opens an address in a browser that knows nothing, and looks for complaints.
+
+    The complaints of the page are looked for after the test.
+    """
+    with _pages() as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def still_page(server: Any) -> Iterator[Page]:
+    """The page of the shared server for tests that only call functions of its modules."""
+    _chromium.get()
+    with _pages() as open_page:
+        yield open_page(server.url).page
+
+
+@contextmanager
+def _pages() -> Iterator[Open]:
+    own: list[BrowserContext] = []
+    urls: list[str] = []
     visits: list[Visit] = []
 
     def open_page(url: str, *, waits: bool = True, **options: Any) -> Visit:
-        options = {"viewport": DESK, "reduced_motion": "reduce"} | options
-        contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(60_000)
-        page = contexts[-1].new_page()
+        context, is_usual = _chromium.context(options)
+        if is_usual:
+            urls.append(url)
+        else:
+            own.append(context)
+        page = context.new_page()
         visit = Visit(page)
         visits.append(visit)
         page.on("console", lambda message: _note(visit, message.type, message.text))
@@ -190,8 +247,12 @@ def open_page(browser: Browser) -> Iterator[Open]:
         return visit
 
     yield open_page
-    for context in contexts:
+    for context in own:
         context.close()
+    for visit in visits:
+        visit.page.close()
+    if urls:
+        _chromium.forget(urls)
     assert [visit.complaints for visit in visits if visit.complaints] == []
 
 

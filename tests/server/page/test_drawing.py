@@ -73,16 +73,20 @@ def test_whoever_waits_is_told_how_many_are_ahead(
     visit.choose("source", "none")
     visit.set(num_inference_steps=2)
     body = {"prompt": PROMPT, "num_inference_steps": 200, "n": 10}  # four are drawn at once
+    named = {"x-request-id": "ahead-of-the-page"}
     with ThreadPoolExecutor(1) as others:
-        first = others.submit(client.post, "/v1/images/generations", json=body)
+        first = others.submit(client.post, "/v1/images/generations", json=body, headers=named)
         with server.client() as second:
             waiting = re.compile(r"^bootpig_queue_pictures{.*} [1-9]", re.M)
             assert eventually(lambda: waiting.search(second.get("/metrics").text) is not None)
-        visit.draw_at_once(prompt=PROMPT)
+            visit.draw_at_once(prompt=PROMPT)
+            visit.page.wait_for_function(
+                "told => window.seen.texts.some((text) => new RegExp(told).test(text))",
+                arg=r"^(Waiting: \d+ ahead of you|Next in line)",
+            )
+            assert second.post("/v1/jobs/ahead-of-the-page/cancel").status_code == 200
         visit.wait_for_pictures(1)
-        assert first.result().status_code == 200
-    texts = visit.page.evaluate("window.seen.texts")
-    assert any(re.match(r"Waiting: \d+ ahead of you|Next in line", text) for text in texts)
+        assert first.result().status_code == 409
 
 
 def test_several_pictures_are_drawn_and_chosen_from(server: Any, open_page: Open) -> None:

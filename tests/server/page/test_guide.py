@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -27,15 +25,8 @@ def map_png() -> bytes:
     return stream.getvalue()
 
 
-@pytest.fixture(scope="module")
-def followed(run_server: Any, controlled_bundle_folder: Path) -> Iterator[str]:
-    """Address of a server whose model has controls."""
-    with run_server(model=controlled_bundle_folder) as running:
-        yield running.url
-
-
-def test_a_picture_follows_a_map_until_it_is_removed(followed: str, open_page: Open) -> None:
-    visit = open_page(followed)
+def test_a_picture_follows_a_map_until_it_is_removed(followed_server: Any, open_page: Open) -> None:
+    visit = open_page(followed_server.url)
     page = visit.page
     bodies: list[dict[str, Any]] = []
 

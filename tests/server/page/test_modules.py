@@ -7,25 +7,26 @@ import io
 import json
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image, PngImagePlugin
 
 from bootpig_rt.images.encode_image import encode_image
 
-Open = Callable[..., Any]
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 Call = Callable[..., Any]
 
 
 @pytest.fixture
-def call(server: Any, open_page: Open) -> Call:
+def call(still_page: Page) -> Call:
     """A function that calls an exported function of a module with JSON values."""
-    page = open_page(server.url).page
 
     def call(module: str, body: str, argument: Any = None) -> Any:
         source = f"async (given) => {{ const m = await import('./page/js/{module}.js'); {body} }}"
-        return page.evaluate(source, argument)
+        return still_page.evaluate(source, argument)
 
     return call
 
