@@ -25,8 +25,6 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("BOOTPIG_RT_STORE", None)
-# Compile in this process: others, each with a torch of its own, cost more than they save.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Tests start hundreds of processes, and each would compile the sources anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Until all tests are collected, hardly anything that is made is ever freed.
@@ -55,6 +53,14 @@ def _torch_threads() -> None:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_is_cut() -> Iterator[None]:
+    """Files need not reach the disk. Tests of what is synced when look themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _fd: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,7 +22,7 @@ PROMPT = "a photo of a dog, on a beach"
 
 @pytest.fixture
 def generate(
-    tiny_pair_folder: Path, dog_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_pair_folder: Path, dog_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """Runs `bootpig-rt generate` in an empty folder, with a reference, and returns its code."""
     folder = tmp_path / "work"
@@ -30,7 +30,7 @@ def generate(
     monkeypatch.chdir(folder)
 
     def run(*words: str) -> int:
-        model = ["--model", str(tiny_pair_folder), "--device", "cpu"]
+        model = ["--model", str(shallow_pair_folder), "--device", "cpu"]
         return main(["generate", *model, "--reference", str(dog_file), *words])
 
     return run
@@ -91,12 +91,13 @@ def test_nothing_is_drawn_that_could_not_be_signed(
 
 
 def test_the_png_holds_what_makes_it_again(
-    generate: Any, pipeline: Pipeline, dog_file: Path
+    generate: Any, shallow_pair_folder: Path, dog_file: Path
 ) -> None:
     generate("--prompt", PROMPT, "--steps", "3", "--solver", "unipc", "--image-guidance", "2.5")
     parameters = read_parameters("out.png")
     assert parameters["solver"] == "unipc"
     assert parameters["image_guidance_scale"] == 2.5
+    pipeline = Pipeline(shallow_pair_folder, device="cpu")
     again = pipeline(
         parameters["prompt"],
         reference_images=dog_file,

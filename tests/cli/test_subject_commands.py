@@ -35,12 +35,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def cli(
-    tiny_pair_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    shallow_pair_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> Any:
     """Runs a command in an empty folder and returns its code and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BOOTPIG_RT_STORE", raising=False)
-    model = ["--model", str(tiny_pair_folder), "--device", "cpu", "--backend", "torch"]
+    model = ["--model", str(shallow_pair_folder), "--device", "cpu", "--backend", "torch"]
 
     def run(command: str, *words: str) -> tuple[int, Any, str]:
         capsys.readouterr()

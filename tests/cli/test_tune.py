@@ -11,16 +11,21 @@ from bootpig_rt.cli.generate import add_arguments
 from bootpig_rt.cli.main import main
 from bootpig_rt.cli.tune import options_of
 from bootpig_rt.curve import Curve, CurvePoint, Measure, save_curve
-from bootpig_rt.pipeline import Pipeline
+from bootpig_rt.models.load import load_pair
 from bootpig_rt.tuning import choose
 
 ONE = Measure(1.0, 1.0, 1.0)
 
 
+@pytest.fixture(scope="module")
+def mine(shallow_pair_folder: Path) -> str:
+    """The fingerprint of the pair that curves are of."""
+    return load_pair(shallow_pair_folder).fingerprint
+
+
 @pytest.fixture
-def curve(tmp_path: Path, pipeline: Pipeline) -> Path:
-    """A curve of the tiny pair with two points."""
-    mine = pipeline.spec.fingerprint
+def curve(tmp_path: Path, mine: str) -> Path:
+    """A curve of a tiny pair with two points."""
     quick: dict[str, str | int | float | tuple[float, float]] = {
         "num_inference_steps": 3,
         "guidance_interval": (0.0, 0.5),
@@ -36,9 +41,17 @@ def curve(tmp_path: Path, pipeline: Pipeline) -> Path:
 
 
 def test_it_chooses_and_prints_the_options_of_generate(
-    curve: Path, tiny_pair_folder: Path, capsys: pytest.CaptureFixture[str]
+    curve: Path, shallow_pair_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["tune", "--model", str(tiny_pair_folder), "--backend", "torch", "--curve", str(curve)]
+    words = [
+        "tune",
+        "--model",
+        str(shallow_pair_folder),
+        "--backend",
+        "torch",
+        "--curve",
+        str(curve),
+    ]
     assert main([*words, "--min-fidelity", "0.8"]) == 0
     told = capsys.readouterr().out
     assert "quick: quick" in told or "full: full" in told
@@ -89,8 +102,7 @@ def test_what_it_cannot_do_is_refused_with_what_to_do(
 
 
 def test_a_pair_without_graphs_cannot_be_measured(
-    tmp_path: Path, make_tiny_pair: object, capsys: pytest.CaptureFixture[str]
+    shallow_pair_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_tiny_pair(tmp_path)  # type: ignore[operator]
-    assert main(["tune", "--measure", "--model", str(folder)]) == 2
+    assert main(["tune", "--measure", "--model", str(shallow_pair_folder)]) == 2
     assert "is no bundle, whose steps can be timed; build one with" in capsys.readouterr().err

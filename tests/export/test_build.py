@@ -1,13 +1,14 @@
 """`build_engine` end to end: what ends up where, and every way in which it can fail.
 
-Most tests replace the exporter by one that writes a one-node graph, and the comparison by its
-verdict: they are about folders. One slow test builds a pair for real.
+Most tests replace the exporter by one that writes a one-node graph, and both sides of the
+comparison by its verdict: they are about folders. One slow test builds a pair for real.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -56,7 +58,7 @@ from bootpig_rt.export.build_options import (
 from bootpig_rt.export.build_output import check_output
 from bootpig_rt.export.estimate import estimate
 from bootpig_rt.export.gate import GateRun
-from bootpig_rt.export.parity import make_plan
+from bootpig_rt.export.parity import PICTURE, Recording, make_plan
 from bootpig_rt.export.stage_pair import pair_files, stored_type
 from bootpig_rt.export.tensorrt_builder import EngineReport
 from bootpig_rt.export.tensorrt_layers import LayerReport
@@ -69,15 +71,20 @@ SMALL = BuildOptions(
 CONFIG = PairConfig(name="tiny", sample_size_px=32, max_references=3, default_steps=20)
 
 
+version_of = functools.cache(targets.version_of)
+"""What is installed stays the same while tests run."""
+
+
 @pytest.fixture
-def pair(tiny_pair_folder: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_pair_folder, tmp_path / "pair")
+def pair(shallow_pair_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(shallow_pair_folder, tmp_path / "pair")
 
 
 class Stand:
     """A quick exporter and gate, and what they were asked for."""
 
     def __init__(self) -> None:
+        self.recorded: list[int] = []
         self.exported: list[str] = []
         self.built: list[str] = []
         self.compared: list[tuple[Manifest, gate.Place]] = []
@@ -115,6 +122,16 @@ class Stand:
             kernels=("ab" * 32,) if local and graph.stem == "denoise_step" else (),
         )
 
+    def record(self, backend: Any, *, progress: Any = None, **asked: Any) -> gate.Reference:
+        """The real plan, and a picture that nobody drew."""
+        plan = make_plan(backend, **asked)
+        self.recorded.append(plan.side_px)
+        if progress is not None:
+            progress("vae_encoder", 0.5)
+        picture = np.zeros((1, 3, 16, 16), np.float32)
+        recording: Recording = {f"{plan.cases[0].name}{PICTURE}": (picture,)}
+        return gate.Reference(plan, recording, backend.spec.fingerprint)
+
     def compare(
         self, folder: Path, place: gate.Place, reference: gate.Reference, *_: Any, **__: Any
     ) -> GateRun:
@@ -128,8 +145,10 @@ class Stand:
 def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
     made = Stand()
     monkeypatch.setattr(onnx_export, "export_graph", made.export)
+    monkeypatch.setattr(gate, "record_reference", made.record)
     monkeypatch.setattr(gate, "compare_backend", made.compare)
     monkeypatch.setattr(tensorrt_builder, "build_trt_engine", made.build_engine)
+    monkeypatch.setattr(targets, "version_of", version_of)
     return made
 
 
@@ -302,7 +321,7 @@ def test_another_order_starts_over(
         )
     else:
         shutil.rmtree(pair)
-        shutil.copytree(make_tiny_pair(tmp_path / "made", seed=1), pair)
+        shutil.copytree(make_tiny_pair(tmp_path / "made", seed=1, shallow=True), pair)
     assert build_engine(pair, tmp_path / "out", options).resumed == 0
     assert stand.exported == list(graph_names(options))
 
@@ -320,7 +339,7 @@ _KILLED = """
 import shutil, sys, time
 from pathlib import Path
 from bootpig_rt.cli.main import main
-from bootpig_rt.export import onnx_export
+from bootpig_rt.export import gate, onnx_export
 
 def copy_graph(name, pair, folder, **_):
     if name == "denoise_step":
@@ -329,6 +348,7 @@ def copy_graph(name, pair, folder, **_):
     shutil.copy(Path(sys.argv[1]) / f"{name}.onnx", folder)
 
 onnx_export.export_graph = copy_graph
+gate.record_reference = lambda pair, **_: gate.Reference(None, {}, pair.spec.fingerprint)
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -338,7 +358,7 @@ sys.exit(main(sys.argv[2:]))
     [pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
 )
 def test_a_killed_build_leaves_no_bundle_and_the_same_command_finishes_it(
-    pair: Path,
+    tiny_pair_folder: Path,
     tmp_path: Path,
     tiny_bundle_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -347,6 +367,7 @@ def test_a_killed_build_leaves_no_bundle_and_the_same_command_finishes_it(
     code: int,
 ) -> None:
     """Graphs are copied from a finished bundle, which takes less time than to export them."""
+    pair = shutil.copytree(tiny_pair_folder, tmp_path / "pair")
     out = tmp_path / "out"
     words = ["build-engine", "--pair", str(pair), "-o", str(out), "--resolution", "32", "--json"]
     words += ["--max-references", "1", "--max-batch", "1"]
@@ -727,22 +748,13 @@ def test_large_engines_for_another_machine_are_compared_as_graphs_of_256_px(
     tmp_path: Path,
     stand: Stand,
     machine: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Attention over 4096 tokens takes a CPU 18 GB, and is the same arithmetic."""
-    sides: list[int] = []
-
-    def record(backend: Any, *, profile: Profile, **_: Any) -> gate.Reference:
-        plan = make_plan(backend, profile=profile, merges=())
-        sides.append(plan.side_px)
-        return gate.Reference(plan, {}, backend.spec.fingerprint)
-
-    monkeypatch.setattr(gate, "record_reference", record)
     for devices, side in (((), 256), (("sm_89",), 512)):
         machine(*devices)
         stand.compared = []
         build_engine(pair, tmp_path / "out", engines(side_px=512), overwrite=True)
-        assert sides.pop() == side
+        assert stand.recorded.pop() == side
         assert stand.compared[0][0].profile.resolution_px[0] == side
         manifest = open_bundle(tmp_path / "out").manifest
         assert manifest.profile.resolution_px == (512, 512, 512)
@@ -1092,10 +1104,10 @@ def test_a_backend_that_does_not_run_a_bundle_is_refused(target: Any, backend: s
 
 @pytest.mark.slow
 def test_a_real_pair_is_built_checked_and_refuses_changed_weights(
-    pair: Path, tmp_path: Path
+    tiny_pair_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = build_engine(pair, out, SMALL)
+    result = build_engine(shutil.copytree(tiny_pair_folder, tmp_path / "pair"), out, SMALL)
     report = result.bundle.manifest.parity
     assert (report.status, report.backend, report.device) == ("passed", "onnxruntime", "cpu")
     assert len(report.results) > 8

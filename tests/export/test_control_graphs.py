@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from msgspec import structs
 
@@ -24,7 +25,7 @@ from bootpig_rt.export.onnx_export import export_graph
 from bootpig_rt.export.parity import make_plan, record
 from bootpig_rt.export.stage_pair import check_in_place, link_pair, pair_files
 from bootpig_rt.export.tensorrt_profiles import input_ranges, pair_shape
-from bootpig_rt.models.load import load_pair
+from bootpig_rt.models.load import Pair, load_pair
 
 PROFILE = Profile((32, 32, 64), 2, 2, 4)
 GRAPHS = (
@@ -37,9 +38,18 @@ GRAPHS = (
 )
 
 
+@pytest.fixture(scope="module")
+def pair(controlled_pair_folder: Path) -> Pair:
+    """The tiny pair with its controls."""
+    return load_pair(controlled_pair_folder)
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * ("map" not in name)) for name in GRAPHS],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "control_map_depth"))
+        for name in GRAPHS
+    ],
 )
 def test_a_committed_graph_is_what_the_exporter_writes(
     name: str, controlled_pair_folder: Path, root: Path, tmp_path: Path
@@ -48,6 +58,21 @@ def test_a_committed_graph_is_what_the_exporter_writes(
     made = export_graph(name, load_pair(folder), folder, dialect="cpu")
     committed = root / "tests" / "data" / "controls" / made.name
     assert made.read_bytes() == committed.read_bytes(), f"cp {made} {committed}"
+
+
+def test_maps_of_another_kind_have_the_same_graph_with_other_weights(
+    controlled_bundle_folder: Path,
+) -> None:
+    depth, outline = (
+        str(
+            onnx.load(
+                controlled_bundle_folder / f"control_map_{kind}.onnx", load_external_data=False
+            )
+        )
+        for kind in ("depth", "outline")
+    )
+    assert outline != depth
+    assert outline == depth.replace("depth", "outline")
 
 
 def test_a_build_has_graphs_of_each_control_and_a_step_for_each_merge() -> None:
@@ -69,9 +94,9 @@ def test_a_build_has_graphs_of_each_control_and_a_step_for_each_merge() -> None:
 
 
 def test_residuals_are_as_large_as_the_skips_that_they_are_added_to(
-    controlled_pair_folder: Path,
+    pair: Pair, controlled_pair_folder: Path
 ) -> None:
-    net = load_pair(controlled_pair_folder).controls[0].net
+    net = pair.controls[0].net
     unet = json.loads((controlled_pair_folder / "base_unet" / "config.json").read_text())
     shapes = residual_shapes(unet, 16, 8)
     assert [(c, h, w) for c, h, w in shapes] == [
@@ -79,8 +104,9 @@ def test_residuals_are_as_large_as_the_skips_that_they_are_added_to(
     ]
 
 
-def test_engines_take_all_that_a_batch_of_controls_may_have(controlled_pair_folder: Path) -> None:
-    pair = load_pair(controlled_pair_folder)
+def test_engines_take_all_that_a_batch_of_controls_may_have(
+    pair: Pair, controlled_pair_folder: Path
+) -> None:
     shape = pair_shape(controlled_pair_folder)
     for name in GRAPHS:
         graph = build_control_graph(name, pair)
@@ -100,10 +126,10 @@ def test_engines_take_all_that_a_batch_of_controls_may_have(controlled_pair_fold
 
 
 def test_a_graph_of_a_control_that_the_pair_lacks_is_refused(
-    controlled_pair_folder: Path, tiny_pair_folder: Path
+    pair: Pair, tiny_pair_folder: Path
 ) -> None:
     with pytest.raises(ParameterError, match="controls of kind depth, outline"):
-        build_control_graph("control_pose", load_pair(controlled_pair_folder))
+        build_control_graph("control_pose", pair)
     with pytest.raises(ParameterError, match="the pair has no controls"):
         build_control_graph("controlled_step", load_pair(tiny_pair_folder))
 

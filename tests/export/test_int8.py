@@ -205,8 +205,8 @@ def _is_large(op: Any) -> bool:
     return is_constant and int(np.prod(op.get_output_shape(0))) >= WIDTH**2
 
 
-def test_equal_samples_make_equal_graphs() -> None:
-    made = [quantised(small_graph(), small_samples()) for _ in range(2)]
+def test_equal_samples_make_equal_graphs(rounded: ov.Model) -> None:
+    made = [rounded, quantised(small_graph(), small_samples())]
     one, other = (outputs(model, small_samples(1))[0]["next_state"] for model in made)
     assert np.array_equal(one, other)
 

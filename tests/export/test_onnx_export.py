@@ -44,22 +44,29 @@ def test_a_graph_is_a_small_file_that_onnx_accepts(own_folder: Path, name: str) 
     onnx.checker.check_model(str(path))
 
 
+@pytest.fixture(scope="module")
+def weights(tiny_pair_folder: Path) -> set[bytes]:
+    """Sorted numbers of each weight of the tiny pair, but of those of one value."""
+    pair = load_pair(tiny_pair_folder)
+    modules: tuple[Any, ...] = (pair.base, pair.reference, pair.vae, pair.text_encoder)
+    return {
+        np.sort(p.detach().numpy(), axis=None).tobytes()
+        for module in modules
+        for p in module.parameters()
+        if len(p.unique()) > 1
+    }
+
+
 @pytest.mark.parametrize("name", GRAPH_NAMES)
-def test_no_weight_is_stored_twice(tiny_bundle_folder: Path, name: str) -> None:
+def test_no_weight_is_stored_twice(
+    tiny_bundle_folder: Path, name: str, weights: set[bytes]
+) -> None:
     initializers = graph_of(tiny_bundle_folder, name).graph.initializer
     external = [t for t in initializers if t.data_location == TensorProto.EXTERNAL]
     assert external
     places = {(location(t)["location"], location(t)["offset"]) for t in external}
     assert len(places) == len(external)
     # No constant of the graph equals a weight, as it is or transposed, but those of one value.
-    pair = load_pair(tiny_bundle_folder)
-    modules: tuple[Any, ...] = (pair.base, pair.reference, pair.vae, pair.text_encoder)
-    weights = {
-        np.sort(p.detach().numpy(), axis=None).tobytes()
-        for module in modules
-        for p in module.parameters()
-        if len(p.unique()) > 1
-    }
     for tensor in initializers:
         if tensor.data_location != TensorProto.EXTERNAL:
             array = onnx.numpy_helper.to_array(tensor)

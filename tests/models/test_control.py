@@ -14,7 +14,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from bootpig_rt.bundle.control import ControlFolder, find_controls, to_control_folders
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.models.control import Control
-from bootpig_rt.models.load import load_pair
+from bootpig_rt.models.control_folder import load_controls
+from bootpig_rt.models.load import Pair, load_pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.models.unet import BaseUNet
 
@@ -109,14 +110,20 @@ def test_controls_lie_beside_the_pair_and_are_saved_with_it(
 
 
 def test_the_fingerprint_of_a_pair_does_not_depend_on_its_controls(
-    controlled_pair_folder: Path, tiny_pair_folder: Path
+    controlled_pair_folder: Path, tiny_pair_folder: Path, plain: Pair
 ) -> None:
     """Subjects and tables stay valid: no control reads a reference."""
     depth = ControlFolder("depth", controlled_pair_folder / "controlnet_depth")
     pair = load_pair(tiny_pair_folder, controls=[depth])
-    assert pair.fingerprint == load_pair(tiny_pair_folder).fingerprint
+    assert pair.fingerprint == plain.fingerprint
     beside = load_pair(controlled_pair_folder).controls[0]
     assert pair.controls[0].fingerprint == beside.fingerprint
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_pair_folder: Path) -> Pair:
+    """The pair that the controls would belong to."""
+    return load_pair(tiny_pair_folder)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,7 @@ def test_the_fingerprint_of_a_pair_does_not_depend_on_its_controls(
 )
 def test_a_control_of_another_family_or_size_is_refused_ahead_of_its_weights(
     controlled_pair_folder: Path,
-    tiny_pair_folder: Path,
+    plain: Pair,
     tmp_path: Path,
     change: dict[str, Any],
     told: str,
@@ -148,7 +155,13 @@ def test_a_control_of_another_family_or_size_is_refused_ahead_of_its_weights(
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
     with pytest.raises(CheckpointError, match=told):
-        load_pair(tiny_pair_folder, controls=[ControlFolder("depth", folder)])
+        load_controls(
+            [ControlFolder("depth", folder)],
+            plain.base,
+            pixels_per_latent=4,
+            device="cpu",
+            dtype=torch.float32,
+        )
 
 
 def test_a_control_that_is_no_folder_is_refused(tiny_pair_folder: Path, tmp_path: Path) -> None:

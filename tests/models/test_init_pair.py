@@ -44,6 +44,13 @@ def sd_folder(
 
 
 @pytest.fixture(scope="module")
+def one_folder(make_sd_folder: Any, share: Any) -> Path:
+    """Of version 1.x, for what does not depend on the version. Copy it before changing a file."""
+    folder: Path = share("sd_1", lambda folder: make_sd_folder(folder / "1.x", "1.x"))
+    return folder / "1.x"
+
+
+@pytest.fixture(scope="module")
 def pair_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("pair") / "pair"
     assert main(["init-pair", "--base-model", str(sd_folder), "-o", str(output)]) == 0
@@ -55,6 +62,7 @@ def test_the_weights_are_stored_once_as_float16_safetensors(
 ) -> None:
     config = read_pair_config(pair_folder / "pair.json")
     assert (config.shared_unet, config.sample_size_px) == (True, 64)
+    assert config.subject_share == SUBJECT_SHARE
     assert config.name == f"{sd_folder.name}, untrained"
     files = {str(path.relative_to(pair_folder)) for path in pair_folder.rglob("*.*")}
     assert {name for name in files if not name.endswith((".json", ".txt"))} == {
@@ -89,9 +97,9 @@ def test_an_untrained_pair_draws_and_its_reference_counts(pair_folder: Path) -> 
 
 
 def test_the_summary_names_the_pair(
-    sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["init-pair", "--base-model", str(sd_folder), "-o", str(tmp_path / "pair"), "--json"]
+    words = ["init-pair", "--base-model", str(one_folder), "-o", str(tmp_path / "pair"), "--json"]
     assert main([*words, "--name", "mine", "--dtype", "float32"]) == 0
     summary = json.loads(capsys.readouterr().out)
     size = sum(path.stat().st_size for path in (tmp_path / "pair").rglob("*") if path.is_file())
@@ -105,10 +113,9 @@ def test_the_summary_names_the_pair(
 
 
 def test_references_are_prepared_as_large_as_is_said(
-    sd_folder: Path, pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert read_pair_config(pair_folder / "pair.json").subject_share == SUBJECT_SHARE
-    words = ["init-pair", "--base-model", str(sd_folder), "-o", str(tmp_path / "pair")]
+    words = ["init-pair", "--base-model", str(one_folder), "-o", str(tmp_path / "pair")]
     assert main([*words, "--subject-share", "1.2"]) == 2
     assert "subject_share is 1.2, expected a share 0.1..1" in capsys.readouterr().err
     assert main([*words, "--subject-share", "0.6"]) == 0
@@ -116,12 +123,12 @@ def test_references_are_prepared_as_large_as_is_said(
 
 
 def test_an_existing_folder_is_replaced_only_when_asked_and_only_a_pair(
-    sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "pair"
     output.mkdir()
     (output / "keep.txt").write_text("mine")
-    words = ["init-pair", "--base-model", str(sd_folder), "-o", str(output)]
+    words = ["init-pair", "--base-model", str(one_folder), "-o", str(output)]
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 2
@@ -166,11 +173,11 @@ def _edit(**changes: Any) -> Any:
     ids=["part missing", "pickle", "truncated", "not square", "other architecture"],
 )
 def test_a_folder_that_cannot_be_a_pair_is_refused_and_nothing_is_left(
-    damage: Any, message: str, make_sd_folder: Any, tmp_path: Path
+    damage: Any, message: str, one_folder: Path, tmp_path: Path
 ) -> None:
     from bootpig_rt.models.init_pair import init_pair
 
-    folder = make_sd_folder(tmp_path / "sd", "1.x")
+    folder = shutil.copytree(one_folder, tmp_path / "sd")
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         init_pair(folder, tmp_path / "pair")
@@ -189,14 +196,14 @@ def test_a_hub_id_needs_a_network_and_says_so(
 
 
 def test_a_hub_id_is_fetched_at_one_commit_and_without_pickles(
-    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for `huggingface_hub` that serves a folder of this disk."""
     asked: dict[str, Any] = {}
 
     class Api:
         def model_info(self, model_id: str) -> Any:
-            files = [str(p.relative_to(sd_folder)) for p in sd_folder.rglob("*") if p.is_file()]
+            files = [str(p.relative_to(one_folder)) for p in one_folder.rglob("*") if p.is_file()]
             files += ["unet/diffusion_pytorch_model.bin", "v1-5-pruned.ckpt"]
             siblings = [SimpleNamespace(rfilename=name) for name in files]
             return SimpleNamespace(sha="1234abcd", siblings=siblings)
@@ -206,7 +213,7 @@ def test_a_hub_id_is_fetched_at_one_commit_and_without_pickles(
         for name in allow_patterns:
             target = tmp_path / "cache" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(sd_folder / name, target)
+            shutil.copy(one_folder / name, target)
         return str(tmp_path / "cache")
 
     fake = SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download)

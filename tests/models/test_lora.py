@@ -55,10 +55,16 @@ def plain(tiny_pair_folder: Path) -> Pair:
     return load_pair(tiny_pair_folder)
 
 
+@pytest.fixture(scope="module")
+def shallow(shallow_pair_folder: Path) -> Pair:
+    """A smaller one, whose middle block has all that a LoRA changes."""
+    return load_pair(shallow_pair_folder)
+
+
 @pytest.fixture
-def lora(tiny_pair_folder: Path, tmp_path: Path, make_lora: Any) -> Path:
-    """A file in kohya's layout, of base and text encoder."""
-    make_lora(tmp_path / "style.safetensors", tiny_pair_folder, alpha=1.0)
+def lora(shallow_pair_folder: Path, tmp_path: Path, make_lora: Any) -> Path:
+    """A file in kohya's layout, of base and text encoder of the smaller pair."""
+    make_lora(tmp_path / "style.safetensors", shallow_pair_folder, alpha=1.0)
     return tmp_path / "style.safetensors"
 
 
@@ -131,15 +137,15 @@ def test_diffusers_own_loader_fuses_the_same_weights(
 
 
 def test_a_product_of_three_is_a_convolution_between_two_of_1_x_1(
-    plain: Pair, tiny_pair_folder: Path, tmp_path: Path
+    shallow: Pair, shallow_pair_folder: Path, tmp_path: Path
 ) -> None:
     key = "lora_unet_down_blocks_0_resnets_0_conv1"
     down, mid, up = torch.randn(3, 16, 1, 1), torch.randn(3, 3, 3, 3), torch.randn(16, 3, 1, 1)
     tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_mid.weight": mid}
     tensors |= {f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.5)}
     lora = write(tmp_path / "locon.safetensors", tensors)
-    unet: Any = load_pair(tiny_pair_folder, loras=[lora]).base.unet
-    old: Any = plain.base.unet
+    unet: Any = load_pair(shallow_pair_folder, loras=[lora]).base.unet
+    old: Any = shallow.base.unet
     x = torch.randn(1, 16, 6, 6)
     one, other = (each.down_blocks[0].resnets[0].conv1 for each in (unet, old))
     conv = torch.nn.functional.conv2d
@@ -148,31 +154,31 @@ def test_a_product_of_three_is_a_convolution_between_two_of_1_x_1(
 
 
 def test_alpha_patterns_and_rank_stabilised_adapters_of_peft(
-    plain: Pair, tiny_pair_folder: Path, tmp_path: Path, make_lora: Any
+    shallow: Pair, shallow_pair_folder: Path, tmp_path: Path, make_lora: Any
 ) -> None:
     path = tmp_path / "adapter_model.safetensors"
     modules = r"base_unet/mid_block.*attn1\.to_[kv]"
-    changes = make_lora(path, tiny_pair_folder, layout="peft", modules=modules, rank=4)
+    changes = make_lora(path, shallow_pair_folder, layout="peft", modules=modules, rank=4)
     settings = {"r": 8, "lora_alpha": 2, "alpha_pattern": {r"attn1\.to_k": 6}}
     settings |= {"use_rslora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     factors = {"to_k": 6 / 4**0.5, "to_v": 2 / 4**0.5}
     wanted = {name: factors[name[-4:]] * change for name, change in changes.items()}
-    expect(load_pair(tiny_pair_folder, loras=[Lora(tmp_path)]), plain, wanted)
+    expect(load_pair(shallow_pair_folder, loras=[Lora(tmp_path)]), shallow, wanted)
 
 
 def test_several_add_up_in_any_order(
-    plain: Pair, tiny_pair_folder: Path, tmp_path: Path, make_lora: Any
+    shallow: Pair, shallow_pair_folder: Path, tmp_path: Path, make_lora: Any
 ) -> None:
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     one, two = (
-        make_lora(path, tiny_pair_folder, seed=seed, rank=seed + 1)
+        make_lora(path, shallow_pair_folder, seed=seed, rank=seed + 1)
         for seed, path in enumerate(paths)
     )
     loras = [Lora(paths[0], 0.8), Lora(paths[1], 0.3)]
-    pair = load_pair(tiny_pair_folder, loras=loras)
-    expect(pair, plain, {name: 0.8 * one[name] + 0.3 * two[name] for name in one})
-    again = load_pair(tiny_pair_folder, loras=loras[::-1])
+    pair = load_pair(shallow_pair_folder, loras=loras)
+    expect(pair, shallow, {name: 0.8 * one[name] + 0.3 * two[name] for name in one})
+    again = load_pair(shallow_pair_folder, loras=loras[::-1])
     assert again.fingerprint == pair.fingerprint
     mine, theirs = weights_of(pair), weights_of(again)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -183,36 +189,38 @@ def test_several_add_up_in_any_order(
 
 
 def test_a_fingerprint_tells_files_and_scales_apart(
-    plain: Pair, tiny_pair_folder: Path, lora: Path, tmp_path: Path, make_lora: Any
+    shallow: Pair, shallow_pair_folder: Path, lora: Path, tmp_path: Path, make_lora: Any
 ) -> None:
     other = tmp_path / "other.safetensors"
-    make_lora(other, tiny_pair_folder, seed=1)
+    make_lora(other, shallow_pair_folder, seed=1)
     renamed = shutil.copy(lora, tmp_path / "renamed.safetensors")
     ways = [[Lora(lora)], [Lora(lora, 0.5)], [Lora(other)], [Lora(lora), Lora(other)]]
-    found = [load_pair(tiny_pair_folder, loras=loras).fingerprint for loras in ways]
-    assert len({plain.fingerprint, *found}) == 5
-    assert load_pair(tiny_pair_folder, loras=[Lora(renamed)]).fingerprint == found[0]
+    found = [load_pair(shallow_pair_folder, loras=loras).fingerprint for loras in ways]
+    assert len({shallow.fingerprint, *found}) == 5
+    assert load_pair(shallow_pair_folder, loras=[Lora(renamed)]).fingerprint == found[0]
 
 
 def test_what_alpha_an_adapter_has_is_in_the_fingerprint(
-    tiny_pair_folder: Path, tmp_path: Path, make_lora: Any
+    shallow_pair_folder: Path, tmp_path: Path, make_lora: Any
 ) -> None:
     found = set()
     for alpha in (1.0, 2.0):
-        make_lora(tmp_path / "a.safetensors", tiny_pair_folder, layout="peft", alpha=alpha)
-        found.add(load_pair(tiny_pair_folder, loras=[Lora(tmp_path / "a.safetensors")]).fingerprint)
+        make_lora(tmp_path / "a.safetensors", shallow_pair_folder, layout="peft", alpha=alpha)
+        found.add(
+            load_pair(shallow_pair_folder, loras=[Lora(tmp_path / "a.safetensors")]).fingerprint
+        )
     assert len(found) == 2
 
 
 def test_a_saved_pair_says_what_is_in_it_and_takes_more(
-    tiny_pair_folder: Path, lora: Path, tmp_path: Path
+    shallow_pair_folder: Path, lora: Path, tmp_path: Path
 ) -> None:
-    pair = load_pair(tiny_pair_folder, loras=[Lora(lora, 0.5)])
+    pair = load_pair(shallow_pair_folder, loras=[Lora(lora, 0.5)])
     saved = save_pair(pair, tmp_path / "saved", dtype=torch.float32)
     again = load_pair(saved)
     assert again.config.loras == pair.config.loras
     assert len(load_pair(saved, loras=[Lora(lora)]).config.loras) == 2
-    assert "loras" not in (tiny_pair_folder / "pair.json").read_text()
+    assert "loras" not in (shallow_pair_folder / "pair.json").read_text()
     settings = json.loads((saved / "pair.json").read_text())
     settings["loras"][0]["scale"] = "much"
     (saved / "pair.json").write_text(json.dumps(settings))
@@ -220,27 +228,29 @@ def test_a_saved_pair_says_what_is_in_it_and_takes_more(
         load_pair(saved)
 
 
-def test_weights_are_fused_before_they_are_rounded(tiny_pair_folder: Path, tmp_path: Path) -> None:
+def test_weights_are_fused_before_they_are_rounded(
+    shallow_pair_folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "style.safetensors"
-    down, up = torch.randn(2, 32) / 50, torch.randn(32, 2) / 50
+    down, up = torch.randn(2, 16) / 50, torch.randn(16, 2) / 50
     write(path, {f"{KEY}.lora_down.weight": down, f"{KEY}.lora_up.weight": up})
-    wide: Any = load_pair(tiny_pair_folder, loras=[Lora(path)])
-    half: Any = load_pair(tiny_pair_folder, dtype=torch.bfloat16, loras=[Lora(path)])
+    wide: Any = load_pair(shallow_pair_folder, loras=[Lora(path)])
+    half: Any = load_pair(shallow_pair_folder, dtype=torch.bfloat16, loras=[Lora(path)])
     name = f"base_unet/{MODULE}"
     assert torch.equal(weights_of(half)[name], weights_of(wide)[name].bfloat16())
 
 
-def test_one_unet_for_both_stays_one(plain: Pair, lora: Path, tmp_path: Path) -> None:
-    config = replace(plain.config, shared_unet=True)
-    shared = save_pair(replace(plain, config=config), tmp_path / "shared", dtype=torch.float32)
+def test_one_unet_for_both_stays_one(shallow: Pair, lora: Path, tmp_path: Path) -> None:
+    config = replace(shallow.config, shared_unet=True)
+    shared = save_pair(replace(shallow, config=config), tmp_path / "shared", dtype=torch.float32)
     pair = load_pair(shared, loras=[Lora(lora)])
     assert pair.reference.unet is pair.base.unet
     name = f"base_unet/{MODULE}"
-    assert not torch.equal(weights_of(pair)[name], weights_of(plain)[name])
+    assert not torch.equal(weights_of(pair)[name], weights_of(shallow)[name])
 
 
 def test_keys_that_belong_to_nothing_are_all_told_and_nothing_is_loaded(
-    tiny_pair_folder: Path, lora: Path, caplog: pytest.LogCaptureFixture
+    shallow_pair_folder: Path, lora: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tensors = load_file(lora)
     for number in range(12):
@@ -249,7 +259,7 @@ def test_keys_that_belong_to_nothing_are_all_told_and_nothing_is_loaded(
         tensors |= {f"{key}.lora_up.weight": torch.ones(4, 2)}
     save_file(tensors, lora)
     with caplog.at_level(logging.ERROR), pytest.raises(CheckpointError) as caught:
-        load_pair(tiny_pair_folder, loras=[Lora(lora)])
+        load_pair(shallow_pair_folder, loras=[Lora(lora)])
     text = str(caught.value)
     assert f"24 of {len(tensors)} keys belong to no module of this pair's unet" in text
     assert "lora_unet_down_blocks_10_attn1_to_k" in text
@@ -269,61 +279,61 @@ def test_keys_that_belong_to_nothing_are_all_told_and_nothing_is_loaded(
     ],
 )
 def test_what_is_no_part_of_a_lora_is_not_dropped(
-    tiny_pair_folder: Path, lora: Path, key: str
+    shallow_pair_folder: Path, lora: Path, key: str
 ) -> None:
     save_file({**load_file(lora), key: torch.ones(2, 2)}, lora)
     with pytest.raises(CheckpointError, match=r"1 of \d+ keys are no part of a LoRA") as caught:
-        load_pair(tiny_pair_folder, loras=[Lora(lora)])
+        load_pair(shallow_pair_folder, loras=[Lora(lora)])
     assert key in str(caught.value)
 
 
 def test_a_lora_of_another_family_is_refused_with_keys_and_shapes(
-    tiny_pair_folder: Path, tmp_path: Path
+    shallow_pair_folder: Path, tmp_path: Path
 ) -> None:
     key = KEY.replace("attn1", "attn2")
     tensors = {f"{key}.lora_down.weight": torch.ones(4, 768)}
-    tensors |= {f"{key}.lora_up.weight": torch.ones(32, 4)}
+    tensors |= {f"{key}.lora_up.weight": torch.ones(16, 4)}
     lora = write(tmp_path / "sd1.safetensors", tensors)
     with pytest.raises(CheckpointError) as caught:
-        load_pair(tiny_pair_folder, loras=[lora])
+        load_pair(shallow_pair_folder, loras=[lora])
     text = str(caught.value)
-    for part in (f"{key}.lora_down.weight", "[4, 768]", "[32, 4]", "[32, 768]", "[32, 16]"):
+    for part in (f"{key}.lora_down.weight", "[4, 768]", "[16, 4]", "[16, 768]", "[16, 16]"):
         assert part in text
     assert "Stable Diffusion 1" in text
     other = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 16)}
     lora = write(tmp_path / "xl.safetensors", other)
     with pytest.raises(CheckpointError, match="no up"):
-        load_pair(tiny_pair_folder, loras=[lora])
+        load_pair(shallow_pair_folder, loras=[lora])
 
 
 @pytest.mark.parametrize(
     ("tensors", "expected"),
     [
-        ({"lora_down": (2, 32), "lora_up": (32, 4)}, r"\[2, 32\].*\[32, 4\] do not fit each other"),
-        ({"lora_down": (2, 32)}, r"\[2, 32\] and no up; the file is not whole"),
-        ({"lora_up": (32, 2)}, r"\[32, 2\] and no down"),
-        ({"lora_down": (2, 32), "lora_up": (32, 2), "alpha": (3,)}, r"alpha.*is \[3\], expected"),
-        ({"lora_down": (2, 32), "lora_up": (32, 2, 3, 3)}, "do not fit each other"),
-        ({"lora_down": (0, 32), "lora_up": (32, 0)}, "do not fit each other"),
+        ({"lora_down": (2, 16), "lora_up": (16, 4)}, r"\[2, 16\].*\[16, 4\] do not fit each other"),
+        ({"lora_down": (2, 16)}, r"\[2, 16\] and no up; the file is not whole"),
+        ({"lora_up": (16, 2)}, r"\[16, 2\] and no down"),
+        ({"lora_down": (2, 16), "lora_up": (16, 2), "alpha": (3,)}, r"alpha.*is \[3\], expected"),
+        ({"lora_down": (2, 16), "lora_up": (16, 2, 3, 3)}, "do not fit each other"),
+        ({"lora_down": (0, 16), "lora_up": (16, 0)}, "do not fit each other"),
         ({}, "holds no tensors of a LoRA"),
     ],
 )
 def test_layers_that_are_not_whole_are_refused(
-    tiny_pair_folder: Path, tmp_path: Path, tensors: dict[str, tuple[int, ...]], expected: str
+    shallow_pair_folder: Path, tmp_path: Path, tensors: dict[str, tuple[int, ...]], expected: str
 ) -> None:
     ends = {"alpha": ".alpha", "lora_up": ".lora_up.weight", "lora_down": ".lora_down.weight"}
     made = {f"{KEY}{ends[name]}": torch.ones(shape) for name, shape in tensors.items()}
     lora = write(tmp_path / "bad.safetensors", made)
     with pytest.raises(CheckpointError, match=expected):
-        load_pair(tiny_pair_folder, loras=[lora])
+        load_pair(shallow_pair_folder, loras=[lora])
 
 
 def test_files_that_cannot_be_read_are_refused(
-    tiny_pair_folder: Path, lora: Path, tmp_path: Path, make_lora: Any
+    shallow_pair_folder: Path, lora: Path, tmp_path: Path, make_lora: Any
 ) -> None:
     def refused(path: Path, expected: str) -> None:
         with pytest.raises(CheckpointError, match=expected):
-            load_pair(tiny_pair_folder, loras=[Lora(path)])
+            load_pair(shallow_pair_folder, loras=[Lora(path)])
 
     refused(tmp_path / "none.safetensors", "does not exist; check the path")
     (tmp_path / "old.bin").write_bytes(b"pickle")
@@ -337,24 +347,24 @@ def test_files_that_cannot_be_read_are_refused(
     tensors[next(iter(tensors))].fill_(torch.nan)
     save_file(tensors, lora)
     refused(lora, "NaN or Inf")
-    make_lora(lora, tiny_pair_folder, layout="peft")
+    make_lora(lora, shallow_pair_folder, layout="peft")
     (tmp_path / "adapter_config.json").unlink()
     refused(lora, "none beside it; copy it from where the file came from")
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 2, "use_dora": true}')
     refused(lora, "is a DoRA")
     key = f"{KEY}.lora_down.weight"
-    write(lora, {key: torch.ones(2, 32), f"unet.{MODULE}.lora_A.weight": torch.ones(2, 32)})
+    write(lora, {key: torch.ones(2, 16), f"unet.{MODULE}.lora_A.weight": torch.ones(2, 16)})
     refused(lora, "and no up")
-    write(lora, {key: torch.ones(2, 32)}, lora_adapter_metadata="{")
+    write(lora, {key: torch.ones(2, 16)}, lora_adapter_metadata="{")
     refused(lora, "is no json")
 
 
-def test_a_change_that_is_not_finite_is_refused(tiny_pair_folder: Path, tmp_path: Path) -> None:
-    tensors = {f"{KEY}.lora_down.weight": torch.full((1, 32), 1e30)}
-    tensors |= {f"{KEY}.lora_up.weight": torch.full((32, 1), 1e30)}
+def test_a_change_that_is_not_finite_is_refused(shallow_pair_folder: Path, tmp_path: Path) -> None:
+    tensors = {f"{KEY}.lora_down.weight": torch.full((1, 16), 1e30)}
+    tensors |= {f"{KEY}.lora_up.weight": torch.full((16, 1), 1e30)}
     lora = write(tmp_path / "huge.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"no finite number with huge\.safetensors"):
-        load_pair(tiny_pair_folder, loras=[lora])
+        load_pair(shallow_pair_folder, loras=[lora])
 
 
 def test_damaged_files_are_read_or_refused_and_do_nothing_else(lora: Path) -> None:

@@ -26,7 +26,7 @@ def draw(*loras: Lora) -> NDArray[np.uint8]:
     """Pictures of an owl, uint8 [2, S, S, 3]."""
     with Pipeline(backend="torch", device="cpu", pair=PairOptions(lora=list(loras))) as pipe:
         owl = pipe.encode_subject(OWL, "a photo of an owl")
-        fields: dict[str, Any] = {"subject": owl, "seed": 1, "num_inference_steps": 5}
+        fields: dict[str, Any] = {"subject": owl, "seed": 1, "num_inference_steps": 3}
         asked = [
             Request(prompt=f"a photo of an owl, in the middle of {place}", **fields)
             for place in PLACES

@@ -84,8 +84,8 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 def test_stable_diffusion_has_16_layers_of_known_shape(version: str) -> None:
     build: Any = UNet2DConditionModel
     with torch.device("meta"):
-        base = BaseUNet(build(**STABLE_DIFFUSION[version]))
-        reference = ReferenceUNet(build(**STABLE_DIFFUSION[version]))
+        unet = build(**STABLE_DIFFUSION[version])
+        base, reference = BaseUNet(unet), ReferenceUNet(unet)
         latents, t = torch.zeros(2, 4, 64, 64), torch.zeros(2, dtype=torch.int64)
         text = torch.zeros(2, 77, STABLE_DIFFUSION[version]["cross_attention_dim"])
         features = reference(latents, t, text)
@@ -132,16 +132,23 @@ def test_nothing_behind_the_last_norm_gets_a_gradient(make_unet: Any) -> None:
     assert not with_gradient & {f"{last}.attn1.to_q.weight", "conv_out.weight"}
 
 
+@pytest.fixture(scope="module")
+def base_and_table(make_unet: Any) -> tuple[BaseUNet, ReferenceKVLayers]:
+    """A Base U-Net in double precision, and what four references give it."""
+    base, reference = BaseUNet(make_unet(0).double()), ReferenceUNet(make_unet(1).double())
+    with torch.no_grad():
+        return base, _table(base, reference, 4)
+
+
 @pytest.mark.parametrize("merge", MERGES)
 @settings(max_examples=12, deadline=None)
 @given(refs=st.lists(st.lists(st.integers(-1, 3), min_size=4, max_size=4), min_size=1, max_size=6))
 def test_a_row_gets_in_a_batch_what_it_gets_alone(
-    merge: Merge, refs: list[list[int]], make_unet: Any
+    merge: Merge, refs: list[list[int]], base_and_table: tuple[BaseUNet, ReferenceKVLayers]
 ) -> None:
-    base, reference = BaseUNet(make_unet(0).double()), ReferenceUNet(make_unet(1).double())
+    base, table = base_and_table
     latents, t, text = _inputs(len(refs), torch.float64)
     with torch.no_grad():
-        table = _table(base, reference, 4)
         batch = base(latents, t, text, table, torch.tensor(refs), merge=merge)
         for row, used in enumerate(refs):
             only = slice(row, row + 1)
@@ -152,7 +159,7 @@ def test_a_row_gets_in_a_batch_what_it_gets_alone(
 
 
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_mixed_batch_in_float32_stays_within_1e_5(
     merge: Merge, seed: int, make_unet: Any
 ) -> None:
@@ -271,7 +278,14 @@ class _Step(torch.nn.Module):
     ],
 )
 def test_a_step_with_fixed_rows_exports(merge: Merge, count: int, make_unet: Any) -> None:
-    base, reference = BaseUNet(make_unet(0)), ReferenceUNet(make_unet(1))
+    one_level: dict[str, Any] = {
+        "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "attention_head_dim": (2,),
+    }
+    base = BaseUNet(make_unet(0, **one_level))
+    reference = ReferenceUNet(make_unet(1, **one_level))
     with torch.no_grad():
         table = _table(base, reference, count)
         flat = [tensor.contiguous() for layer in table for tensor in layer]

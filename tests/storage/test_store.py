@@ -516,7 +516,7 @@ def test_two_processes_that_ask_at_once_make_one_pass(tmp_path: Path) -> None:
     script = """
 print("ready", flush=True)
 sys.stdin.readline()
-ask.delay_s = 1.0
+ask.delay_s = 0.5
 assert (ask("a").data.layers[0][0].values == ord("a")).all()
 print(len(ask.made), flush=True)
 """
@@ -616,12 +616,12 @@ assert ask.store.stats().disk_errors == 0, ask.store.stats()
 
 
 def test_eviction_under_load_never_changes_a_running_picture(
-    tiny_pair_folder: Path, red: Image.Image, blue: Image.Image, green: Image.Image
+    shallow_pair_folder: Path, red: Image.Image, blue: Image.Image, green: Image.Image
 ) -> None:
     options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
-    roomy = Pipeline(tiny_pair_folder, **options)
+    roomy = Pipeline(shallow_pair_folder, **options)
     subjects = [roomy.encode_subject(image, "a toy") for image in (red, blue, green)]
-    settings: dict[str, Any] = {"num_inference_steps": 4, "reference_schedule": "exact"}
+    settings: dict[str, Any] = {"num_inference_steps": 3, "reference_schedule": "exact"}
     expected = [
         roomy(f"a toy, number {i}", subject=subjects[i % 3], seed=i, **settings).images[0]
         for i in range(9)
@@ -629,7 +629,7 @@ def test_eviction_under_load_never_changes_a_running_picture(
     one = roomy.store.stats().device_bytes // 3
     for cache in (one, 0):
         tables = TableOptions(device_bytes=cache, host_bytes=one)
-        tight = Pipeline(tiny_pair_folder, tables=tables, **options)
+        tight = Pipeline(shallow_pair_folder, tables=tables, **options)
 
         def draw(i: int, tight: Pipeline = tight) -> bytes:
             result = tight(f"a toy, number {i}", subject=subjects[i % 3], seed=i, **settings)
@@ -655,11 +655,11 @@ def test_pipelines_may_share_a_store(tiny_pair_folder: Path, dog: Subject) -> No
 
 @pytest.mark.parametrize("host_bytes", [0, 1 << 30])
 def test_a_shared_store_keeps_no_pipeline_alive(
-    tiny_pair_folder: Path, dog: Subject, cat: Subject, host_bytes: int
+    tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject, cat: Subject, host_bytes: int
 ) -> None:
     """It held the backend of each table: all weights of pipelines that were long gone."""
     options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
-    size = Pipeline(tiny_pair_folder, **options).table_bytes(2)
+    size = pipeline.table_bytes(2)
     store = SubjectStore(TableOptions(device_bytes=size, host_bytes=host_bytes))
     first, second = (Pipeline(tiny_pair_folder, tables=store, **options) for _ in range(2))
     for subject in (cat, dog):  # the first table leaves the device

@@ -122,7 +122,10 @@ class MakeConfig(Protocol):
 
 @pytest.fixture(scope="session")
 def make_config(samples: Path) -> MakeConfig:
-    """A function that makes the configuration of a tiny stage: 20 steps of 2 samples."""
+    """A function that makes the configuration of a tiny stage: 20 steps of 2 samples.
+
+    U-Nets have one level; where two may differ, `unet={"block_channels": (16, 32)}` makes them.
+    """
 
     def make(stage: Any, output: Path, **changes: Any) -> TrainConfig:
         tables: dict[str, Any] = {
@@ -130,7 +133,7 @@ def make_config(samples: Path) -> MakeConfig:
             "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=3, ema_decay=0.9),
             "vae": VaeConfig(block_channels=(16, 32), norm_groups=8),
             "unet": UNetConfig(
-                block_channels=(16, 32),
+                block_channels=(16,),
                 head_dim=8,
                 norm_groups=8,
                 text_width=16,
@@ -163,6 +166,30 @@ def make_config(samples: Path) -> MakeConfig:
         return TrainConfig(stage=stage, output=str(output), **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs that stand side by side here share their cached latents."""
+    return tmp_path_factory.mktemp("workshop")
+
+
+@pytest.fixture
+def make_output(workshop: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A function that names an output of this test by a word, in the workshop."""
+    return lambda name: workshop / f"{tmp_path.name}-{name}"
+
+
+@pytest.fixture
+def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps and samples: what is drawn is not the point."""
+    from bootpig_rt.training import open_data, run
+    from bootpig_rt.training.stages import control, diffusion
+
+    for stage in (diffusion, control):
+        monkeypatch.setattr(stage, "VALIDATION_STEPS", 2)
+    for reader in (open_data, run):
+        monkeypatch.setattr(reader, "VALIDATION_SAMPLES", 4)
 
 
 @pytest.fixture

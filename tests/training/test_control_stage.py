@@ -24,18 +24,18 @@ from bootpig_rt.training.shards import EncodedSample, StoredSample, encode_png, 
 from bootpig_rt.training.stages.control import ControlStage
 from bootpig_rt.training.synthesize import ShardPlan, write_drawn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "_short_validation")
 CPU = torch.device("cpu")
 ConfigOf = Callable[..., TrainConfig]
 
 
 @pytest.fixture
-def config_of(make_config: Any, pair_result: Path, tmp_path: Path) -> ConfigOf:
-    """`config_of(...)`: a control of a tiny pair, 4 steps of 2 pictures."""
+def config_of(make_config: Any, pair_result: Path, make_output: Any) -> ConfigOf:
+    """`config_of(...)`: a control of a tiny pair, 2 steps of 2 pictures."""
 
     def make(**changes: Any) -> TrainConfig:
-        settings = {"start_from": str(pair_result), "steps": 4, **changes}
-        made: TrainConfig = make_config("control", tmp_path / "control", **settings)
+        settings = {"start_from": str(pair_result), "steps": 2, **changes}
+        made: TrainConfig = make_config("control", make_output("control"), **settings)
         return made
 
     return make
@@ -66,8 +66,8 @@ def test_the_loss_falls_and_the_pair_stays_as_it_is(config_of: ConfigOf) -> None
     before = [{k: v.clone() for k, v in module.state_dict().items()} for module in rest]
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=3e-3)
     losses = []
-    for _ in range(8):
-        loss, figures = stage.loss(torch.arange(4), draws_of(4))
+    for _ in range(6):
+        loss, figures = stage.loss(torch.arange(2), draws_of(2))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

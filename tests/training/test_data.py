@@ -83,12 +83,12 @@ ConfigOf = Callable[..., TrainConfig]
 
 
 @pytest.fixture
-def config_of(make_config: Any, vae_result: Path, base_result: Path, tmp_path: Path) -> ConfigOf:
+def config_of(make_config: Any, vae_result: Path, base_result: Path, make_output: Any) -> ConfigOf:
     start = {"vae": "", "base": str(vae_result), "pair": str(base_result)}
 
     def make(stage: str, name: str = "run", **changes: Any) -> TrainConfig:
         settings = {"start_from": start[stage], **changes}
-        made: TrainConfig = make_config(stage, tmp_path / name, **settings)
+        made: TrainConfig = make_config(stage, make_output(name), **settings)
         return made
 
     return make
@@ -225,12 +225,20 @@ def test_a_run_in_buckets_is_the_same_when_it_is_stopped_and_resumed(
 
 
 def test_buckets_that_the_model_cannot_take_are_refused(
-    config_of: ConfigOf, tmp_path: Path
+    config_of: ConfigOf, tiny_pair_folder: Path, tmp_path: Path
 ) -> None:
     folder = write_samples(tmp_path / "mixed", MIXED)
-    for stage in ("base", "pair"):
-        config = config_of(stage, data=str(folder), samples={"buckets": ((16, 16), (18, 16))})
-        with pytest.raises(ConfigError, match=r"samples.buckets has 18 x 16, .*multiples of 4 px"):
+    two_levels = {"block_channels": (16, 32)}
+    for stage, changes, width, multiple in (
+        ("base", {"unet": two_levels}, 18, 4),
+        ("base", {}, 17, 2),
+        ("pair", {"start_from": str(tiny_pair_folder)}, 34, 8),
+        ("pair", {}, 17, 2),
+    ):
+        samples = {"buckets": ((16, 16), (width, 16))}
+        config = config_of(stage, data=str(folder), samples=samples, **changes)
+        wanted = rf"samples.buckets has {width} x 16, .*multiples of {multiple} px"
+        with pytest.raises(ConfigError, match=wanted):
             data_of(config)
 
 
@@ -246,27 +254,19 @@ def test_a_sample_of_another_size_is_named_where_there_are_no_buckets(
         build_stage(config_of("vae", data=str(folder)), CPU)
 
 
-@pytest.mark.parametrize("stage", ["vae", "base", "pair"])
-def test_a_data_set_of_one_sample_is_trained_on(
-    stage: str, config_of: ConfigOf, train: Any, tmp_path: Path
-) -> None:
-    folder = write_samples(tmp_path / "one", [(16, 16)])
-    settings: dict[str, Any] = {"data": str(folder), "validation_data": str(folder)}
-    if stage != "vae":
-        settings["diffusion"] = {"augmentation": "light"}
-    trainer = train(config_of(stage, steps=2, batch_size=3, validate_every=2, **settings))
-    assert trainer.step == 2
-    assert (trainer.folder / "result").exists()
-
-
 # Text states --------------------------------------------------------------------------------------
 
 
 def test_stored_text_states_are_those_that_the_text_encoder_gives(
-    config_of: ConfigOf, caplog: pytest.LogCaptureFixture
+    make_config: Any, base_result: Path, tmp_path: Path
 ) -> None:
-    diffusion = {"prompt_dropout": 0.3, "reference_dropout": 0.3, "max_references": 3}
-    config = config_of("pair", diffusion=diffusion, samples={"text_states": "stored"})
+    config = make_config(
+        "pair",
+        tmp_path / "run",
+        start_from=str(base_result),
+        diffusion={"prompt_dropout": 0.3, "reference_dropout": 0.3, "max_references": 3},
+        samples={"text_states": "stored"},
+    )
     stage: Any = build_stage(config, CPU)[0]
     for step in range(3):
         batch = stage.data.batch(*next(parts_of(stage.data, step, 12)))
@@ -297,7 +297,7 @@ def test_training_with_stored_text_states_does_not_run_the_text_encoder(
     losses = []
     for text_states in ("computed", "stored"):
         samples = {"text_states": text_states}
-        trainer = train(config_of("pair", text_states, samples=samples, steps=2, log_every=1))
+        trainer = train(config_of("pair", text_states, samples=samples, steps=1))
         calls = count_calls(trainer.stage.pair.text_encoder)
         indices, draws = next(parts_of(trainer.stage.data, 3))
         loss, _ = trainer.stage.loss(indices, draws)
@@ -353,19 +353,19 @@ def test_a_shard_that_is_cut_amid_a_run_ends_it_with_its_name(
         data.batch(*part)
 
 
-LIMIT_BYTES = 24 << 20
+LIMIT_BYTES = 12 << 20
 
 
 def test_a_data_set_is_never_in_memory(config_of: ConfigOf, tmp_path: Path) -> None:
-    """65 MB of pixels: 64 samples, each with a mask and two references, of 320 px."""
-    side, count = 320, 64
+    """33 MB of pixels: 32 samples, each with a mask and two references, of 320 px."""
+    side, count = 320, 32
     folder = write_samples(tmp_path / "large", [(side, side)] * count, reference_px=side)
     assert count * side * side * (3 + 1 + 3 + 3) > 2.5 * LIMIT_BYTES
     samples = {"buckets": ((16, 16),), "readers": 2}
     tracemalloc.start()
     try:
         stage: Any = build_stage(config_of("vae", data=str(folder)), CPU)[0]
-        for step in range(10):
+        for step in range(4):
             indices = stage.order.step(step, 8, 0)
             stage._read(indices, Draws(0, step, range(8)))
         data = data_of(
@@ -373,7 +373,7 @@ def test_a_data_set_is_never_in_memory(config_of: ConfigOf, tmp_path: Path) -> N
                 "pair", data=str(folder), samples=samples, diffusion={"augmentation": "paper"}
             )
         )
-        for step in range(20):
+        for step in range(8):
             data.expect(parts_of(data, step))
             data.batch(*next(parts_of(data, step)))
         peak = tracemalloc.get_traced_memory()[1]

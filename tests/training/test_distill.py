@@ -27,7 +27,7 @@ from bootpig_rt.training.stage import Validation
 from bootpig_rt.training.stages import distill
 from bootpig_rt.training.stages.distill import DistillStage, teacher_timesteps
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "_short_validation")
 CPU = torch.device("cpu")
 ConfigOf = Callable[..., TrainConfig]
 KEPT = {"prompt_dropout": 0.0, "reference_dropout": 0.0, "both_dropout": 0.0}
@@ -48,7 +48,7 @@ def change_pair(folder: Path, **fields: Any) -> None:
 
 
 @pytest.fixture
-def config_of(make_config: Any, teacher: Path, tmp_path: Path) -> ConfigOf:
+def config_of(make_config: Any, teacher: Path, make_output: Any) -> ConfigOf:
     """`config_of(name, ...)`: a student of `teacher`, 20 steps of 2 pictures of 3 steps."""
 
     def make(
@@ -56,7 +56,7 @@ def config_of(make_config: Any, teacher: Path, tmp_path: Path) -> ConfigOf:
     ) -> TrainConfig:
         settings = {"start_from": str(teacher), "log_every": 1, **changes}
         distill = {"steps": steps_of_student, "substeps": substeps}
-        made: TrainConfig = make_config("distill", tmp_path / name, distill=distill, **settings)
+        made: TrainConfig = make_config("distill", make_output(name), distill=distill, **settings)
         return made
 
     return make
@@ -66,6 +66,13 @@ def build(config: TrainConfig) -> DistillStage:
     stage, _ = build_stage(config, CPU)
     assert isinstance(stage, DistillStage)
     return stage
+
+
+@pytest.fixture(scope="module")
+def untrained(make_config: Any, teacher: Path, workshop: Path) -> DistillStage:
+    """A student of three steps that nobody trains; nothing is left out of its batches."""
+    settings = {"start_from": str(teacher), "distill": {"steps": 3}, "diffusion": KEPT}
+    return build(make_config("distill", workshop / "untrained-student", **settings))
 
 
 def rows_of(trainer: Any) -> list[dict[str, float]]:
@@ -90,7 +97,7 @@ def noise_of(count: int) -> Tensor:
 
 @pytest.mark.parametrize("substeps", [1, 2])
 def test_the_loss_falls(substeps: int, config_of: ConfigOf) -> None:
-    stage = build(config_of(substeps=substeps, diffusion=KEPT))
+    stage = build(config_of(steps_of_student=2, substeps=substeps, diffusion=KEPT))
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=3e-3)
     losses = []
     for _ in range(6):
@@ -114,7 +121,7 @@ def test_the_teacher_and_the_rest_of_the_pair_stay_as_they_are(
     before = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
     for step in range(2):
-        loss, _ = stage.loss(torch.arange(4), draws_of(4, step))
+        loss, _ = stage.loss(torch.arange(2), draws_of(2, step))
         loss.backward()
         optimizer.step()
     for name, module in modules.items():
@@ -125,8 +132,10 @@ def test_the_teacher_and_the_rest_of_the_pair_stay_as_they_are(
     assert all(p.grad is not None for p in stage.unet.parameters())
 
 
-def test_without_training_the_student_is_the_teachers_text_image_row(config_of: ConfigOf) -> None:
-    stage = build(config_of(diffusion=KEPT))
+def test_without_training_the_student_is_the_teachers_text_image_row(
+    untrained: DistillStage,
+) -> None:
+    stage = untrained
     conditions, x = conditions_of(stage), noise_of(4)
     with torch.no_grad():
         student = Drawer(stage.student, conditions, stage.teacher, None).output(x, 500)
@@ -155,13 +164,13 @@ def test_one_ddim_step_to_what_is_wanted_ends_where_the_teacher_ends(
     scheduler = json.loads((teacher / name).read_text())
     changes = {"prediction_type": prediction_type, "rescale_betas_zero_snr": False}
     (other / name).write_text(json.dumps(scheduler | changes))
-    stage = build(config_of(start_from=str(other), steps_of_student=4, substeps=5, diffusion=KEPT))
+    stage = build(config_of(start_from=str(other), steps_of_student=2, substeps=5, diffusion=KEPT))
     assert stage.solver == "ddim"
     conditions = conditions_of(stage)
     drawer = Drawer(stage.teacher.base, conditions, stage.teacher, stage.guidance)
     x = noise_of(4)
-    fine = solver_table("ddim", stage.schedule, 20)  # 1000 / 20: visits the same timesteps
-    for i in range(4):
+    fine = solver_table("ddim", stage.schedule, 10)  # 1000 / 10: visits the same timesteps
+    for i in range(2):
         inside = fine.timesteps[5 * i : 5 * i + 5].tolist()
         assert np.abs(np.array(stage.inside[i]) - inside).max() <= 1
         stage.inside[i] = inside
@@ -193,9 +202,9 @@ def test_the_teachers_steps_lie_inside_the_students() -> None:
 
 
 def test_with_one_substep_the_guided_x0_is_wanted_and_the_pairs_solver_kept(
-    config_of: ConfigOf,
+    untrained: DistillStage,
 ) -> None:
-    stage = build(config_of(diffusion=KEPT))
+    stage = untrained
     assert stage.solver == "dpmpp_2m"
     drawer = Drawer(stage.teacher.base, conditions_of(stage), stage.teacher, stage.guidance)
     x = noise_of(4)
@@ -223,14 +232,13 @@ def test_pictures_without_a_reference_follow_the_text_guidance_alone(config_of: 
 
 
 def test_on_a_gpu_the_teacher_computes_in_bfloat16_with_the_kernels_that_inference_has(
-    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
+    untrained: DistillStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU the twins of the kernels stand in; they refuse mixed types as the kernels do."""
-    stage = build(config_of(diffusion=KEPT))
 
     def loss() -> float:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return float(stage.loss(torch.arange(2), draws_of(2))[0])
+            return float(untrained.loss(torch.arange(2), draws_of(2))[0])
 
     plain = loss()
     monkeypatch.setattr(choose, "_is_on_gpu", lambda x: True)
@@ -244,6 +252,7 @@ def test_on_a_gpu_the_teacher_computes_in_bfloat16_with_the_kernels_that_inferen
 def test_a_resume_is_bit_identical(config_of: ConfigOf, train: Any) -> None:
     settings: dict[str, Any] = {
         "steps": 2,
+        "steps_of_student": 2,
         "substeps": 2,
         "diffusion": {"max_references": 2, "reference_dropout": 0.4},
     }
@@ -263,12 +272,12 @@ def test_a_resume_is_bit_identical(config_of: ConfigOf, train: Any) -> None:
 def test_the_student_is_a_pair_that_draws_one_row_in_its_own_steps(
     config_of: ConfigOf, train: Any, teacher: Path
 ) -> None:
-    trainer = train(config_of(steps=3, optimizer={"learning_rate": 1e-2}))
+    trainer = train(config_of(steps=2, optimizer={"learning_rate": 1e-2}))
     result = trainer.folder / "result"
     student, before = (json.loads((f / "pair.json").read_text()) for f in (result, teacher))
     changed = {k: v for k, v in student.items() if v != before[k]}
     assert changed == {
-        "name": "student",
+        "name": trainer.folder.name,
         "reference_timestep": "clean",
         "default_steps": 3,
         "image_guidance_scale": 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,32 @@ from bootpig_rt.training.estimate import MOMENTS, Plan, in_words, probe_stage
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def config(make_config: Any, base_result: Path, tmp_path: Path) -> Callable[..., Any]:
-    def make(**changes: Any) -> Any:
+ConfigIn = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def config_in(make_config: Any, base_result: Path) -> ConfigIn:
+    def make(folder: Path, **changes: Any) -> Any:
         diffusion = {"max_references": 1, "reference_dropout": 0.0, "both_dropout": 0.0}
         return make_config(
-            "pair", tmp_path / "run", start_from=str(base_result), diffusion=diffusion, **changes
+            "pair", folder / "run", start_from=str(base_result), diffusion=diffusion, **changes
         )
 
     return make
+
+
+@pytest.fixture
+def config(config_in: ConfigIn, tmp_path: Path) -> Callable[..., Any]:
+    return partial(config_in, tmp_path)
+
+
+AS_COPIES: dict[str, Any] = {"steps": 100, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def copies(config_in: ConfigIn, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The plan of 100 steps by four processes with all weights and 8 samples each."""
+    return planned(config_in(tmp_path_factory.mktemp("plan"), **AS_COPIES), processes=4)
 
 
 def planned(config: Any, *, processes: int = 1, is_sharded: bool = False) -> Plan:
@@ -66,11 +84,11 @@ def test_memory_and_checkpoint_are_what_a_run_then_has(
 
 @pytest.mark.parametrize("text_states", ["computed", "stored"])
 def test_the_disk_has_room_for_latents_and_text_states(
-    config: Callable[..., Any], train: Any, text_states: str
+    config: Callable[..., Any], text_states: str
 ) -> None:
     made = config(steps=1, samples={"text_states": text_states})
     found = planned(made)
-    train(made)
+    run.build_stage(made, torch.device("cpu"))
     folder = Path(made.output).parent / "latents"
     kept = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "index"]
     written = sum(path.stat().st_size for path in kept)
@@ -101,7 +119,9 @@ def kept_bytes(stage: Any, count: int) -> int:
     return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
 
 
-def test_activations_grow_with_the_batch_as_predicted(config: Callable[..., Any]) -> None:
+def test_activations_grow_with_the_batch_and_attention_is_counted(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = config()
     stage, _ = run.build_stage(made, torch.device("cpu"))
     probe = probe_stage(stage, made)
@@ -109,23 +129,26 @@ def test_activations_grow_with_the_batch_as_predicted(config: Callable[..., Any]
         found = probe.kept(count, is_checkpointed=False)
         assert found == pytest.approx(kept_bytes(stage, count), rel=0.15)
     assert probe.kept(4, is_checkpointed=True) < 0.6 * probe.kept(4, is_checkpointed=False)
-    assert probe.flops > 0
     assert all(p.grad is None for module in stage.modules().values() for p in module.parameters())
+    monkeypatch.setattr("bootpig_rt.training.estimate._ATTENTION", {})
+    # Of queries, keys and values: two products forward, and what their gradients need.
+    assert probe.flops > probe_stage(stage, made).flops > 0
 
 
-def test_shards_divide_what_copies_repeat(config: Callable[..., Any]) -> None:
-    made = config(batch_size=2)
-    copy, shard = planned(made, processes=4), planned(made, processes=4, is_sharded=True)
+def test_shards_divide_what_copies_repeat(config: Callable[..., Any], copies: Plan) -> None:
+    copy, shard = copies, planned(config(**AS_COPIES), processes=4, is_sharded=True)
     assert shard.memory.optimizer * 4 == pytest.approx(copy.memory.optimizer, rel=0.01)
     assert shard.memory.gradients * 4 == pytest.approx(copy.memory.gradients, rel=0.01)
     assert shard.memory.average * 4 == pytest.approx(copy.memory.average, rel=0.01)
     assert shard.memory.weights < copy.memory.weights
     assert copy.memory.gathered == 0 < shard.memory.gathered
-    assert copy.samples_per_step == 8
+    assert copy.samples_per_step == 32
 
 
-def test_other_optimisers_and_places_of_the_average_count(config: Callable[..., Any]) -> None:
-    plain = planned(config()).memory
+def test_other_optimisers_and_places_of_the_average_count(
+    config: Callable[..., Any], copies: Plan
+) -> None:
+    plain = copies.memory
     small = planned(config(optimizer={"name": "adamw8bit", "ema_device": "host"})).memory
     assert small.optimizer / plain.optimizer == pytest.approx(MOMENTS["adamw8bit"] / 8, rel=1e-3)
     assert small.average == 0
@@ -157,25 +180,11 @@ def test_a_dry_run_prints_words_or_json_and_writes_nothing(
     assert "--processes and --fsdp are of --dry-run alone" in capsys.readouterr().err
 
 
-def test_attention_is_counted(config: Callable[..., Any]) -> None:
-    made = config()
-    stage, _ = run.build_stage(made, torch.device("cpu"))
-
-    def counted() -> int:
-        return probe_stage(stage, made).flops
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bootpig_rt.training.estimate._ATTENTION", {})
-        without = counted()
-    # Of queries, keys and values: two products forward, and what their gradients need.
-    assert counted() > without > 0
-
-
-def test_hours_on_gpus_follow_from_operations(config: Callable[..., Any]) -> None:
-    plan = planned(config(steps=100, batch_size=8), processes=2)
-    expected = 100 * 16 * plan.flops_of_sample / (0.4 * 989e12) / 2 / 3600
+def test_hours_on_gpus_follow_from_operations(config: Callable[..., Any], copies: Plan) -> None:
+    plan = copies
+    expected = 100 * 32 * plan.flops_of_sample / (0.4 * 989e12) / 4 / 3600
     assert plan.hours_on["h100"] == pytest.approx(expected)
     assert "h100" in in_words(plan)
-    anew = planned(config(steps=100, batch_size=8, checkpointing="blocks"), processes=2)
+    anew = planned(config(**AS_COPIES, checkpointing="blocks"), processes=4)
     assert anew.flops_of_sample == pytest.approx(plan.flops_of_sample * 4 / 3, rel=1e-3)
     assert structs.asdict(anew)["memory"].activations < plan.memory.activations

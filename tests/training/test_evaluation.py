@@ -91,6 +91,12 @@ def subjects() -> list[EvalSubject]:
     return choose_subjects(make_sprites(), SPLITS, CONFIG)
 
 
+@pytest.fixture(scope="module")
+def judge(subjects: list[EvalSubject]) -> AlignmentJudge:
+    """In pixels; it keeps the layers that it drew."""
+    return AlignmentJudge(subjects, CONFIG)
+
+
 def one_colour(subjects: Sequence[EvalSubject]) -> list[EvalSubject]:
     """The same subjects with all styles in one colour: only shape tells them apart."""
     grey = np.stack([draw_shape(shape, (230, 120, 30)) for shape in SHAPES])
@@ -185,28 +191,29 @@ def test_the_box_lies_in_the_picture_and_covers_the_subject(subjects: list[EvalS
 
 @pytest.mark.parametrize("blur_px", [0.0, 1.5])
 def test_the_pixel_judge_names_the_drawing_of_a_render(
-    subjects: list[EvalSubject], blur_px: float
+    subjects: list[EvalSubject], judge: AlignmentJudge, blur_px: float
 ) -> None:
-    judge = AlignmentJudge(subjects, CONFIG)
     shots = main_shots(subjects, CONFIG)
     pictures = RendererGenerator(subjects, CONFIG, blur_px=blur_px)(shots)
     assert hit_share(judge.scores(shots, pictures), [subjects[s.subject].own for s in shots]) == 1.0
 
 
 def test_the_pixel_judges_tell_shapes_of_one_colour_apart(subjects: list[EvalSubject]) -> None:
-    same = one_colour(subjects)
+    same = one_colour(subjects[::2])  # of each group one
     shots = control_shots(same, CONFIG, "own")
     answers = [same[s.subject].own for s in shots]
     pictures = RendererGenerator(same, CONFIG)(shots)
     for is_grey in (False, True):
-        judge = AlignmentJudge(same, CONFIG, is_grey=is_grey)
-        assert hit_share(judge.scores(shots, pictures), answers) >= 0.9
+        of_shapes = AlignmentJudge(same, CONFIG, is_grey=is_grey)
+        assert hit_share(of_shapes.scores(shots, pictures), answers) >= 0.9
 
 
-def test_a_judge_follows_the_wrong_reference_that_was_given(subjects: list[EvalSubject]) -> None:
+def test_a_judge_follows_the_wrong_reference_that_was_given(
+    subjects: list[EvalSubject], judge: AlignmentJudge
+) -> None:
     shots = control_shots(subjects, CONFIG, "wrong")
     pictures = RendererGenerator(subjects, CONFIG)(shots)
-    scores = AlignmentJudge(subjects, CONFIG).scores(shots, pictures)
+    scores = judge.scores(shots, pictures)
     assert hit_share(scores, [subjects[s.subject].own for s in shots]) == 0.0
     assert hit_share(scores, [subjects[s.subject].wrong for s in shots]) == 1.0
 
@@ -285,9 +292,11 @@ def test_a_resumed_run_draws_nothing_twice(subjects: list[EvalSubject], tmp_path
     assert generator.drawn == 2 * len(shots)
 
 
-def run_with_renderer(subjects: list[EvalSubject], folder: Path) -> Evaluation:
+def run_with_renderer(
+    subjects: list[EvalSubject], judge: AlignmentJudge, folder: Path
+) -> Evaluation:
     judges = Judges(
-        identity=(AlignmentJudge(subjects, CONFIG), histogram_judge(subjects)),
+        identity=(judge, histogram_judge(subjects)),
         scene=lambda pictures: ["snow"] * len(pictures),
         scene_accuracy=1.0,
         fidelity=lambda shots, _: {"psnr_db": [30.0 + s.prompt for s in shots]},
@@ -297,9 +306,9 @@ def run_with_renderer(subjects: list[EvalSubject], folder: Path) -> Evaluation:
 
 
 def test_an_evaluation_of_the_renderer_is_at_the_ceiling_and_its_controls_at_the_floor(
-    subjects: list[EvalSubject], tmp_path: Path
+    subjects: list[EvalSubject], judge: AlignmentJudge, tmp_path: Path
 ) -> None:
-    evaluation = run_with_renderer(subjects, tmp_path)
+    evaluation = run_with_renderer(subjects, judge, tmp_path)
     report = evaluation.report
     for group in report["groups"].values():
         assert group["identity"]["pixels"]["value"] == 1.0

@@ -102,13 +102,13 @@ def test_gamma_zero_is_the_plain_mean_squared_error() -> None:
 
 
 def test_uniform_timesteps_fill_the_schedule() -> None:
-    t = draw_timesteps(Draws(0, 0, range(20_000)), 1000, "uniform")
+    t = draw_timesteps(Draws(0, 0, range(8_000)), 1000, "uniform")
     assert (int(t.min()), int(t.max())) == (0, 999)
-    assert torch.histc(t.float(), 10, 0, 1000).min() > 1800
+    assert torch.histc(t.float(), 10, 0, 1000).min() > 720
 
 
 def test_most_middle_timesteps_lie_in_the_middle_and_some_everywhere() -> None:
-    t = draw_timesteps(Draws(0, 0, range(20_000)), 1000, "middle")
+    t = draw_timesteps(Draws(0, 0, range(8_000)), 1000, "middle")
     assert (int(t.min()), int(t.max())) == (0, 999)
     inside = ((t >= 250) & (t < 900)).float().mean()
     assert inside == pytest.approx(0.6 + 0.4 * 0.65, abs=0.015)

@@ -1,4 +1,4 @@
-"""The smallest data set there is: every stage trains on it."""
+"""The smallest data set there is: every stage trains on it and is validated on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bootpig_rt.training.compose import WorldConfig
 from bootpig_rt.training.shards import read_manifest
 from bootpig_rt.training.synthesize import Subjects, SynthesisConfig, synthesize
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "_short_validation")
 
 
 @pytest.mark.parametrize("stage", ["vae", "base", "pair"])
@@ -30,11 +30,22 @@ def test_a_stage_trains_on_one_sample(
     synthesize(samples, subjects, SynthesisConfig(1, seed=3, world=WorldConfig(size_px=16)))
     assert read_manifest(samples)["samples"] == 1
     start = {"vae": "", "base": str(vae_result), "pair": str(base_result)}[stage]
+    settings: dict[str, Any] = {"data": str(samples), "validation_data": str(samples)}
+    if stage != "vae":
+        settings["diffusion"] = {"augmentation": "light"}
     config = make_config(
-        stage, output, data=str(samples), start_from=start, steps=3, batch_size=2, log_every=1
+        stage,
+        output,
+        start_from=start,
+        steps=2,
+        batch_size=3,
+        log_every=1,
+        validate_every=2,
+        **settings,
     )
-    train(config)
-    losses = [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
-    assert len(losses) == 3
+    assert train(config).step == 2
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
     assert (output / "result").is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,17 @@ def preset(name: str) -> TrainConfig:
 StageOf = Callable[..., Any]
 
 
-@pytest.fixture
-def stage_of(samples: Path, base_result: Path, tmp_path: Path) -> StageOf:
-    """A preset's stage on a tiny pair, with settings of [diffusion] changed."""
+@pytest.fixture(scope="module")
+def stage_of(samples: Path, base_result: Path, tmp_path_factory: pytest.TempPathFactory) -> StageOf:
+    """A preset's stage on a tiny pair, with settings of [diffusion] changed; each is made once."""
+    folder = tmp_path_factory.mktemp("presets")
 
+    @cache
     def make(name: str, **diffusion: Any) -> Any:
         config = preset(name)
         config = structs.replace(
             config,
-            output=str(tmp_path / name),
+            output=str(folder / name),
             data=str(samples),
             start_from=str(base_result),
             diffusion=structs.replace(config.diffusion, **diffusion),

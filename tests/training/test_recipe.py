@@ -100,7 +100,7 @@ def steps_done(folder: Path) -> list[int]:
 def test_one_command_makes_a_pair_from_drawings(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(recipe), "pair.steps=3"]) == 0
+    assert main(["train", str(recipe), "vae.steps=2", "base.steps=2", "pair.steps=3"]) == 0
     assert "stage pair, 3 of 3, is finished" in capsys.readouterr().out
     made = tmp_path / "made"
     pair = load_pair(made / "pair" / "result")

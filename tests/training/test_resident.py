@@ -134,7 +134,7 @@ def test_the_u_nets_of_a_step_are_one_graph(stage_of: Any) -> None:
 def test_both_stages_train_on_it(
     make_config: Any, train: Any, vae_result: Path, tmp_path: Path
 ) -> None:
-    start, settings = vae_result, {"steps": 3, "samples": RESIDENT, "export_every": 2}
+    start, settings = vae_result, {"steps": 2, "samples": RESIDENT, "export_every": 1}
     for stage in ("base", "pair"):
         folder = tmp_path / stage
         train(make_config(stage, folder, start_from=str(start), **settings))

@@ -116,7 +116,7 @@ def test_a_second_training_in_one_output_is_refused_and_the_first_goes_on(
 ) -> None:
     run = tmp_path / "run"
     words = [f"start_from={base_result}", f"data={samples}", "validation_data=", f"output={run}"]
-    words += ["steps=2", "batch_size=2", "mixed_precision=no", "optimizer.warmup_steps=1"]
+    words += ["steps=1", "batch_size=2", "mixed_precision=no", "optimizer.warmup_steps=1"]
     with held(run, "training"):
         assert main(["train", CONFIG, *words]) == 1
         assert "another training is writing" in said(capsys)

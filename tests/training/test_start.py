@@ -87,17 +87,17 @@ LAYOUTS = ("init-pair", "diffusers", "base", "pair", "published")
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_pair_is_trained_from_every_layout_with_the_schedule_of_its_start(
-    layout: str, starts: dict[str, Path], make_config: Any, train: Any, tmp_path: Path
+    layout: str, starts: dict[str, Path], make_config: Any, train: Any, make_output: Any
 ) -> None:
     start = starts[layout]
     before = load_start(start, CPU)
-    config = make_config("pair", tmp_path / "mine", steps=1, start_from=str(start))
+    config = make_config("pair", make_output("mine"), steps=1, start_from=str(start))
     trainer = train(config)
     result = load_pair(trainer.folder / "result")
     assert result.scheduler == before.scheduler
     is_foreign = layout in ("init-pair", "diffusers")
     assert result.scheduler["prediction_type"] == ("v_prediction" if is_foreign else "sample")
-    changed = {"name": "mine", "shared_unet": False, "subject_share": 0.6}
+    changed = {"name": trainer.folder.name, "shared_unet": False, "subject_share": 0.6}
     assert vars(result.config) == vars(before.config) | changed
     for name in ("vae", "text_encoder"):
         theirs = getattr(before, name).state_dict()
@@ -107,12 +107,12 @@ def test_a_pair_is_trained_from_every_layout_with_the_schedule_of_its_start(
 
 
 def test_noise_and_target_of_the_loss_are_those_of_the_start(
-    diffusers_folder: Path, make_config: Any, tmp_path: Path
+    diffusers_folder: Path, make_config: Any, make_output: Any
 ) -> None:
     kept = {"prompt_dropout": 0.0, "reference_dropout": 0.0, "both_dropout": 0.0}
     plain = {"snr_gamma": 0.0, "snr_floor": 0.0, "foreground_weight": 0.0}
     start = str(diffusers_folder)
-    config = make_config("pair", tmp_path / "run", start_from=start, diffusion=kept | plain)
+    config = make_config("pair", make_output("run"), start_from=start, diffusion=kept | plain)
     stage: Any = build_stage(config, CPU)[0]
     seen: list[Any] = []
     stage.pair.base.register_forward_hook(lambda _, args, output: seen.append((args, output)))
@@ -131,14 +131,14 @@ def test_noise_and_target_of_the_loss_are_those_of_the_start(
 
 
 def test_defaults_go_through_every_stage_unless_a_stage_says_otherwise(
-    base_result: Path, pair_result: Path, make_config: Any, train: Any, tmp_path: Path
+    base_result: Path, pair_result: Path, make_config: Any, train: Any, make_output: Any
 ) -> None:
     base, pair = (load_pair(folder).config for folder in (base_result, pair_result))
     assert (base.image_guidance_scale, base.default_steps, base.ref_scale) == (3.5, 7, 1.1)
     assert (pair.image_guidance_scale, pair.default_steps, pair.ref_scale) == (3.0, 6, 1.0)
     config = make_config(
         "pair",
-        tmp_path / "next",
+        make_output("next"),
         steps=1,
         start_from=str(pair_result),
         pair={"text_guidance_scale": 4.5, "merge": "mean"},
@@ -151,9 +151,9 @@ def test_defaults_go_through_every_stage_unless_a_stage_says_otherwise(
 
 
 def test_an_untied_pair_is_trained_on_with_both_of_its_unets(
-    pair_result: Path, make_config: Any, tmp_path: Path
+    pair_result: Path, make_config: Any, make_output: Any
 ) -> None:
-    config = make_config("pair", tmp_path / "run", start_from=str(pair_result))
+    config = make_config("pair", make_output("run"), start_from=str(pair_result))
     stage: Any = build_stage(config, CPU)[0]
     before = load_pair(pair_result)
     for name in ("base", "reference"):
@@ -165,14 +165,14 @@ def test_an_untied_pair_is_trained_on_with_both_of_its_unets(
 
 @pytest.mark.parametrize("layout", ["base", "pair"])
 def test_the_length_of_prompts_is_that_of_the_start(
-    layout: str, starts: dict[str, Path], make_config: Any, tmp_path: Path
+    layout: str, starts: dict[str, Path], make_config: Any, make_output: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "start"
     shutil.copytree(starts[layout], folder)
     path = folder / "tokenizer" / "tokenizer_config.json"
     settings = json.loads(path.read_text()) | {"model_max_length": 13}
     path.write_text(json.dumps(settings))
-    config = make_config("pair", tmp_path / "run", start_from=str(folder))
+    config = make_config("pair", make_output("run"), start_from=str(folder))
     stage: Any = build_stage(config, CPU)[0]
     assert stage.data.empty_ids.shape[1] == 13
 
@@ -192,14 +192,14 @@ def test_references_are_prepared_as_large_as_those_of_the_samples() -> None:
 
 
 def test_a_trained_pair_says_how_large_its_references_showed_the_subject(
-    make_config: Any, base_result: Path, samples: Path, tmp_path: Path
+    make_config: Any, base_result: Path, samples: Path, make_output: Any, tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(samples, tmp_path / "data"))
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["settings"]["triplets"] = {"fill": 0.8}
     (data / "manifest.json").write_text(json.dumps(manifest))
     changes = {"start_from": str(base_result), "data": str(data)}
-    stage, _ = build_stage(make_config("pair", tmp_path / "run", **changes), CPU)
+    stage, _ = build_stage(make_config("pair", make_output("run"), **changes), CPU)
     assert stage.result().config.subject_share == 0.8
 
 

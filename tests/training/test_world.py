@@ -54,7 +54,7 @@ def test_shards_for_training_hold_no_held_out_combination(drawings: Path, tmp_pa
     for entry in entries:
         entry["concept"] = concept
     (data / "sprites.json").write_text(json.dumps(entries))
-    config = SynthesisConfig(200, world=WorldConfig(size_px=16))
+    config = SynthesisConfig(100, world=WorldConfig(size_px=16))
     manifest = synthesize(tmp_path / "out", load_subjects(data, "train"), config)
     seen = {s.record["scene"] for s in read_samples(tmp_path / "out")}
     assert seen == set(SCENES) - held_out[concept]

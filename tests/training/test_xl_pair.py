@@ -42,7 +42,7 @@ def test_the_stages_train_it_and_save_it_whole(
     start: Path, make_config: Any, train: Any, tmp_path: Path
 ) -> None:
     before, clean = load_pair(start), {"reference_timestep": "clean"}
-    config = make_config("pair", tmp_path / "p", steps=2, start_from=str(start), pair=clean)
+    config = make_config("pair", tmp_path / "p", steps=1, start_from=str(start), pair=clean)
     trained = train(config)
     folder = trained.folder / "result"
     result = load_pair(folder)
@@ -52,7 +52,10 @@ def test_the_stages_train_it_and_save_it_whole(
     theirs = before.text_encoder.state_dict()
     for key, value in result.text_encoder.state_dict().items():
         assert torch.equal(value, theirs[key].half().float())
-    student = train(make_config("distill", tmp_path / "d", steps=1, start_from=str(folder)))
+    short = {"steps": 2}
+    student = train(
+        make_config("distill", tmp_path / "d", steps=1, start_from=str(folder), distill=short)
+    )
     small = load_pair(student.folder / "result")
     assert small.config.image_guidance_scale == 1.0
     assert small.base.num_layers == before.base.num_layers

@@ -10,7 +10,6 @@ import pytest
 
 from bootpig_rt.training.bootstrap.ask import LlmCaptions
 from bootpig_rt.training.bootstrap.encoders import Agreement, make_encoder
-from bootpig_rt.training.bootstrap.finders import make_finder
 from bootpig_rt.training.bootstrap.masks import Found, SamSegmenter
 from bootpig_rt.training.bootstrap.pictures import DiffusersPictures
 from bootpig_rt.training.bootstrap.stage import Item
@@ -28,8 +27,9 @@ def test_stable_diffusion(bootstrap_config: Any, sd_folder: Any, version: str) -
     assert not np.array_equal(first.views[0].picture, second.views[0].picture)
 
 
-@pytest.mark.parametrize("kind", ["sam", "sam2"])
-@pytest.mark.parametrize("finder", ["grounding_dino", "clipseg", "centre"])
+@pytest.mark.parametrize(
+    ("finder", "kind"), [("grounding_dino", "sam"), ("clipseg", "sam2"), ("centre", "sam2")]
+)
 def test_segmenters_and_finders(
     bootstrap_config: Any,
     draw_disc: Any,
@@ -48,8 +48,9 @@ def test_segmenters_and_finders(
     if finder != "centre":
         settings["finder_model"] = str(request.getfixturevalue(f"{finder}_folder"))
     config = bootstrap_config(masks=settings, dtype="bf16")
-    assert make_finder(config)([draw_disc()[0]], ["ball"])[0]
-    for found in SamSegmenter(config)([draw_disc(seed=k)[0] for k in range(2)], ["ball"] * 2):
+    segmenter = SamSegmenter(config)
+    assert segmenter._finder([draw_disc()[0]], ["ball"])[0]
+    for found in segmenter([draw_disc(seed=k)[0] for k in range(2)], ["ball"] * 2):
         assert not isinstance(found, Found) or found.mask.shape == (64, 64)
 
 

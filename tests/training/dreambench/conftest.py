@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +66,27 @@ def bench_folder(tmp_path: Path) -> Path:
             image.save(folder / "dataset" / name / f"{view:02}.png")
     (folder / "dataset" / "prompts_and_classes.txt").write_text(prompts_file(nouns))
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_pipeline() -> Iterator[None]:
+    """Commands that open a pair in the same way share its sessions; it holds no state of a call."""
+    from bootpig_rt import pipeline
+
+    opened: dict[str, Any] = {}
+
+    def once(*args: Any, **keywords: Any) -> Any:
+        how = repr((args, keywords))
+        if how not in opened:
+            opened[how] = open_pair(*args, **keywords)
+        return nullcontext(opened[how])
+
+    open_pair = pipeline.Pipeline
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "Pipeline", once)
+        yield
+    for each in opened.values():
+        each.close()
 
 
 class MakeEncoder(Protocol):

@@ -15,12 +15,18 @@ from bootpig_rt.images.picture import read_parameters, save_png
 from bootpig_rt.training.evaluation.dreambench.drawing import read_runs
 from bootpig_rt.training.evaluation.dreambench.settings import SETTINGS_FILE, read_settings
 
+pytestmark = pytest.mark.usefixtures("one_pipeline")
+
 
 @pytest.fixture
 def words(bench_folder: Path, tiny_bundle_folder: Path) -> list[str]:
     """A run of 3 subjects, 2 prompts and 2 pictures of 2 steps each, without the folder."""
     words = ["evaluate", "--suite", "dreambench", "--data", str(bench_folder), "--steps", "2"]
     return [*words, "--model", str(tiny_bundle_folder), "--prompts", "2", "--seeds", "2", "-o"]
+
+
+FEW = ("--prompts", "1", "--seeds", "1")
+"""The last one of an option counts: a picture of each subject."""
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -55,26 +61,27 @@ def test_a_stopped_run_goes_on_and_draws_what_a_whole_one_does(
     from bootpig_rt.training.evaluation.dreambench import drawing
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    words = [*words[:-1], "--seeds", "1", words[-1]]
     assert main([*words, str(whole), "--part", "1/1"]) == 0
     saved: list[Path] = []
 
-    def save_five(image: Image.Image, path: Path, *args: Any, **keywords: Any) -> None:
+    def save_two(image: Image.Image, path: Path, *args: Any, **keywords: Any) -> None:
         if path.parent.parent.name == "pictures":
-            if len(saved) == 5:
+            if len(saved) == 2:
                 raise KeyboardInterrupt
             saved.append(path)
         save_png(image, path, *args, **keywords)
 
-    monkeypatch.setattr(drawing, "save_png", save_five)
+    monkeypatch.setattr(drawing, "save_png", save_two)
     assert main([*words, str(stopped), "--part", "1/1"]) == 130
     monkeypatch.undo()
     before = {path: path.stat().st_mtime_ns for path in saved}
     capsys.readouterr()
     assert main([*words, str(stopped), "--part", "1/1", "--json"]) == 0
-    assert last_line(capsys) == {"part": "1/1", "pictures": 12, "drawn": 7}
+    assert last_line(capsys) == {"part": "1/1", "pictures": 6, "drawn": 4}
     assert {path: path.stat().st_mtime_ns for path in saved} == before
     assert pictures(stopped) == pictures(whole)
-    assert [run.pictures for run in read_runs(stopped)] == [5, 7]
+    assert [run.pictures for run in read_runs(stopped)] == [2, 4]
 
 
 @pytest.mark.slow
@@ -120,7 +127,7 @@ def test_pictures_of_other_photographs_are_not_scored(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*words, str(tmp_path / "out"), "--part", "1/1"]) == 0
+    assert main([*words, str(tmp_path / "out"), "--part", "1/1", *FEW]) == 0
     Image.new("RGB", (64, 64), "green").save(bench_folder / "dataset" / "dog" / "00.png")
     score = ["evaluate", "--suite", "dreambench", "--data", str(bench_folder), "--score-only"]
     score += ["--dino", str(dino_folder), "-o", str(tmp_path / "out")]
@@ -172,12 +179,12 @@ def test_a_damaged_picture_is_named_when_it_is_scored(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*words, str(tmp_path), "--part", "1/1"]) == 0
-    path = tmp_path / "pictures" / "vase" / "01-0.png"
+    assert main([*words, str(tmp_path), "--part", "1/1", *FEW]) == 0
+    path = tmp_path / "pictures" / "vase" / "00-0.png"
     path.write_bytes(path.read_bytes()[:200])
     score = ["evaluate", "--suite", "dreambench", "--data", str(bench_folder), "--score-only"]
     assert main([*score, "--dino", str(dino_folder), "-o", str(tmp_path)]) == 2
-    assert "vase/01-0.png' is damaged or cut short" in capsys.readouterr().err
+    assert "vase/00-0.png' is damaged or cut short" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,17 @@ from bootpig_rt.training.render.patterns import (
 )
 
 
+@pytest.fixture(scope="module")
+def tiles() -> dict[Pattern, Any]:
+    """All patterns in red and white."""
+    return {pattern: draw_pattern(pattern, "red", "white") for pattern in PATTERNS}
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_pattern_shows_its_colours_and_each_is_told_from_the_others(pattern: Pattern) -> None:
-    tile = draw_pattern(pattern, "red", "white")
+def test_a_pattern_shows_its_colours_and_each_is_told_from_the_others(
+    pattern: Pattern, tiles: dict[Pattern, Any]
+) -> None:
+    tile = tiles[pattern]
     red, white = (np.array(COLOURS[name]) for name in ("red", "white"))
     shares = [float((np.abs(tile[..., :3] - c).max(axis=-1) < 8).mean()) for c in (red, white)]
     if pattern == "plain":
@@ -32,7 +41,7 @@ def test_a_pattern_shows_its_colours_and_each_is_told_from_the_others(pattern: P
     else:
         assert min(shares) > 0.1
         assert sum(shares) > 0.75
-    others = [draw_pattern(other, "red", "white") for other in PATTERNS if other != pattern]
+    others = [drawn for other, drawn in tiles.items() if other != pattern]
     assert all(np.abs(tile.astype(int) - other).mean() > 5 for other in others)
 
 
