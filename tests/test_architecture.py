@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -20,7 +21,8 @@ HEAVY += ["DracoPy", "moderngl"]
 PARSER = "from bootpig_rt.cli.main import build_parser; build_parser()"
 
 
-def loaded_by(code: str, root: Path) -> list[str]:
+@functools.cache
+def loaded_by(code: str, root: Path) -> frozenset[str]:
     """Top-level packages in `sys.modules` after `code` ran in a new interpreter."""
     code += "\nimport json, sys; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
@@ -28,8 +30,7 @@ def loaded_by(code: str, root: Path) -> list[str]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    modules: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return modules
+    return frozenset(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(
@@ -42,12 +43,12 @@ def loaded_by(code: str, root: Path) -> list[str]:
     ],
 )
 def test_light_imports_load_no_heavy_package(code: str, root: Path) -> None:
-    assert set(loaded_by(code, root)).isdisjoint(HEAVY)
+    assert loaded_by(code, root).isdisjoint(HEAVY)
 
 
 @pytest.mark.parametrize("code", ["import bootpig_rt", "import bootpig_rt.cli.main", PARSER])
 def test_the_command_line_starts_without_numpy_and_pillow(code: str, root: Path) -> None:
-    assert set(loaded_by(code, root)).isdisjoint({"numpy", "PIL", "safetensors", "tokenizers"})
+    assert loaded_by(code, root).isdisjoint({"numpy", "PIL", "safetensors", "tokenizers"})
 
 
 def test_import_contracts_hold(root: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from bootpig_rt.reference.reference_pass import reference_latents
 from bootpig_rt.reference.schedule import ReferenceSchedule
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.storage.store import SubjectStore
+from tests.one_backend import pipeline_over
 
 ROWS = np.random.default_rng(0)
 
@@ -268,9 +269,24 @@ def test_a_manifest_that_is_swapped_after_the_check_is_not_used(
         Pipeline(folder, backend="onnxruntime", device="cpu", pair=PairOptions(trust=keys[1]))
 
 
+@pytest.fixture(scope="module")
+def of_precision(tiny_pair_folder: Path) -> dict[Precision, Pipeline]:
+    """The same pair in two precisions."""
+    return {
+        precision: Pipeline(
+            tiny_pair_folder, backend=TorchOptions(precision=precision), device="cpu"
+        )
+        for precision in ("bfloat16", "float32")
+    }
+
+
 @pytest.mark.parametrize("where", ["folder", "memory"])
 def test_a_table_of_another_precision_is_not_taken_from_a_store(
-    tiny_pair_folder: Path, tmp_path: Path, red: Image.Image, where: str
+    of_precision: dict[Precision, Pipeline],
+    tiny_pair_folder: Path,
+    tmp_path: Path,
+    red: Image.Image,
+    where: str,
 ) -> None:
     """One pair, one subject, one table type: what differs is what the table was computed in."""
     folder = None if where == "memory" else tmp_path
@@ -278,10 +294,9 @@ def test_a_table_of_another_precision_is_not_taken_from_a_store(
     precisions: tuple[Precision, ...] = ("bfloat16", "float32", "bfloat16")
     shared = SubjectStore(tables)
     narrow, wide, again = (
-        Pipeline(
+        pipeline_over(
+            of_precision[precision],
             tiny_pair_folder,
-            backend=TorchOptions(precision=precision),
-            device="cpu",
             tables=shared if where == "memory" else tables,
         )
         for precision in precisions

@@ -34,6 +34,7 @@ from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
+from tests.one_backend import pipeline_over
 
 DTYPES: tuple[TableDtype, ...] = get_args(TableDtype)
 SHAPE = (3, 2, 4, 6, 8)
@@ -133,11 +134,21 @@ def test_the_bytes_of_a_table_are_those_of_the_formula(
 ) -> None:
     shapes = pipeline.spec.reference_shapes
     options = TableOptions(dtype=dtype)
-    other = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
+    other = pipeline_over(pipeline, tiny_pair_folder, tables=options)
+    other("a cat", subject=cat, seed=1, num_inference_steps=3, reference_schedule="exact")
+    expected = table_bytes(shapes, num_entries=3, num_references=2, dtype=dtype)
+    assert other.store.stats().device_bytes == expected
+
+
+def test_the_bytes_of_a_table_are_those_of_the_entries_of_its_schedule(
+    pipeline: Pipeline, tiny_pair_folder: Path, cat: Subject
+) -> None:
+    shapes = pipeline.spec.reference_shapes
+    other = pipeline_over(pipeline, tiny_pair_folder, tables=TableOptions(dtype="int8"))
     for schedule, entries in (("exact", 5), ("clean", 1), ("stride:2", 3), ("window:0-0.6", 3)):
         other.store.clear()
         other("a cat", subject=cat, seed=1, num_inference_steps=5, reference_schedule=schedule)
-        expected = table_bytes(shapes, num_entries=entries, num_references=2, dtype=dtype)
+        expected = table_bytes(shapes, num_entries=entries, num_references=2, dtype="int8")
         assert other.store.stats().device_bytes == expected
 
 
@@ -208,15 +219,14 @@ def latents_of(pipeline: Pipeline, requests: list[Request], **settings: Any) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_streamed_table_draws_what_a_resident_one_draws(
-    tiny_pair_folder: Path, dog: Subject, cat: Subject, dtype: TableDtype
+    tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject, cat: Subject, dtype: TableDtype
 ) -> None:
     requests = [Request(prompt="a cat", subject=one, seed=1) for one in (dog, cat, None)]
     settings: dict[str, Any] = {"num_inference_steps": 6, "reference_schedule": "exact"}
-    options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
-    resident = Pipeline(tiny_pair_folder, tables=TableOptions(dtype=dtype), **options)
+    resident = pipeline_over(pipeline, tiny_pair_folder, tables=TableOptions(dtype=dtype))
     one = table_bytes(resident.spec.reference_shapes, num_entries=1, num_references=1, dtype=dtype)
     streamed = TableOptions(dtype=dtype, budget_bytes=5 * one, host_bytes=1 << 30)
-    streaming = Pipeline(tiny_pair_folder, tables=streamed, **options)
+    streaming = pipeline_over(pipeline, tiny_pair_folder, tables=streamed)
     expected = latents_of(resident, requests, **settings)
     found = latents_of(streaming, requests, **settings)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -231,18 +241,17 @@ def test_narrow_tables_draw_nearly_the_same_picture(
     tiny_pair_folder: Path, pipeline: Pipeline, cat: Subject
 ) -> None:
     requests = [Request(prompt="a cat", subject=cat, seed=1)]
-    options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
-    expected = latents_of(Pipeline(tiny_pair_folder, **options), requests)
+    expected = latents_of(pipeline, requests)
     for dtype in TABLE_DTYPES[1:]:
         tables: Any = TableOptions(dtype=dtype)  # type: ignore[arg-type]
-        other = Pipeline(tiny_pair_folder, tables=tables, **options)
+        other = pipeline_over(pipeline, tiny_pair_folder, tables=tables)
         found = latents_of(other, requests)
         error = float(np.sqrt(np.mean((found - expected) ** 2)))
         assert 0 < error < 0.1 * float(np.std(expected)), dtype
 
 
 def test_the_rows_of_a_pass_change_no_table(
-    tiny_pair_folder: Path, red: Image.Image, blue: Image.Image
+    tiny_pair_folder: Path, pipeline: Pipeline, red: Image.Image, blue: Image.Image
 ) -> None:
     latents: list[np.ndarray] = []
     told: list[tuple[int, int]] = []
@@ -253,16 +262,16 @@ def test_the_rows_of_a_pass_change_no_table(
 
     for rows in (1, 5, 16):
         options = TableOptions(rows_per_launch=rows)
-        pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
+        other = pipeline_over(pipeline, tiny_pair_folder, tables=options)
         manner: dict[str, Any] = {"num_inference_steps": 4, "reference_schedule": "exact"}
-        subject = pipeline.encode_subject(
+        subject = other.encode_subject(
             [red, blue], "a toy", keep_table=True, on_event=tell, **manner
         )
         request = Request(prompt="a toy", subject=subject, seed=1)
-        latents.append(latents_of(pipeline, [request], **manner))
+        latents.append(latents_of(other, [request], **manner))
     assert told == [*((i, 8) for i in range(1, 9)), (5, 8), (8, 8), (8, 8)]
-    for other in latents[1:]:
-        np.testing.assert_allclose(other, latents[0], atol=1e-4)
+    for found in latents[1:]:
+        np.testing.assert_allclose(found, latents[0], atol=1e-4)
 
 
 def test_a_subject_too_large_for_the_budget_is_told_what_would_fit(
@@ -272,7 +281,7 @@ def test_a_subject_too_large_for_the_budget_is_told_what_would_fit(
         pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="float32"
     )
     options = TableOptions(budget_bytes=3 * one)
-    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
+    tight = pipeline_over(pipeline, tiny_pair_folder, tables=options)
     with pytest.raises(ParameterError, match=rf"need {4 * one} bytes.*: 1 would fit"):
         tight("a cat", subject=cat, reference_schedule="exact")
     assert tight("a cat", subject=cat, reference_schedule="clean").images  # one entry fits
@@ -289,7 +298,7 @@ def test_batches_are_cut_by_memory_as_well(
         pipeline.spec.reference_shapes, num_entries=1, num_references=1, dtype="float32"
     )
     options = TableOptions(budget_bytes=2 * one)
-    tight = Pipeline(tiny_pair_folder, backend="torch", device="cpu", tables=options)
+    tight = pipeline_over(pipeline, tiny_pair_folder, tables=options)
     sizes: list[int] = []
     start = tight._backend.start
 

@@ -116,7 +116,10 @@ def test_a_warm_store_launches_no_reference_graph(
 
     def run(command: str, *words: str) -> Any:
         shared = ["--model", str(tiny_bundle_folder), "--backend", "onnxruntime", "--json"]
-        assert main([command, *words, *shared, "--store", "kept", "--steps", "3"]) == 0
+        assert (
+            main([command, *words, *shared, "--store", "kept", "--steps", "3", "--threads", "1"])
+            == 0
+        )
         return json.loads(capsys.readouterr().out)
 
     encoded = run(

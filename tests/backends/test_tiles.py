@@ -16,6 +16,7 @@ from bootpig_rt.backends.tiles import MOST_LATENTS, MOST_SIDE, OVERLAP, UNUSED, 
 from bootpig_rt.bundle.shipped import default_model
 from bootpig_rt.models.latent_scale import mean_latents
 from bootpig_rt.models.load import load_vae
+from tests.compiled import OPENVINO
 
 Array = Any
 
@@ -164,7 +165,8 @@ def test_every_backend_decodes_and_encodes_large_pictures_in_tiles(
     backend: str, tiny_bundle_folder: Path, smooth_latents: Callable[..., Array]
 ) -> None:
     pytest.importorskip(backend)
-    loaded: Any = create_backend(backend, tiny_bundle_folder, device="cpu")
+    options = OPENVINO if backend == "openvino" else backend
+    loaded: Any = create_backend(options, tiny_bundle_folder, device="cpu")
     latents = smooth_latents(4, 100, 24)
     made = loaded.decode(latents)
     assert made.shape == (1, 3, 400, 96)

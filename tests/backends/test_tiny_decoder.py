@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bootpig_rt.backends import PairOptions, create_backend
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.engine.events import StepEvent
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.images.picture import to_pil
@@ -22,12 +23,27 @@ from bootpig_rt.models.load import load_pair
 from bootpig_rt.models.save import save_pair
 from bootpig_rt.pipeline import Pipeline
 from bootpig_rt.request import Request
+from tests.compiled import OPENVINO
+from tests.one_backend import pipeline_over
 
 LATENTS = np.random.default_rng(0).standard_normal((3, 4, 9, 7), dtype=np.float32)
 
 
+OPTIONS: dict[str, Any] = {
+    "torch": "torch",
+    "onnxruntime": OnnxRuntimeOptions(intra_op_threads=1, spinning=False),
+    "openvino": OPENVINO,
+}
+
+
 def folder_of(backend: str, pair: Path, bundle: Path) -> Path:
     return pair if backend == "torch" else bundle
+
+
+@pytest.fixture(scope="module")
+def drawer(pair_with_tiny_folder: Path) -> Pipeline:
+    """The pair in torch; it decodes with the full decoder unless another pipeline says so."""
+    return Pipeline(pair_with_tiny_folder, backend="torch", device="cpu")
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime", "openvino"])
@@ -36,7 +52,7 @@ def test_it_decodes_scaled_latents_as_diffusers_does(
 ) -> None:
     pytest.importorskip(backend)
     folder = folder_of(backend, pair_with_tiny_folder, bundle_with_tiny_folder)
-    loaded = create_backend(backend, folder, device="cpu")
+    loaded = create_backend(OPTIONS[backend], folder, device="cpu")
     assert loaded.spec.decoders == ("full", "tiny")
     tiny: Any = AutoencoderTiny.from_pretrained(folder / "tiny_vae")
     with torch.inference_mode():
@@ -53,9 +69,10 @@ def test_a_pipeline_decodes_with_it_and_pictures_say_so(
     backend: str, pair_with_tiny_folder: Path, bundle_with_tiny_folder: Path, red: Image.Image
 ) -> None:
     folder = folder_of(backend, pair_with_tiny_folder, bundle_with_tiny_folder)
+    pair = PairOptions(decoder="tiny")
+    tiny = Pipeline(folder, backend=OPTIONS[backend], device="cpu", pair=pair)
     pictures = {}
-    for decoder in ("full", "tiny"):
-        pipe = Pipeline(folder, backend=backend, device="cpu", pair=PairOptions(decoder=decoder))
+    for decoder, pipe in (("tiny", tiny), ("full", pipeline_over(tiny, folder))):
         result = pipe("a photo of a dog", reference_images=red, seed=0)
         assert result.parameters[0].to_dict()["decoder"] == decoder
         pictures[decoder] = np.asarray(result.images[0])
@@ -64,11 +81,9 @@ def test_a_pipeline_decodes_with_it_and_pictures_say_so(
 
 
 def test_previews_are_what_it_makes_of_the_estimate(
-    pair_with_tiny_folder: Path, red: Image.Image
+    drawer: Pipeline, pair_with_tiny_folder: Path, red: Image.Image
 ) -> None:
-    pipe = Pipeline(
-        pair_with_tiny_folder, backend="torch", device="cpu", pair=PairOptions(decoder="tiny")
-    )
+    pipe = pipeline_over(drawer, pair_with_tiny_folder, pair=PairOptions(decoder="tiny"))
     subject = pipe.encode_subject(red, "a photo of a dog")
     seen: list[tuple[Image.Image, Image.Image]] = []
 
@@ -100,12 +115,12 @@ def test_a_pair_without_one_is_refused_with_what_to_do(tiny_bundle_folder: Path)
 
 
 def test_it_is_part_of_a_pair_that_is_saved_and_of_its_fingerprint(
-    pair_with_tiny_folder: Path, tiny_pair_folder: Path, tmp_path: Path
+    pair_with_tiny_folder: Path, pipeline: Pipeline, tmp_path: Path
 ) -> None:
     pair = load_pair(pair_with_tiny_folder)
     saved = save_pair(pair, tmp_path / "saved", dtype=torch.float32)
     again = load_pair(saved)
-    assert again.fingerprint == pair.fingerprint != load_pair(tiny_pair_folder).fingerprint
+    assert again.fingerprint == pair.fingerprint != pipeline.spec.fingerprint
     name = "tiny_vae/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(saved / name), load_file(pair_with_tiny_folder / name)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -142,8 +157,7 @@ def test_one_for_other_latents_is_refused(pair_with_tiny_folder: Path, tmp_path:
         load_pair(folder)
 
 
-def test_pixels_of_both_become_pictures(pair_with_tiny_folder: Path) -> None:
-    loaded = create_backend("torch", pair_with_tiny_folder, device="cpu")
+def test_pixels_of_both_become_pictures(drawer: Pipeline) -> None:
     large = 10 * LATENTS  # beyond [-1, 1]: clipped, as those of the autoencoder
-    pictures = to_pil(loaded.decode(large, decoder="tiny"))
+    pictures = to_pil(drawer._backend.decode(large, decoder="tiny"))
     assert [picture.size for picture in pictures] == [(28, 36)] * 3

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bootpig_rt.backends.options import OnnxRuntimeOptions
 from bootpig_rt.engine.batch import Batch
 from bootpig_rt.engine.engine import Engine
 from bootpig_rt.engine.events import DoneEvent, Event, Launch, ReferenceEvent, StepEvent
@@ -38,7 +39,8 @@ from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import GenerationResult, Request, Timings
 from bootpig_rt.storage.store import Claim, SubjectStore
-from tests.compiled import OPENVINO
+from tests.compiled import ANY_SHAPE
+from tests.one_backend import pipeline_over
 
 SCHEDULES = ("exact", "clean", "anchor:300", "stride:2", "window:0.2-0.8", "stride:2+window:0-0.5")
 
@@ -116,15 +118,16 @@ def each_pipeline(
     folder = tiny_pair_folder if request.param == "torch" else tiny_bundle_folder
     backend: Any = request.param
     if backend == "openvino":
-        backend = OPENVINO
+        backend = ANY_SHAPE
+    elif backend == "onnxruntime":
+        backend = OnnxRuntimeOptions(intra_op_threads=1, spinning=False)
     return Pipeline(folder, backend=backend, device="cpu", max_batch=4)
 
 
 # Company
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("merge", ["argmax", "concat"])
+@pytest.mark.parametrize(("seed", "merge"), [(0, "argmax"), (1, "concat")])
 def test_a_random_mix_draws_what_each_request_draws_alone(
     each_pipeline: Pipeline,
     red: Image.Image,
@@ -1218,9 +1221,9 @@ def test_a_stream_waits_for_its_place_in_a_full_queue(tiny_pair_folder: Path) ->
 
 
 def test_a_stream_that_nobody_makes_room_for_is_refused_and_does_not_hang(
-    tiny_pair_folder: Path,
+    tiny_pair_folder: Path, pipeline: Pipeline
 ) -> None:
-    with Pipeline(tiny_pair_folder, backend="torch", device="cpu", max_batch=1) as crowded:
+    with pipeline_over(pipeline, tiny_pair_folder, max_batch=1) as crowded:
         crowded.engine.options = EngineOptions(max_waiting=1)
         crowded.engine.submit(Request(prompt="other", seed=9, num_inference_steps=2))
         with pytest.raises(EngineFull):

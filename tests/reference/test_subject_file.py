@@ -34,6 +34,7 @@ from bootpig_rt.reference.subject import Subject
 from bootpig_rt.reference.subject_file import read_facts
 from bootpig_rt.reference.table_options import TableOptions
 from bootpig_rt.request import Request
+from tests.one_backend import pipeline_over
 
 PROMPT = "a photo of a dog, on a beach"
 
@@ -65,18 +66,14 @@ def test_a_light_subject_draws_what_the_encoded_one_draws(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8", "int8"])
 def test_a_full_subject_needs_no_reference_pass(
-    tiny_pair_folder: Path, red: Image.Image, tmp_path: Path, dtype: Any
+    tiny_pair_folder: Path, pipeline: Pipeline, red: Image.Image, tmp_path: Path, dtype: Any
 ) -> None:
-    options: dict[str, Any] = {
-        "backend": "torch",
-        "device": "cpu",
-        "tables": TableOptions(dtype=dtype),
-    }
-    first = Pipeline(tiny_pair_folder, **options)
+    tables = TableOptions(dtype=dtype)
+    first = pipeline_over(pipeline, tiny_pair_folder, tables=tables)
     params: dict[str, Any] = {"num_inference_steps": 3, "reference_schedule": "exact"}
     subject = first.encode_subject(red, "a dog", keep_table=True, **params)
     subject.save(tmp_path / "dog.subject", form="full")
-    second = Pipeline(tiny_pair_folder, **options)
+    second = pipeline_over(pipeline, tiny_pair_folder, tables=tables)
     read = second.load_subject(tmp_path / "dog.subject")
     assert (read.form, read.fingerprint) == ("full", subject.fingerprint)
     settings: dict[str, Any] = {
@@ -341,19 +338,14 @@ def levels_apart(one: Image.Image, other: Image.Image) -> int:
 
 
 def test_a_table_that_a_file_brings_along_reaches_no_other_request(
-    tiny_pair_folder: Path, full: Subject, tmp_path: Path
+    tiny_pair_folder: Path, pipeline: Pipeline, full: Subject, tmp_path: Path
 ) -> None:
     full.save(tmp_path / "toy.subject", form="full")
     honest = Subject.load(tmp_path / "toy.subject")
     stranger = with_other_table(tmp_path / "toy.subject")
     assert stranger.fingerprint == honest.fingerprint
-    pipeline = Pipeline(
-        tiny_pair_folder,
-        backend="torch",
-        device="cpu",
-        tables=TableOptions(folder=tmp_path / "store"),
-        max_batch=4,
-    )
+    tables = TableOptions(folder=tmp_path / "store")
+    pipeline = pipeline_over(pipeline, tiny_pair_folder, tables=tables, max_batch=4)
     params: dict[str, Any] = {"num_inference_steps": 2, "reference_schedule": "exact"}
     light = replace(full, tables=())
     requests = [
@@ -369,21 +361,16 @@ def test_a_table_that_a_file_brings_along_reaches_no_other_request(
     assert alone[1].images[0].tobytes() == alone[2].images[0].tobytes()
     streamed = [result.images[0].tobytes() for result in pipeline.map(requests)]
     assert streamed == [image.tobytes() for image in (strange, right, made)]
-    again = Pipeline(
-        tiny_pair_folder,
-        backend="torch",
-        device="cpu",
-        tables=TableOptions(folder=tmp_path / "store"),
-    )
+    again = pipeline_over(pipeline, tiny_pair_folder, tables=tables)
     stored = again.generate([requests[2]]).images[0]
     assert stored.tobytes() == alone[2].images[0].tobytes()
 
 
 def test_a_file_that_is_read_twice_brings_one_table(
-    tiny_pair_folder: Path, full: Subject, tmp_path: Path
+    tiny_pair_folder: Path, pipeline: Pipeline, full: Subject, tmp_path: Path
 ) -> None:
     full.save(tmp_path / "toy.subject", form="full")
-    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    pipeline = pipeline_over(pipeline, tiny_pair_folder)
     settings: dict[str, Any] = {"num_inference_steps": 2, "reference_schedule": "exact"}
     for _ in range(2):
         subject = Subject.load(tmp_path / "toy.subject")
@@ -416,13 +403,14 @@ def test_other_text_states_are_another_subject(dog: Subject) -> None:
 )
 def test_a_table_that_does_not_fit_the_call_is_told_with_the_first_difference(
     tiny_pair_folder: Path,
+    pipeline: Pipeline,
     full: Subject,
     caplog: pytest.LogCaptureFixture,
     options: dict[str, Any],
     settings: dict[str, Any],
     why: str,
 ) -> None:
-    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu", **options)
+    pipeline = pipeline_over(pipeline, tiny_pair_folder, **options)
     call = {"num_inference_steps": 2, "reference_schedule": "exact", **settings}
     with caplog.at_level(logging.INFO, "bootpig_rt"):
         assert pipeline(PROMPT, subject=full, **call).reference_passes > 0
@@ -478,9 +466,9 @@ def test_a_subject_of_another_pair_or_size_is_refused(
 
 
 def test_nan_in_a_reference_pass_is_an_error_and_is_not_kept(
-    tiny_pair_folder: Path, dog: Subject
+    tiny_pair_folder: Path, pipeline: Pipeline, dog: Subject
 ) -> None:
-    pipeline = Pipeline(tiny_pair_folder, backend="torch", device="cpu")
+    pipeline = pipeline_over(pipeline, tiny_pair_folder)
     broken = Subject(
         None, np.full((1, 4, 8, 8), np.nan, np.float32), "a dog", 0, pipeline.spec.fingerprint
     )
@@ -531,11 +519,10 @@ def test_a_process_killed_while_saving_keeps_the_old_file(dog: Subject, tmp_path
 
 
 def test_cancelling_while_encoding_leaves_the_pipeline_as_it_was(
-    tiny_pair_folder: Path, red: Image.Image
+    tiny_pair_folder: Path, pipeline: Pipeline, red: Image.Image
 ) -> None:
-    pipeline = Pipeline(
-        tiny_pair_folder, backend="torch", device="cpu", tables=TableOptions(rows_per_launch=1)
-    )
+    tables = TableOptions(rows_per_launch=1)
+    pipeline = pipeline_over(pipeline, tiny_pair_folder, tables=tables)
     params: dict[str, Any] = {"num_inference_steps": 4, "reference_schedule": "exact"}
 
     def stop(event: Any) -> None:
