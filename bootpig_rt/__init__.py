@@ -72,13 +72,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# These report sessions, models or machines to their makers unless told not to before they are
-# imported; with ONNX Runtime from 1.29 on. Whoever wants that sets the variables otherwise.
-for _variable, _value in (
-    ("ORT_DISABLE_TELEMETRY", "1"),
-    ("NNCF_CI", "1"),
-    ("RAY_USAGE_STATS_ENABLED", "0"),
-):
+# Both report what they are used for to their makers unless told not to before they are imported,
+# ONNX Runtime from 1.29 on. Whoever wants that sets the variables otherwise.
+for _variable, _value in (("ORT_DISABLE_TELEMETRY", "1"), ("RAY_USAGE_STATS_ENABLED", "0")):
     os.environ.setdefault(_variable, _value)
 
 _MODULE_OF_NAME = {

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,6 +313,36 @@ def test_models_that_are_unused_make_room_for_one_that_is_needed(
     free[0] = -(10**9)
     with pytest.raises(OutOfDeviceMemory, match="ahead"):
         models.get("text_kv", (("prompt_embeds", (3, 24, 16)),), is_urgent=False)
+
+
+def test_a_graph_that_found_no_room_ahead_of_need_is_loaded_by_who_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, joined, loaded = threading.Event(), threading.Event(), object()
+
+    class Futures(OrderedDict[Any, Any]):
+        def move_to_end(self, key: Any, last: bool = True) -> None:
+            super().move_to_end(key, last)
+            if began.is_set():
+                joined.set()
+
+    def make(self: Models, name: str, shapes: Any, *, is_urgent: bool) -> Any:
+        if is_urgent:
+            return loaded
+        began.set()
+        assert joined.wait(60)
+        raise OutOfDeviceMemory("loading it ahead")
+
+    monkeypatch.setattr(Models, "_make", make)
+    nothing: Any = None
+    models = Models(nothing, nothing, config=nothing, narrow=None, cache=None)
+    models._futures = Futures()
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(models.get, "vae_decoder", is_urgent=False)
+        assert began.wait(60)
+        assert models.get("vae_decoder") is loaded
+    with pytest.raises(OutOfDeviceMemory, match="ahead"):
+        ahead.result()
 
 
 @pytest.mark.slow

@@ -113,7 +113,12 @@ class Models:
                 with self._lock:
                     self._futures.pop(key, None)
                 future.set_exception(error)
-        return future.result()
+        try:
+            return future.result()
+        except OutOfDeviceMemory:
+            if is_ours or not is_urgent:
+                raise
+        return self.get(name, shapes)  # who loaded it ahead of need made no room for it
 
     def begin(self, wanted: Iterable[tuple[str, Shapes]]) -> None:
         """Make models that will be needed soon, one after another, beside what runs now.
