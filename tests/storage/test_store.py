@@ -297,6 +297,15 @@ def test_a_forgotten_subject_leaves_every_tier_of_its_tenant_alone(tmp_path: Pat
     assert ask.made == ["dog", "cat", "dog", "dog"]
 
 
+def test_who_forgets_a_subject_without_a_tenant_forgets_what_was_kept_without_one() -> None:
+    ask = Asker(SubjectStore(TableOptions(device_bytes=2 * SIZE)))
+    ask("dog")
+    ask.store.forget_subject("dog")
+    assert ask.store.stats().to_dict()["device_bytes"] == 0
+    ask("dog")
+    assert ask.made == ["dog", "dog"]
+
+
 def test_a_backend_that_closes_takes_its_own_tables_alone() -> None:
     class Other(HostBackend):
         device = "another"
@@ -597,6 +606,7 @@ sys.stdin.readline()
     holder.communicate("end\n", timeout=30)
     assert made_while_held == []
     assert ask.made == ["a"]
+    assert ask.store.stats().waits == 1  # however often it looked
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, tiny_pair_folder: Path) -> None:
