@@ -27,8 +27,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("BOOTPIG_RT_STORE", None)
 # Tests start hundreds of processes, and each would compile the sources anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Until all tests are collected, hardly anything that is made is ever freed.
-gc.disable()
 
 # No test asserts a time: on a busy machine an example, or drawing one, may take seconds.
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -79,6 +77,8 @@ def _nothing_is_quicker() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """One folder for what OpenVINO compiles, which workers are told by the environment."""
+    if not getattr(config.option, "numprocesses", None):
+        gc.disable()  # until all tests are collected: hardly anything that is made is freed
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.mkdtemp(prefix="bootpig-rt-tests-")
