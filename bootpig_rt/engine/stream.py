@@ -94,13 +94,15 @@ class Stream:
     def _submitted(self, request: Request) -> Job:
         """A job in any case: one that is refused fails in its turn, after those before it."""
         while True:
+            # Looked at before the engine is asked: they may be drawn by the time that it refuses.
+            has_jobs = bool(self._jobs)
             try:
                 return self._engine.submit(request)
             except EngineFull as error:
                 with self._changed:
                     # A stream can wait, where somebody makes room: the engine's own thread, or who
                     # draws what this stream has submitted already.
-                    makes_room = self._engine.is_served or bool(self._jobs)
+                    makes_room = self._engine.is_served or has_jobs
                     if makes_room and not self._is_closed:
                         self._changed.wait(min(error.retry_after_s, 0.5))
                         continue

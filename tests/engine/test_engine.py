@@ -1336,6 +1336,33 @@ def test_a_stream_that_meets_a_full_queue_goes_on_when_there_is_room(
     assert drawn == [0, 1, 2, 3]
 
 
+def test_a_stream_that_is_refused_while_its_last_picture_is_drawn_asks_again(
+    make_paper: MakePaper,
+) -> None:
+    paper = make_paper(options=EngineOptions(max_waiting=1), asked_batch=2)
+    submit, is_made, asked = paper.engine.submit, threading.Event(), []
+
+    def refuse_late(request: Request) -> Job:
+        asked.append(request)
+        if len(asked) == 2:
+            assert is_made.wait(30)
+            deadline = time.monotonic() + 30
+            while stream._jobs and time.monotonic() < deadline:  # drawn and read meanwhile
+                time.sleep(0.001)
+            raise EngineFull("no place to wait is free", 0.05)
+        job: Job = submit(request)
+        return job
+
+    paper.engine.submit = refuse_late
+    stream = Stream(paper.engine, [paper.request(steps=2, seed=seed) for seed in range(3)])
+    is_made.set()
+    drawn = []
+    for job in stream:
+        paper.engine.drive([job])
+        drawn.append(job.result(0).parameters[0].seed)
+    assert drawn == [0, 1, 2]
+
+
 @pytest.mark.slow
 def test_pictures_that_are_drawn_again_take_no_more_memory(
     each_pipeline: Pipeline, red: Image.Image, blue: Image.Image, green: Image.Image
