@@ -76,9 +76,12 @@ def _nothing_is_quicker() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One folder for what OpenVINO compiles, which workers are told by the environment."""
+    """No garbage is collected until tests are; one folder for what OpenVINO compiles.
+
+    Workers are told the folder by the environment.
+    """
     if not getattr(config.option, "numprocesses", None):
-        gc.disable()  # until all tests are collected: hardly anything that is made is freed
+        gc.disable()  # hardly anything that is made until then is freed; workers do it themselves
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.mkdtemp(prefix="bootpig-rt-tests-")
