@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,9 @@ else:
 """
 
 
+_SAMPLE_S = 0.1
+
+
 @dataclass(frozen=True)
 class ChildRun:
     """What a process took.
@@ -43,11 +48,14 @@ class ChildRun:
         peak_bytes: Largest resident memory, of this process alone; None where the system does not
             tell (only Linux does).
         output: What it wrote on stdout.
+        own_bytes: Largest part of the memory that maps no file, as it was seen ten times a second:
+            the system takes pages of files back whenever somebody needs room. None as above.
     """
 
     wall_ms: float
     peak_bytes: int | None
     output: str = ""
+    own_bytes: int | None = None
 
 
 def run_child(
@@ -81,7 +89,8 @@ def run_child(
             env={**os.environ, **(environment or {})},
         )
         try:
-            process.wait(timeout_s)
+            with _own_memory(process.pid) as own:
+                process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -100,7 +109,33 @@ def run_child(
                 f"`{' '.join(words)}` ended with code {process.returncode}: {last[0]}"
             )
         output.seek(0)
-        return ChildRun(wall_ms, _peak_bytes(told), output.read().decode(errors="replace"))
+        text = output.read().decode(errors="replace")
+        return ChildRun(wall_ms, _peak_bytes(told), text, max(own, default=None))
+
+
+@contextmanager
+def _own_memory(pid: int) -> Iterator[list[int]]:
+    """Bytes that a process has to itself, seen every `_SAMPLE_S` in the body."""
+    seen: list[int] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        path = Path(f"/proc/{pid}/status")
+        while not is_over.wait(_SAMPLE_S):
+            try:
+                lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+            except OSError:  # another system than Linux, or it has just ended
+                return
+            own = (line for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+            seen.append(1024 * sum(int(line.split()[1]) for line in own))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _peak_bytes(path: Path) -> int | None:

@@ -18,6 +18,7 @@ NAMES = {
     "chance": "depth, from another map",
     "followed": "depth, from the given map",
     "peak_bytes": "most memory",
+    "own_bytes": "most without mapped files",
     "bundle_bytes": "bundle",
     "graphs_and_engines_bytes": "graphs and engines",
     "table_bytes": "table",

@@ -116,6 +116,7 @@ def build_engine(
     has_tiny = ((base_model or pair_folder) / TINY_VAE).is_dir()
     kinds = tuple(one.kind for one in all_controls(pair_folder, controls))
     options = replace(options, tiny_decoder=has_tiny, controls=kinds)
+    options = options.for_output(pair_folder, output)
     order = Order(pair_folder, output, base_model, options, key, overwrite, loras, controls)
     check_output(pair_folder, output, options, overwrite=overwrite)
     if key is not None:
@@ -232,8 +233,8 @@ def _load_and_stage(order: Order, work: WorkFolder) -> tuple[Pair, str]:
         The pair that lies there now, and the fingerprint of the one that was given.
     """
     from bootpig_rt.export.stage_pair import (
+        are_stored_as,
         check_in_place,
-        is_stored_half,
         link_pair,
         pair_files,
         stored_type,
@@ -252,8 +253,9 @@ def _load_and_stage(order: Order, work: WorkFolder) -> tuple[Pair, str]:
     is_single = all((one.path / CONTROL_WEIGHTS).is_file() for one in order.controls)
     is_written_anew = order.base_model is not None or order.loras or not is_single
     files = None if is_written_anew else pair_files(order.pair_folder)
-    if files is not None and options.weights == "float16":
-        files = files if is_stored_half(order.pair_folder, files) else None
+    stored_as = options.stored_as
+    if files is not None and stored_as is not None:
+        files = files if are_stored_as(order.pair_folder, files, stored_as) else None
     if order.is_in_place:
         check_in_place(order.pair_folder, files, order.controls)
     check_free_space(order, pair.config)
@@ -262,7 +264,8 @@ def _load_and_stage(order: Order, work: WorkFolder) -> tuple[Pair, str]:
         link_pair(order.pair_folder, files, graphs, order.controls)
         return pair, fingerprint
     is_exact = options.is_engine and options.precision == "float32"
-    write_pair(pair, graphs, dtype=stored_type(pair, options.weights, is_exact=is_exact))
+    dtype = stored_type(pair, stored_as or options.weights, is_exact=is_exact)
+    write_pair(pair, graphs, dtype=dtype)
     _release(pair)
     return load_pair(graphs), fingerprint  # the graphs point into it, so that is the pair from here
 

@@ -6,7 +6,7 @@ Knows targets, precisions and sizes; knows no graphs and no files but a pair's c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -36,9 +36,11 @@ _ENGINE_MAX_STEPS = 50
 _MOST_TOKENS_OF_HELD_SCORES = 512
 
 
-Weights: TypeAlias = Literal["auto", "float16", "as-is"]
-"""How weights are stored: `as-is` as the pair has them, `float16` always, `auto` linked where the
-pair's files can be used and float16 where they must be written anew."""
+Stored: TypeAlias = Literal["float16", "float32"]
+Weights: TypeAlias = Literal["auto", "float16", "float32", "as-is"]
+"""How weights are stored: `as-is` as the pair has them, `float16` and `float32` always. `auto`:
+linked where the pair's files can be used, float16 where they must be written anew; for OpenVINO
+float32."""
 WEIGHTS: tuple[str, ...] = get_args(Weights)
 
 
@@ -75,6 +77,22 @@ class BuildOptions:
     def is_engine(self) -> bool:
         """Whether TensorRT runs it, rather than ONNX Runtime or OpenVINO."""
         return self.target not in GRAPH_TARGETS
+
+    @property
+    def stored_as(self) -> Stored | None:
+        """Type that all weights must have on disk; None: any that the pair has.
+
+        OpenVINO maps weights in float32, and all models share those pages. Of any others each model
+        makes itself a float32 copy, and keeps it beside what it lays out for its arithmetic.
+        """
+        if self.weights == "float16" or self.weights == "float32":
+            return self.weights
+        return "float32" if self.weights == "auto" and self.target == "openvino" else None
+
+    def for_output(self, pair_folder: Path, output: Path) -> BuildOptions:
+        """As these, but a pair's own folder becomes a bundle with the weights that it has."""
+        is_in_place = output.resolve() == pair_folder.resolve()
+        return replace(self, weights="as-is") if is_in_place and self.weights == "auto" else self
 
     def dialect(self, pixels_per_latent: int) -> Dialect:
         """What graphs are written for; `pixels_per_latent` along a side, of the autoencoder."""

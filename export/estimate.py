@@ -176,11 +176,11 @@ def estimate(
     if width == 2 and has_two_texts(unet) and vae.get("force_upcast", True):
         wide = 2 * parameters["vae"]
     on_disk = sum(stored.values())
-    is_wide = on_disk > 2 * total
-    is_linked = folder == rest and is_single and not (options.weights == "float16" and is_wide)
-    is_linked = is_linked and not is_written_anew
+    stored_as = options.stored_as
+    is_other = stored_as is not None and on_disk != _BYTES_OF[stored_as] * total
+    is_linked = folder == rest and is_single and not is_other and not is_written_anew
     if not is_linked and options.weights != "as-is":
-        on_disk = min(on_disk, 2 * total)
+        on_disk = 4 * total if stored_as == "float32" else min(on_disk, 2 * total)
     engines = 0
     # Those without deep blocks have few weights.
     of_controls = 2 * len(options.controls)

@@ -28,11 +28,12 @@ from bootpig_rt.bundle.model_index import with_tiny
 from bootpig_rt.bundle.pair_config import TINY_VAE, read_json, read_pair_config
 from bootpig_rt.bundle.text_parts import text_encoders, text_parts
 from bootpig_rt.errors import ParameterError
-from bootpig_rt.export.build_options import Weights
+from bootpig_rt.export.build_options import Stored, Weights
 from bootpig_rt.export.work_folder import link_or_copy, remove
 from bootpig_rt.models.load import TOKENIZER_FILES, Pair
 from bootpig_rt.models.module_folder import TEXT_STEM, UNET_STEM
 from bootpig_rt.models.save import save_pair
+from bootpig_rt.models.weights import fit_half
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,14 @@ def pair_files(folder: Path) -> list[str] | None:
     return files + [file for file in optional if (folder / file).is_file()]
 
 
-def is_stored_half(folder: Path, files: list[str]) -> bool:
-    """Whether all weights in the files of `pair_files` are float16."""
+def are_stored_as(folder: Path, files: list[str], dtype: Stored) -> bool:
+    """Whether all weights in the files of `pair_files` have a type."""
+    wanted = {"float16": "F16", "float32": "F32"}[dtype]
     for file in files:
         if file.endswith(".safetensors"):
             with safe_open(folder / file, framework="pt") as stream:
                 names = stream.keys()
-                if any(stream.get_slice(name).get_dtype() != "F16" for name in names):
+                if any(stream.get_slice(name).get_dtype() != wanted for name in names):
                     return False
     return True
 
@@ -93,7 +95,7 @@ def check_in_place(
         raise ParameterError(
             f"{folder} cannot become a bundle in its own place, because its weights must be "
             "written anew: they are not one safetensors file a module that graphs can point into, "
-            "or not float16 as --weights asks for, or LoRAs change them; choose another -o"
+            "or not of the type that --weights asks for, or LoRAs change them; choose another -o"
         )
     if controls:
         raise ParameterError(
@@ -164,7 +166,8 @@ def stored_type(pair: Pair, weights: Weights, *, is_exact: bool) -> torch.dtype:
 
     Args:
         pair: Loaded in float32.
-        weights: What was asked for. `auto` is float16 where the values fit into it.
+        weights: `BuildOptions.stored_as` where that is a type, else what was asked for. `auto` is
+            float16 where the values fit into it.
         is_exact: With `auto`: whoever compares the result with the pair has no stored weights to
             compute with, as for engines in float32.
 
@@ -173,9 +176,11 @@ def stored_type(pair: Pair, weights: Weights, *, is_exact: bool) -> torch.dtype:
     """
     if weights == "float16":
         return torch.float16
+    if weights == "float32":
+        return torch.float32
     states = (tensor for module in pair.modules for tensor in module.state_dict().values())
     tensors = [tensor for tensor in states if tensor.is_floating_point()]
-    if all(torch.equal(tensor, tensor.half().to(tensor.dtype)) for tensor in tensors):
+    if fit_half(tensors):
         return torch.float16
     if weights == "as-is" or is_exact:
         return torch.float32

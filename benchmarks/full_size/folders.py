@@ -148,12 +148,12 @@ def _made(
             )
         except BootPIGError as error:
             return Row(name, label, GROUP, status=status_of(error))
-        told = {"wall_ms": run.wall_ms, "peak_bytes": run.peak_bytes}
+        told = {"wall_ms": run.wall_ms, "peak_bytes": run.peak_bytes, "own_bytes": run.own_bytes}
         atomic_write_text(mark, json.dumps(told))
     told = json.loads(mark.read_text(encoding="utf-8"))
     stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Row(name, label, GROUP, (told["wall_ms"],)).with_values(
-        peak_bytes=told["peak_bytes"], bundle_bytes=float(stored)
+        peak_bytes=told["peak_bytes"], own_bytes=told["own_bytes"], bundle_bytes=float(stored)
     )
 
 

@@ -39,6 +39,7 @@ class _Kept(msgspec.Struct, frozen=True):
     status: str = ""
     told: Told | None = None
     peak_bytes: int | None = None
+    own_bytes: int | None = None
 
 
 def run(settings: Settings, journal: Journal) -> SuiteResult:
@@ -127,7 +128,8 @@ def _drawn(
     except BootPIGError as error:
         found = _Kept(status_of(error))
     else:
-        found = _Kept("", msgspec.json.decode(told.read_bytes(), type=Told), run.peak_bytes)
+        drawn = msgspec.json.decode(told.read_bytes(), type=Told)
+        found = _Kept("", drawn, run.peak_bytes, run.own_bytes)
     file.write_bytes(msgspec.json.encode(found))
     return found
 
@@ -164,11 +166,15 @@ def _values(drawn: Drawn, found: _Kept, kind: str, *, is_first: bool) -> dict[st
     step = float(np.median(drawn.steps_ms))
     values: dict[str, float | None] = {"step_ms": step, "per_row_ms": step / KINDS[kind][1]}
     if is_first and found.told is not None:
-        peak = found.peak_bytes
         values["load_ms"] = found.told.load_ms
         values["cold_ms"] = found.told.load_ms + found.told.first_ms
-        values["peak_bytes"] = None if peak is None else float(peak)
+        values["peak_bytes"] = _number(found.peak_bytes)
+        values["own_bytes"] = _number(found.own_bytes)
     return values
+
+
+def _number(value: int | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _psnr(where: Path, way: FullWay, kind: str) -> float | None:

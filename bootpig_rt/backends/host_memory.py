@@ -23,7 +23,10 @@ def free_memory_bytes(
             found.append(int(line.split()[1]) << 10)
     limit, used = _lines(cgroup / "memory.max"), _lines(cgroup / "memory.current")
     if limit and used and limit[0].isdigit():
-        found.append(max(0, int(limit[0]) - int(used[0])))
+        # What was read of files counts as used, and is let go of as soon as somebody needs room.
+        kept = dict(line.split() for line in _lines(cgroup / "memory.stat"))
+        files = sum(int(kept.get(name, 0)) for name in ("active_file", "inactive_file"))
+        found.append(max(0, int(limit[0]) - int(used[0]) + files))
     return min(found, default=None)
 
 

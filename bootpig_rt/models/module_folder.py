@@ -24,7 +24,12 @@ from bootpig_rt.models.lora import LoraSet
 from bootpig_rt.models.lora_file import Part
 from bootpig_rt.models.patch_autoencoder import PatchAutoencoder
 from bootpig_rt.models.unet_config import check_unet_config
-from bootpig_rt.models.weights import check_names_and_shapes, digest_tensors, read_weights
+from bootpig_rt.models.weights import (
+    check_names_and_shapes,
+    digest_tensors,
+    fit_half,
+    read_weights,
+)
 
 UNET_STEM = "diffusion_pytorch_model"
 TEXT_STEM = "model"
@@ -165,7 +170,9 @@ class ModuleLoader:
         tensors = renamed(read_weights(folder, stem), expected)
         check_names_and_shapes(tensors, expected, folder)
         name = folder.name if role is None else role
-        self.add(name, canonical(config) + digest_tensors(tensors).encode())
+        # A pair is the same in a type that holds all of its numbers.
+        told = torch.float16 if fit_half(tensors.values()) else None
+        self.add(name, canonical(config) + digest_tensors(tensors, dtype=told).encode())
         if fuse is not None:  # while weights are as they are on disk, not rounded
             tensors = fuse(tensors)
         # A copy, because the file's own pages must not stay mapped: it may be replaced.

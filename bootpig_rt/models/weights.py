@@ -114,11 +114,27 @@ def check_names_and_shapes(
         )
 
 
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes; the same however the tensors were sharded."""
+def fit_half(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number of the floating-point tensors changes in float16."""
+    return all(
+        torch.equal(tensor, tensor.half().to(tensor.dtype))
+        for tensor in tensors
+        if tensor.is_floating_point()
+    )
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
+    """sha256 over names, types, shapes and bytes; the same however the tensors were sharded.
+
+    Args:
+        tensors: By name.
+        dtype: That those of floating point are taken in; None: as they are.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         content: Any = tensor.flatten().view(torch.uint8).numpy()
         digest.update(content)

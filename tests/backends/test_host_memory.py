@@ -17,6 +17,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("6291456\n")
     (tmp_path / "memory.current").write_text("4194304\n")
     assert free_memory_bytes(tmp_path, tmp_path) == 2 << 20
+    (tmp_path / "memory.stat").write_text("anon 77\ninactive_file 1048576\nactive_file 524288\n")
+    assert free_memory_bytes(tmp_path, tmp_path) == (2 << 20) + (3 << 19)  # of files, given back
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(tmp_path, tmp_path) == 8 << 20
     assert free_memory_bytes(tmp_path / "none", tmp_path / "none") is None

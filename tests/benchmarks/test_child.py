@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,21 @@ def test_the_memory_of_a_child_is_its_largest_not_its_last() -> None:
     peak = run_child(["-c", "x = bytearray(200 << 20); del x"]).peak_bytes
     assert peak is not None
     assert 200 * _MEBI < peak < 260 * _MEBI
+
+
+@needs_linux
+def test_of_a_child_that_maps_a_file_its_own_memory_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(200 * _MEBI))
+    code = (
+        "import mmap, sys, time; own = bytearray(100 << 20); file = open(sys.argv[1], 'rb'); "
+        "mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); sum(mapped[::4096]); "
+        "time.sleep(.5)"
+    )
+    run = run_child(["-c", code, str(tmp_path / "file")])
+    assert run.peak_bytes is not None
+    assert run.own_bytes is not None
+    assert 300 * _MEBI < run.peak_bytes
+    assert 100 * _MEBI < run.own_bytes < 160 * _MEBI
 
 
 def test_a_child_gets_its_words_and_its_environment() -> None:

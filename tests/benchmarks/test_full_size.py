@@ -91,7 +91,7 @@ class Children:
         grey = np.full((4, 4, 3), 100 if order.precision == "float32" else 101, np.uint8)
         np.savez(order.pixels, **dict.fromkeys(way.kinds, grey))  # type: ignore[arg-type]
         Path(words[3]).write_bytes(msgspec.json.encode(Told(1000.0, 500.0, drawn)))
-        return ChildRun(2000.0, 1_000_000)
+        return ChildRun(2000.0, 1_000_000, own_bytes=700_000)
 
 
 @pytest.fixture
@@ -128,6 +128,8 @@ def test_each_way_is_a_process_and_its_rows_have_ratio_memory_and_psnr(
     assert known.ratio.to == "published_bf16"
     assert known.ratio.value > 3
     assert result.row("ours_openvino_bf16_new").values["peak_bytes"] == 1e6
+    assert result.row("ours_openvino_bf16_new").values["own_bytes"] == 7e5
+    assert result.row("ours_openvino_bf16_known").values.get("own_bytes") is None
     assert result.row("ours_openvino_bf16_new").values["cold_ms"] == 1500
     assert known.values["per_row_ms"] == pytest.approx((known.values["step_ms"] or 0) / 3)
     assert known.values["to_float32_db"] == pytest.approx(48.1, abs=0.1)

@@ -56,7 +56,7 @@ from bootpig_rt.export.build_options import (
     size_multiple_px,
 )
 from bootpig_rt.export.build_output import check_output
-from bootpig_rt.export.estimate import estimate
+from bootpig_rt.export.estimate import Estimate, estimate
 from bootpig_rt.export.gate import GateRun
 from bootpig_rt.export.parity import PICTURE, Recording, make_plan
 from bootpig_rt.export.stage_pair import pair_files, stored_type
@@ -64,6 +64,7 @@ from bootpig_rt.export.tensorrt_builder import EngineReport
 from bootpig_rt.export.tensorrt_layers import LayerReport
 from bootpig_rt.export.work_folder import work_folder
 from bootpig_rt.models.load import load_pair
+from bootpig_rt.models.save import save_pair
 
 SMALL = BuildOptions(
     target="cpu", precision="float32", profile=Profile((16, 16, 32), 1, 2, 2), merges=("argmax",)
@@ -821,7 +822,7 @@ def test_weights_that_are_written_anew_are_float16_unless_asked_otherwise(
         return found
 
     assert dtypes("auto") == dtypes("float16") == {"F16"}
-    assert dtypes("as-is") == {"F32"}
+    assert dtypes("as-is") == dtypes("float32") == {"F32"}
 
 
 @pytest.mark.slow
@@ -832,11 +833,43 @@ def test_a_pair_of_float32_is_linked_unless_float16_is_asked_for(
     half = replace(SMALL, weights="float16")
     build_engine(pair, tmp_path / "half", half)
     assert (tmp_path / "half" / path).stat().st_size < 0.6 * (pair / path).stat().st_size
-    with pytest.raises(ParameterError, match="not float16 as --weights asks for"):
+    with pytest.raises(ParameterError, match="not of the type that --weights asks for"):
         build_engine(pair, pair, half)
     # What is float16 already needs no second copy.
     build_engine(tmp_path / "half", tmp_path / "again", half)
     assert os.path.samefile(tmp_path / "half" / path, tmp_path / "again" / path)
+
+
+def test_for_openvino_weights_are_float32_unless_the_pair_becomes_the_bundle(
+    pair: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(gate, "compare_backend", openvino())
+    half, options = tmp_path / "half", replace(SMALL, target="openvino")
+    save_pair(load_pair(pair), half, dtype=torch.float16)
+
+    def build(output: Path, source: Path = half) -> set[str]:
+        made = build_engine(source, output, options).bundle.manifest
+        assert made.pair.fingerprint == load_pair(half).fingerprint
+        return {
+            dtype
+            for name in ("base_unet", "ref_unet", "vae", "text_encoder")
+            for dtype in stored_types(output / name)
+        }
+
+    assert build(tmp_path / "out") == {"F32"}
+    # Linked where they are float32 already.
+    assert build(tmp_path / "again", tmp_path / "out") == {"F32"}
+    path = Path("base_unet") / "diffusion_pytorch_model.safetensors"
+    assert os.path.samefile(tmp_path / "out" / path, tmp_path / "again" / path)
+    assert build(half) == {"F16"}
+
+
+def stored_types(folder: Path) -> set[str]:
+    """Of the tensors in the files of a module."""
+    (path,) = folder.glob("*.safetensors")
+    with safe_open(path, framework="numpy") as stream:
+        return {stream.get_slice(name).get_dtype() for name in stream.keys()}
 
 
 def test_weights_too_large_for_float16_stay_as_they_are(
@@ -899,7 +932,7 @@ ORDERS: list[tuple[dict[str, Any], str]] = [
     ({"resolution": "0"}, "holds 0"),
     ({"resolution": "٣٢"}, "--resolution is"),
     ({"max_batch": 0}, "--max-batch is 0"),
-    ({"weights": "int8"}, "--weights is 'int8', expected one of: auto, float16, as-is"),
+    ({"weights": "int8"}, "--weights is 'int8', expected one of: auto, float16, float32, as-is"),
     ({"max_references": -1}, "--max-references is -1"),
     ({"max_steps": 1001}, "--steps is 1001"),
 ]
@@ -979,6 +1012,26 @@ def test_expected_sizes_follow_from_configurations_alone(tiny_pair_folder: Path)
     small = estimate(tiny_pair_folder, tiny_pair_folder, config, half, num_graphs=len(names_))
     assert sizes.disk_bytes - small.disk_bytes == pytest.approx(2 * sizes.parameters, rel=0.01)
     assert small.free_bytes - sizes.free_bytes == pytest.approx(2 * sizes.parameters, rel=0.01)
+
+
+def test_the_expected_disk_of_a_float16_pair_is_twice_as_large_for_openvino(
+    tiny_pair_folder: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    save_pair(load_pair(tiny_pair_folder), half, dtype=torch.float16)
+    config = read_pair_config(half / "pair.json")
+
+    def sizes(output: Path, **asked: Any) -> Estimate:
+        options = build_options(config, size_multiple_px=16, **asked).for_output(half, output)
+        return estimate(half, half, config, options, num_graphs=8)
+
+    out = tmp_path / "out"
+    linked, wide = sizes(out), sizes(out, target="openvino")
+    assert wide.disk_bytes - linked.disk_bytes == pytest.approx(2 * linked.parameters, rel=0.01)
+    assert wide.free_bytes - linked.free_bytes == pytest.approx(4 * linked.parameters, rel=0.01)
+    assert sizes(out, target="openvino", weights="float16") == linked
+    assert sizes(half, target="openvino") == linked  # in its own place
+    assert sizes(out, weights="float32") == wide
 
 
 def test_the_expected_table_is_the_real_one(tiny_pair_folder: Path) -> None:

@@ -263,6 +263,20 @@ def test_a_changed_weight_changes_the_fingerprint(folder: Path) -> None:
     assert load_pair(folder).fingerprint != before
 
 
+def test_a_pair_has_one_fingerprint_in_every_type_that_holds_its_numbers(
+    folder: Path, tmp_path: Path
+) -> None:
+    half = save_pair(load_pair(folder), tmp_path / "half", dtype=torch.float16)
+    pair = load_pair(half)
+    assert pair.fingerprint != load_pair(folder).fingerprint  # it was rounded
+    wide = save_pair(pair, tmp_path / "wide", dtype=torch.float32)
+    assert load_pair(wide).fingerprint == pair.fingerprint
+    parameter = next(pair.vae.parameters())
+    parameter.data.flatten()[0] += 2.0**-20 * parameter.data.flatten()[0]
+    other = save_pair(pair, tmp_path / "other", dtype=torch.float32)
+    assert load_pair(other).fingerprint != pair.fingerprint
+
+
 def test_defaults_of_sampling_do_not_change_the_fingerprint(folder: Path) -> None:
     before = load_pair(folder).fingerprint
     _change_json(folder / "pair.json", default_steps=7, name="other")

@@ -38,6 +38,8 @@ _NARROW = ("k_", "v_", "text_k_", "text_v_", "features")
 _MADE_AS = 2
 """Counts the ways in which models were made of graphs: one of another way is compiled anew."""
 
+_HINT = "INFERENCE_PRECISION_HINT"
+
 _NO_ROOM = ("bad_alloc", "out of memory", "cannot allocate")
 
 
@@ -150,7 +152,8 @@ class Models:
             if blob is not None:
                 return self._core.import_model(blob, "CPU", config)
             model = self._read(file, shapes)
-            self._make_room(name, _compiled_bytes(model), is_urgent=is_urgent)
+            wanted_bytes = compiled_bytes(model, is_narrow=config.get(_HINT) == "bf16")
+            self._make_room(name, wanted_bytes, is_urgent=is_urgent)
             compiled = self._core.compile_model(model, "CPU", config)
             if self._cache is not None:
                 stream = io.BytesIO()
@@ -207,13 +210,19 @@ class Models:
         return convert.build()
 
 
-def _compiled_bytes(model: ov.Model) -> int:
-    """Memory that a model takes at most while it is compiled: its weights, and those laid out anew.
+def compiled_bytes(model: ov.Model, *, is_narrow: bool) -> int:
+    """Memory of its own that a model takes at most while it is compiled.
 
-    Weights that are stored in float16 are widened on the way, whatever the arithmetic.
+    Weights are laid out for the arithmetic, in bfloat16 if that `is_narrow`. In float32 they are
+    read where their file is mapped; those in float16 are widened first, and the copy stays.
     """
-    weights = (op for op in model.get_ops() if op.get_type_name() == "Constant")
-    return sum(2 * 4 * math.prod(op.get_output_shape(0)) for op in weights)
+    total = 0
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant":
+            numbers, dtype = math.prod(op.get_output_shape(0)), op.get_output_element_type(0)
+            copied = 4 if dtype == ov.Type.f16 else 0
+            total += numbers * (copied + (2 if is_narrow else 4))
+    return total
 
 
 def failed(what: str, error: Exception) -> BootPIGError:
