@@ -153,7 +153,7 @@ def _made(
     told = json.loads(mark.read_text(encoding="utf-8"))
     stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Row(name, label, GROUP, (told["wall_ms"],)).with_values(
-        peak_bytes=told["peak_bytes"], own_bytes=told["own_bytes"], bundle_bytes=float(stored)
+        peak_bytes=told["peak_bytes"], own_bytes=told.get("own_bytes"), bundle_bytes=float(stored)
     )
 
 
