@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from bootpig_rt.benchmarks import curve_figure
-from bootpig_rt.benchmarks.pages import ABOUT, write_pages
+from bootpig_rt.benchmarks.pages import ABOUT, write_page
 from bootpig_rt.benchmarks.result import SuiteResult, load_results
 from bootpig_rt.benchmarks.tables import line, markdown, targets_markdown
 from bootpig_rt.errors import ParameterError
@@ -311,8 +311,9 @@ def main(words: list[str]) -> int:
     """Write the pages and the marked lines; with `--check` only say which differ."""
     stale = []
     if "--check" not in words:
-        files = sorted(RESULTS.glob("*-c*.json"))
-        write_pages([result for path in files for result in load_results(path)], PAGES)
+        for path in sorted(RESULTS.glob("*-c*.json")):
+            for result in load_results(path):
+                write_page(result, PAGES, path.stem)
         curve = curve_figure.shipped_curve()
         if curve is not None:
             curve_figure.draw(curve, ROOT / "docs" / "explanation" / curve_figure.PLOT)

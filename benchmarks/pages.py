@@ -132,15 +132,21 @@ def write_pages(results: Sequence[SuiteResult], folder: Path) -> list[Path]:
     Returns:
         The pages.
     """
+    return [write_page(each, folder, f"{each.suite}-{each.device}") for each in results]
+
+
+def write_page(result: SuiteResult, folder: Path, name: str) -> Path:
+    """Write the page of a result, and its plots beside it.
+
+    Args:
+        result: What to show.
+        folder: Is made if it is not there.
+        name: Of the page, without its ending; plots are NAME-1.svg and so on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pages = []
-    for result in results:
-        name = f"{result.suite}-{result.device}"
-        plots = draw_plots(result, folder, name)
-        page = folder / f"{name}.md"
-        atomic_write_text(page, page_of(result, plots))
-        pages.append(page)
-    return pages
+    page = folder / f"{name}.md"
+    atomic_write_text(page, page_of(result, draw_plots(result, folder, name)))
+    return page
 
 
 def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
