@@ -18,6 +18,7 @@ import numpy as np
 import openvino as ov
 
 from bootpig_rt.backends.base import PairSpec
+from bootpig_rt.backends.host_memory import return_freed_memory
 from bootpig_rt.errors import EngineError, one_line
 from bootpig_rt.export.calibration import (
     Arrays,
@@ -93,6 +94,7 @@ def build_int8(
         launches, spec, options, merges=merges, steps=steps, side_px=side_px,
         told=lambda share: tell("drawing to calibrate", _SHARES["record"] * share),
     )  # fmt: skip
+    launches.forget()
     made = []
     for number, name in enumerate(names):
         choice = done[name]
@@ -131,10 +133,12 @@ def quantise_one(
     )
     parts = parts_of(rounded)
     samples = calibration.to_judge(name)
+    true = [launches(name, sample) for sample in samples]
+    launches.forget()
     choice = choose_wide(
         Switched(rounded, parts),
         samples,
-        true=[launches(name, sample) for sample in samples],
+        true=true,
         limit=STEP_LIMIT,
         pictures=calibration.judging(name),
         end_limit=END_LIMIT,
@@ -169,6 +173,11 @@ class Launches:
                 f"openvino {ov.__version__} cannot read the graph {name}: "
                 f"{one_line(str(error), 200)}"
             ) from error
+
+    def forget(self) -> None:
+        """Let go of what was compiled: each model holds its weights once more."""
+        self._requests.clear()
+        return_freed_memory()
 
     def __call__(self, name: str, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
         """Run a graph in float32; outputs by name."""

@@ -1,9 +1,10 @@
 """Which parts of a quantised graph stay wide: those that hurt most, until limits are met.
 
-Rounding errors of parts are nearly independent, so squares of errors nearly add up. Each part is
-measured alone, then parts become wide, worst first, until what is measured of all the others
-together is within the limit of one step; and then, if whole pictures end too far away, with a
-tighter limit once more.
+Rounding errors of parts are nearly independent, so squares of errors nearly add up. If all parts
+rounded are too far off, groups of neighbours are measured alone and those that hurt are halved,
+until what hurts is single parts. Then parts become wide, worst first, until what is measured of all
+the others together is within the limit of one step; and then, if whole pictures end too far away,
+with a tighter limit once more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from bootpig_rt.export.quantise_parts import Part
 
 _TIGHTER = 0.7
 _MOST_ROUNDS = 6
+_FIRST_GROUPS = 16
+_LEFT_TOGETHER = 0.5
+"""Groups are not told apart any more once their errors together are this share of a limit."""
 
 
 class SwitchedGraph(Protocol):
@@ -43,7 +47,8 @@ class WideChoice:
         error: As chosen.
         end_error: Relative error of latents after all steps, as chosen; None for graphs that are
             no steps.
-        alone: Error of a launch with each part rounded alone.
+        alone: Error of a launch with each part rounded alone, where that had to be known; of parts
+            that hurt little, their share of what a group of them does.
     """
 
     wide: tuple[str, ...]
@@ -86,27 +91,33 @@ def choose_wide(
         pictures: Whole runs to replay, of a step graph.
         end_limit: Most relative error of latents after all steps.
         known: Errors of parts alone, from another graph of the same layers; they only order.
-        told: Share of the parts measured, 0..1; what it raises ends the work.
+        told: Share of the work done, 0..1; what it raises ends the work.
     """
     names = [part.name for part in graph.parts]
 
-    def error_with(wide: Collection[str]) -> float:
-        return max_relative(true, [graph.launch(sample, wide) for sample in samples])
+    def error_with(wide: Collection[str], every: int = 1) -> float:
+        chosen = slice(every // 2, None, every)
+        made = [graph.launch(sample, wide) for sample in samples[chosen]]
+        return max_relative(true[chosen], made)
 
-    alone: dict[str, float] = {}
-    for number, name in enumerate(names):
-        if known is not None and name in known:
-            alone[name] = known[name]
-        else:
-            alone[name] = error_with([other for other in names if other != name])
-        if told is not None:
-            told((number + 1) / len(names))
-    worst_first = sorted(names, key=lambda name: -alone[name])
+    # One launch in four tells who hurts; limits are met on all.
+    every = 4 if len(samples) >= 4 else 1
     of_all = error_with(())
+    alone: dict[str, float] = {}
+    worst_first: list[str] = []
     wide: list[str] = []
     error, end_error = of_all, None
     for _ in range(_MOST_ROUNDS):
         while error > limit and len(wide) < len(names):
+            if not alone:
+                alone = {name: known[name] for name in names if name in known} if known else {}
+                alone |= _errors_alone(
+                    [name for name in names if name not in alone],
+                    lambda group: error_with([each for each in names if each not in group], every),
+                    limit=limit,
+                    told=told or (lambda _: None),
+                )
+                worst_first = sorted(names, key=lambda name: -alone[name])
             wide = worst_first[: _next_count(worst_first, alone, len(wide), error, limit)]
             error = error_with(wide)
         if not pictures:
@@ -115,9 +126,52 @@ def choose_wide(
         if end_error <= end_limit or len(wide) == len(names):
             break
         limit = min(limit, error) * _TIGHTER
+    if told is not None:
+        told(1.0)
     total = sum(part.weights for part in graph.parts) or 1
     kept = sum(part.weights for part in graph.parts if part.name in wide)
     return WideChoice(tuple(wide), len(names), 1 - kept / total, of_all, error, end_error, alone)
+
+
+def _errors_alone(
+    names: Sequence[str],
+    error_of: Callable[[Sequence[str]], float],
+    *,
+    limit: float,
+    told: Callable[[float], object],
+) -> dict[str, float]:
+    """Errors of parts rounded alone, from groups of neighbours that are halved where they hurt.
+
+    Args:
+        names: Of the parts, neighbours beside each other.
+        error_of: Error of a launch with a group rounded and all else wide.
+        limit: Of a launch.
+        told: Share of the measurements at most that are done.
+    """
+    if not names:
+        return {}
+    size = -(-len(names) // _FIRST_GROUPS)
+    fresh = [names[start : start + size] for start in range(0, len(names), size)]
+    singles: dict[str, float] = {}
+    groups: list[tuple[float, Sequence[str]]] = []
+    done = 0
+    while fresh:
+        for group in fresh:
+            error = error_of(group)
+            if len(group) == 1:
+                singles[group[0]] = error
+            else:
+                groups.append((error, group))
+            done += 1
+            told(done / (2 * len(names)))
+        groups.sort(key=lambda each: each[0])
+        fresh = []
+        if sum(error**2 for error, _ in groups) > (_LEFT_TOGETHER * limit) ** 2:
+            _, worst = groups.pop()
+            middle = len(worst) // 2
+            fresh = [worst[:middle], worst[middle:]]
+    shares = {name: error / len(group) ** 0.5 for error, group in groups for name in group}
+    return singles | shares
 
 
 def _next_count(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bootpig_rt.export.calibration import DrawnPicture
 from bootpig_rt.export.quantise_choice import WideChoice, choose_wide, max_relative
@@ -19,10 +21,12 @@ class Graph:
     """A step whose parts each put their own error into a direction of its own."""
 
     def __init__(self, errors: dict[str, float] | None = None) -> None:
+        self.launches = 0
         self.errors = ERRORS if errors is None else errors
         self.parts = tuple(Part(name, (name,), 10) for name in self.errors)
 
     def launch(self, sample: Any, wide: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
+        self.launches += 1
         out = np.zeros((1, 1, 1 + len(self.errors)), np.float32)
         out[..., 0] = 1.0
         for number, (name, error) in enumerate(self.errors.items()):
@@ -81,16 +85,58 @@ def test_an_error_that_is_not_finite_is_worse_than_any_limit() -> None:
     assert max_relative(true, [{"x": np.array([1.0, np.nan])}]) == float("inf")
 
 
+def test_nobody_asks_which_part_hurts_where_none_need_stay_wide() -> None:
+    told: list[float] = []
+    choice = chosen(0.05, told=told.append)
+    assert choice.alone == {}
+    assert told == [1.0]
+
+
+def test_of_many_parts_those_that_hurt_are_found_without_measuring_each() -> None:
+    errors = {f"p{number}": 1e-4 for number in range(256)} | {
+        "p77": 0.03,
+        "p78": 0.05,
+        "p200": 0.04,
+    }
+    graph = Graph(errors)
+    samples: list[Any] = [{}] * 8
+    true = [graph.launch(sample, list(errors)) for sample in samples]
+    graph.launches = 0
+    choice = choose_wide(graph, samples, true=true, limit=0.01)
+    assert choice.wide == ("p78", "p200", "p77")
+    assert set(choice.alone) == set(errors)
+    assert choice.alone["p78"] == pytest.approx(0.05, rel=0.01)
+    # Two launches of eight for 16 groups and for the halves of three; all for what is chosen.
+    assert graph.launches <= 2 * (16 + 3 * 2 * 4) + 8 * 3
+
+
+@given(
+    errors=st.lists(st.sampled_from([0.0, 1e-4, 1e-3, 0.01, 0.05]), min_size=1, max_size=60),
+    limit=st.sampled_from([1e-3, 0.01, 0.04]),
+)
+def test_whatever_hurts_the_limit_is_met_with_few_parts_wide(
+    errors: list[float], limit: float
+) -> None:
+    graph = Graph({f"p{number}": error for number, error in enumerate(errors)})
+    true = [graph.launch({}, list(graph.errors))]
+    choice = choose_wide(graph, [{}], true=true, limit=limit)
+    assert choice.error <= limit
+    # No more than whoever knew each part would need for a limit half as wide.
+    squares = np.sort(np.square(errors))[::-1]
+    left = squares.sum() - np.concatenate([[0.0], np.cumsum(squares)])
+    assert len(choice.wide) <= np.argmax(left <= (0.5 * limit) ** 2 * (1 + 1e-6) + 1e-15)
+
+
 def test_progress_is_told_and_may_end_the_work() -> None:
     told: list[float] = []
-    chosen(0.05, told=told.append)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+    chosen(0.015, told=told.append)
+    assert told == [0.125, 0.25, 0.375, 0.5, 1.0]
 
     def stop(_: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        chosen(0.05, told=stop)
+        chosen(0.015, told=stop)
 
 
 def test_the_report_names_what_stays_wide() -> None:
