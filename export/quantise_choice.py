@@ -1,10 +1,11 @@
 """Which parts of a quantised graph stay wide: those that hurt most, until limits are met.
 
 Rounding errors of parts are nearly independent, so squares of errors nearly add up. If all parts
-rounded are too far off, groups of neighbours are measured alone and those that hurt are halved,
-until what hurts is single parts. Then parts become wide, worst first, until what is measured of all
-the others together is within the limit of one step; and then, if whole pictures end too far away,
-with a tighter limit once more.
+rounded are too far off, the launch that is furthest off tells which parts hurt: in it groups of
+neighbours are measured alone, and those that hurt are halved, down to single parts. Then parts
+become wide, worst first, until what is measured of all the others together is within the limit of
+one step; should another launch be the furthest off by then, it tells too. If whole pictures end too
+far away, all of it is done with a tighter limit once more.
 """
 
 from __future__ import annotations
@@ -95,31 +96,39 @@ def choose_wide(
     """
     names = [part.name for part in graph.parts]
 
-    def error_with(wide: Collection[str], every: int = 1) -> float:
-        chosen = slice(every // 2, None, every)
-        made = [graph.launch(sample, wide) for sample in samples[chosen]]
-        return max_relative(true[chosen], made)
+    def error_of(number: int, wide: Collection[str]) -> float:
+        return max_relative([true[number]], [graph.launch(samples[number], wide)])
 
-    # One launch in four tells who hurts; limits are met on all.
-    every = 4 if len(samples) >= 4 else 1
-    of_all = error_with(())
-    alone: dict[str, float] = {}
-    worst_first: list[str] = []
+    def furthest(wide: Collection[str]) -> tuple[float, int]:
+        """Error of the launch that is furthest off, and its number."""
+        return max((error_of(number, wide), number) for number in range(len(samples)))
+
+    def errors_in(number: int) -> dict[str, float]:
+        """Of the parts alone; each launch that is asked takes half of the progress that is left."""
+        left = 0.5 ** (len(asked) - 1)
+        return _errors_alone(
+            names,
+            lambda group: error_of(number, set(names) - set(group)),
+            limit=limit,
+            told=lambda share: told and told(1 - left + left / 2 * share),
+        )
+
+    alone = {name: known[name] for name in names if name in known} if known else {}
+    asked: set[int] = set() if len(alone) < len(names) else set(range(len(samples)))
+    worst_first = sorted(names, key=lambda name: -alone.get(name, 0.0))
     wide: list[str] = []
+    of_all, worst = furthest(wide)
     error, end_error = of_all, None
     for _ in range(_MOST_ROUNDS):
         while error > limit and len(wide) < len(names):
-            if not alone:
-                alone = {name: known[name] for name in names if name in known} if known else {}
-                alone |= _errors_alone(
-                    [name for name in names if name not in alone],
-                    lambda group: error_with([each for each in names if each not in group], every),
-                    limit=limit,
-                    told=told or (lambda _: None),
-                )
+            if worst not in asked:  # it tells which parts hurt it
+                asked.add(worst)
+                hurts = errors_in(worst)
+                alone = {name: max(alone.get(name, 0.0), hurts[name]) for name in names}
                 worst_first = sorted(names, key=lambda name: -alone[name])
+                wide, error = [], of_all
             wide = worst_first[: _next_count(worst_first, alone, len(wide), error, limit)]
-            error = error_with(wide)
+            error, worst = furthest(wide)
         if not pictures:
             break
         end_error = max(_end_error(graph, picture, wide, names) for picture in pictures)
@@ -146,7 +155,7 @@ def _errors_alone(
         names: Of the parts, neighbours beside each other.
         error_of: Error of a launch with a group rounded and all else wide.
         limit: Of a launch.
-        told: Share of the measurements at most that are done.
+        told: Share of the measurements that are done, of all that could be needed.
     """
     if not names:
         return {}
