@@ -359,6 +359,7 @@ def _build_int8(
             names,
             merges=options.merges,
             options=CalibrationOptions(Path(options.calibration) if options.calibration else None),
+            limit=options.int8_limit,
             steps=max(case.steps for case in reference.plan.cases),
             side_px=reference.plan.side_px,
             told=tell,

@@ -25,10 +25,13 @@ from bootpig_rt.bundle.pair_config import MERGES, Merge, PairConfig, read_json
 from bootpig_rt.checks import MAX_STEPS, check_int
 from bootpig_rt.errors import CheckpointError, ParameterError
 from bootpig_rt.export.dialect import Dialect
+from bootpig_rt.export.parity_limits import LIMITS
 
 # Like the pipeline: pictures far from the trained size repeat themselves.
 _MAX_SIZE_FACTOR = 4
 _DEFAULT_MAX_BATCH = 8
+INT8_LIMIT = 2e-2
+"""Most relative error of a step in int8, unless another is asked for."""
 _ENGINE_MAX_BATCH = 4
 _ENGINE_MAX_STEPS = 50
 
@@ -58,6 +61,7 @@ class BuildOptions:
         int8: For OpenVINO: step graphs in 8 bits beside the others.
         calibration: Folder with pictures of subjects to take their ranges from; empty: the drawings
             inside the package.
+        int8_limit: Most relative error of a step in int8; parts stay wide until it is met.
         tiny_decoder: The pair has a tiny autoencoder, whose decoder is a graph too.
         controls: Kinds of the pair's controls, each of which has two graphs.
     """
@@ -70,6 +74,7 @@ class BuildOptions:
     weights: Weights = "auto"
     int8: bool = False
     calibration: str = ""
+    int8_limit: float = INT8_LIMIT
     tiny_decoder: bool = False
     controls: tuple[str, ...] = ()
 
@@ -123,6 +128,7 @@ def build_options(
     plugin: bool = True,
     weights: str = "auto",
     calibration: Path | None = None,
+    int8_limit: float | None = None,
 ) -> BuildOptions:
     """Check what was asked for and fill in what was left out.
 
@@ -145,6 +151,7 @@ def build_options(
         plugin: For `local`: use our kernel of the reference attention where it can be had.
         weights: One of `WEIGHTS`.
         calibration: With `int8`: folder with pictures of subjects, each named for what it shows.
+        int8_limit: With `int8`: most relative error of a step; 2 % by default.
 
     Raises:
         ParameterError: Names the option, what it got and what is expected.
@@ -161,6 +168,16 @@ def build_options(
         raise ParameterError(
             f"--calibration is {str(calibration)!r}, expected it with --target openvino "
             "--precision int8 alone; nothing else is calibrated"
+        )
+    if int8_limit is not None and not int8:
+        raise ParameterError(
+            f"--int8-limit is {int8_limit:g}, expected it with --target openvino --precision int8"
+        )
+    most = LIMITS["int8"].graph
+    if int8_limit is not None and not 1e-3 <= int8_limit <= most:
+        raise ParameterError(
+            f"--int8-limit is {int8_limit:g}, expected 0.001..{most:g}; the comparison with torch "
+            "refuses more"
         )
     if precision not in PRECISIONS:
         raise ParameterError(
@@ -209,6 +226,7 @@ def build_options(
         weights=cast("Weights", weights),
         int8=int8,
         calibration="" if calibration is None else str(calibration),
+        int8_limit=INT8_LIMIT if int8_limit is None else int8_limit,
     )
 
 

@@ -20,6 +20,7 @@ import openvino as ov
 from bootpig_rt.backends.base import PairSpec
 from bootpig_rt.backends.host_memory import return_freed_memory
 from bootpig_rt.errors import EngineError, one_line
+from bootpig_rt.export.build_options import INT8_LIMIT
 from bootpig_rt.export.calibration import (
     Arrays,
     Calibration,
@@ -32,11 +33,8 @@ from bootpig_rt.export.quantise_graph import quantised, stored
 from bootpig_rt.export.quantise_parts import Switched, parts_of, with_wide
 from bootpig_rt.export.work_folder import WorkFolder
 
-STEP_LIMIT = 2e-2
-"""Most relative error of a step; parts stay wide until it is met."""
-
-END_LIMIT = 1e-1
-"""Most relative error of latents after all steps."""
+_END = 5.0
+"""Most relative error of latents after all steps, over that of a step."""
 
 _SHARES = {"record": 0.15, "ranges": 0.35, "choice": 0.5}
 
@@ -64,6 +62,7 @@ def build_int8(
     *,
     merges: Sequence[str],
     options: CalibrationOptions,
+    limit: float = INT8_LIMIT,
     steps: int | None = None,
     side_px: int | None = None,
     told: Callable[[str, float], object] | None = None,
@@ -77,6 +76,7 @@ def build_int8(
         names: Step graphs to quantise.
         merges: Those that have a graph among them.
         options: What is drawn to calibrate.
+        limit: Most relative error of a step; parts stay wide until it is met.
         steps: T of the pictures; the pair's default if left out.
         side_px: Of the pictures; the pair's own if left out.
         told: (what is being done, share done 0..1).
@@ -108,7 +108,7 @@ def build_int8(
             tell(what, base + scale * share)
 
         known = made[0].choice.alone if made else None
-        model, choice = quantise_one(launches, name, calibration, known, inside)
+        model, choice = quantise_one(launches, name, calibration, known, inside, limit)
         _write(work, folder, name, model, choice)
         made.append(Int8Graph(name, choice, False))
     return tuple(made)
@@ -120,6 +120,7 @@ def quantise_one(
     calibration: Calibration,
     known: Mapping[str, float] | None,
     told: Callable[[str, float], object],
+    limit: float = INT8_LIMIT,
 ) -> tuple[ov.Model, WideChoice]:
     """One graph with 8 bit weights, and what stays wide in it.
 
@@ -139,9 +140,9 @@ def quantise_one(
         Switched(rounded, parts),
         samples,
         true=true,
-        limit=STEP_LIMIT,
+        limit=limit,
         pictures=calibration.judging(name),
-        end_limit=END_LIMIT,
+        end_limit=_END * limit,
         known=known,
         told=lambda done: told(f"what stays wide in {name}", share + (1 - share) * done),
     )

@@ -97,6 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "red_car.png; default: the drawings inside the package",
     )
     group.add_argument(
+        "--int8-limit",
+        metavar="SHARE",
+        type=float,
+        help="with int8: how far a step may be from float32; what hurts more stays wide "
+        "(default: 0.02)",
+    )
+    group.add_argument(
         "--weights",
         default="auto",
         help="on disk: float16, float32, as-is, or auto, see below (default: auto)",
@@ -235,6 +242,7 @@ def _options(
         plugin=not args.no_plugin,
         weights=args.weights,
         calibration=args.calibration,
+        int8_limit=args.int8_limit,
     )
 
 

@@ -1270,6 +1270,18 @@ def test_int8_needs_the_package_that_makes_it(
 def test_int8_is_ordered_by_precision_with_one_merge_and_float32_beside_it() -> None:
     options = build_options(CONFIG, size_multiple_px=16, target="openvino", precision="int8")
     assert (options.precision, options.int8, options.merges) == ("float32", True, ("argmax",))
+    assert options.int8_limit == 0.02
+    wider = build_options(
+        CONFIG, size_multiple_px=16, target="openvino", precision="int8", int8_limit=0.05
+    )
+    assert wider.int8_limit == 0.05
+    with pytest.raises(ParameterError, match=r"is 0.05, expected it with --target openvino"):
+        build_options(CONFIG, size_multiple_px=16, int8_limit=0.05)
+    for wrong in (0.0, 0.1, float("nan")):
+        with pytest.raises(ParameterError, match=r"expected 0.001..0.08; the comparison"):
+            build_options(
+                CONFIG, size_multiple_px=16, target="openvino", precision="int8", int8_limit=wrong
+            )
     with pytest.raises(ParameterError, match="expected it with --target openvino --precision int8"):
         build_options(CONFIG, size_multiple_px=16, target="openvino", calibration=Path("a"))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from bootpig_rt.backends.bundle_spec import bundle_spec
 from bootpig_rt.bundle.bundle import Bundle, read_manifest
 from bootpig_rt.errors import EngineError, ImageError, ParameterError
+from bootpig_rt.export.build_options import INT8_LIMIT
 from bootpig_rt.export.calibration import Calibration, CalibrationOptions, calibration_subjects
 
 pytest.importorskip("openvino")
@@ -247,7 +248,10 @@ def test_graphs_that_are_finished_are_not_made_again_and_a_damaged_one_is(
 ) -> None:
     made: list[tuple[str, Any]] = []
 
-    def quick(_: Any, name: str, calibration: Calibration, known: Any, told: Any) -> Any:
+    def quick(
+        _: Any, name: str, calibration: Calibration, known: Any, told: Any, limit: float
+    ) -> Any:
+        assert limit == INT8_LIMIT
         made.append((name, known))
         told(f"ranges of {name}", 0.5)
         assert calibration.to_calibrate(name)
@@ -288,9 +292,9 @@ def test_the_steps_of_the_tiny_pair_are_within_the_limit(
     model, choice = int8.quantise_one(
         launches, STEP, calibration, None, lambda _, share: told.append(share)
     )
-    assert choice.error <= int8.STEP_LIMIT
+    assert choice.error <= INT8_LIMIT
     assert choice.rounded_share > 0.5
     assert told == sorted(told)
     samples = calibration.to_judge(STEP)
     true = [launches(STEP, sample) for sample in samples]
-    assert max_relative(true, outputs(model, samples)) < 1.5 * int8.STEP_LIMIT
+    assert max_relative(true, outputs(model, samples)) < 1.5 * INT8_LIMIT
