@@ -19,7 +19,9 @@ _FULL_SIZE = (
     "fit into memory, so each way had a process of its own, one after the other; intervals are of "
     "medians that were drawn anew by themselves. PSNR is that of the pixels to the float32 picture "
     "of the published way; of text to image to that of diffusers, of the peer to its own: OpenVINO "
-    "GenAI draws with DDIM, the others with UniPC."
+    "GenAI draws with DDIM, the others with UniPC. Mapped files count once for each model that "
+    "maps them, and the system takes their pages back where somebody needs room: what a process "
+    "cannot do without is the memory without them."
 )
 
 ABOUT = {
@@ -160,7 +162,7 @@ def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
     parts = [f"# {title}", about, _measured_on(result)]
     parts += [f"**{remark}**" for remark in result.remarks]
     if result.targets:
-        parts += ["## Targets", targets_markdown(result)]
+        parts += ["## Targets", *_targets_for(result), targets_markdown(result)]
     parts += [f"![{title}]({plot})" for plot in plots]
     if any("psnr_db" in row.values for row in result.rows):
         parts.append(_JUDGED)
@@ -173,6 +175,14 @@ def page_of(result: SuiteResult, plots: Sequence[str] = ()) -> str:
             _checks(result.checks),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _targets_for(result: SuiteResult) -> list[str]:
+    """That they were meant for another processor, where they were."""
+    seen = result.machine
+    if result.device != "cpu" or seen is None or "amx" in seen.arithmetic:
+        return []
+    return ["They were set for processors with AMX, and this one has none."]
 
 
 def _measured_on(result: SuiteResult) -> str:

@@ -107,3 +107,12 @@ def test_a_target_is_met_missed_or_not_measured_and_every_form_says_so() -> None
     page = page_of(result)
     assert "| seconds | at most 0.25 | 0.4 | missed |" in page
     assert "## Targets" not in page_of(SuiteResult("baselines", (BASE,)))
+
+
+def test_a_page_says_where_its_targets_were_set_for_another_processor(root: Path) -> None:
+    def page(name: str) -> str:
+        (found,) = load_results(root / "benchmarks" / "results" / f"{name}.json")
+        return page_of(found)
+
+    assert "set for processors with AMX, and this one has none" in page("full-size-cpu-avx512")
+    assert "processors with AMX" not in page("full-size-cpu")
