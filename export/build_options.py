@@ -96,8 +96,8 @@ class BuildOptions:
 
     def for_output(self, pair_folder: Path, output: Path) -> BuildOptions:
         """As these, but a pair's own folder becomes a bundle with the weights that it has."""
-        is_in_place = output.resolve() == pair_folder.resolve()
-        return replace(self, weights="as-is") if is_in_place and self.weights == "auto" else self
+        is_linked = self.weights == "auto" and is_in_place(pair_folder, output)
+        return replace(self, weights="as-is") if is_linked else self
 
     def dialect(self, pixels_per_latent: int) -> Dialect:
         """What graphs are written for; `pixels_per_latent` along a side, of the autoencoder."""
@@ -112,6 +112,11 @@ class BuildOptions:
         """For json."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         return values
+
+
+def is_in_place(pair_folder: Path, output: Path) -> bool:
+    """Whether the bundle is to be the pair's own folder."""
+    return output.resolve() == pair_folder.resolve()
 
 
 def build_options(

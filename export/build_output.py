@@ -23,7 +23,7 @@ from bootpig_rt.export.work_folder import WorkFolder, remove
 if TYPE_CHECKING:
     from bootpig_rt.bundle.pair_config import PairConfig
 from bootpig_rt.bundle.bundle import read_manifest
-from bootpig_rt.export.build_options import graph_names
+from bootpig_rt.export.build_options import graph_names, is_in_place
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Order:
     @property
     def is_in_place(self) -> bool:
         """The bundle is the pair's own folder."""
-        return self.output.resolve() == self.pair_folder.resolve()
+        return is_in_place(self.pair_folder, self.output)
 
 
 def check_output(
@@ -55,15 +55,15 @@ def check_output(
         StorageError: Its folder does not exist.
     """
     parent = output.parent
-    is_in_place = output.resolve() == pair_folder.resolve()
+    in_place = is_in_place(pair_folder, output)
     if not parent.is_dir():
         raise StorageError(f"cannot build {str(output)!r}: no folder {str(parent)!r}; make it")
-    if is_in_place and options.is_engine:
+    if in_place and options.is_engine:
         raise ParameterError(
             f"{output} holds the weights of the pair, and engines hold them once more; "
             "choose another -o for this target"
         )
-    if is_in_place or not os.path.lexists(output):
+    if in_place or not os.path.lexists(output):
         return
     if output.is_symlink() or not output.is_dir():
         raise ParameterError(f"{output} is no folder; choose another -o")

@@ -95,6 +95,7 @@ def choose_wide(
         told: Share of the work done, 0..1; what it raises ends the work.
     """
     names = [part.name for part in graph.parts]
+    tell = told or (lambda _: None)
 
     def error_of(number: int, wide: Collection[str]) -> float:
         return max_relative([true[number]], [graph.launch(samples[number], wide)])
@@ -110,7 +111,7 @@ def choose_wide(
             names,
             lambda group: error_of(number, set(names) - set(group)),
             limit=limit,
-            told=lambda share: told and told(1 - left + left / 2 * share),
+            told=lambda share: tell(1 - left + left / 2 * share),
         )
 
     alone = {name: known[name] for name in names if name in known} if known else {}
@@ -135,8 +136,7 @@ def choose_wide(
         if end_error <= end_limit or len(wide) == len(names):
             break
         limit = min(limit, error) * _TIGHTER
-    if told is not None:
-        told(1.0)
+    tell(1.0)
     total = sum(part.weights for part in graph.parts) or 1
     kept = sum(part.weights for part in graph.parts if part.name in wide)
     return WideChoice(tuple(wide), len(names), 1 - kept / total, of_all, error, end_error, alone)
@@ -157,8 +157,6 @@ def _errors_alone(
         limit: Of a launch.
         told: Share of the measurements that are done, of all that could be needed.
     """
-    if not names:
-        return {}
     size = -(-len(names) // _FIRST_GROUPS)
     fresh = [names[start : start + size] for start in range(0, len(names), size)]
     singles: dict[str, float] = {}

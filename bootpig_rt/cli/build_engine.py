@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Where they must be written anew, as for the authors' checkpoints, they are stored in\n"
         "float16, half the size; the bundle is compared with torch on these same weights.\n"
         "For openvino they are in float32, for its models share weights in that type alone:\n"
-        "twice the disk of a float16 pair, less than half the memory.\n"
+        "twice the disk of a float16 pair, less memory, in bfloat16 less than half.\n"
         "With --lora they are written anew too, and the bundle is a pair of its own.\n\n"
         "With -o naming the pair's own folder the pair becomes the bundle, in its place.\n\n"
         "examples:\n"

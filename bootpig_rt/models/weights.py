@@ -119,7 +119,7 @@ def fit_half(tensors: Iterable[Tensor]) -> bool:
     return all(
         torch.equal(tensor, tensor.half().to(tensor.dtype))
         for tensor in tensors
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and tensor.dtype != torch.float16
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bootpig_rt.backends.host_memory import free_memory_bytes, return_freed_memory
+from tests.own_memory import own_bytes
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
@@ -26,18 +27,12 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
 def test_memory_between_pieces_that_are_still_used_goes_back() -> None:
-    before = _own_bytes()
+    before = own_bytes()
     pieces = [np.ones(100_000, np.uint8) for _ in range(2000)]
-    used = _own_bytes() - before
+    used = own_bytes() - before
     kept = pieces[::100]
     del pieces
     return_freed_memory()
     assert used > 150e6
-    assert _own_bytes() - before < used / 4
+    assert own_bytes() - before < used / 4
     assert len(kept) == 20
-
-
-def _own_bytes() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    (line,) = (line for line in lines if line.startswith("RssAnon"))
-    return int(line.split()[1]) << 10

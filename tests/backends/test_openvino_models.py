@@ -11,6 +11,7 @@ import pytest
 
 from bootpig_rt.backends.host_memory import return_freed_memory
 from bootpig_rt.backends.openvino.models import GraphFile, Models, compiled_bytes
+from tests.own_memory import own_bytes
 
 ov = pytest.importorskip("openvino")
 
@@ -43,12 +44,6 @@ def test_weights_in_float32_are_read_where_their_file_is_mapped(tmp_path: Path) 
     taken(np.float32)  # what OpenVINO loads for itself
     assert taken(np.float16) > 1.8 * laid_out  # widened as well
     assert taken(np.float32) < 1.3 * laid_out
-
-
-def own_bytes() -> int:
-    """Memory of this process that maps no file."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 @pytest.mark.parametrize(

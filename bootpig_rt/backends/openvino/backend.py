@@ -33,6 +33,7 @@ from bootpig_rt.backends.openvino.cache import BlobCache, cache_folders
 from bootpig_rt.backends.openvino.launch import Launch
 from bootpig_rt.backends.openvino.models import OV_ERRORS, GraphFile, Models, Shapes, failed
 from bootpig_rt.backends.openvino.precision import (
+    HINT,
     HINTS,
     check_precision,
     float32_graphs,
@@ -134,7 +135,7 @@ class OpenVINOBackend:
                 core,
                 lambda name: _graph_file(bundle, name, precision),
                 config=lambda name: {
-                    "INFERENCE_PRECISION_HINT": HINTS["float32" if name in wide else rest],
+                    HINT: HINTS["float32" if name in wide else rest],
                     "INFERENCE_NUM_THREADS": options.threads,
                     "NUM_STREAMS": streams,
                 },

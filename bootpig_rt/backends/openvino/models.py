@@ -22,6 +22,7 @@ from openvino.preprocess import PrePostProcessor
 
 from bootpig_rt.backends.host_memory import free_memory_bytes
 from bootpig_rt.backends.openvino.cache import BlobCache
+from bootpig_rt.backends.openvino.precision import HINT, HINTS
 from bootpig_rt.errors import BootPIGError, BundleError, EngineError, OutOfDeviceMemory, one_line
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ _NARROW = ("k_", "v_", "text_k_", "text_v_", "features")
 
 _MADE_AS = 2
 """Counts the ways in which models were made of graphs: one of another way is compiled anew."""
-
-_HINT = "INFERENCE_PRECISION_HINT"
 
 _NO_ROOM = ("bad_alloc", "out of memory", "cannot allocate")
 
@@ -152,7 +151,7 @@ class Models:
             if blob is not None:
                 return self._core.import_model(blob, "CPU", config)
             model = self._read(file, shapes)
-            wanted_bytes = compiled_bytes(model, is_narrow=config.get(_HINT) == "bf16")
+            wanted_bytes = compiled_bytes(model, is_narrow=config.get(HINT) == HINTS["bfloat16"])
             self._make_room(name, wanted_bytes, is_urgent=is_urgent)
             compiled = self._core.compile_model(model, "CPU", config)
             if self._cache is not None:

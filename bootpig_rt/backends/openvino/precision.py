@@ -11,8 +11,9 @@ from bootpig_rt.backends.options import FLOAT32_GRAPHS, OpenVINOOptions, OpenVIN
 from bootpig_rt.bundle.bundle import Bundle
 from bootpig_rt.errors import BackendUnavailable, ParameterError
 
+HINT = "INFERENCE_PRECISION_HINT"
 HINTS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16"}
-"""OpenVINO's names."""
+"""OpenVINO's names, of the property and of what it may be."""
 
 
 def check_precision(core: ov.Core, bundle: Bundle, asked: OpenVINOPrecision) -> None:
